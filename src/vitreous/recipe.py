@@ -1,0 +1,164 @@
+"""Every setting of a training run, in one place.
+
+The command line's flags, the keys of a YAML recipe and the arguments in Python are generated from this model,
+so their names are the same everywhere and an unknown one is refused with the nearest known.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vitreous.errors import ConfigError, did_you_mean
+
+RECIPE_LIMIT = 2**20
+
+
+def _setting(default: Any, panel: str, description: str, **limits: Any) -> Any:
+    return Field(default, description=description, json_schema_extra={"panel": panel}, **limits)
+
+
+class Recipe(BaseModel):
+    """The settings of ``vitreous train``, checked and complete."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+
+    scene: str = _setting("indian_pines", "Data", "Scene file, or the name of a built-in sample.")
+    labels: str | None = _setting(None, "Data", "Label image or vector file (a sample brings its own).")
+    test_labels: str | None = _setting(None, "Data", "Separate test labels; implies --split files.")
+    label_attribute: str | None = _setting(None, "Data", "Class attribute of vector labels.")
+    hints: dict[str, Any] = _setting({}, "Data", "Hints for the reader, e.g. variable=cube.")
+
+    split: Literal["blocks", "random", "fixed", "files"] = _setting(
+        "blocks", "Split", "How labelled pixels are divided; only 'blocks' keeps patches apart."
+    )
+    train_fraction: float = _setting(0.3, "Split", "Share of labelled pixels for training.", gt=0, lt=1)
+    train_per_class: int | None = _setting(
+        None, "Split", "Training pixels per class (random split).", ge=1
+    )
+    val_fraction: float = _setting(
+        0.1, "Split", "Share of the training pixels kept for model selection; 0 trains to the end.", ge=0, lt=1
+    )
+    block_size: int | None = _setting(None, "Split", "Side of the blocks in pixels (automatic).", ge=2)
+
+    model: str = _setting("lola_specvit_tiny", "Model", "Name of the system (see 'vitreous systems').")
+    model_args: dict[str, Any] = _setting({}, "Model", "Changes to the variant, e.g. dim=48.")
+    patch_size: int = _setting(15, "Model", "Side of the square patch around a pixel.", ge=1, le=129)
+    mode: Literal["scene", "patch"] = _setting(
+        "scene", "Model", "Compute the front-end once per region (scene) or once per patch (as published)."
+    )
+    init: str | None = _setting(None, "Model", "Run folder whose weights to start from.")
+    adapt: Literal["scratch", "lora_only", "pretrain_then_lora"] = _setting(
+        "scratch", "Model", "What is trained: everything, only adapters, or first one then the other."
+    )
+
+    reduction: Literal["pca", "none"] = _setting("pca", "Preprocessing", "Spectral reduction.")
+    components: int = _setting(15, "Preprocessing", "Principal components kept.", ge=1)
+    whiten: bool = _setting(True, "Preprocessing", "Scale components to unit variance.")
+    patch_norm: bool = _setting(
+        False, "Preprocessing", "z-score within each patch as published (mode 'patch' only)."
+    )
+    padding: Literal["reflect", "zero"] = _setting(
+        "reflect", "Preprocessing", "What lies beyond the scene's edge."
+    )
+
+    epochs: int = _setting(60, "Training", "Passes over the training pixels.", ge=1)
+    batch_size: int = _setting(128, "Training", "Training pixels per step.", ge=1)
+    learning_rate: float = _setting(2e-3, "Training", "Peak learning rate of the adapters.", gt=0)
+    base_rate_factor: float = _setting(
+        1.0, "Training", "Learning rate of everything that is no adapter, as a factor.", gt=0
+    )
+    weight_decay: float = _setting(0.05, "Training", "AdamW weight decay.", ge=0)
+    schedule: Literal["cosine", "cyclic", "constant"] = _setting(
+        "cosine", "Training", "Learning-rate schedule; 'cyclic' also modulates the LoRA scale."
+    )
+    cycle_epochs: int = _setting(10, "Training", "Length of the first cycle in epochs.", ge=1)
+    cycle_growth: int = _setting(2, "Training", "Each cycle is this much longer.", ge=1)
+    warmup_epochs: int = _setting(3, "Training", "Epochs of linear warm-up.", ge=0)
+    label_smoothing: float = _setting(0.1, "Training", "Cross-entropy label smoothing.", ge=0, lt=1)
+    class_weights: Literal["none", "balanced", "sqrt"] = _setting(
+        "sqrt", "Training", "Weights of rare classes in the loss."
+    )
+    flips: bool = _setting(True, "Training", "Random flips and quarter turns.")
+    gain: float = _setting(0.1, "Training", "Random illumination, relative.", ge=0, lt=1)
+    noise: float = _setting(0.05, "Training", "Gaussian noise on the reduced channels.", ge=0)
+    clip: float = _setting(1.0, "Training", "Gradient norm limit.", gt=0)
+    ema: float = _setting(0.98, "Training", "Decay of the weight average used for evaluation.", ge=0, lt=1)
+    patience: int = _setting(0, "Training", "Stop after so many epochs without progress; 0: never.", ge=0)
+    seed: int = _setting(0, "Training", "Seed for everything.", ge=0)
+    devices: int = _setting(1, "Training", "Processes (DDP).", ge=1)
+    accelerator: Literal["auto", "cpu", "gpu"] = _setting("auto", "Training", "Where to train.")
+    precision: Literal["32", "bf16"] = _setting("32", "Training", "Arithmetic of the training step.")
+
+    name: str | None = _setting(None, "Run", "Name of the run (automatic).")
+    runs: str = _setting("runs", "Run", "Folder of all runs.")
+    baselines: list[str] = _setting(
+        ["svm", "svm_spatial", "random_forest"], "Run", "Systems to compare with on the same split."
+    )
+    map: bool = _setting(True, "Run", "Write the map of the whole scene.")
+    probabilities: bool = _setting(False, "Run", "Also write class probabilities.")
+    report: bool = _setting(True, "Run", "Write report.html.")
+    tensorboard: bool = _setting(False, "Run", "Also log for TensorBoard.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.patch_size % 2 == 0:
+            raise ValueError("patch_size must be odd: a patch has a centre pixel")
+        if self.patch_norm and self.mode == "scene":
+            raise ValueError("patch_norm needs mode 'patch': scene mode has no patches before the front-end")
+        if (self.test_labels is not None) != (self.split == "files"):
+            raise ValueError("split 'files' and test_labels go together")
+        return self
+
+
+def make_recipe(values: dict[str, Any]) -> Recipe:
+    """Build a recipe, turning every complaint into one readable error.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest known one) or a value out of range.
+    """
+    for key in values:
+        if key not in Recipe.model_fields:
+            raise ConfigError(f"Unknown setting '{key}'.", did_you_mean(key, Recipe.model_fields))
+    try:
+        return Recipe(**values)
+    except ValidationError as error:
+        lines = []
+        for issue in error.errors():
+            name = ".".join(str(part) for part in issue["loc"])
+            lines.append(f"{name}: {issue['msg']}" if name else issue["msg"].removeprefix("Value error, "))
+        raise ConfigError("; ".join(lines) + ".") from error
+
+
+def load_recipe(path: str | Path, changes: dict[str, Any] | None = None) -> Recipe:
+    """Read a YAML recipe and apply ``changes`` (flags win over the file).
+
+    Raises:
+        ConfigError: no such file, no YAML mapping, or a setting that :func:`make_recipe` refuses.
+    """
+    return make_recipe({**read_recipe(path), **(changes or {})})
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """Read the settings of a YAML recipe without completing them.
+
+    Raises:
+        ConfigError: no such file, too large, or no YAML mapping.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > RECIPE_LIMIT:
+            raise ConfigError(f"{path} is too large for a recipe.")
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"The recipe {path} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"The recipe {path} is not valid YAML: {error}.") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"The recipe {path} is no list of 'setting: value' lines.")
+    return values

@@ -1,0 +1,358 @@
+"""The labelled cube that every reader returns and every other room takes.
+
+A scene is an ``xarray.DataArray`` with
+
+- dims ``(band, y, x)``,
+- coordinates along ``band``: ``wavelength`` and ``fwhm`` in nanometres and ``good_band`` (bool), where known,
+- CRS and transform kept by rioxarray (``scene.rio.crs``, ``scene.rio.transform()``), where known,
+- attributes ``unit`` (``dn``, ``radiance`` or ``reflectance``), ``scale`` (physical value = stored value x scale),
+  ``nodata`` (a stored value, or None), ``source`` (where it came from).
+
+Values are lazy: nothing is read before a window is asked for. Labels are ``(y, x)`` integers, 0 = unlabelled,
+with the attributes ``class_names`` and ``class_colors`` (``#rrggbb``), one entry per class from 1 on.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from xarray.backends import BackendArray
+from xarray.core import indexing
+
+from vitreous.errors import SceneError
+
+Unit: TypeAlias = Literal["dn", "radiance", "reflectance"]
+UNITS: tuple[Unit, ...] = ("dn", "radiance", "reflectance")
+Window: TypeAlias = tuple[slice, slice, slice]  # band, y, x: slices with explicit bounds and positive steps
+ReadWindow: TypeAlias = Callable[[Window], npt.NDArray[Any]]
+
+# No real scene comes near these; a header that claims more is broken or hostile.
+MAX_BANDS = 100_000
+MAX_SIDE = 10_000_000
+
+_TO_NM = {
+    "nm": 1.0,
+    "nanometer": 1.0,
+    "nanometers": 1.0,
+    "nanometre": 1.0,
+    "nanometres": 1.0,
+    "um": 1000.0,
+    "µm": 1000.0,
+    "μm": 1000.0,
+    "micron": 1000.0,
+    "microns": 1000.0,
+    "micrometer": 1000.0,
+    "micrometers": 1000.0,
+    "micrometre": 1000.0,
+    "micrometres": 1000.0,
+}
+
+
+class LazyCube(BackendArray):  # type: ignore[misc]  # xarray's backends are untyped
+    """An array that reads windows when they are asked for.
+
+    Args:
+        shape: ``(bands, height, width)``.
+        dtype: of the stored values.
+        read: called with three slices (band, y, x) that have explicit bounds and positive steps; returns
+            the window as an array of that shape.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: npt.DTypeLike, read: ReadWindow) -> None:
+        self.shape = tuple(int(n) for n in shape)
+        self.dtype = np.dtype(dtype)
+        self._read = read
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> npt.NDArray[Any]:
+        """Read ``key``; fancy indices become the enclosing slices plus a selection in memory."""
+        result: npt.NDArray[Any] = indexing.explicit_indexing_adapter(
+            key, self.shape, indexing.IndexingSupport.BASIC, self._basic
+        )
+        return result
+
+    def _basic(self, key: tuple[int | slice, ...]) -> npt.NDArray[Any]:
+        slices, squeeze, flip = [], [], []
+        for axis, (item, size) in enumerate(zip(key, self.shape, strict=True)):
+            if isinstance(item, slice):
+                start, stop, step = item.indices(size)
+                if step < 0:  # readers only know forward steps
+                    count = len(range(start, stop, step))
+                    last = start + (count - 1) * step
+                    start, stop, step = last, start + 1, -step
+                    flip.append(axis)
+                slices.append(slice(start, max(start, stop), step))
+            else:
+                index = int(item) % size
+                slices.append(slice(index, index + 1, 1))
+                squeeze.append(axis)
+        window = self._read((slices[0], slices[1], slices[2]))
+        if flip:
+            window = np.flip(window, flip)
+        return np.squeeze(window, tuple(squeeze)) if squeeze else window
+
+
+def make_scene(
+    data: npt.NDArray[Any] | LazyCube,
+    *,
+    wavelengths: Sequence[float] | npt.NDArray[Any] | None = None,
+    fwhm: Sequence[float] | npt.NDArray[Any] | None = None,
+    good_band: Sequence[bool] | npt.NDArray[Any] | None = None,
+    unit: str = "dn",
+    scale: float = 1.0,
+    nodata: float | None = None,
+    crs: Any = None,
+    transform: Any = None,
+    source: str = "",
+    band_names: Sequence[str] | None = None,
+) -> xr.DataArray:
+    """Assemble a scene from its values and what is known about them.
+
+    Args:
+        data: ``(bands, height, width)``: an array (a memmap stays one) or a :class:`LazyCube`.
+        wavelengths: band centres in nm.
+        fwhm: band widths in nm.
+        good_band: False where a band should not be used (water vapour, detector overlap).
+        unit: ``dn``, ``radiance`` or ``reflectance``.
+        scale: physical value = stored value x scale.
+        nodata: the stored value that means "no measurement".
+        crs: anything rasterio understands as a CRS.
+        transform: an affine transform (pixel corner to CRS).
+        source: the file's name, for messages and reports.
+        band_names: names such as ``B8A``, kept as a coordinate.
+
+    Raises:
+        SceneError: the pieces contradict each other.
+    """
+    shape = check_shape(data.shape, source)
+    if unit not in UNITS:
+        raise SceneError(f"{source or 'The scene'} has the unknown unit '{unit}'.", f"Use one of {UNITS}.")
+    if not np.isfinite(scale) or scale <= 0:
+        raise SceneError(f"{source or 'The scene'} has the scale {scale}.", "A scale must be positive.")
+    values = indexing.LazilyIndexedArray(data) if isinstance(data, LazyCube) else data
+    scene = xr.DataArray(xr.Variable(("band", "y", "x"), values), name="scene")
+    for name, per_band, dtype in (
+        ("wavelength", wavelengths, np.float64),
+        ("fwhm", fwhm, np.float64),
+        ("good_band", good_band, np.bool_),
+        ("band_name", band_names, np.str_),
+    ):
+        if per_band is None:
+            continue
+        column = np.asarray(per_band, dtype=dtype)
+        if column.shape != (shape[0],):
+            raise SceneError(
+                f"{source or 'The scene'} has {shape[0]} bands but {column.size} values of {name}.",
+                "Give one value per band, or leave it out.",
+            )
+        scene = scene.assign_coords({name: ("band", column)})
+    if "wavelength" in scene.coords:
+        _check_wavelengths(scene["wavelength"].values, source)
+    if crs is not None:
+        scene = scene.rio.write_crs(crs)
+    if transform is not None:
+        scene = scene.rio.write_transform(transform)
+    scene.attrs = {"unit": unit, "scale": float(scale), "nodata": nodata, "source": source}
+    return scene
+
+
+def make_labels(
+    values: npt.NDArray[Any],
+    *,
+    class_names: Sequence[str] | None = None,
+    class_colors: Sequence[str] | None = None,
+    crs: Any = None,
+    transform: Any = None,
+    source: str = "",
+) -> xr.DataArray:
+    """Assemble a label image ``(y, x)``, 0 = unlabelled, classes from 1 on.
+
+    Args:
+        values: ``(height, width)`` whole numbers, none negative, at most 65535.
+        class_names: one name per class from 1 on; numbered names when None.
+        class_colors: one ``#rrggbb`` per class from 1 on; a palette when None.
+        crs: as in :func:`make_scene`.
+        transform: as in :func:`make_scene`.
+        source: the file's name, for messages and reports.
+
+    Raises:
+        SceneError: the values are no class numbers, or names and classes disagree.
+    """
+    where = source or "The label image"
+    values = np.asarray(values)
+    if values.ndim != 2 or 0 in values.shape:
+        raise SceneError(f"{where} has the shape {values.shape}.", "Labels are one image of (rows, columns).")
+    if values.dtype.kind == "f":
+        values = np.where(np.isfinite(values), values, 0)
+        if np.any(values != np.round(values)):
+            raise SceneError(f"{where} holds fractions.", "Class labels are whole numbers; 0 means unlabelled.")
+    if values.dtype.kind not in "fiub":
+        raise SceneError(f"{where} holds {values.dtype} values.", "Class labels are whole numbers.")
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise SceneError(
+            f"{where} holds values from {low} to {high}.", "Class labels go from 0 (unlabelled) to 65535."
+        )
+    names = list(class_names) if class_names is not None else [f"class {k}" for k in range(1, high + 1)]
+    if high > len(names):
+        raise SceneError(f"{where} uses class {high} but names only {len(names)} classes.", "Name them all.")
+    colors = list(class_colors) if class_colors is not None else class_palette(len(names))
+    if len(colors) != len(names):
+        raise SceneError(f"{where} has {len(names)} class names but {len(colors)} colours.")
+    labels = xr.DataArray(values.astype(np.int32), dims=("y", "x"), name="labels")
+    if crs is not None:
+        labels = labels.rio.write_crs(crs)
+    if transform is not None:
+        labels = labels.rio.write_transform(transform)
+    labels.attrs = {"class_names": names, "class_colors": colors, "source": source}
+    return labels
+
+
+def class_palette(count: int) -> list[str]:
+    """Return ``count`` clearly different ``#rrggbb`` colours (golden-angle hues, alternating lightness)."""
+    import colorsys
+
+    colors = []
+    for k in range(count):
+        red, green, blue = colorsys.hls_to_rgb((k * 0.618034) % 1.0, (0.45, 0.62, 0.33)[k % 3], 0.65)
+        colors.append(f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}")
+    return colors
+
+
+def good_bands(scene: xr.DataArray) -> npt.NDArray[np.int64]:
+    """Return the indices of the bands that may be used (all, where nothing is said)."""
+    if "good_band" in scene.coords:
+        return np.flatnonzero(scene["good_band"].values)
+    return np.arange(scene.sizes["band"])
+
+
+def wavelengths_of(scene: xr.DataArray) -> npt.NDArray[np.float64] | None:
+    """Return the band centres in nm, or None where they are unknown."""
+    if "wavelength" not in scene.coords:
+        return None
+    return np.asarray(scene["wavelength"].values, dtype=np.float64)
+
+
+def read_window(
+    scene: xr.DataArray,
+    rows: slice,
+    columns: slice,
+    bands: npt.NDArray[np.int64] | None = None,
+) -> npt.NDArray[np.float32]:
+    """Read one window in physical units, NaN where a pixel has no valid measurement.
+
+    A pixel is invalid when a used band is not finite, when every used band equals nodata, or when any does
+    and nodata is not 0 (a single 0 is a legitimate dark count).
+
+    Args:
+        scene: the scene.
+        rows: rows within the scene.
+        columns: columns within the scene.
+        bands: which bands to read, in this order; the good ones when None.
+
+    Returns:
+        ``(bands, rows, columns)`` float32, stored value x scale; all bands of an invalid pixel are NaN.
+    """
+    index = good_bands(scene) if bands is None else bands
+    first, last = int(index.min()), int(index.max()) + 1
+    stored = np.asarray(scene[first:last, rows, columns].values)[index - first]
+    cube = stored.astype(np.float32)
+    invalid = ~np.isfinite(cube).all(axis=0)
+    nodata = scene.attrs.get("nodata")
+    if nodata is not None and np.isfinite(nodata):
+        equal = cube == np.float32(nodata)
+        invalid |= equal.all(axis=0) if nodata == 0 else equal.any(axis=0)
+    cube *= np.float32(scene.attrs.get("scale", 1.0))
+    cube[:, invalid] = np.nan
+    return cube
+
+
+def rgb_bands(scene: xr.DataArray) -> tuple[int, int, int]:
+    """Return the bands for a picture: nearest to 650, 550 and 450 nm where the scene has visible bands.
+
+    Scenes without visible light get a false colour of three evenly spread good bands; a single band is grey.
+    """
+    usable = good_bands(scene)
+    centres = wavelengths_of(scene)
+    if centres is not None and ((centres > 400) & (centres < 700)).sum() >= 3:
+        red, green, blue = (int(usable[np.argmin(np.abs(centres[usable] - nm))]) for nm in (650, 550, 450))
+        return red, green, blue
+    spread = usable[np.linspace(len(usable) - 1, 0, 5).round().astype(int)]
+    return int(spread[1]), int(spread[2]), int(spread[3])
+
+
+def to_nanometres(
+    values: Sequence[float] | npt.NDArray[Any], unit: str | None, source: str = ""
+) -> npt.NDArray[np.float64]:
+    """Convert band centres or widths to nm.
+
+    Args:
+        values: the numbers as the file gives them.
+        unit: the file's unit; None or ``unknown`` infers µm for values below 100 and warns.
+        source: the file's name, for messages.
+
+    Raises:
+        SceneError: the unit is none of nm or µm.
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    known = (unit or "unknown").strip().lower()
+    if known in _TO_NM:
+        return numbers * _TO_NM[known]
+    if known not in {"unknown", "none", ""}:
+        raise SceneError(
+            f"{source or 'The scene'} gives wavelengths in '{unit}'.", "Known units are nm and µm (um)."
+        )
+    guess = "um" if numbers.size and np.nanmax(numbers) < 100 else "nm"
+    warnings.warn(f"{source or 'The scene'} names no wavelength unit; taken as {guess}.", stacklevel=2)
+    return numbers * _TO_NM[guess]
+
+
+def check_shape(shape: Sequence[int], source: str = "") -> tuple[int, int, int]:
+    """Return ``(bands, height, width)`` as plain ints, or say what is impossible about them.
+
+    Raises:
+        SceneError: not three dimensions, or sizes that no scene has.
+    """
+    where = source or "The scene"
+    if len(shape) != 3:
+        raise SceneError(f"{where} has the shape {tuple(shape)}.", "A scene has bands, rows and columns.")
+    bands, height, width = (int(n) for n in shape)
+    if min(bands, height, width) < 1:
+        raise SceneError(f"{where} is empty: {bands} bands of {height} x {width} pixels.")
+    if bands > MAX_BANDS or max(height, width) > MAX_SIDE:
+        raise SceneError(
+            f"{where} claims {bands} bands of {height} x {width} pixels, more than any real scene.",
+            "Its header is probably damaged.",
+        )
+    return bands, height, width
+
+
+def check_bytes(expected: int, actual: int, source: str, arithmetic: str) -> None:
+    """Refuse a file that is shorter than its header says, before anything is allocated.
+
+    Args:
+        expected: bytes that the header asks for (Python ints: no overflow).
+        actual: bytes that the file has.
+        source: the file's name.
+        arithmetic: how ``expected`` came about, for the message.
+
+    Raises:
+        SceneError: the file is too short.
+    """
+    if actual < expected:
+        raise SceneError(
+            f"{source} has {actual} bytes, but its header needs {expected} ({arithmetic}).",
+            "The file is truncated or the header describes another file.",
+        )
+
+
+def _check_wavelengths(centres: npt.NDArray[np.float64], source: str) -> None:
+    finite = centres[np.isfinite(centres)]
+    if finite.size == 0 or finite.min() <= 0 or finite.max() > 1e6:
+        raise SceneError(
+            f"{source or 'The scene'} has impossible wavelengths.", "They must be positive numbers in nm."
+        )
