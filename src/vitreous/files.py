@@ -47,6 +47,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             raise VitreousError(
                 f"No permission to write {path}.", "Choose a folder that you may write to."
             ) from error
+        if error.errno in {errno.EEXIST, errno.ENOTDIR}:
+            raise VitreousError(
+                f"{path} was not written: {path.parent} is no folder.", "Choose another name."
+            ) from error
         raise
     finally:
         if temporary is not None:

@@ -1,1 +1,1 @@
-""""""
+"""Cards and the registry that is read from them."""

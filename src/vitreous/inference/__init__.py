@@ -1,1 +1,1 @@
-""""""
+"""Trained systems applied to whole scenes."""

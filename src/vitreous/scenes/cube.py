@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import rioxarray  # noqa: F401  (registers the .rio accessor)
 import xarray as xr
 from xarray.backends import BackendArray
 from xarray.core import indexing
@@ -28,7 +29,9 @@ from vitreous.errors import SceneError
 
 Unit: TypeAlias = Literal["dn", "radiance", "reflectance"]
 UNITS: tuple[Unit, ...] = ("dn", "radiance", "reflectance")
-Window: TypeAlias = tuple[slice, slice, slice]  # band, y, x: slices with explicit bounds and positive steps
+Window: TypeAlias = tuple[
+    slice, slice, slice
+]  # band, y, x: slices with explicit bounds and positive steps
 ReadWindow: TypeAlias = Callable[[Window], npt.NDArray[Any]]
 
 # No real scene comes near these; a header that claims more is broken or hostile.
@@ -92,7 +95,7 @@ class LazyCube(BackendArray):  # type: ignore[misc]  # xarray's backends are unt
                 squeeze.append(axis)
         window = self._read((slices[0], slices[1], slices[2]))
         if flip:
-            window = np.flip(window, flip)
+            window = np.flip(window, tuple(flip))
         return np.squeeze(window, tuple(squeeze)) if squeeze else window
 
 
@@ -130,9 +133,13 @@ def make_scene(
     """
     shape = check_shape(data.shape, source)
     if unit not in UNITS:
-        raise SceneError(f"{source or 'The scene'} has the unknown unit '{unit}'.", f"Use one of {UNITS}.")
+        raise SceneError(
+            f"{source or 'The scene'} has the unknown unit '{unit}'.", f"Use one of {UNITS}."
+        )
     if not np.isfinite(scale) or scale <= 0:
-        raise SceneError(f"{source or 'The scene'} has the scale {scale}.", "A scale must be positive.")
+        raise SceneError(
+            f"{source or 'The scene'} has the scale {scale}.", "A scale must be positive."
+        )
     values = indexing.LazilyIndexedArray(data) if isinstance(data, LazyCube) else data
     scene = xr.DataArray(xr.Variable(("band", "y", "x"), values), name="scene")
     for name, per_band, dtype in (
@@ -152,12 +159,24 @@ def make_scene(
         scene = scene.assign_coords({name: ("band", column)})
     if "wavelength" in scene.coords:
         _check_wavelengths(scene["wavelength"].values, source)
-    if crs is not None:
-        scene = scene.rio.write_crs(crs)
-    if transform is not None:
-        scene = scene.rio.write_transform(transform)
+    scene = _place(scene, crs, transform, source or "The scene")
     scene.attrs = {"unit": unit, "scale": float(scale), "nodata": nodata, "source": source}
     return scene
+
+
+class LabelImage(NamedTuple):
+    """A label image as a file holds it, before :func:`vitreous.scenes.open_labels` makes labels of it.
+
+    ``values`` is ``(rows, columns)``; ``nodata`` marks unlabelled pixels besides 0; names and colours
+    (``#rrggbb``) begin with class 1.
+    """
+
+    values: npt.NDArray[Any]
+    nodata: float | None = None
+    class_names: list[str] | None = None
+    class_colors: list[str] | None = None
+    crs: Any = None
+    transform: Any = None
 
 
 def make_labels(
@@ -185,29 +204,35 @@ def make_labels(
     where = source or "The label image"
     values = np.asarray(values)
     if values.ndim != 2 or 0 in values.shape:
-        raise SceneError(f"{where} has the shape {values.shape}.", "Labels are one image of (rows, columns).")
+        raise SceneError(
+            f"{where} has the shape {values.shape}.", "Labels are one image of (rows, columns)."
+        )
     if values.dtype.kind == "f":
         values = np.where(np.isfinite(values), values, 0)
         if np.any(values != np.round(values)):
-            raise SceneError(f"{where} holds fractions.", "Class labels are whole numbers; 0 means unlabelled.")
+            raise SceneError(
+                f"{where} holds fractions.", "Class labels are whole numbers; 0 means unlabelled."
+            )
     if values.dtype.kind not in "fiub":
         raise SceneError(f"{where} holds {values.dtype} values.", "Class labels are whole numbers.")
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
         raise SceneError(
-            f"{where} holds values from {low} to {high}.", "Class labels go from 0 (unlabelled) to 65535."
+            f"{where} holds values from {low} to {high}.",
+            "Class labels go from 0 (unlabelled) to 65535.",
         )
-    names = list(class_names) if class_names is not None else [f"class {k}" for k in range(1, high + 1)]
+    names = (
+        list(class_names) if class_names is not None else [f"class {k}" for k in range(1, high + 1)]
+    )
     if high > len(names):
-        raise SceneError(f"{where} uses class {high} but names only {len(names)} classes.", "Name them all.")
+        raise SceneError(
+            f"{where} uses class {high} but names only {len(names)} classes.", "Name them all."
+        )
     colors = list(class_colors) if class_colors is not None else class_palette(len(names))
     if len(colors) != len(names):
         raise SceneError(f"{where} has {len(names)} class names but {len(colors)} colours.")
     labels = xr.DataArray(values.astype(np.int32), dims=("y", "x"), name="labels")
-    if crs is not None:
-        labels = labels.rio.write_crs(crs)
-    if transform is not None:
-        labels = labels.rio.write_transform(transform)
+    labels = _place(labels, crs, transform, where)
     labels.attrs = {"class_names": names, "class_colors": colors, "source": source}
     return labels
 
@@ -218,7 +243,9 @@ def class_palette(count: int) -> list[str]:
 
     colors = []
     for k in range(count):
-        red, green, blue = colorsys.hls_to_rgb((k * 0.618034) % 1.0, (0.45, 0.62, 0.33)[k % 3], 0.65)
+        red, green, blue = colorsys.hls_to_rgb(
+            (k * 0.618034) % 1.0, (0.45, 0.62, 0.33)[k % 3], 0.65
+        )
         colors.append(f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}")
     return colors
 
@@ -235,6 +262,14 @@ def wavelengths_of(scene: xr.DataArray) -> npt.NDArray[np.float64] | None:
     if "wavelength" not in scene.coords:
         return None
     return np.asarray(scene["wavelength"].values, dtype=np.float64)
+
+
+def georeference(image: xr.DataArray) -> tuple[Any, Any]:
+    """Return the CRS and the transform (pixel corner to CRS) of a scene or labels, None where unknown."""
+    transform = None
+    if "spatial_ref" in image.coords and "GeoTransform" in image["spatial_ref"].attrs:
+        transform = image.rio.transform(recalc=False)
+    return image.rio.crs, transform
 
 
 def read_window(
@@ -279,7 +314,9 @@ def rgb_bands(scene: xr.DataArray) -> tuple[int, int, int]:
     usable = good_bands(scene)
     centres = wavelengths_of(scene)
     if centres is not None and ((centres > 400) & (centres < 700)).sum() >= 3:
-        red, green, blue = (int(usable[np.argmin(np.abs(centres[usable] - nm))]) for nm in (650, 550, 450))
+        red, green, blue = (
+            int(usable[np.argmin(np.abs(centres[usable] - nm))]) for nm in (650, 550, 450)
+        )
         return red, green, blue
     spread = usable[np.linspace(len(usable) - 1, 0, 5).round().astype(int)]
     return int(spread[1]), int(spread[2]), int(spread[3])
@@ -304,10 +341,13 @@ def to_nanometres(
         return numbers * _TO_NM[known]
     if known not in {"unknown", "none", ""}:
         raise SceneError(
-            f"{source or 'The scene'} gives wavelengths in '{unit}'.", "Known units are nm and µm (um)."
+            f"{source or 'The scene'} gives wavelengths in '{unit}'.",
+            "Known units are nm and µm (um).",
         )
     guess = "um" if numbers.size and np.nanmax(numbers) < 100 else "nm"
-    warnings.warn(f"{source or 'The scene'} names no wavelength unit; taken as {guess}.", stacklevel=2)
+    warnings.warn(
+        f"{source or 'The scene'} names no wavelength unit; taken as {guess}.", stacklevel=2
+    )
     return numbers * _TO_NM[guess]
 
 
@@ -319,7 +359,9 @@ def check_shape(shape: Sequence[int], source: str = "") -> tuple[int, int, int]:
     """
     where = source or "The scene"
     if len(shape) != 3:
-        raise SceneError(f"{where} has the shape {tuple(shape)}.", "A scene has bands, rows and columns.")
+        raise SceneError(
+            f"{where} has the shape {tuple(shape)}.", "A scene has bands, rows and columns."
+        )
     bands, height, width = (int(n) for n in shape)
     if min(bands, height, width) < 1:
         raise SceneError(f"{where} is empty: {bands} bands of {height} x {width} pixels.")
@@ -354,5 +396,22 @@ def _check_wavelengths(centres: npt.NDArray[np.float64], source: str) -> None:
     finite = centres[np.isfinite(centres)]
     if finite.size == 0 or finite.min() <= 0 or finite.max() > 1e6:
         raise SceneError(
-            f"{source or 'The scene'} has impossible wavelengths.", "They must be positive numbers in nm."
+            f"{source or 'The scene'} has impossible wavelengths.",
+            "They must be positive numbers in nm.",
         )
+
+
+def _place(image: xr.DataArray, crs: Any, transform: Any, where: str) -> xr.DataArray:
+    """Write CRS and transform, where known."""
+    from pyproj.exceptions import ProjError
+    from rasterio.errors import CRSError
+
+    try:
+        if crs is not None:
+            image = image.rio.write_crs(crs)
+    except (CRSError, ProjError) as error:  # damaged WKT can pass one parser and fail in the other
+        raise SceneError(
+            f"{where} has a coordinate system that cannot be understood ({error}).",
+            "Correct it in the file's header, or remove it.",
+        ) from error
+    return image if transform is None else image.rio.write_transform(transform)

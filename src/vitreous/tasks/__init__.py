@@ -1,1 +1,1 @@
-""""""
+"""What is optimised and measured, and the folders that hold the outcome."""

@@ -1,1 +1,1 @@
-""""""
+"""Adapting a trained model with few parameters."""

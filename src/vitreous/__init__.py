@@ -1,0 +1,56 @@
+"""vitreous: spectral images of any bands, from a scene file to a trained model, a map and a report.
+
+The names below are loaded when they are first used (PEP 562), so that ``import vitreous`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from vitreous._version import __version__
+
+if TYPE_CHECKING:
+    from vitreous.catalog.registry import create_model as create_model
+    from vitreous.catalog.registry import from_reference as from_reference
+    from vitreous.catalog.registry import list_models as list_models
+    from vitreous.errors import VitreousError as VitreousError
+    from vitreous.inference.predict import predict_scene as predict_scene
+    from vitreous.recipe import Recipe as Recipe
+    from vitreous.recipe import load_recipe as load_recipe
+    from vitreous.recipe import make_recipe as make_recipe
+    from vitreous.scenes import open_labels as open_labels
+    from vitreous.scenes import open_scene as open_scene
+    from vitreous.scenes.samples import load_sample as load_sample
+    from vitreous.tasks.classify import evaluate as evaluate
+    from vitreous.tasks.classify import train as train
+    from vitreous.tasks.runs import load_run as load_run
+
+_HOMES = {
+    "Recipe": "vitreous.recipe",
+    "VitreousError": "vitreous.errors",
+    "create_model": "vitreous.catalog.registry",
+    "evaluate": "vitreous.tasks.classify",
+    "from_reference": "vitreous.catalog.registry",
+    "list_models": "vitreous.catalog.registry",
+    "load_recipe": "vitreous.recipe",
+    "load_run": "vitreous.tasks.runs",
+    "load_sample": "vitreous.scenes.samples",
+    "make_recipe": "vitreous.recipe",
+    "open_labels": "vitreous.scenes",
+    "open_scene": "vitreous.scenes",
+    "predict_scene": "vitreous.inference.predict",
+    "train": "vitreous.tasks.classify",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vitreous' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

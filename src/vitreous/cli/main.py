@@ -1,0 +1,58 @@
+"""The ``vitreous`` command."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vitreous._version import __version__
+from vitreous.cli import demo, doctor, evaluate, info, predict, reproduce, systems, train
+from vitreous.cli.boundary import BoundaryGroup
+
+app = typer.Typer(
+    name="vitreous",
+    cls=BoundaryGroup,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with 'vitreous demo'. Ask 'vitreous VERB --help' for the options of a verb.",
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vitreous {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", envvar="VITREOUS_DEBUG", help="Show the traceback of every error."),
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Spectral images of any bands: from a scene file to a trained model, a map and a report."""
+
+
+app.command("demo")(demo.demo)
+app.command("info")(info.info)
+app.command("train")(train.command())
+app.command("evaluate")(evaluate.evaluate)
+app.command("predict")(predict.predict)
+app.command("systems")(systems.systems)
+app.command("reproduce")(reproduce.reproduce)
+app.command("doctor")(doctor.doctor)
+
+
+def run() -> None:
+    """Run the command line on ``sys.argv`` and exit."""
+    app(prog_name="vitreous")

@@ -1,0 +1,81 @@
+"""What several verbs share about their arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import yaml
+
+from vitreous.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+class NamedScene(NamedTuple):
+    """A scene, and its labels where it is a built-in sample."""
+
+    scene: xr.DataArray
+    labels: xr.DataArray | None
+
+
+def key_values(pairs: Iterable[str], option: str) -> dict[str, Any]:
+    """Read repeated ``key=value`` words; values are YAML, so that ``3`` is a number and ``a`` a word.
+
+    Args:
+        pairs: the words.
+        option: the option they belong to, for messages.
+
+    Raises:
+        ConfigError: a word without ``=``, or a value that is no YAML.
+    """
+    values = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(
+                f"{option} '{pair}' is no KEY=VALUE.", f"Write it as {option} key=value."
+            )
+        try:
+            values[key.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(
+                f"{option} {key}: '{text}' cannot be understood.",
+                "Quote it, or write [a, b] for lists.",
+            ) from error
+    return values
+
+
+def split_commas(words: Iterable[str]) -> list[str]:
+    """Return the words of a repeatable, comma-separated option; empty ones are dropped."""
+    return [part.strip() for word in words for part in word.split(",") if part.strip()]
+
+
+def check_run(run: Path) -> None:
+    """Refuse a folder that is no run, before anything heavy is imported for it.
+
+    Raises:
+        CheckpointError: it has no ``config.json``.
+    """
+    if not (run / "config.json").is_file():
+        raise CheckpointError(
+            f"{run} is no run folder: it has no config.json.",
+            "Name one that 'vitreous train' has made, such as runs/classify/demo.",
+        )
+
+
+def open_named(scene: str, hints: dict[str, Any]) -> NamedScene:
+    """Open a scene file, or a built-in sample by its name; an existing path wins over a sample's name.
+
+    Raises:
+        SceneError: nothing of that name, or a file that cannot be read.
+    """
+    from vitreous.scenes import open_scene
+    from vitreous.scenes.samples import SAMPLES, load_sample
+
+    if scene in SAMPLES and not Path(scene).exists():
+        sample = load_sample(scene)
+        return NamedScene(sample.scene, sample.labels)
+    return NamedScene(open_scene(scene, **hints), None)

@@ -1,0 +1,76 @@
+"""``vitreous predict``: map a scene with a trained run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitreous.cli.options import check_run, key_values, open_named
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help="Run folder of a trained system.")],
+    scene: Annotated[str, typer.Argument(help="Scene file, or the name of a built-in sample.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="OUT.tif", help="Class map to write (a COG).")
+    ] = Path("map.tif"),
+    probabilities: Annotated[
+        Path | None, typer.Option(metavar="FILE.tif", help="Also write class probabilities here.")
+    ] = None,
+    window: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Side of the windows in pixels (automatic)."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Windows computed at a time.")
+    ] = None,
+    dask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Dask scheduler that spreads the windows, or 'local'."
+        ),
+    ] = None,
+    hints: Annotated[
+        list[str] | None,
+        typer.Option("--hints", "--hint", metavar="KEY=VALUE", help="Hint for the scene's reader."),
+    ] = None,
+) -> None:
+    """Map a scene of any size, window by window, with flat memory."""
+    check_run(run)
+
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    from vitreous.inference.predict import predict_scene
+    from vitreous.tasks.runs import load_run
+
+    opened = open_named(scene, key_values(hints or [], "--hints"))
+    trained = load_run(run)
+    columns = (TextColumn("mapping"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("pixels", total=None)
+        done = predict_scene(
+            trained.classifier,
+            opened.scene,
+            out,
+            class_names=trained.class_names,
+            class_colors=trained.class_colors,
+            probabilities=probabilities,
+            window=window,
+            workers=workers,
+            dask=dask,
+            progress=lambda n, total: bar.update(task, completed=n, total=total),
+        )
+    typer.echo(
+        f"{done.pixels:,} pixels in {done.seconds:.1f} s ({done.pixels_per_second:,.0f} pixels/s)"
+    )
+    for path in done.paths:
+        typer.echo(str(path))

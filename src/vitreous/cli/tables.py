@@ -1,0 +1,73 @@
+"""Tables of scores, as printed by several verbs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_metrics(console: Console, metrics: dict[str, Any]) -> None:
+    """Print the systems of a ``metrics.json`` (see docs/architecture.md) side by side, with the split's caveats."""
+    console.print(split_line(metrics["split"]), highlight=False)
+    console.print(systems_table(metrics["systems"]))
+
+
+def split_line(split: dict[str, Any]) -> str:
+    """Return one line on how honest a split is."""
+    counts = split["counts"]
+    pixels = ", ".join(f"{counts[role]:,} {role}" for role in ("train", "val", "test"))
+    line = (
+        f"Split: {split['method']} ({pixels} pixels); {split['leakage']:.1%} of the test pixels lie inside a "
+        f"{split['patch_size']} x {split['patch_size']} training patch."
+    )
+    return line + (" [yellow]These figures are optimistic.[/]" if split["optimistic"] else "")
+
+
+def systems_table(systems: list[dict[str, Any]]) -> Table:
+    """Return OA, AA and kappa in percent with 95 % intervals, one row per system (the trained one first)."""
+    table = Table(title="Accuracy on the test pixels (95 % intervals)", title_justify="left")
+    table.add_column("system")
+    for heading in ("OA %", "AA %", "kappa x 100", "parameters", "training s", "pixels/s"):
+        table.add_column(heading, justify="right")
+    for number, system in enumerate(systems):
+        scores = system["test"]
+        table.add_row(
+            system["name"],
+            *(_score(scores, key) for key in ("oa", "aa", "kappa")),
+            _whole(system.get("parameters")),
+            f"{system['train_seconds']:,.1f}",
+            _whole(system.get("pixels_per_second")),
+            style="bold" if number == 0 else "",
+        )
+    return table
+
+
+def print_run(console: Console, run: Path) -> None:
+    """List the products that are in a run folder, the report last."""
+    products = {
+        "model": "model.safetensors",
+        "split": "split.npz",
+        "metrics": "metrics.json",
+        "map": "map.tif",
+        "picture": "map.png",
+        "report": "report.html",
+    }
+    for title, name in products.items():
+        if (run / name).is_file():
+            console.print(
+                f"{title:>8}  {run / name}", soft_wrap=True, highlight=False, markup=False
+            )
+
+
+def _score(scores: dict[str, Any] | None, key: str) -> str:
+    if scores is None:
+        return "-"
+    low, high = scores[f"{key}_ci"]
+    return f"{scores[key] * 100:.1f} ({low * 100:.1f}-{high * 100:.1f})"
+
+
+def _whole(number: float | None) -> str:
+    return "-" if number is None else f"{number:,.0f}"

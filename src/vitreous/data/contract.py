@@ -1,0 +1,116 @@
+"""What a trained model expects of a scene: which bands, in which unit."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from vitreous.errors import CheckpointError, ModelError
+from vitreous.scenes.cube import good_bands, wavelengths_of
+
+TOLERANCE_NM = 2.0  # the same band of one sensor drifts less; neighbouring bands are further apart
+
+
+@dataclass(frozen=True)
+class BandContract:
+    """The bands and unit that a model was trained on.
+
+    Attributes:
+        bands: number of bands of the training scene, bad ones included.
+        used: indices of the bands that the model takes, in its order.
+        wavelengths: centres of the used bands in nm, or None where the training scene did not know them.
+        unit: ``dn``, ``radiance`` or ``reflectance``.
+    """
+
+    bands: int
+    used: tuple[int, ...]
+    wavelengths: tuple[float, ...] | None
+    unit: str
+
+    @classmethod
+    def of(cls, scene: xr.DataArray) -> BandContract:
+        """Describe a training scene: its good bands, their wavelengths, its unit."""
+        used = good_bands(scene)
+        if used.size == 0:
+            raise ModelError("The scene has no good band left.", "Check its good_band list.")
+        centres = wavelengths_of(scene)
+        return cls(
+            bands=int(scene.sizes["band"]),
+            used=tuple(int(b) for b in used),
+            wavelengths=None if centres is None else tuple(float(c) for c in centres[used]),
+            unit=str(scene.attrs.get("unit", "dn")),
+        )
+
+    def select(self, scene: xr.DataArray) -> npt.NDArray[np.int64]:
+        """Return the scene's bands that the model takes, in the model's order.
+
+        Bands are found by wavelength where both sides know them, so a scene with shuffled or further bands
+        serves as well; by position otherwise.
+
+        Raises:
+            ModelError: a band is missing, or the unit differs.
+        """
+        unit = str(scene.attrs.get("unit", "dn"))
+        if unit != self.unit:
+            raise ModelError(
+                f"The model was trained on {self.unit}, the scene holds {unit}.",
+                f"Convert the scene, or open it with unit={self.unit} if that is what it really holds.",
+            )
+        centres = wavelengths_of(scene)
+        if self.wavelengths is not None and centres is not None:
+            return self._by_wavelength(centres)
+        if scene.sizes["band"] != self.bands:
+            raise ModelError(
+                f"The model was trained on {self.bands} bands, the scene has {scene.sizes['band']}.",
+                "Give the scene with the same bands, or with wavelengths so that they can be matched.",
+            )
+        return np.asarray(self.used, dtype=np.int64)
+
+    def _by_wavelength(self, centres: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        wanted = np.asarray(self.wavelengths)
+        # The same sensor in the same order: keep positions, because detector overlaps can repeat a wavelength.
+        if (
+            len(centres) == self.bands
+            and np.abs(centres[list(self.used)] - wanted).max() <= TOLERANCE_NM
+        ):
+            return np.asarray(self.used, dtype=np.int64)
+        distance = np.abs(centres[None, :] - wanted[:, None])
+        nearest = distance.argmin(axis=1)
+        missing = wanted[distance.min(axis=1) > TOLERANCE_NM]
+        if missing.size:
+            shown = ", ".join(f"{nm:.1f}" for nm in missing[:4]) + (
+                " ..." if missing.size > 4 else ""
+            )
+            raise ModelError(
+                f"The scene lacks {missing.size} of the {len(wanted)} bands the model was trained on ({shown} nm).",
+                "Resample the scene to the training bands, or train on this sensor.",
+            )
+        return nearest.astype(np.int64)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the contract as JSON-ready values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> BandContract:
+        """Rebuild a contract.
+
+        Raises:
+            CheckpointError: the values are no contract.
+        """
+        try:
+            centres = value["wavelengths"]
+            return cls(
+                bands=int(value["bands"]),
+                used=tuple(int(b) for b in value["used"]),
+                wavelengths=None if centres is None else tuple(float(c) for c in centres),
+                unit=str(value["unit"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"The checkpoint's band description is damaged: {error}."
+            ) from error

@@ -1,0 +1,243 @@
+"""Batches of training pixels, cut from one cube.
+
+Patches around neighbouring pixels overlap almost entirely. They are never materialised: pixels are gathered into
+square regions, a model computes its front-end once per region, and patches are read from its output by index.
+A region of one pixel is an ordinary patch, so both ways are one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+import xarray as xr
+from jaxtyping import Float, Int
+from scipy import ndimage
+from torch import Tensor
+
+from vitreous.layers.preprocess import Preprocess
+from vitreous.scenes.cube import read_window
+
+STRIP_VALUES = 2**25  # values of a scene held at once while it is reduced (128 MiB of float32)
+SIDES = (16, 24, 32, 40, 48, 56, 64, 73, 80, 96, 112, 128, 145, 160, 192, 256)
+
+
+Group: TypeAlias = list[tuple[int, int, Tensor]]  # regions: first row, first column, their pixels
+
+
+@dataclass
+class RegionBatch:
+    """Some regions of the cube and the labelled pixels in them.
+
+    Attributes:
+        regions: the crops, reduced channels.
+        index: per pixel, the positions of its patch in the flattened ``(region, row, column)`` grid.
+        classes: class of each pixel, from 0.
+    """
+
+    regions: Float[Tensor, "regions channels side side"]
+    index: Int[Tensor, "pixels patch patch"]
+    classes: Int[Tensor, "pixels"]
+
+    def to(self, device: torch.device) -> RegionBatch:
+        """Move to a device."""
+        return RegionBatch(self.regions.to(device), self.index.to(device), self.classes.to(device))
+
+
+def gather_patches(
+    image: Float[Tensor, "regions channels height width"], index: Int[Tensor, "pixels patch patch"]
+) -> Float[Tensor, "pixels channels patch patch"]:
+    """Read patches by index; the result is channels-last in memory, which is what convolutions like best."""
+    table = image.permute(0, 2, 3, 1).reshape(-1, image.shape[1])
+    return F.embedding(index, table).permute(0, 3, 1, 2)
+
+
+def patch_index(
+    rows: Tensor, columns: Tensor, width: int, half: int
+) -> Int[Tensor, "pixels patch patch"]:
+    """Return flat positions of the patches around ``(rows, columns)`` in an image of ``width`` columns."""
+    step = torch.arange(-half, half + 1, device=rows.device)
+    return (rows[:, None, None] + step[:, None]) * width + columns[:, None, None] + step
+
+
+class PixelRegions:
+    """The labelled pixels of a scene, served in regions.
+
+    Only pixels inside a patch of a given pixel are ever read: everything else of the cube stays zero, so no other
+    part of the scene reaches a model through its normalisation statistics.
+
+    Args:
+        cube: reduced channels of the scene with ``margin`` pixels added on each side.
+        pixels: flat indices of the labelled pixels.
+        classes: their classes, from 0.
+        width: width of the scene.
+        half: half the patch side, rounded down.
+        margin: context on each side of a pixel: ``half``, plus the reach of a shared front-end.
+        side: side of a region in pixels without its margin; 1 gives single patches.
+    """
+
+    def __init__(
+        self,
+        cube: Float[Tensor, "channels height width"],
+        pixels: npt.NDArray[np.int64],
+        classes: npt.NDArray[np.int64],
+        *,
+        width: int,
+        half: int,
+        margin: int,
+        side: int,
+    ) -> None:
+        self.cube, self.half, self.margin, self.side = cube, half, margin, side
+        rows, columns = np.divmod(pixels, width)
+        self.rows, self.columns = torch.from_numpy(rows), torch.from_numpy(columns)
+        self.classes = torch.from_numpy(np.asarray(classes, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def plan(self, batch_size: int, generator: torch.Generator | None = None) -> list[Group]:
+        """Divide all pixels into batches of regions.
+
+        Args:
+            batch_size: most pixels of a batch.
+            generator: shuffles pixels and regions and shifts their grid; None keeps the order of the scene.
+        """
+        down, across = 0, 0
+        if generator is not None and self.side > 1:
+            down, across = torch.randint(self.side, (2,), generator=generator).tolist()
+        row, column = (self.rows + down) // self.side, (self.columns + across) // self.side
+        keys, inverse = torch.stack([row, column], 1).unique(dim=0, return_inverse=True)
+        order = (
+            torch.arange(len(self))
+            if generator is None
+            else torch.randperm(len(self), generator=generator)
+        )
+        by_region = order[torch.sort(inverse[order], stable=True).indices]
+        members = by_region.split(torch.bincount(inverse, minlength=len(keys)).tolist())
+        regions = [
+            (int(key[0]) * self.side - down, int(key[1]) * self.side - across, part)
+            for key, member in zip(keys, members, strict=True)
+            for part in member.split(batch_size)
+        ]
+        if generator is not None:
+            regions = [
+                regions[i] for i in torch.randperm(len(regions), generator=generator).tolist()
+            ]
+        return _pack(regions, batch_size)
+
+    def collate(self, group: Group, generator: torch.Generator | None = None) -> RegionBatch:
+        """Cut one batch of the plan; with a generator, turn each region into one of its eight orientations."""
+        side = self.side + 2 * self.margin
+        crops, indices, classes = [], [], []
+        for number, (top, left, members) in enumerate(group):
+            crop = self._crop(top, left, side)
+            rows = self.rows[members] - top + self.margin
+            columns = self.columns[members] - left + self.margin
+            if generator is not None:
+                turn = int(torch.randint(8, (1,), generator=generator))
+                crop = _orient(crop, turn)
+                rows, columns = _orient_points(rows, columns, side, turn)
+            crops.append(crop)
+            indices.append(number * side * side + patch_index(rows, columns, side, self.half))
+            classes.append(self.classes[members])
+        return RegionBatch(torch.stack(crops), torch.cat(indices), torch.cat(classes))
+
+    def _crop(self, top: int, left: int, side: int) -> Tensor:
+        """Cut a region; ``top`` and ``left`` are scene coordinates, so the margin cancels out."""
+        height, width = self.cube.shape[1:]
+        crop = self.cube[:, max(top, 0) : top + side, max(left, 0) : left + side]
+        above, before = max(-top, 0), max(-left, 0)
+        below, after = max(top + side - height, 0), max(left + side - width, 0)
+        return F.pad(crop, (before, after, above, below))
+
+
+def best_side(pixels: npt.NDArray[np.int64], width: int, margin: int, batch_size: int) -> int:
+    """Choose the region side that reads the fewest pixels for one pass over ``pixels``."""
+    rows, columns = np.divmod(pixels, width)
+
+    def cost(side: int) -> int:
+        _, counts = np.unique(np.stack([rows // side, columns // side]), axis=1, return_counts=True)
+        return int((-(-counts // batch_size)).sum()) * (side + 2 * margin) ** 2
+
+    return min((1, *SIDES), key=cost)
+
+
+def reduce_scene(
+    scene: xr.DataArray,
+    bands: npt.NDArray[np.int64],
+    preprocess: Preprocess,
+    pixels: npt.NDArray[np.int64],
+    *,
+    reach: int,
+    padding: str,
+) -> Float[Tensor, "channels height width"]:
+    """Read the surroundings of ``pixels`` and reduce them to a model's channels.
+
+    Args:
+        scene: the scene.
+        bands: bands to read, in the preprocessing's order.
+        preprocess: fitted preprocessing.
+        pixels: flat indices; what lies further than ``reach`` from all of them is not read and stays zero.
+        reach: context in pixels on each side, also the border that is added.
+        padding: ``reflect`` or ``zero`` beyond the scene's edge.
+
+    Returns:
+        ``(channels, height + 2 reach, width + 2 reach)``.
+    """
+    height, width = scene.sizes["y"], scene.sizes["x"]
+    wanted = np.zeros((height, width), dtype=bool)
+    wanted.flat[pixels] = True
+    footprint = ndimage.maximum_filter(wanted, size=2 * reach + 1, mode="constant")
+    cube = np.zeros((preprocess.channels, height, width), dtype=np.float32)
+    strip = max(1, STRIP_VALUES // (len(bands) * width))
+    for top in range(0, height, strip):
+        rows = slice(top, min(top + strip, height))
+        if not footprint[rows].any():
+            continue
+        columns = np.flatnonzero(footprint[rows].any(axis=0))
+        across = slice(int(columns[0]), int(columns[-1]) + 1)
+        raw = torch.from_numpy(read_window(scene, rows, across, bands))
+        with torch.no_grad():
+            cube[:, rows, across] = preprocess(raw[None])[0].numpy() * footprint[rows, across]
+    return torch.from_numpy(pad_border(cube, reach, padding))
+
+
+def pad_border(
+    window: npt.NDArray[np.float32], reach: int, padding: str
+) -> npt.NDArray[np.float32]:
+    """Add ``reach`` pixels around ``(channels, rows, columns)``; reflect needs an image larger than that."""
+    around = ((0, 0), (reach, reach), (reach, reach))
+    if padding == "zero":
+        return np.pad(window, around)
+    small = min(window.shape[1:]) <= reach
+    return np.pad(window, around, mode="symmetric" if small else "reflect")
+
+
+def _pack(
+    regions: list[tuple[int, int, Tensor]], batch_size: int
+) -> list[list[tuple[int, int, Tensor]]]:
+    groups: list[list[tuple[int, int, Tensor]]] = []
+    room = 0
+    for region in regions:
+        count = len(region[2])
+        if count > room or not groups:
+            groups.append([])
+            room = batch_size
+        groups[-1].append(region)
+        room -= count
+    return groups
+
+
+def _orient(image: Tensor, turn: int) -> Tensor:
+    image = torch.rot90(image, turn % 4, (1, 2))
+    return image.flip(2) if turn >= 4 else image
+
+
+def _orient_points(rows: Tensor, columns: Tensor, side: int, turn: int) -> tuple[Tensor, Tensor]:
+    for _ in range(turn % 4):
+        rows, columns = side - 1 - columns, rows
+    return (rows, side - 1 - columns) if turn >= 4 else (rows, columns)

@@ -1,0 +1,530 @@
+"""Splits: which labelled pixels train, which choose the model, and which are only ever measured.
+
+A patch classifier sees more than one pixel. Where a test pixel lies inside a training patch, its spectrum took
+part in training, and the accuracy says less than it seems. :func:`buffered_blocks` keeps such pixels apart and is
+the default; the other splits exist to compare with the literature, and :meth:`Split.leakage` says how much they
+share. Model selection belongs to the validation pixels, never to the test pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import warnings
+import zipfile
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from vitreous.data.blocks import TEST, TRAIN, VAL, automatic_block_size, buffered_roles
+from vitreous.errors import SplitError
+from vitreous.files import atomic_path
+from vitreous.recipe import Recipe
+
+UNUSED = 0
+ROLE_NAMES = {TRAIN: "train", VAL: "val", TEST: "test"}
+
+MAX_PIXELS = 2**31  # of a saved split; a compressed file that unfolds to more is not ours
+MAX_META = 2**20
+
+LabelImage: TypeAlias = "npt.NDArray[np.integer[Any]] | xr.DataArray"
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One role per pixel of a scene.
+
+    Attributes:
+        roles: ``(height, width)`` uint8, read-only: 0 unused, 1 train, 2 validation, 3 test.
+        method: ``blocks``, ``random``, ``fixed`` or ``files``.
+        params: what the method was asked for and what it reports, ready for JSON.
+        seed: of the random choices.
+    """
+
+    roles: npt.NDArray[np.uint8]
+    method: str
+    params: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        roles = np.array(self.roles, dtype=np.uint8, order="C")
+        roles.setflags(write=False)
+        object.__setattr__(self, "roles", roles)
+
+    def pixels(self, role: int) -> npt.NDArray[np.int64]:
+        """Return the flat (row-major) indices of the pixels with ``role``, ascending."""
+        return np.flatnonzero(self.roles == role)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Pixels per role: ``{"train": ..., "val": ..., "test": ...}``."""
+        return {name: int((self.roles == role).sum()) for role, name in ROLE_NAMES.items()}
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the image of roles: equal roles have equal hashes, however they were drawn."""
+        shape = np.array(self.roles.shape, dtype="<i8").tobytes()
+        return hashlib.sha256(b"vitreous split" + shape + self.roles.tobytes()).hexdigest()
+
+    @property
+    def optimistic(self) -> bool:
+        """Whether accuracy on this split flatters: drawn at random, or test pixels lie in training patches.
+
+        Patches have the size that the split was made for; where none was given, 3 x 3 (direct neighbours).
+        """
+        return self.method == "random" or self.leakage(int(self.params.get("patch_size", 3))) > 0
+
+    def leakage(self, patch_size: int) -> float:
+        """Return the share of test pixels that lie inside the patch around some training pixel.
+
+        Args:
+            patch_size: side of the region that a prediction sees, in pixels. An even patch is taken as one
+                pixel larger, because it may extend either way.
+        """
+        from scipy.ndimage import maximum_filter
+
+        test = self.roles == TEST
+        if not test.any():
+            return 0.0
+        side = 2 * (patch_size // 2) + 1
+        seen = maximum_filter(self.roles == TRAIN, size=side, mode="constant", cval=False)
+        return float(seen[test].mean())
+
+    def classes_without(self, role: int, labels: LabelImage) -> list[int]:
+        """Return the classes of ``labels`` that have no pixel with ``role``."""
+        values = np.asarray(labels)
+        present = set(np.unique(values[self.roles == role]).tolist())
+        return [int(k) for k in np.unique(values[values > 0]) if k not in present]
+
+    def save(self, path: str | Path) -> None:
+        """Write the split to ``path`` (``.npz``, no pickle), whole or not at all."""
+        meta = {
+            "schema": 1,
+            "method": self.method,
+            "params": self.params,
+            "seed": self.seed,
+            "hash": self.hash,
+        }
+        text = json.dumps(meta, allow_nan=False, sort_keys=True).encode()
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(
+                file,
+                allow_pickle=False,
+                roles=self.roles,
+                meta=np.frombuffer(text, dtype=np.uint8),
+                seal=np.frombuffer(_seal(self.roles, text), dtype=np.uint8),
+            )
+
+    @classmethod
+    def load(cls, path: str | Path) -> Split:
+        """Read a split that :meth:`save` wrote.
+
+        Raises:
+            SplitError: there is no such file, it is no split, or it was changed after it was written.
+        """
+        path = Path(path)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                roles = _read_member(archive, "roles", dimensions=2, limit=MAX_PIXELS)
+                text = _read_member(archive, "meta", dimensions=1, limit=MAX_META).tobytes()
+                seal = _read_member(archive, "seal", dimensions=1, limit=64).tobytes()
+            if seal != _seal(roles, text) or int(roles.max(initial=0)) > TEST:
+                raise ValueError("its contents do not match its checksum")
+            return cls._from_meta(roles, json.loads(text))
+        except FileNotFoundError as error:
+            raise SplitError(f"The split {path} does not exist.", "Check the path.") from error
+        except (
+            *(OSError, zipfile.BadZipFile, zlib.error, EOFError),
+            *(KeyError, TypeError, ValueError, RecursionError),
+            *(NotImplementedError, RuntimeError),  # exotic compression, encryption
+        ) as error:
+            raise SplitError(
+                f"{path} is no intact split file ({error}).",
+                "Make the split again with the recipe's seed.",
+            ) from error
+
+    @classmethod
+    def _from_meta(cls, roles: npt.NDArray[np.uint8], meta: dict[str, Any]) -> Split:
+        if meta["schema"] != 1:
+            raise ValueError(f"its schema {meta['schema']} is newer than this version of vitreous")
+        method, params, seed = meta["method"], meta["params"], meta["seed"]
+        if not (isinstance(method, str) and isinstance(params, dict) and isinstance(seed, int)):
+            raise TypeError("its settings have the wrong types")
+        return cls(roles, method, params, seed)
+
+
+def make_split(
+    labels: LabelImage,
+    recipe: Recipe,
+    patch_size: int,
+    train_labels: LabelImage | None = None,
+    test_labels: LabelImage | None = None,
+) -> Split:
+    """Divide the labelled pixels as the recipe asks.
+
+    Args:
+        labels: ``(height, width)``, 0 = unlabelled. With ``split: files`` these are the training labels.
+        recipe: its ``split``, ``train_fraction``, ``train_per_class``, ``val_fraction``, ``block_size``, ``seed``.
+        patch_size: side of the region that a prediction sees, in pixels.
+        train_labels: the scene's fixed training pixels (``split: fixed``).
+        test_labels: the test labels (``split: files``).
+
+    Raises:
+        SplitError: the labels cannot be divided this way, or the labels that the method needs are missing.
+    """
+    chosen: dict[str, Any] = {"val_fraction": recipe.val_fraction, "seed": recipe.seed}
+    if recipe.split == "blocks":
+        return buffered_blocks(
+            labels,
+            patch_size=patch_size,
+            train_fraction=recipe.train_fraction,
+            block_size=recipe.block_size,
+            **chosen,
+        )
+    if recipe.split == "random":
+        amount: dict[str, Any] = {"train_fraction": recipe.train_fraction}
+        if recipe.train_per_class is not None:
+            amount = {"per_class": recipe.train_per_class}
+        split = stratified_random(labels, **amount, **chosen)
+    elif recipe.split == "fixed":
+        if train_labels is None:
+            raise SplitError(
+                "This scene brings no fixed training pixels.",
+                "Use the split 'blocks', 'random' or 'files'.",
+            )
+        split = fixed_split(labels, train_labels, **chosen)
+    else:
+        if test_labels is None:
+            raise SplitError("The split 'files' has no test labels.", "Give them with test_labels.")
+        split = split_from_files(
+            labels if train_labels is None else train_labels, test_labels, **chosen
+        )
+    split.params["patch_size"] = patch_size
+    return split
+
+
+def buffered_blocks(
+    labels: LabelImage,
+    *,
+    patch_size: int,
+    train_fraction: float = 0.3,
+    val_fraction: float = 0.1,
+    block_size: int | None = None,
+    seed: int = 0,
+) -> Split:
+    """Divide the scene into blocks, and keep the patches of different roles apart.
+
+    Whole blocks train, validate or test, chosen so that every class is represented in training and, where it
+    can be, in testing. No test pixel lies inside a training or validation patch and no validation pixel inside a
+    training patch: labelled pixels in that buffer stay unused, dropped from whichever side loses less. The
+    shares are therefore approximate. ``vitreous.data.blocks`` has the method.
+
+    Args:
+        labels: ``(height, width)``, 0 = unlabelled.
+        patch_size: side of the region that a prediction sees, in pixels.
+        train_fraction: share of each class for training.
+        val_fraction: share for validation; 0 for none. Unlike in the other splits it counts from all labelled
+            pixels (but is at most half of ``train_fraction``): a tenth of a training part of whole blocks would
+            be one or two fields, and its buffer would swallow them.
+        block_size: side of a block in pixels; None: one patch, more in large scenes.
+        seed: of the assignment.
+
+    Returns:
+        The split; ``params`` also reports ``block_size``, ``buffer_pixels`` (labelled but unused) and
+        ``classes_without_test``.
+
+    Raises:
+        SplitError: too few classes, or no pixel is left to test.
+
+    Warns:
+        UserWarning: classes that could not be in both parts are trained but not tested.
+    """
+    values = _checked(labels)
+    _check_fractions(train_fraction, val_fraction)
+    if block_size is not None and block_size < 1:
+        raise SplitError(f"block_size is {block_size}.", "A block is at least one pixel wide.")
+    classes = np.searchsorted(np.unique(np.append(values, 0)), values)
+    shares = _block_shares(train_fraction, val_fraction)
+    size = automatic_block_size(*values.shape, patch_size) if block_size is None else block_size
+    rng = np.random.default_rng(seed)
+    roles = buffered_roles(classes, shares, reach=patch_size // 2, block_size=size, rng=rng)
+    params: dict[str, Any] = {
+        "train_fraction": train_fraction,
+        "val_fraction": val_fraction,
+        "patch_size": patch_size,
+        "block_size": size,
+        "buffer_pixels": int(((values > 0) & (roles == UNUSED)).sum()),
+    }
+    split = Split(roles, "blocks", params, seed)
+    if split.counts["test"] == 0:
+        raise SplitError(
+            f"The labelled pixels lie too close together to test with patches of {patch_size} x {patch_size}.",
+            "Use a smaller patch_size or block_size, add labels elsewhere, or use the split 'random'.",
+        )
+    return _report(split, labels, val_fraction)
+
+
+def stratified_random(
+    labels: LabelImage,
+    *,
+    train_fraction: float | None = None,
+    per_class: int | None = None,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+) -> Split:
+    """Draw training pixels of each class at random; accuracy on such a split is optimistic.
+
+    Args:
+        labels: ``(height, width)``, 0 = unlabelled.
+        train_fraction: share of each class for training and validation together; at least one pixel trains
+            and at least one tests.
+        per_class: or a number of pixels per class; at most half of a class is taken.
+        val_fraction: share of those kept for validation; 0 for none.
+        seed: of the draw.
+
+    Raises:
+        SplitError: a class has only one pixel, or not exactly one of the two amounts is given.
+
+    Warns:
+        UserWarning: classes smaller than twice ``per_class`` give only half of their pixels.
+    """
+    if (train_fraction is None) == (per_class is None):
+        raise SplitError(
+            "A random split needs one amount.", "Give either train_fraction or per_class."
+        )
+    if per_class is not None and per_class < 1:
+        raise SplitError(f"per_class is {per_class}.", "Train with at least one pixel per class.")
+    values = _checked(labels)
+    _check_fractions(0.5 if train_fraction is None else train_fraction, val_fraction)
+    sizes = dict(zip(*np.unique(values[values > 0], return_counts=True), strict=True))
+    single = [int(k) for k, size in sizes.items() if size < 2]
+    if single:
+        raise SplitError(
+            f"Only one pixel is labelled as {_names(labels, single)}: it cannot both train and test.",
+            "Label more pixels, merge the class with another, or set its pixel to 0.",
+        )
+    if per_class is not None:
+        small = [int(k) for k, size in sizes.items() if size // 2 < per_class]
+        if small:
+            _warn(
+                f"Fewer than {2 * per_class} pixels are labelled as {_names(labels, small)}; half of them train."
+            )
+    rng = np.random.default_rng(seed)
+    roles = np.where(values > 0, TEST, UNUSED).astype(np.uint8)
+    for k, size in sizes.items():
+        wanted = (
+            min(per_class, size // 2)
+            if per_class is not None
+            else _rounded(train_fraction or 0.0, size)
+        )
+        train = rng.permutation(np.flatnonzero(values == k))[: min(max(wanted, 1), size - 1)]
+        roles.flat[train] = TRAIN
+    params: dict[str, Any] = {"val_fraction": val_fraction}
+    params |= {"train_fraction": train_fraction} if per_class is None else {"per_class": per_class}
+    _keep_for_validation(roles, values, val_fraction, rng)
+    return _report(Split(roles, "random", params, seed), labels, val_fraction)
+
+
+def fixed_split(
+    labels: LabelImage, train_labels: LabelImage, *, val_fraction: float = 0.1, seed: int = 0
+) -> Split:
+    """Train with the pixels of ``train_labels`` and test with all other labelled pixels.
+
+    A training pixel need not be labelled in ``labels`` (the reference may have been revised since): look its
+    class up in :func:`merged_labels`.
+
+    Args:
+        labels: ``(height, width)``, 0 = unlabelled.
+        train_labels: the same for the training pixels.
+        val_fraction: share of the training pixels of each class kept for validation; 0 for none.
+        seed: of the validation pixels.
+
+    Raises:
+        SplitError: the images differ in size, or nothing is left to train or test.
+    """
+    values, train = _checked(labels), _checked(train_labels)
+    _check_same_shape(values, train)
+    roles = np.where(values > 0, TEST, UNUSED).astype(np.uint8)
+    roles[train > 0] = TRAIN
+    if not (roles == TEST).any():
+        raise SplitError(
+            "Every labelled pixel is a training pixel; none is left to test.",
+            "Give training labels that are fewer.",
+        )
+    _keep_for_validation(roles, train, val_fraction, np.random.default_rng(seed))
+    split = Split(roles, "fixed", {"val_fraction": val_fraction}, seed)
+    return _report(split, merged_labels(labels, train_labels), val_fraction)
+
+
+def split_from_files(
+    train_labels: LabelImage, test_labels: LabelImage, *, val_fraction: float = 0.1, seed: int = 0
+) -> Split:
+    """Train and test with the pixels of two label images; look classes up in :func:`merged_labels`.
+
+    Args:
+        train_labels: ``(height, width)``, 0 = unlabelled.
+        test_labels: the same for the test pixels. A pixel labelled in both only trains.
+        val_fraction: share of the training pixels of each class kept for validation; 0 for none.
+        seed: of the validation pixels.
+
+    Raises:
+        SplitError: the images differ in size, or one of them is empty.
+
+    Warns:
+        UserWarning: pixels are in both images, or tested classes are never trained.
+    """
+    train, test = _checked(train_labels), _checked(test_labels, least=1)
+    _check_same_shape(test, train)
+    both = int(((train > 0) & (test > 0)).sum())
+    if both == int((test > 0).sum()):
+        raise SplitError(
+            "Every test pixel is also a training pixel.", "Give two different label images."
+        )
+    if both:
+        _warn(
+            f"{both} pixels are in the training and in the test labels; they train and are not tested."
+        )
+    strange = np.setdiff1d(test, train)
+    if (strange > 0).any():
+        _warn(
+            f"Tested but never trained, so always wrong: {_names(test_labels, strange[strange > 0].tolist())}."
+        )
+    roles = np.where(test > 0, TEST, UNUSED).astype(np.uint8)
+    roles[train > 0] = TRAIN
+    _keep_for_validation(roles, train, val_fraction, np.random.default_rng(seed))
+    split = Split(roles, "files", {"val_fraction": val_fraction}, seed)
+    return _report(split, merged_labels(test_labels, train_labels), val_fraction)
+
+
+def merged_labels(labels: LabelImage, train_labels: LabelImage) -> xr.DataArray:
+    """Return ``labels`` with the classes of ``train_labels`` where those are given (names are kept).
+
+    Args:
+        labels: ``(height, width)``, 0 = unlabelled.
+        train_labels: the same; they win.
+    """
+    train = np.asarray(train_labels)
+    merged = np.where(train > 0, train, np.asarray(labels)).astype(np.int32)
+    if isinstance(labels, xr.DataArray):
+        return labels.copy(data=merged)
+    return xr.DataArray(merged, dims=("y", "x"))
+
+
+def _checked(labels: LabelImage, least: int = 2) -> npt.NDArray[np.int64]:
+    """Return the labels as plain integers, or say why they cannot be divided."""
+    values = np.asarray(labels)
+    if values.ndim != 2 or values.dtype.kind not in "iu":
+        raise SplitError(
+            f"Labels of shape {values.shape} and type {values.dtype} cannot be divided.",
+            "Labels are one image of whole numbers (rows, columns).",
+        )
+    if values.size == 0 or not (values > 0).any():
+        raise SplitError(
+            "No pixel is labelled.", "Labels are the numbers from 1 on; 0 means unlabelled."
+        )
+    if values.min() < 0:
+        raise SplitError(
+            f"The labels go down to {values.min()}.", "0 means unlabelled, classes count from 1."
+        )
+    present = np.unique(values[values > 0])
+    if present.size < least:
+        raise SplitError(
+            f"Only one class is labelled ({_names(labels, present.tolist())}).",
+            "A classifier needs at least two classes.",
+        )
+    return values.astype(np.int64)
+
+
+def _check_fractions(train_fraction: float, val_fraction: float) -> None:
+    if not 0 < train_fraction < 1:
+        raise SplitError(
+            f"train_fraction is {train_fraction}.", "It lies between 0 and 1, both excluded."
+        )
+    if not 0 <= val_fraction < 1:
+        raise SplitError(f"val_fraction is {val_fraction}.", "It is at least 0 and less than 1.")
+
+
+def _block_shares(train_fraction: float, val_fraction: float) -> npt.NDArray[np.float64]:
+    val = min(val_fraction, train_fraction / 2)
+    shares = np.array([train_fraction * (1 - val_fraction), val, 1 - train_fraction])
+    normalised: npt.NDArray[np.float64] = shares / shares.sum()
+    return normalised
+
+
+def _check_same_shape(labels: npt.NDArray[np.int64], train: npt.NDArray[np.int64]) -> None:
+    if labels.shape != train.shape:
+        raise SplitError(
+            f"The training labels have the shape {train.shape}, the other labels {labels.shape}.",
+            "Both must cover the scene.",
+        )
+
+
+def _keep_for_validation(
+    roles: npt.NDArray[np.uint8],
+    classes: npt.NDArray[np.int64],
+    val_fraction: float,
+    rng: np.random.Generator,
+) -> None:
+    """Turn a share of each class's training pixels into validation pixels, in place; one always trains."""
+    _check_fractions(0.5, val_fraction)
+    train = np.flatnonzero(roles == TRAIN)
+    of_pixel = classes.ravel()[train]
+    for k in np.unique(of_pixel):
+        members = rng.permutation(train[of_pixel == k])
+        count = min(_rounded(val_fraction, len(members)), len(members) - 1)
+        roles.flat[members[:count]] = VAL
+
+
+def _report(split: Split, labels: LabelImage, val_fraction: float) -> Split:
+    """Note the classes that are not tested, and warn about them and about a missing validation part."""
+    untested = split.classes_without(TEST, labels)
+    split.params["classes_without_test"] = untested
+    if untested:
+        _warn(f"Trained but not tested, for want of pixels elsewhere: {_names(labels, untested)}.")
+    if val_fraction > 0 and split.counts["val"] == 0:
+        _warn("Too few training pixels for a validation part; the last epoch will be kept.")
+    return split
+
+
+def _names(labels: LabelImage, classes: list[int]) -> str:
+    names = labels.attrs.get("class_names", []) if isinstance(labels, xr.DataArray) else []
+    return ", ".join(f"{k} '{names[k - 1]}'" if k <= len(names) else f"class {k}" for k in classes)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, UserWarning, stacklevel=4)
+
+
+def _rounded(fraction: float, count: int) -> int:
+    """Round half up: Python's own rounding to even would favour some class sizes."""
+    return math.floor(fraction * count + 0.5)
+
+
+def _seal(roles: npt.NDArray[np.uint8], meta: bytes) -> bytes:
+    shape = np.array(roles.shape, dtype="<i8").tobytes()
+    return hashlib.sha256(shape + roles.tobytes() + meta).digest()
+
+
+def _read_member(
+    archive: zipfile.ZipFile, name: str, *, dimensions: int, limit: int
+) -> npt.NDArray[np.uint8]:
+    """Read one uint8 array, having checked its header against its size before anything is allocated."""
+    info = archive.getinfo(f"{name}.npy")
+    if info.file_size > limit + 4096:
+        raise ValueError(f"'{name}' claims {info.file_size} bytes")
+    with archive.open(info) as file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError(f"'{name}' has an unknown version")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        if dtype != np.uint8 or fortran or len(shape) != dimensions or min(shape, default=0) < 1:
+            raise ValueError(f"'{name}' has the type {dtype} and the shape {shape}")
+        data = file.read(limit + 1)
+    if len(data) != math.prod(shape):
+        raise ValueError(f"'{name}' holds {len(data)} bytes for the shape {shape}")
+    return np.frombuffer(data, dtype=np.uint8).reshape(shape)

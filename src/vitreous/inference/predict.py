@@ -1,0 +1,249 @@
+"""From a trained classifier and a scene of any size to a georeferenced map, with flat memory."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import xarray as xr
+
+from vitreous.errors import ConfigError, ModelError, SceneError
+from vitreous.inference.maps import Classes, Grid, map_products
+from vitreous.inference.picture import write_picture
+from vitreous.inference.windows import (
+    Job,
+    SceneClassifier,
+    Scored,
+    Window,
+    plan_windows,
+    window_side,
+)
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What :func:`predict_scene` made.
+
+    Attributes:
+        map: the class map.
+        picture: the PNG with legend, None where not asked for.
+        probabilities: the probabilities, None where not asked for.
+        pixels: pixels of the scene.
+        class_pixels: pixels of class 1, 2, ...
+        seconds: from the call to the finished products.
+        peak_memory: the largest resident size of this process so far in bytes; None where the system
+            does not tell.
+    """
+
+    map: Path
+    picture: Path | None
+    probabilities: Path | None
+    pixels: int
+    class_pixels: tuple[int, ...]
+    seconds: float
+    peak_memory: int | None
+
+    @property
+    def valid_pixels(self) -> int:
+        """Pixels that have a class."""
+        return sum(self.class_pixels)
+
+    @property
+    def pixels_per_second(self) -> float:
+        """Pixels of the scene per second, reading and writing included."""
+        return self.pixels / self.seconds
+
+    @property
+    def paths(self) -> list[Path]:
+        """Every file that was written."""
+        written = (self.map, Path(f"{self.map}.aux.xml"), self.picture, self.probabilities)
+        return [path for path in written if path is not None]
+
+
+def predict_scene(
+    classifier: SceneClassifier,
+    scene: xr.DataArray,
+    out: str | Path,
+    *,
+    class_names: Sequence[str],
+    class_colors: Sequence[str],
+    probabilities: str | Path | None = None,
+    window: int | None = None,
+    workers: int | None = None,
+    dask: str | None = None,
+    png: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> Prediction:
+    """Map a whole scene.
+
+    The scene is read in windows with the context that the classifier needs; every pixel is scored exactly
+    once, so the map does not depend on the windows. Beyond the scene's edge the scene is mirrored, or NaN where
+    ``classifier.padding`` is ``zero``. Invalid pixels get 0.
+
+    Args:
+        classifier: a trained system.
+        scene: the scene, with the bands that the classifier was trained on.
+        out: the map, ``.tif``: a COG of uint8 (uint16 beyond 255 classes) with 0 = nodata, class names and
+            colours, on the scene's grid.
+        class_names: one name per class from 1 on.
+        class_colors: one ``#rrggbb`` per class from 1 on.
+        probabilities: also write class probabilities here, ``.tif``: a COG with one float32 band per class.
+        window: largest side of a window in pixels; from the number of bands when None.
+        workers: windows computed at a time: threads here (1 when None), processes of a local Dask cluster
+            (one per core when None).
+        dask: ``local`` or the address of a Dask scheduler (``tcp://host:port``) that computes the windows.
+        png: also write a picture with legend beside the map.
+        progress: called with (pixels done, pixels in all), first with (0, all).
+
+    Returns:
+        What was written, and how long it took.
+
+    Raises:
+        ModelError: the scene does not have the classifier's bands, or names and classes disagree.
+        SceneError: the scene has no valid pixel, or cannot be read.
+        ConfigError: settings that make no sense.
+        VitreousError: the products cannot be written, or the cluster does not answer.
+    """
+    start = time.perf_counter()
+    out = Path(out)
+    probabilities = None if probabilities is None else Path(probabilities)
+    _check_paths(scene, out, probabilities)
+    _check_classes(classifier, class_names, class_colors)
+    _check_positive(window=window, workers=workers)
+    bands = np.asarray(classifier.contract.select(scene), dtype=np.int64)
+    grid = Grid.of(scene)
+    side = window or window_side(len(bands), classifier.num_classes, classifier.margin)
+    windows = plan_windows(grid.height, grid.width, side)
+    job = Job(classifier, bands, probabilities is not None)
+    classes = Classes(class_names, class_colors)
+    pixels = grid.height * grid.width
+    done = 0
+    if progress:
+        progress(done, pixels)
+    with (
+        map_products(out, probabilities, grid, classes) as writer,
+        closing(_scored_windows(job, scene, windows, workers, dask)) as scored_windows,
+    ):
+        for place, scored in scored_windows:
+            writer.write(place, scored)
+            done += place.pixels
+            if progress:
+                progress(done, pixels)
+        class_pixels = tuple(int(n) for n in writer.class_pixels[1:])
+        if not any(class_pixels):
+            raise SceneError(
+                f"{_name(scene)} has no valid pixel in the {len(bands)} bands that the model uses.",
+                "Check the scene's nodata value and bad bands with 'vitreous info'.",
+            )
+    picture = out.with_suffix(".png") if png else None
+    if picture:
+        write_picture(out, picture, classes, class_pixels, title=Path(_name(scene)).name)
+    seconds = time.perf_counter() - start
+    return Prediction(out, picture, probabilities, pixels, class_pixels, seconds, _peak_memory())
+
+
+def _scored_windows(
+    job: Job, scene: xr.DataArray, windows: list[Window], workers: int | None, dask: str | None
+) -> Generator[tuple[Window, Scored], None, None]:
+    if dask is None:
+        return _score_here(job, scene, windows, workers or 1)
+    from vitreous.inference.cluster import score_on_cluster
+
+    return score_on_cluster(job, scene, windows, dask, workers)
+
+
+def _score_here(
+    job: Job, scene: xr.DataArray, windows: list[Window], workers: int
+) -> Generator[tuple[Window, Scored], None, None]:
+    """Score windows in their order; one window more than there are workers is read ahead."""
+    if workers == 1:  # the next window is read while this thread computes
+        with ThreadPoolExecutor(1) as reader:
+            for window, values in _in_order(reader, lambda w: job.read(scene, w), windows, ahead=1):
+                yield window, job.score(values)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        yield from _in_order(pool, lambda w: job.score(job.read(scene, w)), windows, ahead=workers)
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, work: Callable[[Window], Result], windows: list[Window], ahead: int
+) -> Generator[tuple[Window, Result], None, None]:
+    waiting: deque[tuple[Window, Future[Result]]] = deque()
+    try:
+        for window in windows:
+            waiting.append((window, pool.submit(work, window)))
+            if len(waiting) > ahead:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    finally:
+        for _, future in waiting:
+            future.cancel()
+
+
+def _check_paths(scene: xr.DataArray, out: Path, probabilities: Path | None) -> None:
+    source = str(scene.attrs.get("source") or "")
+    for path in (out, probabilities):
+        if path is None:
+            continue
+        if path.suffix.lower() not in {".tif", ".tiff"}:
+            raise ConfigError(
+                f"The map {path} is no .tif file.", "Maps are written as GeoTIFF: name it so."
+            )
+        if path.is_dir():
+            raise ConfigError(f"{path} is a folder.", "Give the name of a file.")
+        if source and path.resolve() == Path(source).resolve():
+            raise ConfigError(
+                f"The map would overwrite the scene {source}.", "Choose another name."
+            )
+    if probabilities is not None and probabilities.resolve() == out.resolve():
+        raise ConfigError(
+            f"Map and probabilities would both be {out}.", "Give them different names."
+        )
+
+
+def _check_classes(
+    classifier: SceneClassifier, class_names: Sequence[str], class_colors: Sequence[str]
+) -> None:
+    count = classifier.num_classes
+    if not len(class_names) == len(class_colors) == count:
+        raise ModelError(
+            f"The model has {count} classes, but there are {len(class_names)} names and "
+            f"{len(class_colors)} colours.",
+            "Give one of each per class.",
+        )
+    for color in class_colors:
+        if not re.fullmatch(r"#[0-9a-fA-F]{6}", color):
+            raise ConfigError(f"'{color}' is no colour.", "Colours are written #rrggbb.")
+
+
+def _check_positive(**settings: int | None) -> None:
+    for name, value in settings.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} is {value}.", "It must be at least 1.")
+
+
+def _name(scene: xr.DataArray) -> str:
+    return str(scene.attrs.get("source") or "the scene")
+
+
+def _peak_memory() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

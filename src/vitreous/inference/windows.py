@@ -1,0 +1,228 @@
+"""Windows of a scene: planned, read with their context, classified."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from vitreous.errors import ModelError, SceneError
+from vitreous.scenes.cube import read_window
+
+Padding: TypeAlias = Literal["reflect", "zero"]
+
+# Beyond this side the context around a window is a small share of the work, and larger windows only cost memory.
+MAX_SIDE = 256
+MIN_SIDE = 32
+WINDOW_BYTES = (
+    256 * 2**20
+)  # what reading and scoring one window may take, the classifier's own needs aside
+
+
+class BandContract(Protocol):
+    """Which bands a classifier was trained on."""
+
+    def select(self, scene: xr.DataArray) -> npt.NDArray[np.int64]:
+        """Return the scene's band indices, or raise ModelError when they do not fit."""
+
+
+class SceneClassifier(Protocol):
+    """What a trained system offers to map a scene (see docs/architecture.md).
+
+    A classifier may also have an attribute ``padding``: ``reflect`` (the default) mirrors the scene at its
+    edge, ``zero`` leaves NaN there, which the classifier treats as "nothing".
+    """
+
+    @property
+    def margin(self) -> int:
+        """Context in pixels on each side of a window."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+
+    @property
+    def contract(self) -> BandContract:
+        """The bands it was trained on."""
+
+    def classify(self, window: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Turn ``(bands, h + 2 margin, w + 2 margin)`` into probabilities ``(classes, h, w)``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A rectangle of pixels within a scene."""
+
+    row: int
+    column: int
+    height: int
+    width: int
+
+    @property
+    def pixels(self) -> int:
+        """Number of pixels."""
+        return self.height * self.width
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Everything but the place that is needed to score a window of a scene."""
+
+    classifier: SceneClassifier
+    bands: npt.NDArray[np.int64]
+    probabilities: bool
+
+    def read(self, scene: xr.DataArray, window: Window) -> npt.NDArray[np.float32]:
+        """Read ``window`` of ``scene`` with the context that the classifier needs."""
+        padding: Padding = getattr(self.classifier, "padding", "reflect")
+        return read_with_context(scene, window, self.bands, self.classifier.margin, padding)
+
+    def score(self, values: npt.NDArray[np.float32]) -> Scored:
+        """Classify one window that :meth:`read` returned."""
+        return score(self.classifier, values, keep_probabilities=self.probabilities)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The result of one window.
+
+    Attributes:
+        classes: ``(h, w)`` uint8, or uint16 beyond 255 classes; 0 where the pixel is invalid.
+        probabilities: ``(classes, h, w)`` float32, NaN where the pixel is invalid; None unless asked for.
+    """
+
+    classes: npt.NDArray[Any]
+    probabilities: npt.NDArray[np.float32] | None
+
+
+def class_dtype(num_classes: int) -> np.dtype[Any]:
+    """Return the smallest type of a map with ``num_classes`` classes and 0 for nodata."""
+    return np.dtype(np.uint8 if num_classes <= 255 else np.uint16)
+
+
+def window_side(bands: int, num_classes: int, margin: int) -> int:
+    """Return the side of a square window whose values fit :data:`WINDOW_BYTES`."""
+    # Stored values, their float copy and one window read ahead; probabilities once here, once in the file.
+    bytes_per_pixel = 4 * (3 * bands + 2 * num_classes)
+    side = int((WINDOW_BYTES / bytes_per_pixel) ** 0.5) - 2 * margin
+    return min(MAX_SIDE, max(MIN_SIDE, side))
+
+
+def plan_windows(height: int, width: int, side: int) -> list[Window]:
+    """Divide a scene into windows of at most ``side`` x ``side`` pixels, nearly equal ones, row by row."""
+    return [
+        Window(row, column, row_end - row, column_end - column)
+        for row, row_end in _cuts(height, side)
+        for column, column_end in _cuts(width, side)
+    ]
+
+
+def _cuts(size: int, side: int) -> list[tuple[int, int]]:
+    count = -(-size // side)
+    edges = [size * k // count for k in range(count + 1)]
+    return list(itertools.pairwise(edges))
+
+
+def read_with_context(
+    scene: xr.DataArray,
+    window: Window,
+    bands: npt.NDArray[np.int64],
+    margin: int,
+    padding: Padding = "reflect",
+) -> npt.NDArray[np.float32]:
+    """Read a window and ``margin`` pixels around it.
+
+    Beyond the scene's edge ``reflect`` continues as ``numpy.pad(mode="reflect")`` of the whole scene would, also
+    where the scene is smaller than the margin; ``zero`` gives NaN.
+
+    Args:
+        scene: the scene.
+        window: where.
+        bands: indices of the bands, in the classifier's order.
+        margin: context in pixels.
+        padding: ``reflect`` or ``zero``.
+
+    Returns:
+        ``(bands, h + 2 margin, w + 2 margin)`` float32, NaN where invalid.
+
+    Raises:
+        SceneError: the file cannot be read there.
+    """
+    height, width = scene.sizes["y"], scene.sizes["x"]
+    rows = np.arange(window.row - margin, window.row + window.height + margin)
+    columns = np.arange(window.column - margin, window.column + window.width + margin)
+    inside_rows, inside_columns = _mirror(rows, height), _mirror(columns, width)
+    top, left = int(inside_rows.min()), int(inside_columns.min())
+    try:
+        values = read_window(
+            scene,
+            slice(top, int(inside_rows.max()) + 1),
+            slice(left, int(inside_columns.max()) + 1),
+            bands,
+        )
+    except OSError as error:
+        raise SceneError(
+            f"{scene.attrs.get('source') or 'The scene'} cannot be read at row {window.row}, "
+            f"column {window.column}: {error}.",
+            "The file is probably damaged or incomplete.",
+        ) from error
+    if values.shape[1] != rows.size or (inside_rows != rows).any():
+        values = values[:, inside_rows - top]
+    if values.shape[2] != columns.size or (inside_columns != columns).any():
+        values = values[:, :, inside_columns - left]
+    if padding == "zero":
+        values[:, (rows < 0) | (rows >= height)] = np.nan
+        values[:, :, (columns < 0) | (columns >= width)] = np.nan
+    # Sums depend on the memory order in their last bits, and it would not survive a journey to a cluster.
+    return np.ascontiguousarray(values)
+
+
+def _mirror(positions: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
+    if size == 1:
+        return np.zeros_like(positions)
+    period = 2 * (size - 1)
+    phase = positions % period
+    mirrored: npt.NDArray[np.int64] = np.minimum(phase, period - phase)
+    return mirrored
+
+
+def score(
+    classifier: SceneClassifier, values: npt.NDArray[np.float32], *, keep_probabilities: bool
+) -> Scored:
+    """Classify one window that was read with its context.
+
+    Args:
+        classifier: the trained system.
+        values: ``(bands, h + 2 margin, w + 2 margin)``.
+        keep_probabilities: also return the probabilities.
+
+    Raises:
+        ModelError: the classifier gives no numbers for a valid pixel, or an array of another shape.
+    """
+    margin, count = classifier.margin, classifier.num_classes
+    height, width = values.shape[1] - 2 * margin, values.shape[2] - 2 * margin
+    # One band is enough: read_window makes all bands of an invalid pixel NaN.
+    valid = ~np.isnan(values[0, margin : margin + height, margin : margin + width])
+    classes = np.zeros((height, width), class_dtype(count))
+    if not valid.any():  # scenes on a map grid are nodata in large parts: nothing to compute there
+        empty = np.full((count, height, width), np.nan, np.float32) if keep_probabilities else None
+        return Scored(classes, empty)
+    probabilities = np.asarray(classifier.classify(values), dtype=np.float32)
+    if probabilities.shape != (count, height, width):
+        raise ModelError(
+            f"The model gave an array of shape {probabilities.shape} where {(count, height, width)} was due.",
+            "This is a fault of the model's code.",
+        )
+    if not np.isfinite(probabilities[:, valid]).all():
+        raise ModelError(
+            "The model gives NaN or infinity for valid pixels.",
+            "Its training diverged: train again with a lower learning rate.",
+        )
+    classes[valid] = probabilities.argmax(axis=0)[valid] + 1
+    if not keep_probabilities:
+        return Scored(classes, None)
+    return Scored(classes, np.where(valid, probabilities, np.float32(np.nan)))

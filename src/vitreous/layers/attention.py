@@ -1,0 +1,24 @@
+"""The one attention function of the house."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+def attention(
+    query: Float[Tensor, "*batch heads queries width"],
+    key: Float[Tensor, "*batch heads keys width"],
+    value: Float[Tensor, "*batch heads keys width"],
+    bias: Float[Tensor, "*#batch #heads #queries keys"] | None = None,
+) -> Float[Tensor, "*batch heads queries width"]:
+    """Scaled dot-product attention, fused where the machine can.
+
+    Args:
+        query: queries; scaled by width^-0.5 here.
+        key: keys.
+        value: values.
+        bias: added to the scores before the softmax (relative positions; -inf hides a key).
+    """
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)

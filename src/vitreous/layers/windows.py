@@ -1,0 +1,69 @@
+"""Cutting token maps into windows, and positions within them (Liu et al., Swin Transformer, 2021)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def partition(
+    x: Float[Tensor, "batch height width dim"], window: tuple[int, int]
+) -> Float[Tensor, "batch windows tokens dim"]:
+    """Cut a map, zero-padded below and on the right where it does not divide, into windows of tokens."""
+    height, width = x.shape[1:3]
+    below, right = -height % window[0], -width % window[1]
+    if below or right:
+        x = F.pad(x, (0, 0, 0, right, 0, below))
+    return rearrange(x, "b (i h) (j w) d -> b (i j) (h w) d", h=window[0], w=window[1])
+
+
+def reverse(
+    windows: Float[Tensor, "batch windows tokens dim"],
+    window: tuple[int, int],
+    height: int,
+    width: int,
+) -> Float[Tensor, "batch height width dim"]:
+    """Undo :func:`partition`, dropping the padding."""
+    across = -(-width // window[1])
+    x = rearrange(windows, "b (i j) (h w) d -> b (i h) (j w) d", j=across, h=window[0], w=window[1])
+    return x[:, :height, :width]
+
+
+def padding_bias(height: int, width: int, window: tuple[int, int], like: Tensor) -> Tensor:
+    """Return ``(windows, 1, 1, tokens)``: 0 for real cells, -inf for cells that padding added."""
+    real = like.new_zeros(1, height, width, 1)
+    below, right = -height % window[0], -width % window[1]
+    padded = F.pad(real, (0, 0, 0, right, 0, below), value=float("-inf"))
+    return rearrange(partition(padded, window), "1 n t 1 -> n 1 1 t")
+
+
+class RelativePositionBias(nn.Module):
+    """A learned score per head and offset between two tokens of a window.
+
+    The table covers offsets up to ``window - 1`` each way, so one table serves every smaller window.
+
+    Args:
+        window: side of the largest window.
+        heads: number of heads.
+    """
+
+    def __init__(self, window: int, heads: int) -> None:
+        super().__init__()
+        self.window = window
+        self.table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def forward(self, height: int, width: int) -> Float[Tensor, "heads tokens tokens"]:
+        """Return the bias between all tokens of a ``height x width`` window."""
+        index = self._index(height, width).to(self.table.device)
+        return self.table[index].permute(2, 0, 1)
+
+    def _index(self, height: int, width: int) -> Tensor:
+        rows = torch.arange(height).repeat_interleave(width)
+        columns = torch.arange(width).repeat(height)
+        down = rows[:, None] - rows[None, :] + self.window - 1
+        across = columns[:, None] - columns[None, :] + self.window - 1
+        return down * (2 * self.window - 1) + across

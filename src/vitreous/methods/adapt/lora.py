@@ -1,0 +1,152 @@
+"""LoRA: train low-rank adapters beside frozen linear layers."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from vitreous.catalog.card import Card
+from vitreous.errors import ModelError
+from vitreous.layers.lora import LoRALinear
+
+CARD = Card(
+    slug="lora",
+    title="LoRA: Low-Rank Adaptation of Large Language Models",
+    kind="method",
+    summary="Adds a trainable low-rank product beside every chosen linear layer, whose own weights stay fixed; "
+    "optionally gated and with a full-rank residual, as in LoLA-SpecViT.",
+    when="A trained model must learn new classes or another scene with few labels and few trained parameters.",
+    paper="arXiv 2106.09685; gate and residual: arXiv 2506.17759",
+    year=2021,
+    source_licence="MIT (microsoft/LoRA): re-implemented from the equations",
+    tasks=["classify"],
+    variants={
+        "lora": {},
+        "lora_gated": {"gate": True},
+        "lora_residual": {"residual": True},
+        "lora_gated_residual": {"gate": True, "residual": True},
+    },
+    recipe={"rank": 8, "alpha": 16.0},
+    claim="Adapters reach the accuracy of full fine-tuning with a small share of its trainable parameters.",
+    notes=["Without the gate an adapted model merges back into plain linear layers, exactly."],
+)
+
+
+def apply(
+    model: nn.Module,
+    *,
+    rank: int = 8,
+    alpha: float = 16.0,
+    gate: bool = False,
+    residual: bool = False,
+    targets: str = "*",
+) -> nn.Module:
+    """Return a copy of ``model`` whose matching linear layers carry adapters; its outputs are the same.
+
+    Args:
+        model: any model; layers that carry adapters already are left as they are.
+        rank: r of the adapters.
+        alpha: the adapters are scaled by alpha / rank.
+        gate: gated adapters (these cannot be merged).
+        residual: adapters with a full-rank residual.
+        targets: shell pattern of the names of layers to adapt, e.g. ``*.attn.*``.
+
+    Raises:
+        ModelError: no linear layer matches, or the rank makes no adapter.
+    """
+    if rank < 1:
+        raise ModelError(f"LoRA needs a rank of at least 1, not {rank}.")
+    adapted = copy.deepcopy(model)
+    found = [
+        name
+        for name, layer in adapted.named_modules()
+        if type(layer) is nn.Linear and fnmatch.fnmatch(name, targets)
+    ]
+    if not found and not any(isinstance(layer, LoRALinear) for layer in adapted.modules()):
+        raise ModelError(
+            f"No linear layer matches '{targets}'.", "Choose another pattern for 'targets'."
+        )
+    for name in found:
+        layer = adapted.get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        _replace(adapted, name, _adapt(layer, rank, alpha, gate, residual))
+    return adapted
+
+
+def merge(model: nn.Module) -> nn.Module:
+    """Return a copy of ``model`` with every adapter folded into a plain linear layer.
+
+    Raises:
+        ModelError: an adapter is gated.
+    """
+    merged = copy.deepcopy(model)
+    for name, layer in list(adapters(merged)):
+        _replace(merged, name, layer.merged())
+    return merged
+
+
+def fold_for_inference(model: nn.Module) -> nn.Module:
+    """Return a copy of ``model`` with as much of its adapters folded in as their form allows."""
+    folded = copy.deepcopy(model)
+    for name, layer in list(adapters(folded)):
+        if layer.lora_gate is None:
+            _replace(folded, name, layer.merged())
+        else:
+            layer.fold_residual()
+    return folded
+
+
+def freeze_base(model: nn.Module, also_train: str = "") -> None:
+    """Let only adapters train (and parameters whose name begins with ``also_train``, such as a new head).
+
+    Raises:
+        ModelError: the model carries no adapter.
+    """
+    if not any(True for _ in adapters(model)):
+        raise ModelError(
+            "The model carries no LoRA adapter to train.", "Apply the method 'lora' first."
+        )
+    for name, parameter in model.named_parameters():
+        chosen = "lora_" in name or (bool(also_train) and name.startswith(also_train))
+        parameter.requires_grad_(chosen)
+        if not chosen:
+            parameter.grad = None  # so that the optimiser skips it
+
+
+def set_cycle(model: nn.Module, factor: float) -> None:
+    """Scale the adapters by ``factor`` in training; evaluation always uses alpha / r."""
+    for _, layer in adapters(model):
+        layer.cycle = factor
+
+
+def adapters(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
+    """Iterate over the adapted layers and their names."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoRALinear):
+            yield name, layer
+
+
+def _adapt(layer: nn.Linear, rank: int, alpha: float, gate: bool, residual: bool) -> LoRALinear:
+    adapted = LoRALinear(
+        layer.in_features,
+        layer.out_features,
+        layer.bias is not None,
+        rank=rank,
+        alpha=alpha,
+        gate=gate,
+        residual=residual,
+    ).to(layer.weight.device, layer.weight.dtype)
+    with torch.no_grad():
+        adapted.weight.copy_(layer.weight)
+        if layer.bias is not None:
+            adapted.bias.copy_(layer.bias)
+    return adapted.train(layer.training)
+
+
+def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, layer)

@@ -1,0 +1,336 @@
+"""What the classical baselines share: features of a pixel, and scikit-learn behind the scene classifier's contract.
+
+An estimator sees a pixel's spectrum and, with a spatial window, the mean spectrum around it. It is saved as its
+training features and settings and fitted again when loaded: scikit-learn's own format is pickle, which runs
+whatever a file tells it to, while a fit is deterministic and takes seconds.
+"""
+
+from __future__ import annotations
+
+import abc
+import inspect
+import warnings
+from collections.abc import Iterator
+from typing import Any, ClassVar, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from vitreous.errors import CheckpointError, ConfigError, ModelError, VitreousError, did_you_mean
+from vitreous.scenes.cube import read_window
+
+MAX_WINDOW = 129
+MAX_CLASSES = 65535  # of a label image
+TILE = 128  # side of the tiles that features are read in: tens of megabytes at hundreds of bands
+BATCH = 8192  # pixels scored at a time, because scikit-learn works in float64
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+
+class Contract(Protocol):
+    """Which bands the estimator was trained on."""
+
+    def select(self, scene: xr.DataArray) -> Ints:
+        """Return the scene's band indices in the order of training."""
+
+
+class PixelEstimator(abc.ABC):
+    """A scikit-learn classifier on pixel features that maps scenes.
+
+    Subclasses name their settings in ``__init__`` and pass them on; that is also what a saved estimator is
+    rebuilt from.
+
+    Args:
+        settings: every setting of the subclass, by its name in ``__init__``.
+        num_classes: classes 1..K; some may be without training pixels and are never predicted.
+        contract: the bands it is trained on.
+        spatial_window: side of the square whose mean spectrum is appended to the pixel's own; 1 appends none.
+        max_pixels: training pixels used at most; beyond, a seeded share of each class.
+        seed: of everything random.
+
+    Raises:
+        ConfigError: a setting makes no sense.
+    """
+
+    slug: ClassVar[str]
+
+    def __init__(
+        self,
+        settings: dict[str, Any],
+        *,
+        num_classes: int,
+        contract: Contract,
+        spatial_window: int,
+        max_pixels: int,
+        seed: int,
+    ) -> None:
+        if not 1 <= spatial_window <= MAX_WINDOW or spatial_window % 2 == 0:
+            raise ConfigError(
+                f"spatial_window is {spatial_window}.", f"Use an odd number from 1 to {MAX_WINDOW}."
+            )
+        if not 1 <= num_classes <= MAX_CLASSES:
+            raise ConfigError(
+                f"num_classes is {num_classes}.", f"Use a number from 1 to {MAX_CLASSES}."
+            )
+        if max_pixels < 2:
+            raise ConfigError(f"max_pixels is {max_pixels}.", "Training needs at least two pixels.")
+        self.settings = {
+            **settings,
+            "spatial_window": spatial_window,
+            "max_pixels": max_pixels,
+            "seed": seed,
+        }
+        self.num_classes = num_classes
+        self.contract = contract
+        self.margin = spatial_window // 2
+        self.max_pixels = max_pixels
+        self.seed = seed
+        self._estimator: Any = None
+        self._features: Floats = np.empty((0, 0), dtype=np.float32)
+        self._classes: Ints = np.empty(0, dtype=np.int64)
+
+    @abc.abstractmethod
+    def _make(self) -> Any:
+        """Return the scikit-learn estimator, not yet fitted."""
+
+    @abc.abstractmethod
+    def _scores(self, rows: Floats) -> npt.NDArray[np.float64]:
+        """Return ``(n, trained classes)`` non-negative scores that sum to 1; the largest is the prediction."""
+
+    def fit(self, features: Floats, classes: npt.NDArray[Any]) -> Self:
+        """Train on pixels.
+
+        Args:
+            features: ``(n, f)`` as :meth:`features_at` returns them; rows that are not finite (pixels without a
+                measurement) are left out.
+            classes: ``(n,)`` from 1 to K.
+
+        Raises:
+            ModelError: fewer than two classes have measured pixels.
+        """
+        classes = np.asarray(classes, dtype=np.int64)
+        if (
+            len(classes) != len(features)
+            or (classes < 1).any()
+            or (classes > self.num_classes).any()
+        ):
+            raise ValueError(f"{len(features)} pixels need classes from 1 to {self.num_classes}")
+        measured = np.flatnonzero(np.isfinite(features).all(axis=1))
+        if len(np.unique(classes[measured])) < 2:
+            raise ModelError(
+                "Fewer than two classes have training pixels with a measurement.",
+                "Check the labels, and the scene's nodata value with 'vitreous info'.",
+            )
+        rows = measured[self._share(classes[measured])]
+        self._features = np.ascontiguousarray(features[rows], dtype=np.float32)
+        self._classes = classes[rows]
+        self._estimator = self._make().fit(self._features, self._classes)
+        return self
+
+    def features(self, window: Floats) -> Floats:
+        """Return the features of a window's inner pixels.
+
+        Args:
+            window: ``(bands, h + 2 margin, w + 2 margin)``, NaN where invalid.
+
+        Returns:
+            ``(h * w, f)``, row by row: the spectrum, then the mean spectrum of the valid pixels around it where
+            there is a spatial window; NaN for an invalid pixel.
+        """
+        bands, height, width = window.shape
+        m = self.margin
+        spectra = window[:, m : height - m, m : width - m].reshape(bands, -1).T
+        if m == 0:
+            return np.ascontiguousarray(spectra)
+        features = np.empty((len(spectra), 2 * bands), dtype=np.float32)
+        features[:, :bands] = spectra
+        valid: npt.NDArray[np.bool_] = np.all(np.isfinite(window), axis=0)
+        count = _box_sum(valid, m).ravel()
+        for band in range(bands):
+            total = _box_sum(np.where(valid, window[band], 0), m).ravel()
+            features[:, bands + band] = total / np.maximum(count, 1)
+        features[~valid[m : height - m, m : width - m].ravel()] = np.nan
+        return features
+
+    def features_at(self, scene: xr.DataArray, flat_pixels: Ints) -> Floats:
+        """Return the features of some pixels of a scene, ``(n, f)``, in the order of ``flat_pixels``.
+
+        Tiles with such pixels are read one after the other, so memory does not grow with the scene. Beyond the
+        edge the scene is mirrored as by ``numpy.pad(mode="reflect")``.
+
+        Args:
+            scene: the scene.
+            flat_pixels: row-major indices ``row * width + column``.
+        """
+        bands = np.asarray(self.contract.select(scene), dtype=np.int64)
+        width = len(bands) * (1 if self.margin == 0 else 2)
+        features = np.empty((len(flat_pixels), width), dtype=np.float32)
+        rows, columns = np.divmod(np.asarray(flat_pixels, dtype=np.int64), scene.sizes["x"])
+        for members in _tiles(rows, columns):
+            top, left = int(rows[members].min()), int(columns[members].min())
+            height = int(rows[members].max()) - top + 1
+            across = int(columns[members].max()) - left + 1
+            window = _mirrored(scene, bands, top, height, left, across, self.margin)
+            inside = (rows[members] - top) * across + columns[members] - left
+            features[members] = self.features(window)[inside]
+        return features
+
+    def classify(self, window: Floats) -> Floats:
+        """Score every pixel of a window.
+
+        Args:
+            window: ``(bands, h + 2 margin, w + 2 margin)``, NaN where invalid.
+
+        Returns:
+            ``(classes, h, w)`` scores that sum to 1 and whose argmax + 1 is scikit-learn's prediction; zeros
+            where the pixel is invalid.
+
+        Raises:
+            ModelError: the estimator is not trained, or was trained on other bands.
+        """
+        if self._estimator is None:
+            raise ModelError(f"The estimator '{self.slug}' is not trained.", "Train it first.")
+        height, width = window.shape[1] - 2 * self.margin, window.shape[2] - 2 * self.margin
+        rows = self.features(window)
+        if rows.shape[1] != self._features.shape[1]:
+            raise ModelError(
+                f"The estimator '{self.slug}' was trained on {self._features.shape[1]} features, "
+                f"the scene gives {rows.shape[1]}.",
+                "Use a scene with the bands of the training scene.",
+            )
+        scores = np.zeros((len(rows), self.num_classes), dtype=np.float32)
+        measured = np.flatnonzero(np.isfinite(rows).all(axis=1))
+        trained = np.unique(self._classes) - 1
+        for start in range(0, len(measured), BATCH):
+            some = measured[start : start + BATCH]
+            scores[np.ix_(some, trained)] = self._scores(rows[some])
+        return np.ascontiguousarray(scores.T).reshape(self.num_classes, height, width)
+
+    def state(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+        """Return the training features as arrays and the rest as JSON-ready settings."""
+        import sklearn
+
+        tensors: dict[str, npt.NDArray[Any]] = {
+            "features": self._features,
+            "classes": self._classes,
+        }
+        meta = {
+            "schema": 1,
+            "estimator": self.slug,
+            "num_classes": self.num_classes,
+            "settings": self.settings,
+            "sklearn": sklearn.__version__,
+        }
+        return tensors, meta
+
+    @classmethod
+    def from_state(
+        cls, tensors: dict[str, npt.NDArray[Any]], meta: dict[str, Any], contract: Contract
+    ) -> Self:
+        """Rebuild a trained estimator from what :meth:`state` gave, by fitting it again.
+
+        Raises:
+            CheckpointError: the state is not one of this estimator.
+
+        Warns:
+            UserWarning: another version of scikit-learn made it, so single pixels may differ.
+        """
+        import sklearn
+
+        try:
+            if meta["schema"] != 1 or meta["estimator"] != cls.slug:
+                raise ValueError(f"it is a '{meta['estimator']}' of schema {meta['schema']}")
+            features, classes = tensors["features"], tensors["classes"]
+            if features.ndim != 2 or features.dtype != np.float32 or classes.dtype.kind != "i":
+                raise ValueError("its arrays have the wrong types")
+            estimator = cls(num_classes=meta["num_classes"], contract=contract, **meta["settings"])
+            estimator.fit(features, classes)
+        except (KeyError, TypeError, ValueError, AttributeError, VitreousError) as error:
+            raise CheckpointError(
+                f"This is no saved '{cls.slug}' ({error}).", "Train the estimator again."
+            ) from error
+        if meta.get("sklearn") != sklearn.__version__:
+            warnings.warn(
+                f"'{cls.slug}' was trained with scikit-learn {meta.get('sklearn')} and is fitted again with "
+                f"{sklearn.__version__}; single pixels may differ.",
+                stacklevel=2,
+            )
+        return estimator
+
+    @classmethod
+    def build(cls, *, num_classes: int, contract: Contract, seed: int = 0, **settings: Any) -> Self:
+        """Make an untrained estimator; what :meth:`__init__` takes, with unknown settings refused by name.
+
+        Raises:
+            ConfigError: a setting is unknown or makes no sense.
+        """
+        known = set(inspect.signature(cls).parameters) - {"num_classes", "contract", "seed"}
+        for name in settings:
+            if name not in known:
+                raise ConfigError(
+                    f"'{cls.slug}' has no setting '{name}'.", did_you_mean(name, known)
+                )
+        try:
+            return cls(num_classes=num_classes, contract=contract, seed=seed, **settings)
+        except TypeError as error:  # comparing a word with a number
+            raise ConfigError(f"A setting of '{cls.slug}' has the wrong type: {error}.") from error
+
+    def _share(self, classes: Ints) -> Ints:
+        """Return the rows to train on: all, or the same share of every class (at least one pixel)."""
+        if len(classes) <= self.max_pixels:
+            return np.arange(len(classes))
+        warnings.warn(
+            f"'{self.slug}' trains on {self.max_pixels} of {len(classes)} pixels (max_pixels).",
+            stacklevel=3,
+        )
+        rng = np.random.default_rng(self.seed)
+        share = self.max_pixels / len(classes)
+        kept = []
+        for k in np.unique(classes):
+            members = rng.permutation(np.flatnonzero(classes == k))
+            kept.append(members[: max(1, int(share * len(members)))])
+        return np.sort(np.concatenate(kept))
+
+
+def _box_sum(image: npt.NDArray[Any], margin: int) -> npt.NDArray[np.float64]:
+    """Sum squares of side ``2 margin + 1``, where they fit into the image."""
+    from scipy.ndimage import correlate1d
+
+    # Not uniform_filter: its running sum makes a pixel depend, in the last bits, on where its window begins.
+    sums: npt.NDArray[np.float64] = image.astype(np.float64)
+    for axis in (0, 1):
+        sums = correlate1d(sums, np.ones(2 * margin + 1), axis=axis, mode="constant")
+    return sums[margin : sums.shape[0] - margin, margin : sums.shape[1] - margin]
+
+
+def _tiles(rows: Ints, columns: Ints) -> Iterator[Ints]:
+    """Yield the indices of the pixels in each tile that has some."""
+    if len(rows) == 0:
+        return
+    tile = (rows // TILE) * (int(columns.max()) // TILE + 1) + columns // TILE
+    order = np.argsort(tile, kind="stable")
+    yield from np.split(order, np.flatnonzero(np.diff(tile[order])) + 1)
+
+
+def _mirrored(
+    scene: xr.DataArray, bands: Ints, top: int, height: int, left: int, width: int, margin: int
+) -> Floats:
+    """Read a rectangle and ``margin`` pixels around it, mirrored at the scene's edge."""
+    rows = _mirrored_range(top - margin, top + height + margin, scene.sizes["y"])
+    columns = _mirrored_range(left - margin, left + width + margin, scene.sizes["x"])
+    first, start = int(rows.min()), int(columns.min())
+    window = read_window(
+        scene, slice(first, int(rows.max()) + 1), slice(start, int(columns.max()) + 1), bands
+    )
+    return window[:, (rows - first)[:, None], columns - start]
+
+
+def _mirrored_range(start: int, stop: int, size: int) -> Ints:
+    """Return ``start .. stop - 1`` with what lies outside ``0 .. size - 1`` reflected (edges not repeated)."""
+    if size == 1:
+        return np.zeros(stop - start, dtype=np.int64)
+    period = 2 * (size - 1)
+    place = np.arange(start, stop) % period
+    return np.minimum(place, period - place)

@@ -1,0 +1,492 @@
+"""LoLA-SpecViT: local attention, SwiGLU and gated low-rank adapters on a 3-D convolution front-end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitreous.catalog.card import Card
+from vitreous.errors import ModelError
+from vitreous.layers.attention import attention
+from vitreous.layers.drop import DropPath
+from vitreous.layers.lora import LoRALinear
+from vitreous.layers.windows import RelativePositionBias, padding_bias, partition, reverse
+
+CARD = Card(
+    slug="lola_specvit",
+    title="LoLA-SpecViT: Local Attention SwiGLU Vision Transformer with LoRA for Hyperspectral Imaging",
+    kind="model",
+    summary="Patch classifier: 3-D convolutions over the spectrum, then window attention whose every projection "
+    "carries a gated low-rank adapter.",
+    when="Land-cover maps from one hyperspectral scene with few labelled pixels.",
+    paper="arXiv 2506.17759; Int. J. Applied Earth Observation and Geoinformation 144, 104924",
+    year=2025,
+    source_licence="none stated (non-commercial note in the README): re-implemented from the equations",
+    tasks=["classify"],
+    variants={
+        "lola_specvit_base": {
+            "dim": 96,
+            "depths": [3, 4, 19],
+            "heads": [4, 8, 16],
+            "windows": [7, 7, 7],
+            "mlp_ratio": 4,
+            "stem_channels": [32, 64],
+            "rank": 16,
+            "alpha": 32,
+            "drop_path": 0.2,
+        },
+        "lola_specvit_small": {
+            "dim": 64,
+            "depths": [2, 2, 6],
+            "heads": [4, 8, 16],
+            "windows": [7, 7, 7],
+            "mlp_ratio": 2,
+            "stem_channels": [16, 32],
+            "rank": 16,
+            "alpha": 32,
+            "drop_path": 0.1,
+        },
+        "lola_specvit_tiny": {
+            "dim": 32,
+            "depths": [1, 1, 2],
+            "heads": [2, 4, 8],
+            "windows": [7, 7, 7],
+            "mlp_ratio": 2,
+            "stem_channels": [16, 32],
+            "rank": 8,
+            "alpha": 16,
+            "drop_path": 0.1,
+        },
+        "lola_specvit_test": {
+            "dim": 16,
+            "depths": [1, 1],
+            "heads": [2, 4],
+            "windows": [3, 3],
+            "mlp_ratio": 2,
+            "stem_channels": [4, 8],
+            "rank": 4,
+            "alpha": 8,
+        },
+    },
+    published=[
+        {
+            "variant": "lola_specvit_base",
+            "num_classes": 9,
+            "parameters": 254639541,
+            "trainable": 73586832,
+            "source": "counted on the authors' code; their README rounds to 254 M / 74 M",
+        },
+        {"variant": "lola_specvit_base", "num_classes": 16, "parameters_m": 254.642},
+        {"variant": "lola_specvit_base", "num_classes": 22, "parameters_m": 254.645},
+        {"variant": "lola_specvit_base", "num_classes": 6, "parameters_m": 254.638},
+    ],
+    recipe={
+        "components": 15,
+        "whiten": True,
+        "patch_size": 15,
+        "patch_norm": True,
+        "mode": "patch",
+        "padding": "zero",
+        "label_smoothing": 0.1,
+        "learning_rate": 1e-4,
+        "base_rate_factor": 0.1,
+        "weight_decay": 0.01,
+        "batch_size": 32,
+        "warmup_epochs": 10,
+        "clip": 1.0,
+        "epochs": 100,
+        "cycle_epochs": 10,
+        "cycle_growth": 2,
+        "schedule": "cyclic",
+        "flips": False,
+        "gain": 0.0,
+        "noise": 0.0,
+        "ema": 0.0,
+    },
+    claim="Best overall accuracy on WHU-Hi LongKou, HongHu and Salinas (up to 99.91 %) with over 80 % fewer "
+    "trainable parameters, and more robust with few labels.",
+    miniature="Indian Pines, a tiny variant against a plain ViT of at least its size: at 2 % labels mean OA at "
+    "least 1 point above; the gap at 1 % not smaller than the gap at 10 % minus 0.5. Adaptation: trained on half "
+    "of the classes, only adapters and head on the rest, within 1.5 points of full fine-tuning.",
+    notes=[
+        "The abstract's 'over 80 % fewer trainable parameters' matches no count of the authors' code: 71.10 % is "
+        "what it has, 98.8 % without gate and residual.",
+        "Defaults differ from the reference where it errs: padded window cells are hidden from attention "
+        "(mask_padding), and the adapter starts at zero (zero_init). Both can be switched back.",
+        "The factor of the cyclic schedule on the adapter's scale is not given by the paper. Chosen: "
+        "s_t = (alpha/r) (f + (1-f) (1 + cos(pi T_cur/T_i)) / 2) with f = 0.5; evaluation uses alpha/r.",
+        "The authors' dropout argument of the adapter is never used; it does not exist here.",
+        "Their pre-training load matches no names, so their frozen base is random; here 'lora_only' starts from "
+        "a run of yours ('init'), and 'pretrain_then_lora' makes one first.",
+        "small and tiny are ours (the paper has one size): a narrower stem and trunk for CPUs.",
+    ],
+)
+
+
+class BandDropout(nn.Module):
+    """Drop (channel, component) planes of a spectral feature volume in training; keep the expectation."""
+
+    def __init__(self, p: float = 0.1) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(
+        self, x: Float[Tensor, "batch dim bands height width"]
+    ) -> Float[Tensor, "batch dim bands height width"]:
+        """Return ``x``, whole planes zeroed, the rest divided by the keep probability."""
+        if not self.training or self.p == 0:
+            return x
+        keep = x.new_empty((*x.shape[:3], 1, 1)).bernoulli_(1 - self.p)
+        return x * (keep / (1 - self.p))
+
+
+class SqueezeExcite(nn.Module):
+    """A gate per channel from the map's mean (Hu et al., 2018); reduction 16, no biases."""
+
+    def __init__(self, dim: int, reduction: int = 16) -> None:
+        super().__init__()
+        hidden = max(dim // reduction, 1)
+        self.squeeze = nn.Linear(dim, hidden, bias=False)
+        self.excite = nn.Linear(hidden, dim, bias=False)
+
+    def forward(
+        self, x: Float[Tensor, "batch dim height width"]
+    ) -> Float[Tensor, "batch dim height width"]:
+        """Return ``x`` times its gates."""
+        gate = torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3))))))
+        return x * gate[:, :, None, None]
+
+
+class SwiGLU(nn.Module):
+    """W3 (silu(W1 u) * W2 u), three plain linear layers of one width (Shazeer, 2020)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gate_value = nn.Linear(dim, 2 * dim)  # W1 and W2 side by side: one product
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        """Apply the gated unit."""
+        gate, value = self.gate_value(x).chunk(2, dim=-1)
+        return self.out(F.silu(gate) * value)
+
+
+class WindowAttention(nn.Module):
+    """Multi-head attention within un-shifted windows, with a relative position bias.
+
+    Args:
+        dim: token width.
+        heads: number of heads.
+        window: side of a window; a smaller map is one window.
+        linear: makes the projections.
+        mask_padding: hide the cells that padding adds (the reference lets them dilute the softmax).
+    """
+
+    def __init__(
+        self, dim: int, heads: int, window: int, linear: partial[LoRALinear], mask_padding: bool
+    ) -> None:
+        super().__init__()
+        self.heads, self.window, self.mask_padding = heads, window, mask_padding
+        self.qkv = linear(dim, 3 * dim)
+        self.proj = linear(dim, dim)
+        self.position = RelativePositionBias(window, heads)
+
+    def forward(
+        self, x: Float[Tensor, "batch height width dim"]
+    ) -> Float[Tensor, "batch height width dim"]:
+        """Attend within each window."""
+        height, width = x.shape[1:3]
+        window = (self.window, self.window)
+        if (
+            self.mask_padding
+        ):  # masked padding changes nothing, so a map smaller than the window needs none
+            window = (min(self.window, height), min(self.window, width))
+        tokens = partition(x, window)
+        bias = self.position(*window)[None]
+        if self.mask_padding and (height % window[0] or width % window[1]):
+            bias = bias + padding_bias(height, width, window, bias)
+        query, key, value = rearrange(
+            self.qkv(tokens), "b n t (c h d) -> c b n h t d", c=3, h=self.heads
+        )
+        mixed = attention(query, key, value, bias.to(query.dtype))
+        return reverse(
+            self.proj(rearrange(mixed, "b n h t d -> b n t (h d)")), window, height, width
+        )
+
+
+class Block(nn.Module):
+    """Window attention and the SwiGLU feed-forward, each on a normalised residual branch."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        window: int,
+        mlp_ratio: float,
+        drop_path: float,
+        linear: partial[LoRALinear],
+        mask_padding: bool,
+    ) -> None:
+        super().__init__()
+        hidden = int(dim * mlp_ratio)
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, heads, window, linear, mask_padding)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(linear(dim, hidden), SwiGLU(hidden), linear(hidden, dim))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(
+        self, x: Float[Tensor, "batch height width dim"]
+    ) -> Float[Tensor, "batch height width dim"]:
+        """Apply the block."""
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class ReduceSize(nn.Module):
+    """Halve the map and double its width, as GCViT does but without its residual."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(
+            nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False),
+            nn.SiLU(),
+            SqueezeExcite(dim),
+            nn.Conv2d(dim, 2 * dim, 1, bias=False),
+        )
+        self.norm = nn.BatchNorm2d(2 * dim)
+        self.reduction = nn.Conv2d(2 * dim, 2 * dim, 3, stride=2, padding=1, bias=False)
+
+    def forward(
+        self, x: Float[Tensor, "batch height width dim"]
+    ) -> Float[Tensor, "batch h2 w2 dim2"]:
+        """Return the reduced map."""
+        x = self.reduction(self.norm(self.conv(x.permute(0, 3, 1, 2))))
+        return x.permute(0, 2, 3, 1)
+
+
+class LolaSpecViT(nn.Module):
+    """LoLA-SpecViT (arXiv 2506.17759).
+
+    The network is the product of two parts. :meth:`stem` keeps the image's size and looks ``stem_reach`` pixels
+    around each pixel; :meth:`forward_patches` sees one patch of its output. Their composition is
+    :meth:`forward`; computing the stem once for a whole region is what makes maps fast.
+
+    Args:
+        bands: channels of the input; any number, the weights do not depend on it.
+        num_classes: classes.
+        image_size: side of the patch.
+        dim: width of the first level; doubles with each level.
+        depths: blocks per level.
+        heads: heads per level.
+        windows: window side per level.
+        mlp_ratio: hidden width of the feed-forward over the token width.
+        stem_channels: widths of the first two 3-D convolutions.
+        rank: r of the adapters.
+        alpha: the adapters are scaled by alpha / r.
+        gate: gated adapters.
+        residual: adapters with a full-rank residual.
+        drop: dropout after the position embedding.
+        band_dropout: BandDropout probability.
+        drop_path: stochastic depth of the last block, growing linearly from 0.
+        zero_init: adapters start without effect.
+        mask_padding: hide padded window cells from attention.
+
+    Raises:
+        ModelError: an argument that makes no network.
+    """
+
+    stem_reach = 3  # three 3x3 convolutions
+
+    def __init__(
+        self,
+        bands: int = 15,
+        num_classes: int = 9,
+        image_size: int = 15,
+        *,
+        dim: int = 96,
+        depths: Sequence[int] = (3, 4, 19),
+        heads: Sequence[int] = (4, 8, 16),
+        windows: Sequence[int] = (7, 7, 7),
+        mlp_ratio: float = 4.0,
+        stem_channels: Sequence[int] = (32, 64),
+        rank: int = 16,
+        alpha: float = 32.0,
+        gate: bool = True,
+        residual: bool = True,
+        drop: float = 0.1,
+        band_dropout: float = 0.1,
+        drop_path: float = 0.2,
+        zero_init: bool = True,
+        mask_padding: bool = True,
+    ) -> None:
+        super().__init__()
+        _check(dim, depths, heads, windows, image_size)
+        self.bands, self.num_classes, self.image_size = bands, num_classes, image_size
+        linear = partial(
+            LoRALinear, rank=rank, alpha=alpha, gate=gate, residual=residual, zero_init=zero_init
+        )
+        self.spectral = _spectral_stem(stem_channels, dim)
+        self.band_dropout = BandDropout(band_dropout)
+        self.spectral_attention = SqueezeExcite(dim)
+        self.patch_embed = nn.Sequential(
+            nn.Conv2d(dim, dim, 4, stride=2, padding=1), nn.BatchNorm2d(dim), nn.SiLU()
+        )
+        self.pos_embed = nn.Parameter(torch.empty(1, image_size // 2, image_size // 2, dim))
+        self.pos_drop = nn.Dropout(drop)
+        last_block = max(sum(depths) - 1, 1)
+        rates = [drop_path * block / last_block for block in range(sum(depths))]
+        self.levels = nn.ModuleList()
+        for level, depth in enumerate(depths):
+            width = dim * 2**level
+            blocks = [
+                Block(
+                    width,
+                    heads[level],
+                    windows[level],
+                    mlp_ratio,
+                    rates.pop(0),
+                    linear,
+                    mask_padding,
+                )
+                for _ in range(depth)
+            ]
+            last = level == len(depths) - 1
+            self.levels.append(nn.Sequential(*blocks, *([] if last else [ReduceSize(width)])))
+        self.num_features = dim * 2 ** (len(depths) - 1)
+        self.norm = nn.LayerNorm(self.num_features)
+        self._head = partial(LoRALinear, rank=rank, alpha=alpha, zero_init=zero_init)
+        self.head = self._head(self.num_features, num_classes)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def stem(
+        self, x: Float[Tensor, "batch bands height width"]
+    ) -> Float[Tensor, "batch dim height width"]:
+        """Spectral front-end: 3-D convolutions, BandDropout, mean over the spectrum. Keeps the size.
+
+        The squeeze-and-excite gate that the paper puts before the mean is one number per channel, so it commutes
+        with the mean and is applied in :meth:`forward_patches`, where the patch is known.
+        """
+        return self.band_dropout(self.spectral(x[:, None])).mean(2)
+
+    def forward_features(
+        self, stem: Float[Tensor, "batch dim size size"]
+    ) -> Float[Tensor, "batch h w features"]:
+        """Return the last level's normalised tokens from patches of the stem's output."""
+        x = self.patch_embed(self.spectral_attention(stem)).permute(0, 2, 3, 1)
+        x = self.pos_drop(x + self.pos_embed)
+        for level in self.levels:
+            x = level(x)
+        return self.norm(x)
+
+    def forward_patches(
+        self, stem: Float[Tensor, "batch dim size size"]
+    ) -> Float[Tensor, "batch classes"]:
+        """Classify patches of the stem's output."""
+        return self.head(self.forward_features(stem).mean((1, 2)))
+
+    def forward(self, x: Float[Tensor, "batch bands size size"]) -> Float[Tensor, "batch classes"]:
+        """Classify patches."""
+        return self.forward_patches(self.stem(x))
+
+    def reset_head(self, num_classes: int) -> None:
+        """Replace the classifier by a new one."""
+        self.num_classes = num_classes
+        self.head = self._head(self.num_features, num_classes)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def no_weight_decay(self) -> set[str]:
+        """Name the parameters that weight decay should leave alone."""
+        return {
+            name
+            for name, p in self.named_parameters()
+            if p.ndim == 1 or name.endswith(("pos_embed", "position.table"))
+        }
+
+
+def _check(
+    dim: int, depths: Sequence[int], heads: Sequence[int], windows: Sequence[int], image_size: int
+) -> None:
+    if not len(depths) == len(heads) == len(windows):
+        raise ModelError(
+            f"lola_specvit got {len(depths)} depths, {len(heads)} heads and {len(windows)} windows.",
+            "Give one of each per level.",
+        )
+    for level, count in enumerate(heads):
+        if (dim * 2**level) % count:
+            raise ModelError(
+                f"Level {level} of lola_specvit has width {dim * 2**level}, not divisible by {count} heads."
+            )
+    if image_size < 4:
+        raise ModelError(f"lola_specvit needs patches of at least 4 x 4 pixels, not {image_size}.")
+
+
+def _spectral_stem(channels: Sequence[int], dim: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    width = 1
+    for out, kernel in zip((*channels, dim), ((7, 3, 3), (5, 3, 3), (3, 3, 3)), strict=True):
+        padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
+        layers += [nn.Conv3d(width, out, kernel, padding=padding), nn.BatchNorm3d(out), nn.SiLU()]
+        width = out
+    return nn.Sequential(*layers)
+
+
+build = LolaSpecViT
+
+
+def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) -> LolaSpecViT:
+    """Build the model from the authors' arguments and load their weights (layout of LoLA-SpecViT-Model)."""
+    model = LolaSpecViT(
+        bands=kwargs["in_channels"],
+        num_classes=kwargs["num_classes"],
+        image_size=kwargs["spatial_size"],
+        dim=kwargs["dim"],
+        depths=kwargs["depths"],
+        heads=kwargs["num_heads"],
+        windows=kwargs["window_size"],
+        mlp_ratio=kwargs["mlp_ratio"],
+        rank=kwargs["r"],
+        alpha=kwargs["lora_alpha"],
+        drop_path=kwargs.get("drop_path_rate", 0.2),
+        gate=any("lora_gate" in key for key in state_dict),
+        residual=any("lora_residual" in key for key in state_dict),
+        mask_padding=False,
+    )
+    model.load_state_dict(_rename(state_dict))
+    return model
+
+
+def _rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    renamed: dict[str, Tensor] = {}
+    for key, value in state_dict.items():
+        if key.endswith("relative_position_index") or ".mlp.1.w2." in key:
+            continue
+        new = key.replace("spectral_conv.", "spectral.").replace(
+            "relative_position_bias_table", "position.table"
+        )
+        new = new.replace("fc.0.", "squeeze.").replace("fc.2.", "excite.").replace(".linear.", ".")
+        new = new.replace("head.linear.", "head.")
+        for name in ("lora_down", "lora_up", "lora_gate", "lora_residual"):
+            new = new.replace(f"{name}.weight", name)
+        if ".mlp.1.w1." in key:
+            value = torch.cat([value, state_dict[key.replace(".w1.", ".w2.")]])
+            new = new.replace(".w1.", ".gate_value.")
+        new = new.replace(".mlp.1.w3.", ".mlp.1.out.").replace(".mlp.3.", ".mlp.2.")
+        renamed[new] = value
+    return renamed

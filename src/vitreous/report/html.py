@@ -1,0 +1,696 @@
+"""A run folder as one HTML page that opens by itself, offline, in any browser.
+
+Everything is in the file: style, figures and maps; no script, and a content security policy that allows none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+import yaml
+
+from vitreous.errors import VitreousError
+from vitreous.files import write_text
+from vitreous.report import figures, pictures
+from vitreous.report.markup import Markup, data_uri, inline_svg, join, tag
+from vitreous.report.record import (
+    ClassEntry,
+    Interval,
+    Number,
+    RunRecord,
+    Scores,
+    SplitEntry,
+    System,
+    plain,
+    read_record,
+)
+from vitreous.report.spectra import class_spectra
+from vitreous.scenes.cube import wavelengths_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+MISSING = "–"
+SPECTRA_SHOWN = 48
+LEGEND_IN_GRID = 20  # a longer legend gets the page's whole width
+MATRIX_SCALE = 98  # pixels per inch of a confusion matrix
+JPEG_PIXELS = 400_000  # a larger picture of a scene as PNG would make the page heavy
+SPLIT_WORDS = {
+    "blocks": "separate spatial blocks",
+    "random": "random pixels",
+    "fixed": "the scene's own fixed split",
+    "files": "separate label files",
+}
+UNIT_WORDS = {"dn": "digital numbers", "radiance": "radiance", "reflectance": "reflectance"}
+
+
+class SplitRoles(Protocol):
+    """All that a report needs of a split: the role of every pixel."""
+
+    @property
+    def roles(self) -> npt.NDArray[np.uint8]:
+        """``(height, width)``: 0 unused, 1 train, 2 validation, 3 test."""
+
+
+@dataclass(frozen=True)
+class _Page:
+    """What the sections are made of."""
+
+    record: RunRecord
+    scene: xr.DataArray
+    labels: npt.NDArray[Any]
+    roles: npt.NDArray[np.uint8]
+
+    @property
+    def classes(self) -> list[ClassEntry]:
+        return self.record.metrics.classes
+
+    @property
+    def colors(self) -> dict[int, str]:
+        return {entry.value: entry.color for entry in self.classes}
+
+    @property
+    def trained(self) -> System:
+        return self.record.metrics.systems[0]
+
+    @property
+    def title(self) -> str:
+        source = str(self.scene.attrs.get("source") or "") or "scene"
+        return plain(Path(source).name or source, 120)
+
+
+def build_report(run: Path, scene: xr.DataArray, labels: xr.DataArray, split: SplitRoles) -> Path:
+    """Write ``report.html`` into a run folder.
+
+    Args:
+        run: folder with ``metrics.json`` and ``config.json``; ``log.csv`` and ``map.tif`` are used where present.
+        scene: the scene that the run was trained on (read thinned, and in small tiles for the spectra).
+        labels: its labels ``(y, x)``.
+        split: the split that the run was trained and tested with.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        VitreousError: the folder's records are missing or damaged, or scene, labels, split and map are of
+            different sizes.
+    """
+    run = Path(run)
+    truth, roles = np.asarray(labels.values), np.asarray(split.roles)
+    shape = (scene.sizes["y"], scene.sizes["x"])
+    if truth.shape != shape or roles.shape != shape:
+        raise VitreousError(
+            f"The scene has {shape[0]} x {shape[1]} pixels, its labels {truth.shape} and its split {roles.shape}.",
+            "Build the report with the labels and the split of the same scene.",
+        )
+    page = _Page(read_record(run), scene, truth, roles)
+    path = run / "report.html"
+    write_text(path, _document(page))
+    return path
+
+
+def _document(page: _Page) -> Markup:
+    style = resources.files("vitreous.report").joinpath("report.css").read_text(encoding="utf-8")
+    sections = [
+        ("numbers", "Accuracy", _numbers(page)),
+        ("maps", "Maps", _maps(page)),
+        ("systems", "Systems compared", _systems(page)),
+        ("classes", "Classes", _classes(page)),
+        ("learning", "Learning", _learning(page)),
+        ("spectra", "Spectra", _spectra(page)),
+        ("again", "Run it again", _again(page)),
+    ]
+    shown = [section for section in sections if section[2] is not None]
+    head = tag(
+        "head",
+        Markup('<meta charset="utf-8">'),
+        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("meta", name="referrer", content="no-referrer"),
+        tag("title", f"{page.title} · {page.trained.name}"),
+        tag("style", Markup(style)),
+    )
+    body = tag(
+        "body",
+        tag("div", class_="spectrum", aria_hidden="true"),
+        _header(page, [(anchor, title) for anchor, title, _ in shown]),
+        tag("main", *(_section(*section) for section in shown)),
+        tag(
+            "footer", "Made by vitreous. This page is complete: it loads nothing and runs nothing."
+        ),
+    )
+    return join(Markup("<!doctype html>\n"), tag("html", head, body, lang="en"), Markup("\n"))
+
+
+def _section(anchor: str, title: str, content: Markup | None) -> Markup:
+    return tag("section", tag("h2", title), content, id=anchor)
+
+
+def _header(page: _Page, anchors: Sequence[tuple[str, str]]) -> Markup:
+    facts = [*_scene_facts(page.scene), f"{len(page.classes)} classes"]
+    return tag(
+        "header",
+        tag("p", "Land-cover classification", class_="eyebrow"),
+        tag("h1", page.title),
+        tag(
+            "p",
+            "mapped by ",
+            tag("strong", page.trained.name),
+            _model_size(page.trained),
+            class_="lead",
+        ),
+        tag("ul", *(tag("li", fact) for fact in facts), class_="facts"),
+        tag(
+            "nav",
+            *(tag("a", title, href=f"#{anchor}") for anchor, title in anchors),
+            aria_label="Sections",
+        ),
+    )
+
+
+def _scene_facts(scene: xr.DataArray) -> list[str]:
+    bands = scene.sizes["band"]
+    facts = [
+        f"{scene.sizes['y']:,} × {scene.sizes['x']:,} pixels",
+        f"{bands:,} band" + ("s" if bands != 1 else ""),
+    ]
+    centres = wavelengths_of(scene)
+    if centres is not None and np.isfinite(centres).any():
+        facts.append(f"{np.nanmin(centres):.0f}–{np.nanmax(centres):.0f} nm")
+    facts.append(UNIT_WORDS.get(str(scene.attrs.get("unit")), "unknown unit"))
+    crs = scene.rio.crs
+    if crs is not None:
+        epsg = crs.to_epsg()
+        facts.append(f"EPSG:{epsg}" if epsg else "georeferenced")
+    return facts
+
+
+def _model_size(system: System) -> str:
+    if not system.parameters:
+        return ""
+    size = f", {quantity(system.parameters)} parameters"
+    if system.trainable is not None and system.trainable < system.parameters:
+        size += f" ({quantity(system.trainable)} trained)"
+    return size
+
+
+# --- accuracy ---------------------------------------------------------------------------------------------
+
+
+def _numbers(page: _Page) -> Markup:
+    test = page.trained.test
+    cards = [
+        _score_card("Overall accuracy", "OA", percent(test.oa), test.oa, test.oa_ci),
+        _score_card("Average accuracy", "AA", percent(test.aa), test.aa, test.aa_ci),
+        _score_card("Cohen's kappa", "κ", ratio(test.kappa), test.kappa, test.kappa_ci),
+    ]
+    return join(
+        _leakage_banner(page.record.metrics.split),
+        tag("div", *cards, class_="scores"),
+        tag("p", _protocol(page.record.metrics.split, page.trained), class_="note"),
+    )
+
+
+def _score_card(name: str, symbol: str, shown: str, value: Number, interval: Interval) -> Markup:
+    write = ratio if symbol == "κ" else percent
+    low, high = interval or (None, None)
+    bar = None
+    if low is not None and high is not None and value is not None:
+        bar = tag(
+            "div",
+            tag("i", style=f"left:{_share(low):.2f}%;width:{_share(high - low):.2f}%"),
+            tag("b", style=f"left:{_share(value):.2f}%"),
+            class_="interval",
+            aria_hidden="true",
+        )
+    return tag(
+        "div",
+        tag("p", name, " ", tag("abbr", symbol, title=name), class_="name"),
+        tag("p", shown, class_="value"),
+        bar,
+        tag("p", f"95 % interval {_range(interval, write)}", class_="range") if interval else None,
+        class_="card score",
+    )
+
+
+def _leakage_banner(split: SplitEntry) -> Markup:
+    side = f"{split.patch_size} × {split.patch_size}"
+    share = f"{percent(split.leakage)} of the test pixels lie inside a {side} training patch"
+    if split.leakage == 0:
+        share = f"No test pixel lies inside a {side} training patch"
+    if split.optimistic:
+        return tag(
+            "div",
+            tag("strong", "Optimistic estimate. "),
+            f"Training and test pixels are neighbours in this split ({_method(split)}). {share}, so the model has "
+            "seen their surroundings. Expect less on ground that it has never seen; a split by blocks shows how much.",
+            class_="banner warning",
+            role="note",
+        )
+    if split.leakage > 0:
+        return tag(
+            "div",
+            tag("strong", "Some leakage. "),
+            f"{share}: their surroundings were seen in training, so the figures flatter the model.",
+            class_="banner caution",
+            role="note",
+        )
+    return tag(
+        "div",
+        tag("strong", "No leakage. "),
+        f"{share}: the figures are for ground in this scene that the model has not seen.",
+        class_="banner good",
+        role="note",
+    )
+
+
+def _protocol(split: SplitEntry, system: System) -> str:
+    counts = split.counts
+    words = (
+        f"Protocol: {_method(split)}; {counts.get('train', 0):,} training, {counts.get('val', 0):,} validation "
+        f"and {counts.get('test', 0):,} test pixels; leakage {percent(split.leakage)}. "
+        "All figures are from the test pixels. The intervals resample them as if they were independent, which "
+        "neighbours are not: another field or another year may differ by more."
+    )
+    untested = [score.name for score in system.test.per_class if score.support == 0]
+    if untested:
+        words += f" Without test pixels, and so not in AA: {', '.join(untested)}."
+    if system.val is not None:
+        words += (
+            f" On the validation pixels: OA {percent(system.val.oa)}, κ {ratio(system.val.kappa)}."
+        )
+    return words
+
+
+def _method(split: SplitEntry) -> str:
+    return SPLIT_WORDS.get(split.method, plain(split.method, 60))
+
+
+# --- maps -------------------------------------------------------------------------------------------------
+
+
+def _maps(page: _Page) -> Markup:
+    height, width = page.labels.shape
+    step = pictures.stride_for(height, width)
+    scene = pictures.scene_picture(page.scene)
+    thinned = "" if step == 1 else f" One pixel in {step} is shown."
+    truth, roles = pictures.thin(page.labels, step), pictures.thin(page.roles, step)
+    plates = [
+        _plate("Scene", f"{pictures.scene_colours(page.scene)}.{thinned}", scene, photograph=True),
+        _plate("Ground truth", "The labelled pixels.", pictures.class_picture(truth, page.colors)),
+    ]
+    map_path = page.record.map_path
+    if map_path is not None:
+        mapped = pictures.read_map(map_path, (height, width))
+        plates.append(
+            _plate(
+                "Map",
+                f"Predicted by {page.trained.name}.",
+                pictures.class_picture(mapped, page.colors),
+            )
+        )
+    plates.append(
+        _plate(
+            "Split",
+            _key(
+                {"train": pictures.TRAIN, "validation": pictures.VALIDATION, "test": pictures.TEST},
+                roles,
+            ),
+            pictures.overlay_picture(roles, pictures.ROLE_COLORS, scene),
+        )
+    )
+    if map_path is not None:
+        outcomes = pictures.read_outcomes(map_path, page.labels, page.roles)
+        plates.append(
+            _plate(
+                "Errors",
+                _outcome_key(),
+                pictures.overlay_picture(outcomes, pictures.OUTCOME_COLORS, scene),
+            )
+        )
+    legend = _legend(page)
+    if len(page.classes) <= LEGEND_IN_GRID:
+        return tag("div", *plates, legend, class_="plates")
+    return join(tag("div", *plates, class_="plates"), legend)
+
+
+def _plate(title: str, caption: str, picture: pictures.Rgba, *, photograph: bool = False) -> Markup:
+    height, width = picture.shape[:2]
+    kind = "jpeg" if photograph and height * width > JPEG_PIXELS else "png"
+    image = tag(
+        "img",
+        src=data_uri(picture, "jpeg" if kind == "jpeg" else "png"),
+        alt=f"{title} of the scene",
+        width=width,
+        height=height,
+    )
+    words = tag("figcaption", tag("strong", title), " ", tag("span", caption))
+    return tag("figure", tag("div", image, class_="frame"), words, class_="card plate")
+
+
+def _key(names: Mapping[str, int], roles: npt.NDArray[np.uint8]) -> Markup:
+    present = set(np.unique(roles).tolist())
+    return join(
+        *(
+            _chip(name, pictures.ROLE_COLORS[role])
+            for name, role in names.items()
+            if role in present
+        )
+    )
+
+
+def _outcome_key() -> Markup:
+    return join(
+        _chip("right", pictures.OUTCOME_COLORS[pictures.CORRECT]),
+        _chip("wrong, at the test pixels", pictures.OUTCOME_COLORS[pictures.WRONG]),
+    )
+
+
+def _chip(name: str, color: str) -> Markup:
+    return tag("span", _swatch(color), name, class_="chip")
+
+
+def _swatch(color: str) -> Markup:
+    return tag("i", class_="swatch", style=f"background:{color}", aria_hidden="true")
+
+
+def _legend(page: _Page) -> Markup:
+    counts = np.bincount(page.labels[page.labels > 0].ravel(), minlength=1)
+    rows = [
+        tag(
+            "li",
+            _swatch(entry.color),
+            tag("span", entry.name, class_="label"),
+            tag("small", f"{counts[entry.value] if entry.value < len(counts) else 0:,}"),
+        )
+        for entry in page.classes
+    ]
+    words = tag("p", tag("strong", "Classes"), " and their labelled pixels", class_="caption")
+    return tag("div", words, tag("ul", *rows), class_="card legend")
+
+
+# --- systems ----------------------------------------------------------------------------------------------
+
+
+def _systems(page: _Page) -> Markup | None:
+    systems = page.record.metrics.systems
+    if len(systems) < 2:
+        return None
+    figure = figures.systems_figure(systems)
+    words = (
+        f"OA, AA and kappa of {len(systems)} systems on the same test pixels with 95 % intervals"
+    )
+    best = {
+        key: max(
+            (value for s in systems if (value := getattr(s.test, key)) is not None), default=None
+        )
+        for key in ("oa", "aa", "kappa")
+    }
+    head = ("System", "OA", "AA", "κ", "Parameters", "Training", "Pixels/s")
+    rows = [
+        [
+            tag("strong", system.name) if index == 0 else system.name,
+            _with_interval(system.test.oa, system.test.oa_ci, percent, best["oa"]),
+            _with_interval(system.test.aa, system.test.aa_ci, percent, best["aa"]),
+            _with_interval(system.test.kappa, system.test.kappa_ci, ratio, best["kappa"]),
+            quantity(system.parameters),
+            duration(system.train_seconds),
+            quantity(system.pixels_per_second),
+        ]
+        for index, system in enumerate(systems)
+    ]
+    return join(
+        tag("div", _drawn(figure, "systems", words), class_="card wide"),
+        tag(
+            "div",
+            _table("Systems compared on the same test pixels", head, rows),
+            class_="card scroll",
+        ),
+    )
+
+
+def _with_interval(value: Number, interval: Interval, write: Any, best: float | None) -> Markup:
+    shown = write(value)
+    number = tag("b", shown) if value is not None and value == best else Markup(shown)
+    return join(number, tag("small", _range(interval, write)) if interval else None)
+
+
+# --- classes ----------------------------------------------------------------------------------------------
+
+
+def _classes(page: _Page) -> Markup | None:
+    test = page.trained.test
+    parts: list[Markup] = []
+    if test.per_class:
+        parts.append(tag("div", _class_table(page, test), class_="card scroll"))
+    if test.confusion:
+        parts.append(_confusion(page, test))
+    return join(*parts) if parts else None
+
+
+def _class_table(page: _Page, test: Scores) -> Markup:
+    trained = np.bincount(
+        page.labels[(page.roles == pictures.TRAIN) & (page.labels > 0)].ravel(), minlength=1
+    )
+    head = (
+        "Class",
+        "Producer's accuracy",
+        "User's accuracy",
+        "F1",
+        "Training pixels",
+        "Test pixels",
+    )
+    rows = [
+        [
+            join(_swatch(page.colors.get(score.value, "#808080")), score.name),
+            _bar(score.producer),
+            _bar(score.user),
+            _bar(score.f1),
+            f"{trained[score.value] if 0 <= score.value < len(trained) else 0:,}",
+            f"{score.support:,}",
+        ]
+        for score in test.per_class
+    ]
+    return _table(f"Accuracy of {page.trained.name} for each class", head, rows)
+
+
+def _bar(value: Number) -> Markup:
+    if value is None:
+        return Markup(MISSING)
+    return join(
+        tag(
+            "span", tag("i", style=f"width:{_share(value):.1f}%"), class_="bar", aria_hidden="true"
+        ),
+        tag("span", percent(value), class_="figure"),
+    )
+
+
+def _confusion(page: _Page, test: Scores) -> Markup:
+    entries = test.per_class if len(test.per_class) == len(test.confusion) else page.classes
+    if len(entries) == len(test.confusion):
+        names, values = [entry.name for entry in entries], [entry.value for entry in entries]
+    else:
+        values = list(range(1, len(test.confusion) + 1))
+        names = [""] * len(values)
+    figure = figures.confusion_figure(test, names, values)
+    caption = (
+        "Rows are the truth, columns the map; numbers are test pixels. The stronger the colour, the larger the "
+        "share of the true class: blue where it was recognised, orange where it went elsewhere."
+    )
+    if sum(test.unclassified):
+        caption += f" {sum(test.unclassified):,} test pixels have no prediction and count as wrong."
+    width = figure.get_size_inches()[0] * MATRIX_SCALE
+    drawn = tag(
+        "div",
+        _drawn(figure, "confusion", f"Confusion matrix of {len(values)} classes"),
+        style=f"max-width:{width:.0f}px;min-width:{min(width, 560):.0f}px",
+    )
+    return tag("figure", drawn, tag("figcaption", caption), class_="card scroll matrix")
+
+
+# --- learning ---------------------------------------------------------------------------------------------
+
+
+def _learning(page: _Page) -> Markup | None:
+    log = page.record.log
+    if log is None:
+        return None
+    drawn = [
+        ("accuracy", "OA, AA and kappa over the epochs", figures.accuracy_figure(log)),
+        ("loss", "Loss over the epochs", figures.loss_figure(log)),
+        ("rate", "Learning rate over the epochs", figures.rate_figure(log)),
+    ]
+    cards = [
+        tag("div", _drawn(figure, name, words), class_="card")
+        for name, words, figure in drawn
+        if figure is not None
+    ]
+    return tag("div", *cards, class_="curves") if cards else None
+
+
+# --- spectra ----------------------------------------------------------------------------------------------
+
+
+def _spectra(page: _Page) -> Markup | None:
+    training = page.roles == pictures.TRAIN
+    counts = np.bincount(page.labels[training & (page.labels > 0)].ravel(), minlength=65536)
+    # The commonest classes, where there are more than anybody would look through.
+    common = sorted(page.classes, key=lambda entry: -counts[entry.value])[:SPECTRA_SHOWN]
+    chosen = [entry for entry in page.classes if entry in common]
+    spectra = class_spectra(page.scene, page.labels, training, [entry.value for entry in chosen])
+    if not spectra:
+        return None
+    entries = {entry.value: entry for entry in chosen}
+    overall = np.mean([spectrum.mean for spectrum in spectra], axis=0)
+    low = min(float(np.nanmin(s.mean - s.deviation)) for s in spectra)
+    high = max(float(np.nanmax(s.mean + s.deviation)) for s in spectra)
+    margin = 0.04 * (high - low) or 1.0
+    cards = []
+    for spectrum in spectra:
+        entry = entries[spectrum.value]
+        figure = figures.spectrum_figure(
+            spectrum,
+            entry.color,
+            wavelengths_of(page.scene),
+            overall,
+            (low - margin, high + margin),
+        )
+        title = tag(
+            "figcaption",
+            _swatch(entry.color),
+            entry.name,
+            " ",
+            tag("small", f"{spectrum.pixels:,} px"),
+        )
+        drawn = _drawn(figure, f"spectrum-{entry.value}", f"Mean spectrum of {entry.name}")
+        cards.append(tag("figure", title, drawn, class_="card"))
+    unit = UNIT_WORDS.get(str(page.scene.attrs.get("unit")), "values")
+    words = (
+        f"Mean of the training pixels in {unit}, with one standard deviation on each side in the colour of the "
+        "class; dashed: the mean of all classes. Lines break where bands are not used."
+    )
+    return join(tag("p", words, class_="note"), tag("div", *cards, class_="spectra"))
+
+
+# --- run it again -----------------------------------------------------------------------------------------
+
+
+def _again(page: _Page) -> Markup:
+    config, split = page.record.config, page.record.metrics.split
+    recipe = yaml.safe_dump(
+        _plain_values(config.recipe), sort_keys=False, allow_unicode=True, width=100
+    )
+    facts = [
+        ("Seed", config.recipe.get("seed", MISSING)),
+        ("Split", f"{_method(split)}" + (f", seed {split.seed}" if split.seed is not None else "")),
+        *((f"Split: {str(key).replace('_', ' ')}", value) for key, value in split.params.items()),
+        ("Split hash", tag("code", split.hash) if split.hash else MISSING),
+        *((name, version) for name, version in config.versions.items()),
+        ("Scene", page.scene.attrs.get("source") or MISSING),
+    ]
+    attribution = page.scene.attrs.get("attribution")
+    if attribution:
+        facts.append(("Data", attribution))
+    rows = [
+        tag(
+            "div",
+            tag("dt", plain(key, 60)),
+            tag("dd", value if isinstance(value, Markup) else plain(value, 400)),
+        )
+        for key, value in facts
+    ]
+    return tag(
+        "div",
+        tag("div", tag("dl", *rows), class_="card"),
+        tag(
+            "div",
+            tag("h3", "Command") if config.command else None,
+            tag("pre", config.command) if config.command else None,
+            tag("h3", "Recipe"),
+            tag("pre", recipe.strip() if config.recipe else "No recipe was recorded.", tabindex=0),
+            class_="card",
+        ),
+        class_="again",
+    )
+
+
+def _plain_values(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {plain(key, 200): _plain_values(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_values(item) for item in value]
+    return plain(value) if isinstance(value, str) else value
+
+
+# --- words and numbers ------------------------------------------------------------------------------------
+
+
+def percent(value: Number) -> str:
+    """Write a share as a percentage with one decimal; what is not 0 or 1 never reads 0 or 100 %."""
+    if value is None:
+        return MISSING
+    if 0 < value < 0.0005:
+        return "<0.1 %"
+    if 0.9995 <= value < 1:
+        return ">99.9 %"
+    return f"{100 * value:.1f} %"
+
+
+def ratio(value: Number) -> str:
+    """Write kappa with three decimals."""
+    return MISSING if value is None else f"{value:.3f}"
+
+
+def quantity(value: float | None) -> str:
+    """Write a count with three significant digits: 254.64 million is ``255 M``."""
+    if value is None:
+        return MISSING
+    for size, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= size:
+            return f"{float(f'{value / size:.3g}'):g}{letter}"
+    return f"{float(f'{value:.3g}'):g}"
+
+
+def duration(seconds: Number) -> str:
+    """Write a time span as people say it."""
+    if seconds is None:
+        return MISSING
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _range(interval: Interval, write: Any) -> str:
+    low, high = interval or (None, None)
+    return f"{write(low).removesuffix(' %')} – {write(high)}"
+
+
+def _share(value: float) -> float:
+    return float(np.clip(100 * value, 0, 100))
+
+
+def _drawn(figure: Figure, name: str, description: str) -> Markup:
+    return inline_svg(figure, f"{name}-", description, figures.THEME)
+
+
+def _table(caption: str, head: Iterable[str], rows: Iterable[Sequence[str]]) -> Markup:
+    header = tag("tr", *(tag("th", name, scope="col") for name in head))
+    body = (
+        tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:]))
+        for row in rows
+    )
+    return tag("table", tag("caption", caption), tag("thead", header), tag("tbody", *body))

@@ -1,0 +1,230 @@
+"""What a run folder says about its run, checked before anything is drawn."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.colors import to_hex
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from vitreous.errors import VitreousError
+from vitreous.files import read_json
+
+TEXT_LIMIT = 4000
+LOG_LIMIT = 32 * 2**20
+
+Log: TypeAlias = dict[str, npt.NDArray[np.float64]]
+
+
+def plain(value: Any, limit: int = TEXT_LIMIT) -> str:
+    """Return ``value`` as one line of printable text, at most ``limit`` characters long.
+
+    Control characters, lone surrogates and direction overrides come from damaged or hostile files; they would
+    break the page or show something else than they say.
+    """
+    text = "".join(
+        c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}"
+        for c in str(value)
+    )
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _color(value: Any) -> str:
+    try:
+        return to_hex(value)
+    except (ValueError, TypeError):
+        return "#808080"  # a name that no browser knows must not reach a style attribute
+
+
+def _name(value: Any) -> str:
+    return plain(value, 200)
+
+
+Name: TypeAlias = Annotated[str, BeforeValidator(_name)]
+Text: TypeAlias = Annotated[str, BeforeValidator(plain)]
+Color: TypeAlias = Annotated[str, BeforeValidator(_color)]
+Number: TypeAlias = Annotated[float | None, BeforeValidator(_finite)]
+Interval: TypeAlias = tuple[Number, Number] | None
+Count: TypeAlias = Annotated[int, Field(ge=0)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
+
+
+class ClassEntry(_Record):
+    """One class: its value in the label image, its name and its colour (``#rrggbb``)."""
+
+    value: int = Field(ge=1, le=65535)
+    name: Name
+    color: Color
+
+
+class ClassScore(_Record):
+    """Accuracies of one class; None where it has no pixels to tell."""
+
+    value: int
+    name: Name
+    producer: Number = None
+    user: Number = None
+    f1: Number = None
+    support: Count = 0
+
+
+class Scores(_Record):
+    """Accuracies of one system on one part of the split, with 95 % intervals."""
+
+    oa: Number
+    aa: Number
+    kappa: Number
+    oa_ci: Interval = None
+    aa_ci: Interval = None
+    kappa_ci: Interval = None
+    per_class: list[ClassScore] = []
+    confusion: list[list[Count]] = []
+    unclassified: list[Count] = []
+
+    @model_validator(mode="after")
+    def _square(self) -> Scores:
+        if any(len(row) != len(self.confusion) for row in self.confusion):
+            raise ValueError("the confusion matrix is not square")
+        if self.unclassified and len(self.unclassified) != len(self.confusion):
+            raise ValueError("unclassified pixels are not given per class")
+        return self
+
+
+class System(_Record):
+    """One trained system and what it reached."""
+
+    name: Name
+    kind: Text = ""
+    parameters: int | None = None
+    trainable: int | None = None
+    train_seconds: Number = None
+    pixels_per_second: Number = None
+    val: Scores | None = None
+    test: Scores
+
+
+class SplitEntry(_Record):
+    """How the labelled pixels were divided."""
+
+    method: Text
+    params: dict[str, Any] = {}
+    seed: int | None = None
+    hash: Text = ""
+    optimistic: bool
+    leakage: float = Field(ge=0, le=1)
+    patch_size: int = Field(ge=1)
+    counts: dict[str, Count] = {}
+
+
+class Metrics(_Record):
+    """``metrics.json``: the classes, the split and the systems (the trained one first)."""
+
+    version: Literal[1] = Field(alias="schema")
+    classes: list[ClassEntry] = Field(min_length=1)
+    split: SplitEntry
+    systems: list[System] = Field(min_length=1)
+
+
+class ModelEntry(_Record):
+    """The trained model in ``config.json``."""
+
+    name: Name = ""
+    parameters: int | None = None
+    trainable: int | None = None
+
+
+class Config(_Record):
+    """``config.json``: everything needed to run it again."""
+
+    recipe: dict[str, Any] = {}
+    versions: dict[str, Any] = {}
+    command: Text = ""
+    model: ModelEntry = ModelEntry()
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run folder as read; ``log`` and ``map_path`` are None where the run has none."""
+
+    metrics: Metrics
+    config: Config
+    log: Log | None
+    map_path: Path | None
+
+
+def read_record(run: Path) -> RunRecord:
+    """Read what a run folder says about its run.
+
+    Raises:
+        VitreousError: ``metrics.json`` or ``config.json`` is missing or says impossible things.
+    """
+    map_path = run / "map.tif"
+    return RunRecord(
+        metrics=_read(Metrics, run / "metrics.json"),
+        config=_read(Config, run / "config.json"),
+        log=read_log(run / "log.csv"),
+        map_path=map_path if map_path.is_file() else None,
+    )
+
+
+_T = TypeVar("_T", bound=_Record)
+
+
+def _read(kind: type[_T], path: Path) -> _T:
+    try:
+        return kind.model_validate(read_json(path))
+    except ValidationError as error:
+        issue = error.errors()[0]
+        where = ".".join(str(part) for part in issue["loc"]) or "its content"
+        raise VitreousError(
+            f"{path} is no record of a run: {plain(where, 80)}: {issue['msg']}.",
+            "Train or evaluate the run again to write it anew.",
+        ) from error
+
+
+def read_log(path: Path) -> Log | None:
+    """Read a training log into one column of numbers per name, NaN where a cell is empty.
+
+    Returns:
+        ``(epochs,)`` per column, or None where there is no log or no ``epoch`` in it.
+
+    Raises:
+        VitreousError: the file is no table of text, or far too large for one.
+    """
+    if not path.is_file():
+        return None
+    if path.stat().st_size > LOG_LIMIT:
+        raise VitreousError(f"{path} is larger than any training log should be.")
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file, restkey="", restval=""))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise VitreousError(f"{path} is not a table of comma-separated values: {error}.") from error
+    if not rows or "epoch" not in rows[0]:
+        return None
+    return {name: _column(rows, name) for name in rows[0] if name}
+
+
+def _column(rows: list[dict[str, str]], name: str) -> npt.NDArray[np.float64]:
+    return np.array([_number(row, name) for row in rows], dtype=np.float64)
+
+
+def _number(row: Mapping[str, str], name: str) -> float:
+    try:
+        return float(row[name])
+    except ValueError:
+        return math.nan

@@ -1,0 +1,631 @@
+"""ENVI: a flat binary file beside a text header.
+
+Format: NV5 Geospatial, "ENVI Header Files" (https://www.nv5geospatialsoftware.com/docs/ENVIHeaderFiles.html).
+
+The pixels stay in the file: a scene is a memory map turned to ``(band, y, x)``, so a window costs its own bytes
+whatever the interleave.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from vitreous.errors import SceneError, did_you_mean
+from vitreous.files import atomic_path, write_text
+from vitreous.scenes.cube import (
+    UNITS,
+    LabelImage,
+    check_bytes,
+    check_shape,
+    georeference,
+    make_scene,
+    to_nanometres,
+)
+
+HEADER_LIMIT = 8 * 2**20
+STRIP_BYTES = 32 * 2**20  # written at a time
+DATA_SUFFIXES = (".dat", ".img", ".bsq", ".bil", ".bip", ".raw", ".bin", ".cub", ".sli")
+
+_TYPES = {1: "u1", 2: "i2", 3: "i4", 4: "f4", 5: "f8", 12: "u2", 13: "u4", 14: "i8", 15: "u8"}
+_CODES = {kind: code for code, kind in _TYPES.items()}
+_WIDENED = {
+    "b1": "u1",
+    "i1": "i2",
+    "f2": "f4",
+}  # types that ENVI lacks, in the next that holds them
+_LAYOUTS = {  # axes as stored, and how to bring them to (band, y, x)
+    "bsq": ("byx", (0, 1, 2)),
+    "bil": ("ybx", (1, 0, 2)),
+    "bip": ("yxb", (2, 0, 1)),
+}
+_NO_WAVELENGTHS = {"index", "unknown index"}
+_UTM_BASE = {  # EPSG code = base + zone
+    ("wgs84", "north"): 32600,
+    ("wgs84", "south"): 32700,
+    ("nad83", "north"): 26900,
+    ("nad27", "north"): 26700,
+}
+_GEOGRAPHIC = {"wgs84": 4326, "nad83": 4269, "nad27": 4267}
+_DATUMS = {
+    "wgs-84": "wgs84",
+    "wgs84": "wgs84",
+    "wgs 84": "wgs84",
+    "wgs_1984": "wgs84",
+    "north america 1983": "nad83",
+    "nad83": "nad83",
+    "north america 1927": "nad27",
+    "nad27": "nad27",
+}
+
+Header = dict[str, str]
+T = TypeVar("T")
+
+
+class _Layout(NamedTuple):
+    shape: tuple[int, int, int]  # bands, height, width
+    dtype: np.dtype[Any]
+    interleave: str
+    offset: int
+
+
+def open(
+    path: Path, *, byte_order: int | None = None, wavelength_unit: str | None = None
+) -> xr.DataArray:
+    """Open an ENVI image lazily.
+
+    ``reflectance scale factor`` declares reflectance = stored value / factor; without it values are ``dn``.
+
+    Args:
+        path: the header or the data file; the other one is found beside it.
+        byte_order: 0 (little-endian) or 1 (big-endian), instead of what the header says.
+        wavelength_unit: ``nm`` or ``um``, instead of what the header says.
+
+    Returns:
+        The scene, a memory map of the file.
+
+    Raises:
+        SceneError: no such pair of files, or a header that is incomplete, contradictory or no match for the data.
+    """
+    header_path, data_path = find_pair(path)
+    header = read_header(header_path)
+    source = str(data_path)
+    cube = _map_cube(header, data_path, byte_order)
+    crs, transform = _georeference(header, source)
+    unit, scale = _radiometry(header, source)
+    bbl = _numbers(header, "bbl", source)
+    return make_scene(
+        cube,
+        wavelengths=_wavelengths(header, "wavelength", wavelength_unit, source),
+        fwhm=_wavelengths(header, "fwhm", wavelength_unit, source),
+        good_band=None if bbl is None else bbl != 0,
+        unit=unit,
+        scale=scale,
+        nodata=_number(header, "data ignore value", float, source),
+        crs=crs,
+        transform=transform,
+        source=source,
+        band_names=_band_names(header, cube.shape[0], source),
+    )
+
+
+def open_labels(path: Path, *, byte_order: int | None = None) -> LabelImage:
+    """Read a label image, an ``ENVI Classification`` with its names and colours or any single-band image.
+
+    Args:
+        path: the header or the data file.
+        byte_order: as in :func:`open`.
+
+    Raises:
+        SceneError: as in :func:`open`, or more than one band.
+    """
+    header_path, data_path = find_pair(path)
+    header = read_header(header_path)
+    source = str(data_path)
+    cube = _map_cube(header, data_path, byte_order)
+    if cube.shape[0] != 1:
+        raise SceneError(f"{source} has {cube.shape[0]} bands.", "A label image has one band.")
+    names, colors = _classes(header, source)
+    nodata = _number(header, "data ignore value", float, source)
+    return LabelImage(np.array(cube[0]), nodata, names, colors, *_georeference(header, source))
+
+
+def write(scene: xr.DataArray, path: str | Path, interleave: str = "bsq") -> None:
+    """Write a scene as ENVI data with its header beside it (``x.dat`` and ``x.hdr``).
+
+    Values are written as stored, in strips; the header comes last, so a pair is never half there. Unit and
+    scale beyond what ENVI knows are kept under keys of our own, which other readers skip.
+
+    Args:
+        scene: the scene.
+        path: the data file, or the header ``x.hdr`` (the data become ``x.dat``).
+        interleave: ``bsq``, ``bil`` or ``bip``.
+
+    Raises:
+        SceneError: a type or a grid that ENVI cannot express.
+        VitreousError: the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    data_path = path.with_suffix(".dat") if path.suffix.lower() == ".hdr" else path
+    if interleave not in _LAYOUTS:
+        raise SceneError(f"Unknown interleave '{interleave}'.", did_you_mean(interleave, _LAYOUTS))
+    dtype = _stored_type(scene.dtype, str(path))
+    header = _compose_header(scene, dtype, interleave, str(path))
+    header_path = data_path.with_suffix(".hdr")
+    with atomic_path(data_path) as temporary:
+        with temporary.open("wb") as file:
+            _write_values(scene, file, dtype, interleave)
+        header_path.unlink(missing_ok=True)  # an older header must not describe the new data
+    write_text(header_path, header)
+
+
+def find_pair(path: Path) -> tuple[Path, Path]:
+    """Return the header and the data file that belong together, given either.
+
+    Knows ``x.hdr`` beside ``x``, ``x.dat``, ``x.img`` and so on, and ``x.dat.hdr``, in any capitals.
+
+    Raises:
+        SceneError: the other half is missing, or there are several.
+    """
+    siblings = {p.name.lower(): p for p in path.absolute().parent.iterdir() if p.is_file()}
+    name = path.name.lower()
+    if not name.endswith(".hdr"):
+        for candidate in (f"{name}.hdr", f"{Path(name).stem}.hdr"):
+            if candidate in siblings:
+                return siblings[candidate], path
+        raise SceneError(
+            f"{path} has no ENVI header.", f"Put {path.name}.hdr or {path.stem}.hdr beside it."
+        )
+    stem = name.removesuffix(".hdr")
+    if stem in siblings:
+        return path, siblings[stem]
+    found = [siblings[stem + suffix] for suffix in DATA_SUFFIXES if stem + suffix in siblings]
+    if not found:
+        raise SceneError(
+            f"{path} is a header without data.",
+            f"Put its data file beside it, e.g. {path.stem} or {path.stem}.dat.",
+        )
+    if len(found) > 1:
+        raise SceneError(
+            f"{path} could belong to {' or '.join(p.name for p in found)}.",
+            "Open the data file instead.",
+        )
+    return path, found[0]
+
+
+def has_header(path: Path) -> bool:
+    """Return whether an ENVI header lies beside a data file."""
+    try:
+        header, _ = find_pair(path)
+        with header.open("rb") as file:
+            return file.read(4) == b"ENVI"
+    except (SceneError, OSError):
+        return False
+
+
+def read_header(path: Path) -> Header:
+    """Read an ENVI header into lower-case keys and the text of their values (without braces).
+
+    Raises:
+        SceneError: no ENVI header, too large, braces that never end, a key given twice with different values.
+    """
+    size = path.stat().st_size
+    if size > HEADER_LIMIT:
+        raise SceneError(f"{path} has {size} bytes, too many for an ENVI header.")
+    raw = path.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:  # older software writes the names in its own code page
+        text = raw.decode("latin-1")
+    lines = iter(text.splitlines())
+    if next(lines, "").strip().upper() != "ENVI":
+        raise SceneError(
+            f"{path} is no ENVI header: its first line is not 'ENVI'.",
+            "Other formats also use .hdr; check what wrote this file.",
+        )
+    header: Header = {}
+    for key, value in _entries(lines, path):
+        if header.get(key, value) != value:
+            raise SceneError(f"{path} gives '{key}' twice.", "Delete the wrong one.")
+        header[key] = value
+    return header
+
+
+def _entries(lines: Iterator[str], path: Path) -> Iterator[tuple[str, str]]:
+    for line in lines:
+        if not line.strip() or line.lstrip().startswith(";"):
+            continue
+        key, equals, value = line.partition("=")
+        key = " ".join(key.lower().split())
+        if not equals:  # stray words between entries carry nothing
+            continue
+        value = value.strip()
+        if not value.startswith("{"):
+            yield key, value
+            continue
+        parts = [value[1:]]
+        while "}" not in parts[-1]:
+            following = next(lines, None)
+            if following is None:
+                raise SceneError(
+                    f"{path} opens a brace at '{key}' that never closes.",
+                    "The header is truncated; restore it or add the missing '}'.",
+                )
+            parts.append(following)
+        parts[-1] = parts[-1].partition("}")[0]
+        yield key, " ".join(part.strip() for part in parts).strip()
+
+
+def _map_cube(header: Header, data_path: Path, byte_order: int | None) -> npt.NDArray[Any]:
+    layout = _layout(header, str(data_path), byte_order)
+    bands, height, width = layout.shape
+    expected = layout.offset + bands * height * width * layout.dtype.itemsize
+    check_bytes(
+        expected,
+        data_path.stat().st_size,
+        str(data_path),
+        f"{layout.offset} + {height} lines x {width} samples x {bands} bands"
+        f" x {layout.dtype.itemsize} bytes",
+    )
+    axes, order = _LAYOUTS[layout.interleave]
+    sizes = {"b": bands, "y": height, "x": width}
+    stored = np.memmap(
+        data_path,
+        dtype=layout.dtype,
+        mode="r",
+        offset=layout.offset,
+        shape=tuple(sizes[axis] for axis in axes),
+    )
+    return stored.transpose(order)
+
+
+def _layout(header: Header, source: str, byte_order: int | None) -> _Layout:
+    _refuse_unsupported(header, source)
+    shape = check_shape(
+        [_required(header, key, source) for key in ("bands", "lines", "samples")], source
+    )
+    interleave = header.get("interleave", "").lower()
+    if interleave not in _LAYOUTS:
+        raise SceneError(
+            f"{source} has the interleave '{interleave}' in its header.",
+            "It must be bsq, bil or bip.",
+        )
+    code = _required(header, "data type", source)
+    if code not in _TYPES:
+        reason = (
+            "complex numbers are no spectra" if code in {6, 9} else "no such ENVI type is known"
+        )
+        raise SceneError(
+            f"{source} has data type {code}: {reason}.", f"Known types are {sorted(_TYPES)}."
+        )
+    offset = _number(header, "header offset", int, source) or 0
+    if offset < 0:
+        raise SceneError(f"{source} has the header offset {offset}.", "It must be 0 or more.")
+    return _Layout(shape, _dtype(header, code, byte_order, source), interleave, offset)
+
+
+def _dtype(header: Header, code: int, byte_order: int | None, source: str) -> np.dtype[Any]:
+    dtype = np.dtype(_TYPES[code])
+    order = byte_order if byte_order is not None else _number(header, "byte order", int, source)
+    if order is None:
+        if dtype.itemsize > 1:
+            raise SceneError(
+                f"{source} has values of {dtype.itemsize} bytes but its header names no byte order.",
+                "Add 'byte order = 0' (Intel) or 'byte order = 1' to the header, or pass byte_order=0.",
+            )
+        order = 0
+    if order not in {0, 1}:
+        raise SceneError(f"{source} has the byte order {order}.", "It must be 0 or 1.")
+    return dtype.newbyteorder("<" if order == 0 else ">")
+
+
+def _refuse_unsupported(header: Header, source: str) -> None:
+    kind = header.get("file type", "ENVI Standard").lower()
+    if kind == "envi spectral library":
+        raise SceneError(
+            f"{source} is a spectral library.", "A scene has rows and columns; open an image."
+        )
+    if kind not in {"envi standard", "envi classification", "envi"}:
+        raise SceneError(
+            f"{source} has the file type '{header['file type']}' in its header.",
+            "Only flat binary images are read through an ENVI header; open the file itself.",
+        )
+    if header.get("file compression", "0") not in {"", "0"}:
+        raise SceneError(
+            f"{source} is compressed.", "Decompress it and set 'file compression = 0'."
+        )
+    for key in ("major frame offsets", "minor frame offsets"):
+        if re.search("[1-9]", header.get(key, "")):
+            raise SceneError(
+                f"{source} has {key}, which are not supported.", "Rewrite it without them."
+            )
+
+
+def _required(header: Header, key: str, source: str) -> int:
+    value = _number(header, key, int, source)
+    if value is None:
+        raise SceneError(f"{source} has no '{key}' in its header.", f"Add the line '{key} = ...'.")
+    return value
+
+
+def _number(header: Header, key: str, kind: Callable[[str], T], source: str) -> T | None:
+    text = header.get(key, "")
+    if not text:
+        return None
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise SceneError(
+            f"{source} has '{key} = {text[:40]}' in its header, which is no number.",
+            "Correct the header.",
+        ) from error
+
+
+def _names(header: Header, key: str) -> list[str] | None:
+    items = [item.strip() for item in header.get(key, "").split(",")]
+    while items and not items[-1]:  # some writers end their lists with a comma
+        items.pop()
+    return items or None
+
+
+def _band_names(header: Header, bands: int, source: str) -> list[str] | None:
+    names = _names(header, "band names")
+    if names is not None and len(names) != bands:  # a comma inside a name is enough
+        warnings.warn(f"{source} has {bands} bands but {len(names)} band names.", stacklevel=3)
+        return None
+    return names
+
+
+def _numbers(header: Header, key: str, source: str) -> npt.NDArray[np.float64] | None:
+    items = _names(header, key)
+    if items is None:
+        return None
+    try:
+        return np.array([float(item) for item in items])
+    except ValueError as error:
+        raise SceneError(
+            f"{source} has something else than numbers in '{key}' of its header ({error}).",
+            "Correct the header.",
+        ) from error
+
+
+def _wavelengths(
+    header: Header, key: str, unit: str | None, source: str
+) -> npt.NDArray[np.float64] | None:
+    stated = unit or header.get("wavelength units")
+    values = _numbers(header, key, source)
+    if values is None or (stated or "").lower() in _NO_WAVELENGTHS:
+        return None
+    if key == "fwhm" and unit is None and (stated or "unknown").lower() == "unknown":
+        # A width says nothing about its own unit (10 nm, or 10 µm?): it shares that of the band centres.
+        centres = _numbers(header, "wavelength", source)
+        stated = "um" if centres is not None and np.nanmax(centres) < 100 else "nm"
+    try:
+        return to_nanometres(values, stated, source)
+    except SceneError as error:
+        if unit is not None:
+            raise
+        warnings.warn(f"{error} The {key} list is left out.", stacklevel=2)
+        return None
+
+
+def _radiometry(header: Header, source: str) -> tuple[str, float]:
+    unit, scale = "dn", 1.0
+    factor = _number(header, "reflectance scale factor", float, source)
+    if factor is not None:
+        if not (math.isfinite(factor) and factor > 0):
+            raise SceneError(
+                f"{source} has the reflectance scale factor {factor}.",
+                "It must be a positive number.",
+            )
+        unit, scale = "reflectance", 1.0 / factor
+    for key, neutral in (("data gain values", 1.0), ("data offset values", 0.0)):
+        values = _numbers(header, key, source)
+        if values is not None and np.any(values != neutral):
+            warnings.warn(f"{source} has {key}; they are not applied.", stacklevel=2)
+    own_unit = header.get("vitreous unit", "")
+    own_scale = _number(header, "vitreous scale", float, source)
+    return (own_unit if own_unit in UNITS else unit), scale if own_scale is None else own_scale
+
+
+def _classes(header: Header, source: str) -> tuple[list[str] | None, list[str] | None]:
+    """Names and colours of classes 1.. ; the first entry of both tables is "unclassified"."""
+    names = _names(header, "class names")
+    lookup = _numbers(header, "class lookup", source)
+    if names is None:
+        return None, None
+    if lookup is None or lookup.size != 3 * len(names) or lookup.min() < 0 or lookup.max() > 255:
+        return names[1:], None
+    colors = [f"#{int(r):02x}{int(g):02x}{int(b):02x}" for r, g, b in lookup.reshape(-1, 3)]
+    return names[1:], colors[1:]
+
+
+def _georeference(header: Header, source: str) -> tuple[Any, Any]:
+    fields = _names(header, "map info")
+    transform, crs = None, None
+    if fields is not None:
+        try:
+            transform = _transform(fields)
+            crs = _crs_of_map_info(fields)
+        except (ValueError, IndexError):
+            warnings.warn(
+                f"{source} has a map info that makes no sense; it is ignored.", stacklevel=2
+            )
+    stated = _crs_of_wkt(header.get("coordinate system string", ""), source)
+    return stated if stated is not None else crs, transform
+
+
+def _options(fields: list[str]) -> dict[str, str]:
+    pairs = (field.partition("=") for field in fields if "=" in field)
+    return {key.strip().lower(): value.strip() for key, _, value in pairs}
+
+
+def _transform(fields: list[str]) -> Any:
+    """Affine transform of a map info: tie pixel (1, 1 = the corner), tie point, pixel sizes, rotation.
+
+    A positive rotation turns the image counter-clockwise about the tie point.
+    """
+    from rasterio import Affine
+
+    column, row, easting, northing, width, height = (float(field) for field in fields[1:7])
+    options = _options(fields)
+    rotation = float(options.get("rotation", 0))
+    numbers = (column, row, easting, northing, width, height, rotation)
+    if not all(map(math.isfinite, numbers)) or width <= 0 or height <= 0:
+        raise ValueError("not a grid")
+    if options.get("units", "").lower() == "seconds" and fields[0].lower().startswith("geographic"):
+        easting, northing, width, height = (
+            value / 3600 for value in (easting, northing, width, height)
+        )
+    # Not Affine.rotation: that has 90 degrees exact only, and 0 must leave the sizes untouched.
+    sine, cosine = math.sin(math.radians(rotation)), math.cos(math.radians(rotation))
+    if rotation == 0:
+        sine, cosine = 0.0, 1.0
+    a, b, d, e = width * cosine, height * sine, width * sine, -height * cosine
+    left = easting - (column - 1) * a - (row - 1) * b
+    top = northing - (column - 1) * d - (row - 1) * e
+    return Affine(a, b, left, d, e, top)
+
+
+def _crs_of_map_info(fields: list[str]) -> Any:
+    from rasterio.crs import CRS
+
+    words = [field.lower() for field in fields]
+    units = _options(fields).get("units", "").lower()
+    datum = next((_DATUMS[word] for word in words[7:] if word in _DATUMS), None)
+    code = None
+    if words[0] == "utm" and units in {"", "meters", "metres"}:
+        zone = int(fields[7])
+        base = _UTM_BASE.get((datum or "", words[8]))
+        code = base + zone if base is not None and 1 <= zone <= 60 else None
+    elif words[0].startswith("geographic"):
+        code = _GEOGRAPHIC.get(datum or "")
+    return None if code is None else CRS.from_epsg(code)
+
+
+def _crs_of_wkt(wkt: str, source: str) -> Any:
+    if not wkt:
+        return None
+    import rasterio
+    from rasterio.crs import CRS
+    from rasterio.errors import CRSError
+
+    try:
+        with rasterio.Env():
+            crs = CRS.from_wkt(wkt, morph_from_esri_dialect=True)
+            code = crs.to_epsg()  # ESRI's names for the same system would compare as different
+            return crs if code is None else CRS.from_epsg(code)
+    except CRSError:
+        warnings.warn(f"{source} has an unreadable coordinate system string.", stacklevel=3)
+        return None
+
+
+def _stored_type(dtype: np.dtype[Any], where: str) -> np.dtype[Any]:
+    kind = f"{dtype.kind}{dtype.itemsize}"
+    kind = _WIDENED.get(kind, kind)
+    if kind not in _CODES:
+        raise SceneError(
+            f"{where}: ENVI has no type for {dtype} values.", "Convert them, e.g. to float32."
+        )
+    return np.dtype(kind).newbyteorder("<")
+
+
+def _write_values(
+    scene: xr.DataArray, file: BinaryIO, dtype: np.dtype[Any], interleave: str
+) -> None:
+    bands, height, width = scene.shape
+    axes, _ = _LAYOUTS[interleave]
+    to_stored = tuple("byx".index(axis) for axis in axes)
+    line = width * dtype.itemsize
+    strip = max(1, STRIP_BYTES // (bands * line))
+    for row in range(0, height, strip):
+        values = scene[:, row : row + strip].values.astype(dtype, copy=False)
+        if interleave != "bsq":
+            file.write(np.ascontiguousarray(values.transpose(to_stored)).data)
+            continue
+        for band in range(bands):
+            file.seek((band * height + row) * line)
+            file.write(np.ascontiguousarray(values[band]).data)
+
+
+def _compose_header(scene: xr.DataArray, dtype: np.dtype[Any], interleave: str, where: str) -> str:
+    bands, height, width = scene.shape
+    lines = [
+        "ENVI",
+        f"samples = {width}",
+        f"lines = {height}",
+        f"bands = {bands}",
+        "header offset = 0",
+        "file type = ENVI Standard",
+        f"data type = {_CODES[f'{dtype.kind}{dtype.itemsize}']}",
+        f"interleave = {interleave}",
+        "byte order = 0",
+        *_grid_lines(scene, where),
+        *_band_lines(scene),
+    ]
+    nodata = scene.attrs.get("nodata")
+    if nodata is not None:
+        lines.append(f"data ignore value = {_plain(nodata)}")
+    unit, scale = scene.attrs.get("unit", "dn"), float(scene.attrs.get("scale", 1.0))
+    if unit == "reflectance":
+        lines.append(f"reflectance scale factor = {_plain(1.0 / scale)}")
+    lines += [f"vitreous unit = {unit}", f"vitreous scale = {scale!r}"]
+    return "\n".join(lines) + "\n"
+
+
+def _band_lines(scene: xr.DataArray) -> Iterator[str]:
+    if "wavelength" in scene.coords or "fwhm" in scene.coords:
+        yield "wavelength units = Nanometers"
+    for key, coordinate in (("wavelength", "wavelength"), ("fwhm", "fwhm"), ("bbl", "good_band")):
+        if coordinate in scene.coords:
+            values = scene[coordinate].values
+            items = (str(int(v)) if values.dtype == bool else _plain(v) for v in values)
+            yield f"{key} = {{{', '.join(items)}}}"
+    if "band_name" in scene.coords:
+        names = (re.sub(r"[\s,{}=]+", " ", str(name)).strip() for name in scene["band_name"].values)
+        yield f"band names = {{{', '.join(names)}}}"
+
+
+def _grid_lines(scene: xr.DataArray, where: str) -> Iterator[str]:
+    crs, transform = georeference(scene)
+    if transform is not None:
+        yield f"map info = {{{', '.join(_map_info(crs, transform, where))}}}"
+    if crs is not None:
+        # ENVI reads ESRI's dialect; one line, because lists of ours end at the first closing brace.
+        yield f"coordinate system string = {{{crs.to_wkt(version='WKT1_ESRI')}}}"
+
+
+def _map_info(crs: Any, transform: Any, where: str) -> list[str]:
+    width, height = math.hypot(transform.a, transform.d), math.hypot(transform.b, transform.e)
+    skew = abs(transform.a * transform.b + transform.d * transform.e)
+    if transform.determinant >= 0 or skew > 1e-6 * width * height:
+        raise SceneError(
+            f"{where}: ENVI cannot express a mirrored or sheared grid.",
+            "Write a GeoTIFF, or resample the scene to a plain grid first.",
+        )
+    code = crs.to_epsg() if crs is not None else None
+    utm = next((b for b in (32600, 32700) if code and b < code <= b + 60), None)
+    name, tail = "Arbitrary", ["units=Meters"]
+    if code is not None and utm is not None:
+        name = "UTM"
+        tail = [str(code - utm), "North" if utm == 32600 else "South", "WGS-84", "units=Meters"]
+    elif code == 4326:
+        name, tail = "Geographic Lat/Lon", ["WGS-84", "units=Degrees"]
+    if transform.d:
+        tail.append(f"rotation={math.degrees(math.atan2(transform.d, transform.a))!r}")
+    corner = [_plain(v) for v in (transform.c, transform.f, width, height)]
+    return [name, "1", "1", *corner, *tail]
+
+
+def _plain(value: Any) -> str:
+    """Shortest text that reads back as the same number."""
+    number = float(value)
+    return str(int(number)) if number.is_integer() and abs(number) < 2**53 else repr(number)

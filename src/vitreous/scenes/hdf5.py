@@ -1,0 +1,131 @@
+"""Safe access to HDF5 files, for MATLAB 7.3, EMIT and other NetCDF-4 files.
+
+Format: HDF5 File Format Specification (The HDF Group); dimension names by the NetCDF-4 conventions. Links that
+leave the file, virtual and external datasets are never followed: they could pull any other file of the reader's
+machine into a scene.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vitreous.errors import SceneError, VitreousError
+from vitreous.scenes.arrays import MAX_ARRAYS, ArrayInfo, Key, check_memory, plain
+
+_MAX_DEPTH = 8
+_MAX_ATTRIBUTE = 2**20
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """Yield the open ``h5py.File``; whatever HDF5 finds wrong with the bytes becomes a SceneError."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except (VitreousError, MemoryError):
+        raise
+    except FileNotFoundError as error:
+        raise SceneError(f"{path} does not exist.") from error
+    except (
+        Exception
+    ) as error:  # h5py raises a dozen kinds for damaged bytes and passes HDF5's own words on
+        raise SceneError(
+            f"{path.name} cannot be read as HDF5: {str(error)[:200]}.",
+            "The file is damaged, truncated or of another kind; NetCDF-3 files must be converted to NetCDF-4 first.",
+        ) from error
+
+
+class Hdf5File:
+    """The numeric arrays of an HDF5 or NetCDF-4 file, read in windows; the file is open only while reading.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.source = path.name
+
+    @cached_property
+    def arrays(self) -> list[ArrayInfo]:
+        """What the file holds, from its metadata alone."""
+        with opened(self.path) as file:
+            return [self.describe(name, dataset) for name, dataset in _datasets(file)]
+
+    @cached_property
+    def attrs(self) -> dict[str, Any]:
+        """The file's global attributes."""
+        with opened(self.path) as file:
+            return _attributes(file)
+
+    def describe(self, name: str, dataset: Any) -> ArrayInfo:
+        """Return what is known about one dataset."""
+        note = ""
+        if dataset.shape is None or dataset.dtype.kind not in "iufb":
+            note = "no plain numbers"
+        elif dataset.is_virtual or dataset.external:
+            note = "kept in other files, which is not allowed"
+        dtype = np.dtype(object) if note else dataset.dtype
+        dims = tuple(_dimension_name(dataset, axis) for axis in range(len(dataset.shape or ())))
+        shape = tuple(int(n) for n in dataset.shape or ())
+        return ArrayInfo(name, shape, dtype, dims, _attributes(dataset), note)
+
+    def read(self, name: str, key: Key | None = None) -> npt.NDArray[Any]:
+        """Return all of array ``name``, or the part that ``key`` cuts out."""
+        with opened(self.path) as file:
+            dataset = file[name]
+            chunk = int(np.prod(dataset.chunks or (1,), dtype=object)) * dataset.dtype.itemsize
+            check_memory(chunk, f"One chunk of {name} in {self.source}")
+            return np.asarray(dataset[() if key is None else key])
+
+
+def _datasets(group: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    import h5py
+
+    if len(group) > MAX_ARRAYS:
+        raise SceneError(
+            f"The group '{prefix or '/'}' has {len(group)} members, more than any scene."
+        )
+    for key in group:
+        if not isinstance(group.get(key, getlink=True), h5py.HardLink):
+            continue
+        member = group[key]
+        if isinstance(member, h5py.Dataset):
+            yield f"{prefix}{key}", member
+        elif isinstance(member, h5py.Group) and depth < _MAX_DEPTH:
+            yield from _datasets(member, f"{prefix}{key}/", depth + 1)
+
+
+def _attributes(item: Any) -> dict[str, Any]:
+    """The attributes that are plain values; long ones and references are left out."""
+    import h5py
+
+    found: dict[str, Any] = {}
+    for name in item.attrs:
+        attribute = item.attrs.get_id(name)
+        if (
+            attribute.get_storage_size() > _MAX_ATTRIBUTE
+            or h5py.check_ref_dtype(attribute.dtype) is not None
+        ):
+            continue
+        if attribute.dtype.kind in "iufbSU" or h5py.check_string_dtype(attribute.dtype) is not None:
+            found[name] = plain(item.attrs[name])
+    return found
+
+
+def _dimension_name(dataset: Any, axis: int) -> str:
+    dimension = dataset.dims[axis]
+    if dimension.label:
+        return str(dimension.label)
+    if len(dimension):
+        return str(dimension[0].name).rpartition("/")[2]
+    return ""

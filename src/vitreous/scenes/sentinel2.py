@@ -1,0 +1,370 @@
+"""Sentinel-2 products: one JP2 file per band, in three resolutions, stacked to one grid.
+
+Format: ESA, Sentinel-2 Products Specification Document (S2-PDGS-TAS-DI-PSD). Band centres and widths: ESA,
+Sentinel-2 MSI spectral response functions. Coarse bands are brought to the grid while a window is read; a 60 m
+pixel covers exactly 6 x 6 pixels of 10 m.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from vitreous.errors import SceneError
+from vitreous.scenes.cube import LazyCube, Window, check_shape, make_scene
+from vitreous.scenes.gdal_files import RasterReader, known_grid, open_raster
+
+
+class Band(NamedTuple):
+    """One band of the instrument: centre and width in nm, native resolution in m."""
+
+    centre: float
+    width: float
+    resolution: int
+
+
+BANDS = {  # Sentinel-2A
+    "B01": Band(442.7, 21, 60),
+    "B02": Band(492.4, 66, 10),
+    "B03": Band(559.8, 36, 10),
+    "B04": Band(664.6, 31, 10),
+    "B05": Band(704.1, 15, 20),
+    "B06": Band(740.5, 15, 20),
+    "B07": Band(782.8, 20, 20),
+    "B08": Band(832.8, 106, 10),
+    "B8A": Band(864.7, 21, 20),
+    "B09": Band(945.1, 20, 60),
+    "B10": Band(1373.5, 31, 60),
+    "B11": Band(1613.7, 91, 20),
+    "B12": Band(2202.4, 175, 20),
+}
+_BANDS_2B = {
+    "B01": Band(442.2, 21, 60),
+    "B02": Band(492.1, 66, 10),
+    "B03": Band(559.0, 36, 10),
+    "B04": Band(664.9, 31, 10),
+    "B05": Band(703.8, 16, 20),
+    "B06": Band(739.1, 15, 20),
+    "B07": Band(779.7, 20, 20),
+    "B08": Band(832.9, 106, 10),
+    "B8A": Band(864.0, 22, 20),
+    "B09": Band(943.2, 21, 60),
+    "B10": Band(1376.9, 30, 60),
+    "B11": Band(1610.4, 94, 20),
+    "B12": Band(2185.7, 185, 20),
+}
+SCALE = 1e-4  # reflectance per count
+RESOLUTIONS = (10, 20, 60)
+FILES_LIMIT = 20_000
+
+_BAND_FILE = re.compile(
+    r"(?P<tile>.*)_(?P<band>B(?:0[1-9]|8A|1[0-2]))(?:_(?P<resolution>10|20|60)m)?\.jp2", re.I
+)
+_PRODUCT = re.compile(r"(?P<craft>S2[A-D])_MSIL\w+?_\d{8}T\d{6}_N(?P<baseline>\d{4})_", re.I)
+_SENSED = re.compile(r"_(\d{8})T\d{6}")
+_OFFSET = -1000  # added to counts since processing baseline 04.00
+_OFFSET_BASELINE = 400
+_OFFSET_DAY = "20220125"  # the day that baseline became operational
+
+
+class _File(NamedTuple):
+    path: Path
+    resolution: int
+    height: int
+    width: int
+
+
+class _Grid(NamedTuple):
+    crs: Any
+    transform: Any
+    shape: tuple[int, int, int]
+
+
+def open(
+    path: Path,
+    *,
+    resolution: int = 10,
+    resampling: str = "nearest",
+    offset: int | None = None,
+) -> xr.DataArray:
+    """Open a Sentinel-2 product (Level-1C or 2A) lazily, bands in order of the instrument.
+
+    Finer bands are averaged to a coarser grid. Since processing baseline 04.00 counts carry an offset of -1000;
+    it is taken from the product folder's name, or else from the sensing date, and is part of the stored values,
+    so reflectance is always stored value x 1e-4.
+
+    Args:
+        path: the product folder, any folder of it that holds band files, or one of its JP2 files.
+        resolution: of the grid in m: 10, 20 or 60.
+        resampling: how coarse bands reach a finer grid: ``nearest`` keeps their pixels, ``bilinear`` smooths.
+        offset: added to the counts, instead of what the product says.
+
+    Raises:
+        SceneError: no bands, several tiles, bands that do not share a grid, or an impossible hint.
+    """
+    resolution = _whole("resolution", resolution)
+    if resolution not in RESOLUTIONS:
+        raise SceneError(f"Sentinel-2 has no resolution of {resolution} m.", "Use 10, 20 or 60.")
+    if resampling not in {"nearest", "bilinear"}:
+        raise SceneError(f"Unknown resampling '{resampling}'.", "Use nearest or bilinear.")
+    files = _choose(find_bands(path), resolution)
+    names = [name for name in BANDS if name in files]
+    chosen = [_inspect(files[name], name) for name in names]
+    grid = _common_grid(chosen, resolution)
+    shift = _offset_of(path, files[names[0]]) if offset is None else _whole("offset", offset)
+    cube = _Stack(chosen, resolution, resampling == "bilinear", shift)
+    table = _BANDS_2B if _product_part(path, "craft") == "S2B" else BANDS
+    return make_scene(
+        LazyCube(grid.shape, cube.dtype, cube),
+        wavelengths=[table[name].centre for name in names],
+        fwhm=[table[name].width for name in names],
+        unit="reflectance",
+        scale=SCALE,
+        nodata=shift,
+        crs=grid.crs,
+        transform=grid.transform,
+        source=str(path),
+        band_names=names,
+    )
+
+
+def find_bands(path: Path) -> dict[str, list[Path]]:
+    """Return the band files of a product by band name, all resolutions.
+
+    Args:
+        path: as in :func:`open`.
+
+    Raises:
+        SceneError: no band files, or those of several tiles.
+    """
+    tile = None
+    folder = path
+    if path.is_file():
+        match = _BAND_FILE.fullmatch(path.name)
+        if match is None:
+            raise SceneError(
+                f"{path} is no band of a Sentinel-2 product.",
+                "Their names end in _B02.jp2, _B8A_20m.jp2 ...",
+            )
+        tile = match["tile"].lower()
+        # Level-2A keeps each resolution in a folder of its own.
+        folder = path.parent.parent if re.fullmatch(r"R\d\dm", path.parent.name) else path.parent
+    tiles: dict[str, dict[str, list[Path]]] = {}
+    for file in _jp2_files(folder):
+        match = _BAND_FILE.fullmatch(file.name)
+        if match is not None and tile in {None, match["tile"].lower()}:
+            bands = tiles.setdefault(match["tile"].lower(), {})
+            bands.setdefault(match["band"].upper(), []).append(file)
+    if not tiles:
+        raise SceneError(
+            f"{path} holds no Sentinel-2 bands.",
+            "Their names end in _B02.jp2, _B8A_20m.jp2 and so on.",
+        )
+    if len(tiles) > 1:
+        raise SceneError(
+            f"{path} holds {len(tiles)} tiles: {', '.join(sorted(tiles))}.",
+            "Open one granule folder, or one JP2 file of the tile you want.",
+        )
+    return tiles.popitem()[1]
+
+
+def is_product(folder: Path) -> bool:
+    """Return whether a folder holds band files of Sentinel-2."""
+    return any(_BAND_FILE.fullmatch(file.name) for file in _jp2_files(folder))
+
+
+def _jp2_files(folder: Path) -> list[Path]:
+    found: list[Path] = []
+    seen = 0
+    for root, folders, names in os.walk(folder):
+        folders.sort()
+        seen += len(names)
+        found += [Path(root, name) for name in sorted(names) if name.lower().endswith(".jp2")]
+        if seen > FILES_LIMIT:  # somebody's whole archive rather than a product
+            break
+    return found
+
+
+def _choose(bands: dict[str, list[Path]], resolution: int) -> dict[str, Path]:
+    """One file per band: at the wanted resolution, or else the finest there is."""
+
+    def order(name: str, path: Path) -> tuple[bool, int]:
+        match = _BAND_FILE.fullmatch(path.name)
+        stated = match["resolution"] if match else None
+        actual = int(stated) if stated else BANDS[name].resolution
+        return actual != resolution, actual
+
+    return {name: min(paths, key=lambda p: order(name, p)) for name, paths in bands.items()}
+
+
+def _inspect(path: Path, name: str) -> tuple[_File, Any, Any]:
+    with open_raster(path, "JP2OpenJPEG") as dataset:
+        crs, transform = known_grid(dataset)
+        if dataset.count != 1:
+            raise SceneError(
+                f"{path} has {dataset.count} bands.", "A band file holds one; is it a preview?"
+            )
+        size = BANDS[name].resolution if transform is None else abs(transform.a)
+        return _File(path, round(size), dataset.height, dataset.width), crs, transform
+
+
+def _common_grid(chosen: Sequence[tuple[_File, Any, Any]], resolution: int) -> _Grid:
+    """The grid that all bands share, or a complaint about the first that does not."""
+    from rasterio import Affine
+
+    first, crs, transform = chosen[0]
+    extent = first.height * first.resolution, first.width * first.resolution
+    for file, other_crs, other in chosen:
+        if file.resolution not in RESOLUTIONS:
+            raise SceneError(
+                f"{file.path} has pixels of {file.resolution} m.", "Expected 10, 20 or 60 m."
+            )
+        same_corner = (other is None and transform is None) or (
+            other is not None
+            and transform is not None
+            and (other.c, other.f) == (transform.c, transform.f)
+        )
+        covered = file.height * file.resolution, file.width * file.resolution
+        if other_crs != crs or not same_corner or covered != extent:
+            raise SceneError(
+                f"{file.path} covers another area than {first.path}.",
+                "Its product is damaged or mixed.",
+            )
+    if extent[0] % resolution or extent[1] % resolution:
+        raise SceneError(
+            f"{first.path} is no multiple of {resolution} m wide.", "Use a finer resolution."
+        )
+    height, width = extent[0] // resolution, extent[1] // resolution
+    shape = check_shape((len(chosen), height, width), str(first.path))
+    if transform is not None:
+        transform = Affine(resolution, 0, transform.c, 0, -resolution, transform.f)
+    return _Grid(crs, transform, shape)
+
+
+def _product_part(path: Path, part: str) -> str | None:
+    for name in (path.name, *(p.name for p in path.absolute().parents)):
+        match = _PRODUCT.match(name)
+        if match is not None:
+            return match[part].upper()
+    return None
+
+
+def _offset_of(path: Path, band_file: Path) -> int:
+    baseline = _product_part(path, "baseline") or _product_part(band_file, "baseline")
+    if baseline is not None:
+        return _OFFSET if int(baseline) >= _OFFSET_BASELINE else 0
+    sensed = _SENSED.search(band_file.name)
+    if sensed is None:
+        warnings.warn(
+            f"{path} does not say when it was processed; counts are taken without offset."
+            " Pass offset=-1000 for products since January 2022.",
+            stacklevel=3,
+        )
+        return 0
+    return _OFFSET if sensed[1] >= _OFFSET_DAY else 0
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError) as error:
+        raise SceneError(f"{name} is '{value}'.", "It must be a whole number.") from error
+
+
+class _Stack:
+    """Reads windows of the common grid from files of several resolutions."""
+
+    def __init__(
+        self, chosen: Sequence[tuple[_File, Any, Any]], resolution: int, bilinear: bool, shift: int
+    ) -> None:
+        self.files = [file for file, _, _ in chosen]
+        self.readers = [RasterReader(file.path, "JP2OpenJPEG") for file in self.files]
+        self.resolution = resolution
+        self.bilinear = bilinear
+        self.shift = shift
+        self.dtype = np.dtype(np.int32 if shift else np.uint16)
+
+    def __call__(self, window: Window) -> npt.NDArray[Any]:
+        bands, rows, columns = window
+        picked = range(bands.start, bands.stop, bands.step)
+        height, width = max(0, rows.stop - rows.start), max(0, columns.stop - columns.start)
+        values = np.empty((len(picked), height, width), dtype=self.dtype)
+        if values.size:
+            for k, band in enumerate(picked):
+                values[k] = self._read(band, rows, columns)
+        return values[:, :: rows.step, :: columns.step] + self.dtype.type(self.shift)
+
+    def _read(self, band: int, rows: slice, columns: slice) -> npt.NDArray[Any]:
+        file, reader = self.files[band], self.readers[band]
+        if file.resolution < self.resolution:
+            factor = self.resolution // file.resolution
+            fine = reader.read([0], _times(rows, factor), _times(columns, factor))[0]
+            return _average(fine, factor)
+        factor = file.resolution // self.resolution
+        if self.bilinear and factor > 1:
+            return _bilinear(reader, (file.height, file.width), rows, columns, factor)
+        top, left = rows.start // factor, columns.start // factor
+        coarse = reader.read(
+            [0], slice(top, -(-rows.stop // factor), 1), slice(left, -(-columns.stop // factor), 1)
+        )[0]
+        row_index = np.arange(rows.start, rows.stop) // factor - top
+        column_index = np.arange(columns.start, columns.stop) // factor - left
+        repeated: npt.NDArray[Any] = coarse[np.ix_(row_index, column_index)]
+        return repeated
+
+
+def _times(rows: slice, factor: int) -> slice:
+    return slice(rows.start * factor, rows.stop * factor, 1)
+
+
+def _average(fine: npt.NDArray[Any], factor: int) -> npt.NDArray[Any]:
+    """Mean of blocks, no data (0) where any pixel of the block has none."""
+    height, width = fine.shape[0] // factor, fine.shape[1] // factor
+    blocks = fine.reshape(height, factor, width, factor)
+    mean: npt.NDArray[Any] = np.rint(blocks.mean(axis=(1, 3)))
+    mean[(blocks == 0).any(axis=(1, 3))] = 0
+    return mean
+
+
+def _bilinear(
+    reader: RasterReader, size: tuple[int, int], rows: slice, columns: slice, factor: int
+) -> npt.NDArray[Any]:
+    """Interpolate between pixel centres; no data (0) where a pixel that takes part has none.
+
+    Every pixel depends on its four neighbours in the file only, so windows agree where they overlap.
+    """
+    r0, r1, r_weight = _neighbours(rows, size[0], factor)
+    c0, c1, c_weight = _neighbours(columns, size[1], factor)
+    top, left = int(r0.min()), int(c0.min())
+    coarse = reader.read([0], slice(top, int(r1.max()) + 1, 1), slice(left, int(c1.max()) + 1, 1))[
+        0
+    ]
+    total = np.zeros((len(r0), len(c0)))
+    missing = np.zeros(total.shape, dtype=bool)
+    for row, row_weight in ((r0, 1 - r_weight), (r1, r_weight)):
+        for column, column_weight in ((c0, 1 - c_weight), (c1, c_weight)):
+            corner = coarse[np.ix_(row - top, column - left)]
+            weight = np.outer(row_weight, column_weight)
+            total += weight * corner
+            missing |= (corner == 0) & (weight > 0)
+    total[missing] = 0
+    rounded: npt.NDArray[Any] = np.rint(total)
+    return rounded
+
+
+def _neighbours(
+    span: slice, size: int, factor: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Coarse pixels before and after each fine pixel's centre, and the weight of the second."""
+    position = (np.arange(span.start, span.stop) + 0.5) / factor - 0.5
+    lower = np.floor(position).astype(np.int64)
+    weight = position - lower
+    return np.clip(lower, 0, size - 1), np.clip(lower + 1, 0, size - 1), weight

@@ -1,0 +1,278 @@
+"""Zarr scenes: our own and those that xarray writes, format 2 and 3.
+
+Format: Zarr specification, version 2 and 3; names and attributes as xarray and rioxarray write them (dimension
+names, ``wavelength`` along ``band``, a ``spatial_ref`` variable with ``crs_wkt`` and ``GeoTransform``), so that
+``xarray.open_zarr`` opens our files and we open its.
+
+Chunks are decoded by codecs that the store itself names. One of them unpickles, which runs code: only codecs from
+an allow-list are used.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from vitreous.errors import SceneError, VitreousError
+from vitreous.scenes import arrays
+from vitreous.scenes.arrays import MAX_ARRAYS, ArrayInfo, Key, check_memory, plain
+from vitreous.scenes.cube import georeference
+
+_CHUNK = (
+    64  # pixels: a chunk holds all bands of 64 x 64 pixels, what training and mapping read together
+)
+_DIMS = ("band", "y", "x")
+_MAX_DEPTH = 4
+_CODECS = {
+    *("bytes", "transpose", "sharding_indexed", "crc32c", "vlen-utf8"),
+    *("gzip", "zlib", "zstd", "blosc", "lz4", "bz2", "lzma"),
+    *("shuffle", "delta", "fixedscaleoffset", "bitround"),
+}
+
+
+def open(  # the name that every reader has
+    path: Path,
+    *,
+    variable: str | None = None,
+    axis_order: str | None = None,
+    wavelength_unit: str | None = None,
+) -> xr.DataArray:
+    """Open the cube of a Zarr folder.
+
+    Args:
+        path: the folder.
+        variable: the array's name; needed only where several could be meant.
+        axis_order: ``byx``, ``yxb`` or ``ybx``; needed only where dimension names and shape leave it open.
+        wavelength_unit: ``nm`` or ``um``, instead of what the file says or leaves open.
+
+    Raises:
+        SceneError: the store is damaged, holds no cube or several, uses codecs that are not allowed, or its axes
+            are ambiguous.
+    """
+    return arrays.open_cube(
+        ZarrFile(path), variable=variable, axis_order=axis_order, wavelength_unit=wavelength_unit
+    )
+
+
+def open_labels(path: Path, *, variable: str | None = None) -> npt.NDArray[Any]:
+    """Return the label image of a Zarr folder, ``(rows, columns)``.
+
+    Args:
+        path: the folder.
+        variable: the array's name; needed only where several could be meant.
+
+    Raises:
+        SceneError: the store is damaged, or holds no image or several.
+    """
+    return arrays.open_label_image(ZarrFile(path), variable=variable)
+
+
+def write(scene: xr.DataArray, path: Path, *, zarr_format: int = 3) -> None:
+    """Write a scene's stored values and all that it knows as a Zarr folder, one row of chunks at a time.
+
+    Args:
+        scene: the scene.
+        path: the folder; one that is there already is replaced when the new one is complete.
+        zarr_format: 2 or 3.
+
+    Raises:
+        VitreousError: the folder cannot be written, or something that is no Zarr store is in its place.
+    """
+    import zarr
+
+    path = Path(path)
+    if path.exists() and not _is_store(path):
+        raise VitreousError(f"{path} exists and is no Zarr store.", "Choose another name.")
+    with _atomic_folder(path) as folder:
+        group = zarr.open_group(folder, mode="w", zarr_format=zarr_format)
+        chunks = (scene.shape[0], min(_CHUNK, scene.shape[1]), min(_CHUNK, scene.shape[2]))
+        values = _create(
+            group, "scene", scene.shape, scene.dtype, _DIMS, _attributes(scene), chunks
+        )
+        for top in range(0, scene.shape[1], _CHUNK):
+            values[:, top : top + _CHUNK] = scene[:, top : top + _CHUNK].values
+        _write_coordinates(group, scene)
+
+
+class ZarrFile:
+    """The arrays of a Zarr folder, read in windows.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.source = path.name
+
+    @cached_property
+    def arrays(self) -> list[ArrayInfo]:
+        """What the store holds, from its metadata alone."""
+        with self._reading():
+            return [_describe(name, array) for name, array in _arrays(self._root())]
+
+    def read(self, name: str, key: Key | None = None) -> npt.NDArray[Any]:
+        """Return all of array ``name``, or the part that ``key`` cuts out."""
+        with self._reading():
+            root = self._root()
+            array = root[name] if name else root
+            # A shard may be opened piecewise, but a hostile store can make both the same.
+            nbytes = math.prod(array.shards or array.chunks) * array.dtype.itemsize
+            check_memory(nbytes, f"One chunk of {name or self.source}")
+            return np.asarray(array[... if key is None else key])
+
+    def _root(self) -> Any:
+        import zarr
+
+        return zarr.open(str(self.path), mode="r")
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except VitreousError:
+            raise
+        except (
+            Exception
+        ) as error:  # zarr and its codecs raise many kinds for damaged metadata and chunks
+            raise SceneError(
+                f"{self.source} cannot be read as a Zarr store: {str(error)[:200]}.",
+                "The store is damaged, incomplete or of another kind.",
+            ) from error
+
+
+def _arrays(item: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    import zarr
+
+    if isinstance(item, zarr.Array):
+        yield prefix, item
+        return
+    members = list(item.members())
+    if len(members) > MAX_ARRAYS:
+        raise SceneError(
+            f"The group '{prefix or '/'}' has {len(members)} members, more than any scene."
+        )
+    for name, member in members:
+        if isinstance(member, zarr.Array) or depth < _MAX_DEPTH:
+            yield from _arrays(member, f"{prefix}/{name}" if prefix else name, depth + 1)
+
+
+def _describe(name: str, array: Any) -> ArrayInfo:
+    forbidden = sorted(set(_codecs(array.metadata)) - _CODECS)
+    attrs = {key: plain(value) for key, value in dict(array.attrs).items()}
+    dims = getattr(array.metadata, "dimension_names", None) or attrs.get("_ARRAY_DIMENSIONS") or ()
+    note = ""
+    if forbidden:
+        note = f"encoded with {', '.join(forbidden)}, which is not allowed"
+    elif array.dtype.kind not in "iufb":
+        note = f"{array.dtype} values"
+    dtype = np.dtype(object) if note else np.dtype(array.dtype)
+    shape = tuple(int(n) for n in array.shape)
+    return ArrayInfo(name, shape, dtype, tuple(str(d) for d in dims), attrs, note)
+
+
+def _codecs(metadata: Any) -> Iterator[str]:
+    """Yield the names of all codecs that decode an array, those inside shards too."""
+    if metadata.zarr_format == 2:
+        for codec in (*(metadata.filters or ()), *filter(None, [metadata.compressor])):
+            yield str(codec.codec_id)
+        return
+    waiting: list[Any] = [codec.to_dict() for codec in metadata.codecs]
+    while waiting:
+        codec = waiting.pop()
+        configuration = codec.get("configuration") or {} if isinstance(codec, Mapping) else {}
+        yield str(codec.get("name") if isinstance(codec, Mapping) else codec).removeprefix(
+            "numcodecs."
+        )
+        waiting += [*configuration.get("codecs", ()), *configuration.get("index_codecs", ())]
+
+
+def _attributes(scene: xr.DataArray) -> dict[str, Any]:
+    coordinates = [
+        name for name in ("wavelength", "fwhm", "good_band", "band_name") if name in scene.coords
+    ]
+    nodata = scene.attrs.get("nodata")
+    return {
+        "unit": scene.attrs.get("unit", "dn"),
+        "scale": float(scene.attrs.get("scale", 1.0)),
+        **({} if nodata is None else {"nodata": "nan" if math.isnan(nodata) else float(nodata)}),
+        "grid_mapping": "spatial_ref",
+        "coordinates": " ".join([*coordinates, "spatial_ref"]),
+    }
+
+
+def _write_coordinates(group: Any, scene: xr.DataArray) -> None:
+    for name in ("wavelength", "fwhm", "good_band"):
+        if name in scene.coords:
+            values = scene[name].values
+            attributes = {} if name == "good_band" else {"units": "nm"}
+            _create(group, name, values.shape, values.dtype, ("band",), attributes, values.shape)[
+                :
+            ] = values
+    mapping = {}
+    crs, transform = georeference(scene)
+    if crs is not None:
+        mapping["crs_wkt"] = crs.to_wkt()
+    if transform is not None:
+        mapping["GeoTransform"] = " ".join(repr(float(n)) for n in transform.to_gdal())
+    _create(group, "spatial_ref", (), np.dtype(np.int64), (), mapping, ())[...] = 0
+
+
+def _create(
+    group: Any,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    dims: tuple[str, ...],
+    attributes: dict[str, Any],
+    chunks: tuple[int, ...],
+) -> Any:
+    # Format 2 keeps dimension names in an attribute, format 3 in the array's own metadata.
+    own = {"_ARRAY_DIMENSIONS": list(dims)} if group.metadata.zarr_format == 2 else {}
+    named = {} if own else {"dimension_names": list(dims)}
+    return group.create_array(
+        name, shape=shape, dtype=dtype, chunks=chunks, attributes={**attributes, **own}, **named
+    )
+
+
+def _is_store(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray"))
+
+
+@contextmanager
+def _atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``path`` that takes its place when the block ends well."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(
+            tempfile.mkdtemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+        )
+    except OSError as error:
+        raise VitreousError(
+            f"{path} cannot be written: {error.strerror}.", "Choose another folder."
+        ) from error
+    old = temporary.with_name(f"{temporary.name}.old")
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        if path.exists():
+            path.replace(old)
+        temporary.replace(path)
+    except OSError as error:
+        raise VitreousError(
+            f"{path} was not written: {error.strerror or error}.",
+            "Free some space, or write elsewhere.",
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,151 @@
+"""Checkpoints: tensors in safetensors, everything else as JSON in the same file's header.
+
+One file is written atomically, so weights and description cannot get separated, and reading it runs no code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vitreous.errors import CheckpointError
+from vitreous.files import atomic_path
+
+MAX_TENSORS = 200_000
+_TENSOR = "__tensor__"
+_TUPLE = "__tuple__"
+_INT_KEYS = "__int_keys__"
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Any) -> None:
+    """Write tensors and a JSON header into one safetensors file, atomically."""
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(plain, temporary, metadata={"vitreous": json.dumps(header)})
+
+
+def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], Any]:
+    """Read what :func:`save_tensors` wrote.
+
+    Raises:
+        CheckpointError: missing, truncated, not ours, or with an absurd number of tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path} does not exist.", "Give a run folder that has finished training."
+        )
+    try:
+        # safetensors checks its header (at most 100 MB) and every offset against the file's size.
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            if len(names) > MAX_TENSORS:
+                raise CheckpointError(
+                    f"{path} claims {len(names)} tensors.", "It is no checkpoint of ours."
+                )
+            header = json.loads((file.metadata() or {}).get("vitreous", "null"))
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, json.JSONDecodeError, OSError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} is damaged: {error}.", "Restore the file, or train again."
+        ) from error
+    if header is None:
+        raise CheckpointError(
+            f"{path} was not written by vitreous.", "Give a model.safetensors of a run folder."
+        )
+    return tensors, header
+
+
+class SafetensorsIO(CheckpointIO):
+    """Lets Lightning keep its training state in our format instead of pickle."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Write a training state."""
+        tensors: dict[str, Tensor] = {}
+        save_tensors(path, tensors=tensors, header=_pack(checkpoint, tensors))
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a training state."""
+        tensors, header = load_tensors(path)
+        state: dict[str, Any] = _unpack(header, tensors)
+        return state
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete a training state."""
+        Path(path).unlink(missing_ok=True)
+
+
+def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Replace tensors by references, collecting them; what JSON cannot hold is an error of ours."""
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        tensors[name] = value
+        return {_TENSOR: name}
+    if isinstance(value, Mapping):
+        if any(isinstance(key, int) for key in value):  # optimisers number their parameters
+            return {_INT_KEYS: [[key, _pack(item, tensors)] for key, item in value.items()]}
+        return {str(key): _pack(item, tensors) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return {_TUPLE: [_pack(item, tensors) for item in value]}
+    if isinstance(value, list):
+        return [_pack(item, tensors) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{type(value).__name__} cannot be part of a checkpoint")
+
+
+def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        if _TENSOR in value:
+            return tensors[value[_TENSOR]]
+        if _TUPLE in value:
+            return tuple(_unpack(item, tensors) for item in value[_TUPLE])
+        if _INT_KEYS in value:
+            return {key: _unpack(item, tensors) for key, item in value[_INT_KEYS]}
+        return {key: _unpack(item, tensors) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_unpack(item, tensors) for item in value]
+    return value
+
+
+def load_exactly(model: torch.nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
+    """Load tensors into a model (on the meta device or not) and refuse anything but a perfect fit.
+
+    Raises:
+        CheckpointError: names or shapes differ; the message names a few.
+    """
+    own = model.state_dict()
+    missing = [name for name in own if name not in tensors]
+    left_over = [name for name in tensors if name not in own]
+    shapes = [
+        f"{name} {tuple(tensors[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    complaints = [
+        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for kind, names in (
+            ("missing", missing),
+            ("left over", left_over),
+            ("of another shape", shapes),
+        )
+        if names
+    ]
+    if complaints:
+        raise CheckpointError(
+            f"The weights do not fit {what}: {'; '.join(complaints)}.",
+            "They belong to another model or other settings; nothing was loaded.",
+        )
+    model.load_state_dict(dict(tensors), assign=True)

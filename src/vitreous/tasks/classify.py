@@ -1,0 +1,550 @@
+"""The main job: from a labelled scene to a trained system, its accuracy, its map and its report."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.console import Console
+
+from vitreous._version import __version__
+from vitreous.catalog.registry import card, create_model, system_module
+from vitreous.data.blocks import TEST, TRAIN, VAL
+from vitreous.data.contract import BandContract
+from vitreous.data.regions import PixelRegions, best_side, reduce_scene
+from vitreous.data.splits import Split
+from vitreous.errors import ConfigError, ModelError, VitreousError
+from vitreous.files import read_json, write_json
+from vitreous.inference.maps import no_georeference_warning
+from vitreous.inference.patch_classifier import PatchClassifier
+from vitreous.inference.pixels import classify_pixels
+from vitreous.inference.predict import Prediction, predict_scene
+from vitreous.layers.preprocess import Preprocess
+from vitreous.methods.adapt import lora
+from vitreous.models._pixel_estimator import PixelEstimator
+from vitreous.recipe import Recipe
+from vitreous.scenes.cube import read_window
+from vitreous.tasks import runs
+from vitreous.tasks.labelled import LabelledScene, open_labelled
+from vitreous.tasks.metrics import scores
+from vitreous.tasks.runs import CONFIG, METRICS, MODEL, SPLIT, STATE, load_run
+
+TASK = "classify"
+MAP = "map.tif"
+RUN_FOLDER = "VITREOUS_RUN_FOLDER"  # tells the further processes of DDP where the first one writes
+
+
+@dataclass
+class Trained:
+    """A trained system, and what its training took."""
+
+    classifier: PatchClassifier | PixelEstimator
+    seconds: float
+    parameters: int | None = None
+    trainable: int | None = None
+    adapted: dict[str, Any] | None = None
+
+
+def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool = True) -> Path:
+    """Train a system as the recipe says, measure it, map the scene and write the report.
+
+    Args:
+        recipe: the settings.
+        resume: go on with the run folder that the recipe names.
+        command: the command line, kept for the report.
+        show: print progress.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        VitreousError: anything that the user can mend; the run folder keeps what was reached.
+    """
+    console = Console(stderr=True, quiet=not show)
+    console.print(f"reading {recipe.scene}", highlight=False)
+    entry = card(recipe.model)
+    data = open_labelled(recipe)
+    folder, first = _folder(recipe, resume)
+    contract = BandContract.of(data.scene)
+    split = _split(recipe, data, contract, folder)
+    if first:
+        if not resume:
+            write_json(folder / CONFIG, _config(recipe, command, data))
+        _describe(console, split, folder)
+    if resume and (folder / MODEL).is_file():  # it was stopped after training, before its products
+        saved = load_run(folder)
+        trained = Trained(saved.classifier, *_known_figures(folder))
+    elif entry.kind == "estimator":
+        trained = _fit_estimator(recipe.model, recipe, data, split, contract)
+    elif entry.kind == "model":
+        trained = _fit_network(recipe, data, split, contract, folder, resume=resume, show=show)
+    else:
+        raise ConfigError(f"'{recipe.model}' is a {entry.kind}, which is not trained by itself.")
+    if not first:
+        return folder
+    _keep(folder, recipe, trained, data)
+    _measure(folder, recipe, trained, data, split, console)
+    (folder / STATE).unlink(missing_ok=True)
+    return folder
+
+
+def evaluate(path: str | Path) -> dict[str, Any]:
+    """Measure a trained run again on the test pixels of its split.
+
+    Returns:
+        The metrics of ``metrics.json``, for the trained system alone.
+    """
+    run = load_run(path)
+    data = open_labelled(run.recipe)
+    split = run.split
+    pixels = split.pixels(TEST)
+    started = time.perf_counter()
+    predicted = classify_pixels(run.classifier, data.scene, pixels)
+    speed = len(pixels) / (time.perf_counter() - started)
+    parameters = (
+        runs.parameter_counts(run.classifier)[0]
+        if isinstance(run.classifier, PatchClassifier)
+        else None
+    )
+    row = {
+        "name": run.name,
+        "kind": "model" if isinstance(run.classifier, PatchClassifier) else "estimator",
+        "parameters": parameters,
+        "trainable": None,
+        "train_seconds": None,
+        "pixels_per_second": speed,
+        "val": None,
+        "test": scores(data.classes_at(pixels), predicted, run.class_names),
+    }
+    return _metrics(data, split, receptive_size(run.classifier), [row])
+
+
+def receptive_size(classifier: PatchClassifier | PixelEstimator) -> int:
+    """Return the side of the square of pixels that one prediction depends on."""
+    return 2 * classifier.margin + 1
+
+
+# -- steps of train ---------------------------------------------------------------------------------------
+
+
+def _folder(recipe: Recipe, resume: bool) -> tuple[Path, bool]:
+    """Return the run folder, and whether this process is the one that writes it."""
+    if RUN_FOLDER in os.environ and int(os.environ.get("LOCAL_RANK", "0")) > 0:
+        return Path(os.environ[RUN_FOLDER]), False
+    if resume:
+        folder = Path(recipe.runs) / TASK / str(recipe.name)
+        if not (folder / CONFIG).is_file():
+            raise ConfigError(f"There is no run to resume in {folder}.")
+    else:
+        name = recipe.name or f"{Path(recipe.scene).stem}-{recipe.model}"
+        folder = runs.new_run_folder(recipe.runs, TASK, name)
+    os.environ[RUN_FOLDER] = str(folder.resolve())
+    return folder, True
+
+
+def _split(recipe: Recipe, data: LabelledScene, contract: BandContract, folder: Path) -> Split:
+    """Return the run's split: the saved one where there is one, so that resuming cannot change it."""
+    if (folder / SPLIT).is_file():
+        return Split.load(folder / SPLIT)
+    split = data.split(recipe, _receptive_size(recipe))
+    usable = _valid_pixels(data, contract, split)
+    if not usable.all():
+        roles = split.roles.copy()
+        roles[~usable] = 0
+        split = Split(roles, split.method, split.params, split.seed)
+    for role, name in ((TRAIN, "training"), (TEST, "test")):
+        if len(split.pixels(role)) == 0:
+            raise VitreousError(
+                f"No {name} pixel with a valid measurement is left.",
+                "Check the scene's nodata value, or change the split.",
+            )
+    split.save(folder / SPLIT)
+    return split
+
+
+def _receptive_size(recipe: Recipe) -> int:
+    builder = system_module(recipe.model).build
+    if card(recipe.model).kind == "estimator":
+        return int(card(recipe.model).variants[recipe.model].get("spatial_window", 1))
+    return recipe.patch_size + (2 * int(builder.stem_reach) if recipe.mode == "scene" else 0)
+
+
+def _valid_pixels(
+    data: LabelledScene, contract: BandContract, split: Split
+) -> npt.NDArray[np.bool_]:
+    """Return ``(height, width)``: False where a pixel with a role has no valid measurement."""
+    bands = contract.select(data.scene)
+    valid = np.ones(split.roles.shape, dtype=bool)
+    width = split.roles.shape[1]
+    strip = max(1, 2**24 // (len(bands) * width))
+    for top in range(0, len(valid), strip):
+        rows = slice(top, min(top + strip, len(valid)))
+        if split.roles[rows].any():
+            valid[rows] = np.isfinite(read_window(data.scene, rows, slice(0, width), bands[:1])[0])
+    return valid
+
+
+def _describe(console: Console, split: Split, folder: Path) -> None:
+    counts = split.counts
+    leakage = split.leakage(int(split.params.get("patch_size", 1)))
+    console.print(
+        f"run {folder}\nsplit '{split.method}': {counts['train']} training, {counts['val']} validation, "
+        f"{counts['test']} test pixels; {leakage:.0%} of the test pixels lie inside a training patch",
+        highlight=False,
+    )
+    if split.optimistic:
+        console.print(
+            "[yellow]this split is optimistic: expect less on ground the model has not seen[/yellow]"
+        )
+
+
+def _config(recipe: Recipe, command: str, data: LabelledScene) -> dict[str, Any]:
+    packages = ("torch", "lightning", "numpy", "scikit-learn", "xarray", "rasterio")
+    return {
+        "schema": 1,
+        "task": TASK,
+        "command": command,
+        "recipe": recipe.model_dump(),
+        "scene": {
+            "source": str(data.scene.attrs.get("source", "")),
+            "shape": list(data.scene.shape),
+            "unit": data.scene.attrs.get("unit"),
+        },
+        "versions": {
+            "vitreous": __version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in packages},
+        },
+    }
+
+
+def _known_figures(folder: Path) -> tuple[float, int | None, int | None]:
+    model = read_json(folder / CONFIG).get("model", {})
+    return float(model.get("train_seconds", 0.0)), model.get("parameters"), model.get("trainable")
+
+
+def _fit_estimator(
+    name: str, recipe: Recipe, data: LabelledScene, split: Split, contract: BandContract
+) -> Trained:
+    settings = {**card(name).variants[name], **(recipe.model_args if name == recipe.model else {})}
+    estimator: PixelEstimator = system_module(name).build(
+        num_classes=len(data.class_names), contract=contract, seed=recipe.seed, **settings
+    )
+    started = time.perf_counter()
+    pixels = split.pixels(TRAIN)
+    estimator.fit(estimator.features_at(data.scene, pixels), data.classes_at(pixels))
+    return Trained(estimator, time.perf_counter() - started)
+
+
+def _fit_network(
+    recipe: Recipe,
+    data: LabelledScene,
+    split: Split,
+    contract: BandContract,
+    folder: Path,
+    *,
+    resume: bool,
+    show: bool,
+) -> Trained:
+    from vitreous.tasks.fit import ClassifyTask, fit
+
+    torch.manual_seed(recipe.seed)
+    classifier, adapted = _make_classifier(recipe, data, split, contract)
+    if recipe.adapt == "lora_only":
+        lora.freeze_base(classifier, also_train="net.head.")
+    parameters, trainable = runs.parameter_counts(classifier)
+    task = ClassifyTask(classifier, _training_data(recipe, data, split, classifier), recipe)
+    fit(task, folder, resume=resume, show=show)
+    return Trained(task.result(), task.elapsed, parameters, trainable, adapted)
+
+
+def _make_classifier(
+    recipe: Recipe, data: LabelledScene, split: Split, contract: BandContract
+) -> tuple[PatchClassifier, dict[str, Any] | None]:
+    pixels = split.pixels(TRAIN)
+    preprocess = Preprocess.fit(
+        _spectra(data, contract, pixels),
+        reduction=recipe.reduction,
+        components=recipe.components,
+        whiten=recipe.whiten,
+    )
+    net = create_model(
+        recipe.model,
+        bands=preprocess.channels,
+        num_classes=len(data.class_names),
+        image_size=recipe.patch_size,
+        **recipe.model_args,
+    )
+    settings: dict[str, Any] = {
+        "patch_size": recipe.patch_size,
+        "mode": recipe.mode,
+        "patch_norm": recipe.patch_norm,
+        "padding": recipe.padding,
+    }
+    adapted: dict[str, Any] | None = None
+    if recipe.init is not None:
+        start = _start_from(recipe, contract, settings)
+        preprocess, net = start.preprocess, start.net
+        if start.num_classes != len(data.class_names):
+            net.reset_head(len(data.class_names))  # type: ignore[operator]
+    if recipe.adapt != "scratch" and not any(True for _ in lora.adapters(net)):
+        adapted = {"rank": 8, "alpha": 16.0}
+        net = lora.apply(net, **adapted)
+    return PatchClassifier(net, preprocess, contract, **settings), adapted
+
+
+def _start_from(
+    recipe: Recipe, contract: BandContract, settings: dict[str, Any]
+) -> PatchClassifier:
+    """Load the run that training starts from; its preprocessing comes along, because its weights expect it."""
+    start = load_run(str(recipe.init))
+    if not isinstance(start.classifier, PatchClassifier) or start.name != recipe.model:
+        raise ModelError(
+            f"The run {recipe.init} trained '{start.name}', not '{recipe.model}'.",
+            f"Use --model {start.name}.",
+        )
+    if start.classifier.settings() != settings:
+        raise ModelError(
+            f"The run {recipe.init} was trained with {start.classifier.settings()}, not {settings}.",
+            "Use the same patch size, mode, patch_norm and padding.",
+        )
+    own = start.classifier.contract
+    if (own.wavelengths, own.unit, len(own.used)) != (
+        contract.wavelengths,
+        contract.unit,
+        len(contract.used),
+    ):
+        raise ModelError(f"The run {recipe.init} was trained on other bands or another unit.")
+    # Loaded weights may be read-only views of the file; training needs its own.
+    start.classifier.load_state_dict(
+        {name: t.clone() for name, t in start.classifier.state_dict().items()}, assign=True
+    )
+    return start.classifier.requires_grad_(True)
+
+
+def _spectra(
+    data: LabelledScene, contract: BandContract, pixels: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    """Read the spectra of some pixels, ``(n, bands)``, tile by tile."""
+    plain = system_module("svm").build(num_classes=2, contract=contract, spatial_window=1)
+    spectra: npt.NDArray[np.float32] = plain.features_at(data.scene, pixels)
+    return spectra
+
+
+def _training_data(
+    recipe: Recipe, data: LabelledScene, split: Split, classifier: PatchClassifier
+) -> Any:
+    from vitreous.tasks.fit import TrainingData
+
+    pixels = {role: split.pixels(role) for role in (TRAIN, VAL)}
+    cube = reduce_scene(
+        data.scene,
+        classifier.contract.select(data.scene),
+        classifier.preprocess,
+        np.concatenate(list(pixels.values())),
+        reach=classifier.margin,
+        padding=recipe.padding,
+    )
+    width = data.scene.sizes["x"]
+
+    def regions(role: int) -> PixelRegions | None:
+        if len(pixels[role]) == 0:
+            return None
+        shared = recipe.mode == "scene" and classifier.margin > classifier.radius
+        side = best_side(pixels[role], width, classifier.margin, recipe.batch_size) if shared else 1
+        return PixelRegions(
+            cube,
+            pixels[role],
+            data.classes_at(pixels[role]) - 1,
+            width=width,
+            half=classifier.radius,
+            margin=classifier.margin,
+            side=side,
+        )
+
+    train = regions(TRAIN)
+    assert train is not None
+    weights = class_weights(train.classes, len(data.class_names), recipe.class_weights)
+    return TrainingData(train, regions(VAL), classifier.preprocess.dark(), weights)
+
+
+def class_weights(classes: torch.Tensor, count: int, kind: str) -> torch.Tensor:
+    """Return a weight per class: 1, or inverse (root) frequency; the mean over training pixels is 1."""
+    frequency = torch.bincount(classes, minlength=count).clamp(min=1).float()
+    power = {"none": 0.0, "sqrt": 0.5, "balanced": 1.0}[kind]
+    weights = frequency**-power
+    return weights / weights[classes].mean()
+
+
+def _keep(folder: Path, recipe: Recipe, trained: Trained, data: LabelledScene) -> None:
+    runs.save_run_model(
+        folder,
+        trained.classifier,
+        name=recipe.model,
+        model_args=recipe.model_args,
+        adapted=trained.adapted,
+        class_names=data.class_names,
+        class_colors=data.class_colors,
+    )
+    config = read_json(folder / CONFIG)
+    config["model"] = {
+        "name": recipe.model,
+        "parameters": trained.parameters,
+        "trainable": trained.trainable,
+        "train_seconds": trained.seconds,
+    }
+    write_json(folder / CONFIG, config)
+
+
+def _measure(
+    folder: Path,
+    recipe: Recipe,
+    trained: Trained,
+    data: LabelledScene,
+    split: Split,
+    console: Console,
+) -> None:
+    """Map the scene, score it and the baselines on the test pixels, and write metrics and report."""
+    row = _system_row(recipe.model, trained)
+    pixels = split.pixels(TEST)
+    if recipe.map:
+        prediction = _map(folder, recipe, trained, data, console)
+        row["pixels_per_second"] = prediction.pixels_per_second
+        predicted = _read_map(folder / MAP, pixels)
+    else:
+        started = time.perf_counter()
+        predicted = classify_pixels(trained.classifier, data.scene, pixels)
+        row["pixels_per_second"] = len(pixels) / (time.perf_counter() - started)
+    row["test"] = scores(data.classes_at(pixels), predicted, data.class_names)
+    if len(split.pixels(VAL)):
+        own = classify_pixels(trained.classifier, data.scene, split.pixels(VAL))
+        row["val"] = scores(data.classes_at(split.pixels(VAL)), own, data.class_names)
+    rows = [row]
+    for name in recipe.baselines:
+        if name != recipe.model:
+            console.print(f"baseline {name}", highlight=False)
+            rows.append(_baseline(name, recipe, data, split, folder))
+    write_json(folder / METRICS, _metrics(data, split, receptive_size(trained.classifier), rows))
+    if recipe.report:
+        from vitreous.report.html import build_report
+
+        console.print("writing the report", highlight=False)
+        build_report(folder, data.scene, data.labels, split)
+
+
+def _system_row(name: str, trained: Trained) -> dict[str, Any]:
+    return {
+        "name": name,
+        "kind": card(name).kind,
+        "parameters": trained.parameters,
+        "trainable": trained.trainable,
+        "train_seconds": trained.seconds,
+        "pixels_per_second": None,
+        "val": None,
+        "test": None,
+    }
+
+
+def _map(
+    folder: Path, recipe: Recipe, trained: Trained, data: LabelledScene, console: Console
+) -> Prediction:
+    with _mapping_bar(console) as advance:
+        return predict_scene(
+            trained.classifier,
+            data.scene,
+            folder / MAP,
+            class_names=data.class_names,
+            class_colors=data.class_colors,
+            probabilities=folder / "probabilities.tif" if recipe.probabilities else None,
+            progress=advance,
+        )
+
+
+@contextmanager
+def _mapping_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("mapping"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("pixels", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _read_map(path: Path, pixels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the map's classes at flat pixel indices, reading it in strips."""
+    import rasterio
+    from rasterio.windows import Window
+
+    found = np.zeros(len(pixels), dtype=np.int64)
+    with no_georeference_warning(), rasterio.open(path, driver="GTiff") as file:
+        rows = pixels // file.width
+        for top in range(0, file.height, 512):
+            inside = (rows >= top) & (rows < top + 512)
+            if inside.any():
+                strip = file.read(1, window=Window(0, top, file.width, min(512, file.height - top)))
+                found[inside] = strip.ravel()[pixels[inside] - top * file.width]
+    return found
+
+
+def _baseline(
+    name: str, recipe: Recipe, data: LabelledScene, split: Split, folder: Path
+) -> dict[str, Any]:
+    """Train another system on the same split and score it on the same pixels."""
+    contract = BandContract.of(data.scene)
+    if runs.is_network(name):
+        own = recipe.model_copy(
+            update={"model": name, "model_args": {}, "init": None, "adapt": "scratch"}
+        )
+        place = folder / "baselines" / name
+        place.mkdir(parents=True, exist_ok=True)
+        trained = _fit_network(own, data, split, contract, place, resume=True, show=False)
+        (place / STATE).unlink(missing_ok=True)
+    else:
+        trained = _fit_estimator(name, recipe, data, split, contract)
+    row = _system_row(name, trained)
+    pixels = split.pixels(TEST)
+    started = time.perf_counter()
+    predicted = classify_pixels(trained.classifier, data.scene, pixels)
+    row["pixels_per_second"] = len(pixels) / (time.perf_counter() - started)
+    row["test"] = scores(data.classes_at(pixels), predicted, data.class_names)
+    return row
+
+
+def _metrics(
+    data: LabelledScene, split: Split, patch_size: int, systems: list[dict[str, Any]]
+) -> dict[str, Any]:
+    names, colors = data.class_names, data.class_colors
+    return {
+        "schema": 1,
+        "classes": [
+            {"value": k, "name": name, "color": color}
+            for k, (name, color) in enumerate(zip(names, colors, strict=True), start=1)
+        ],
+        "split": {
+            "method": split.method,
+            "params": split.params,
+            "seed": split.seed,
+            "hash": split.hash,
+            "optimistic": split.optimistic,
+            "leakage": split.leakage(patch_size),
+            "patch_size": patch_size,
+            "counts": split.counts,
+        },
+        "systems": systems,
+    }

@@ -1,0 +1,455 @@
+"""Gradient descent on labelled pixels: the Lightning module and its trainer."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from vitreous.data.regions import PixelRegions, RegionBatch
+from vitreous.errors import ConfigError, VitreousError
+from vitreous.files import write_text
+from vitreous.inference.patch_classifier import PatchClassifier
+from vitreous.methods.adapt import lora
+from vitreous.recipe import Recipe
+from vitreous.tasks.checkpoint import SafetensorsIO
+from vitreous.tasks.metrics import oa_aa_kappa
+from vitreous.tasks.progress import EpochProgress
+from vitreous.tasks.runs import STATE
+from vitreous.tasks.schedules import cosine, cycle_factor, cyclic_rate
+
+LOG = "log.csv"
+COLUMNS = (
+    "epoch",
+    "step",
+    "seconds",
+    "learning_rate",
+    "train_loss",
+    "train_oa",
+    "val_loss",
+    "val_oa",
+    "val_aa",
+    "val_kappa",
+)
+SAVE_SHARE = 20  # saving the state may take one part in so many of the time
+HEAD = "head."
+
+
+@dataclass
+class TrainingData:
+    """What a network is trained on.
+
+    Attributes:
+        train: training pixels.
+        val: validation pixels, or None.
+        dark: channels of a pixel without light, the direction of illumination changes.
+        class_weights: weight of each class in the loss.
+    """
+
+    train: PixelRegions
+    val: PixelRegions | None
+    dark: Float[Tensor, "channels"]
+    class_weights: Float[Tensor, "classes"]
+
+
+class EpochBatches(IterableDataset[RegionBatch]):
+    """The batches of one epoch for one process; every epoch and process has its own random stream.
+
+    What is drawn depends on (seed, epoch, rank) alone, so a run resumed at an epoch's start draws the same.
+    """
+
+    def __init__(
+        self, regions: PixelRegions, recipe: Recipe, epoch: int | None, rank: int, world: int
+    ) -> None:
+        self.regions, self.epoch, self.rank = regions, epoch, rank
+        self.flips = recipe.flips and epoch is not None
+        self.seed = recipe.seed
+        plan = regions.plan(
+            recipe.batch_size, None if epoch is None else stream(recipe.seed, epoch)
+        )
+        if epoch is not None and len(plan) % world:  # every process takes as many steps
+            plan += plan[: world - len(plan) % world]
+        self.plan = plan[rank::world]
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[RegionBatch]:
+        generator = stream(self.seed, self.epoch or 0, 1 + self.rank) if self.flips else None
+        for group in self.plan:
+            yield self.regions.collate(group, generator)
+
+
+def stream(*key: int) -> torch.Generator:
+    """Return a random generator of its own for a key such as (seed, epoch, rank)."""
+    return torch.Generator().manual_seed(stream_seed(*key))
+
+
+def stream_seed(*key: int) -> int:
+    """Mix numbers into one seed; neighbouring keys give unrelated streams."""
+    seed = 0
+    for part in key:
+        seed = (seed * 6364136223846793005 + (part + 1) * 1442695040888963407) % 2**63
+    return seed
+
+
+class ClassifyTask(L.LightningModule):
+    """Trains a patch classifier; what is evaluated is the average of its weights.
+
+    Args:
+        classifier: the classifier; its preprocessing is fitted and stays fixed.
+        data: training and validation pixels.
+        recipe: the settings.
+        class_names: for the metrics.
+    """
+
+    def __init__(self, classifier: PatchClassifier, data: TrainingData, recipe: Recipe) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.average = copy.deepcopy(classifier).requires_grad_(False)
+        self.data, self.recipe = data, recipe
+        self.history: list[dict[str, float | int]] = []
+        self.best: dict[str, Tensor] | None = None
+        self.best_score, self.best_epoch, self.elapsed = -1.0, -1, 0.0
+        self.confusion = MulticlassConfusionMatrix(classifier.num_classes)
+        self.sums = torch.zeros(3, dtype=torch.float64)  # loss, hits, pixels of this epoch
+        self.val_sums = torch.zeros(2, dtype=torch.float64)  # loss, pixels
+        self._started = time.perf_counter()
+
+    # -- data ---------------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> DataLoader[RegionBatch]:
+        """Return this epoch's batches (called anew for every epoch)."""
+        batches = EpochBatches(
+            self.data.train,
+            self.recipe,
+            self.current_epoch,
+            self.global_rank,
+            self.trainer.world_size,
+        )
+        return DataLoader(batches, batch_size=None)
+
+    def val_dataloader(self) -> DataLoader[RegionBatch] | list[Any]:
+        """Return the validation pixels, in the order of the scene."""
+        if self.data.val is None:
+            return []
+        batches = EpochBatches(
+            self.data.val, self.recipe, None, self.global_rank, self.trainer.world_size
+        )
+        return DataLoader(batches, batch_size=None)
+
+    # -- optimisation -------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW with groups for adapters and others, with and without weight decay."""
+        plain = {f"net.{name}" for name in self.classifier.net.no_weight_decay()}  # type: ignore[operator]
+        groups: dict[tuple[bool, bool], list[Tensor]] = {}
+        for name, parameter in self.classifier.named_parameters():
+            if parameter.requires_grad:
+                groups.setdefault(("lora_" in name, name not in plain), []).append(parameter)
+        return torch.optim.AdamW(
+            [
+                {
+                    "params": parameters,
+                    "weight_decay": self.recipe.weight_decay if decays else 0.0,
+                    "peak": self.recipe.learning_rate
+                    * (1 if adapter else self.recipe.base_rate_factor),
+                    "adapter": adapter,
+                }
+                for (adapter, decays), parameters in groups.items()
+            ],
+            lr=self.recipe.learning_rate,
+            betas=(0.9, 0.99),
+            foreach=True,
+        )
+
+    def on_train_epoch_start(self) -> None:
+        """Give the epoch its own random stream, and freeze the base when its time has come."""
+        torch.manual_seed(
+            stream_seed(self.recipe.seed, self.current_epoch, 10_000 + self.global_rank)
+        )
+        self.sums.zero_()
+        self._started = time.perf_counter()
+        if (
+            self.recipe.adapt == "pretrain_then_lora"
+            and self.current_epoch >= self.recipe.epochs // 2
+        ):
+            lora.freeze_base(self.classifier)
+
+    def on_train_batch_start(self, batch: RegionBatch, batch_idx: int) -> None:
+        """Set the learning rate, and the adapters' scale where the schedule is cyclic."""
+        time_now = self.current_epoch + batch_idx / max(int(self.trainer.num_training_batches), 1)
+        optimizer = self.optimizers()
+        for group in optimizer.param_groups:  # type: ignore[union-attr]
+            group["lr"] = self._rate(time_now, group["peak"], group["adapter"])
+        if self.recipe.schedule == "cyclic":
+            cycle = {"first": self.recipe.cycle_epochs, "growth": self.recipe.cycle_growth}
+            lora.set_cycle(self.classifier, cycle_factor(time_now, **cycle))
+
+    def _rate(self, epochs: float, peak: float, adapter: bool) -> float:
+        recipe = self.recipe
+        warm = recipe.warmup_epochs
+        if epochs < warm:
+            # A step at rate 0 would be wasted: warm-up starts one part above it.
+            return peak * (epochs + 0.1) / (warm + 0.1)
+        if recipe.schedule == "constant":
+            return peak
+        if recipe.schedule == "cosine":
+            return peak * cosine((epochs - warm) / max(recipe.epochs - warm, 1))
+        return cyclic_rate(
+            epochs - warm,
+            peak,
+            first=recipe.cycle_epochs,
+            growth=recipe.cycle_growth,
+            factor=2.0 if adapter else 1.0,
+        )
+
+    def training_step(self, batch: RegionBatch, batch_idx: int) -> Tensor:
+        """Return the loss of one batch."""
+        batch.regions = self._augment(batch.regions)
+        logits = self.classifier(batch)
+        loss = F.cross_entropy(
+            logits,
+            batch.classes,
+            weight=self.data.class_weights.to(logits.device),
+            label_smoothing=self.recipe.label_smoothing,
+        )
+        hits = (logits.detach().argmax(1) == batch.classes).sum()
+        count = len(batch.classes)
+        self.sums += torch.tensor(
+            [float(loss.detach()) * count, float(hits), count], dtype=torch.float64
+        )
+        return loss
+
+    def _augment(self, regions: Tensor) -> Tensor:
+        """Change the illumination of whole regions and add noise, in the space of reduced channels.
+
+        A gain g on the raw spectrum x moves z = A (x - m) to (1 + g) z - g z(0), exactly.
+        """
+        recipe = self.recipe
+        if recipe.gain:
+            gain = torch.randn(len(regions), 1, 1, 1, device=regions.device) * recipe.gain
+            regions = (1 + gain) * regions - gain * self.data.dark.to(regions.device)[:, None, None]
+        if recipe.noise:
+            regions = regions + recipe.noise * torch.randn_like(regions)
+        return regions
+
+    def on_train_batch_end(self, outputs: Any, batch: RegionBatch, batch_idx: int) -> None:
+        """Move the average towards the weights; faster at the start, where they are still far from good."""
+        step = self.global_step
+        decay = min(self.recipe.ema, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for slow, fast in zip(_state(self.average), _state(self.classifier), strict=True):
+                if slow.dtype.is_floating_point:
+                    slow.lerp_(fast, 1 - decay)
+                else:
+                    slow.copy_(fast)
+
+    # -- validation ---------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last epoch's counts."""
+        self.confusion.reset()
+        self.val_sums.zero_()
+
+    def validation_step(self, batch: RegionBatch, batch_idx: int) -> None:
+        """Count hits of the averaged weights."""
+        logits = self.average.eval()(batch)
+        self.confusion.update(logits.argmax(1), batch.classes)
+        loss = float(F.cross_entropy(logits, batch.classes, reduction="sum"))
+        self.val_sums += torch.tensor([loss, len(batch.classes)], dtype=torch.float64)
+
+    # -- end of an epoch ----------------------------------------------------------------------------------
+
+    def finish_epoch(self) -> None:
+        """Log the epoch, remember the best weights, and stop where nothing improves any more."""
+        self.elapsed += time.perf_counter() - self._started
+        row = self._row()
+        self.history.append(row)
+        if self.data.val is None:
+            return
+        # Ties go to the later epoch: its average has seen more.
+        if row["val_oa"] >= self.best_score:
+            self.best_score, self.best_epoch = float(row["val_oa"]), self.current_epoch
+            self.best = {name: t.detach().clone() for name, t in self.average.state_dict().items()}
+        if self.recipe.patience and self.current_epoch - self.best_epoch >= self.recipe.patience:
+            self.trainer.should_stop = True
+
+    def _row(self) -> dict[str, float | int]:
+        sums = self._total(self.sums)
+        count = max(sums[2], 1)
+        rate = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
+        row: dict[str, float | int] = {
+            "epoch": self.current_epoch + 1,
+            "step": self.global_step,
+            "seconds": round(self.elapsed, 3),
+            "learning_rate": rate,
+            "train_loss": sums[0] / count,
+            "train_oa": sums[1] / count,
+        }
+        if self.data.val is not None:
+            val = self._total(self.val_sums)
+            confusion = F.pad(
+                self.confusion.compute().cpu(), (0, 1)
+            )  # no pixel is left unclassified
+            oa, aa, kappa = oa_aa_kappa(confusion.numpy())
+            row |= {
+                "val_loss": val[0] / max(val[1], 1),
+                "val_oa": oa,
+                "val_aa": aa,
+                "val_kappa": kappa,
+            }
+        return row
+
+    def _total(self, sums: Tensor) -> list[float]:
+        """Add up the sums of all processes."""
+        gathered = self.all_gather(sums)
+        assert isinstance(gathered, Tensor)
+        return gathered.reshape(-1, len(sums)).sum(0).tolist()
+
+    # -- state --------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what is not a parameter."""
+        checkpoint["vitreous"] = {
+            "history": self.history,
+            "best": self.best,
+            "best_score": self.best_score,
+            "best_epoch": self.best_epoch,
+            "elapsed": self.elapsed,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it back."""
+        for name, value in checkpoint["vitreous"].items():
+            setattr(self, name, value)
+
+    def result(self) -> PatchClassifier:
+        """Return the classifier with the weights to use: the best average, or the last."""
+        if self.best is not None:
+            self.average.load_state_dict(self.best)
+        return self.average.eval()
+
+
+class StateKeeper(L.Callback):
+    """Writes the training state and the log at the ends of epochs, not more often than its cost allows."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.next_save = 0.0
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save, if the last save is long enough ago."""
+        assert isinstance(pl_module, ClassifyTask)
+        pl_module.finish_epoch()  # Lightning calls callbacks before the module's own hook, too late for us
+        if trainer.is_global_zero:
+            write_log(self.folder / LOG, pl_module.history)
+        # All processes must take part in a save, so the first one's clock decides.
+        now = time.perf_counter()
+        if trainer.strategy.broadcast(now < self.next_save):
+            return
+        trainer.save_checkpoint(self.folder / STATE)
+        taken = time.perf_counter() - now
+        self.next_save = time.perf_counter() + SAVE_SHARE * taken
+
+
+def write_log(path: Path, history: list[dict[str, float | int]]) -> None:
+    """Write the learning curves as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    write_text(path, text.getvalue())
+
+
+def fit(task: ClassifyTask, folder: Path, *, resume: bool, show: bool = True) -> None:
+    """Train to the end of the recipe, keeping the state in ``folder``.
+
+    Raises:
+        ConfigError: the recipe asks for what this machine or combination does not have.
+        VitreousError: the loss is no number any more.
+    """
+    recipe = task.recipe
+    if recipe.devices > 1 and recipe.adapt == "pretrain_then_lora":
+        raise ConfigError(
+            "pretrain_then_lora freezes weights half-way, which several processes cannot follow.",
+            "Train two runs: --adapt scratch, then --adapt lora_only --init RUN.",
+        )
+    _quiet()
+    trainer = L.Trainer(
+        accelerator=recipe.accelerator if recipe.devices == 1 else "cpu" if not _gpus() else "auto",
+        devices=recipe.devices,
+        strategy=DDPStrategy(find_unused_parameters=True) if recipe.devices > 1 else "auto",
+        precision="bf16-mixed" if recipe.precision == "bf16" else "32-true",
+        max_epochs=recipe.epochs,
+        gradient_clip_val=recipe.clip,
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        logger=_tensorboard(folder) if recipe.tensorboard else False,
+        callbacks=[StateKeeper(folder), EpochProgress(recipe.epochs, show)],
+        plugins=[SafetensorsIO()],
+        default_root_dir=folder,
+    )
+    state = folder / STATE
+    trainer.fit(task, ckpt_path=str(state) if resume and state.exists() else None)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    if task.history and not torch.isfinite(torch.tensor(task.history[-1]["train_loss"])):
+        raise VitreousError(
+            "Training diverged: the loss is no number.",
+            "Lower --learning-rate, or use --precision 32.",
+        )
+
+
+def _state(module: torch.nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def _gpus() -> int:
+    return torch.cuda.device_count()
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        return TensorBoardLogger(str(folder), name="", version="tensorboard")
+    except (ImportError, ModuleNotFoundError) as error:
+        raise ConfigError(
+            "TensorBoard is not installed.", "pip install 'vitreous[app]', or drop --tensorboard."
+        ) from error
+
+
+def _quiet() -> None:
+    """Silence what Lightning tells every user about things we decided for them."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for text in (
+        ".*num_workers.*",
+        ".*does not have many workers.*",
+        ".*IterableDataset.*",
+        ".*TPU.*",
+    ):
+        warnings.filterwarnings("ignore", text)
+    warnings.filterwarnings("ignore", category=UserWarning, module="lightning.*")

@@ -1,0 +1,103 @@
+"""Opening what a recipe names: a scene, its labels, and the split between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from vitreous.data.splits import Split, make_split, merged_labels
+from vitreous.errors import ConfigError
+from vitreous.recipe import Recipe
+from vitreous.scenes import open_labels, open_scene
+from vitreous.scenes.samples import SAMPLES, load_sample
+
+
+@dataclass(frozen=True)
+class LabelledScene:
+    """A scene with the labels to learn from and to measure against.
+
+    Attributes:
+        scene: the scene.
+        labels: classes from 1 on, 0 = unlabelled: the training pixels' own labels where those are given
+            apart, the test labels elsewhere.
+        train_labels: the scene's fixed training labels, or None.
+        test_labels: separate test labels, or None.
+    """
+
+    scene: xr.DataArray
+    labels: xr.DataArray
+    train_labels: xr.DataArray | None = None
+    test_labels: xr.DataArray | None = None
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes from 1 on."""
+        return list(self.labels.attrs["class_names"])
+
+    @property
+    def class_colors(self) -> list[str]:
+        """``#rrggbb`` of the classes from 1 on."""
+        return list(self.labels.attrs["class_colors"])
+
+    def classes_at(self, pixels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the classes (from 1 on) of flat pixel indices."""
+        return np.asarray(self.labels.values).ravel()[pixels].astype(np.int64)
+
+    def split(self, recipe: Recipe, receptive_size: int) -> Split:
+        """Divide the labelled pixels as the recipe says.
+
+        Args:
+            recipe: the settings.
+            receptive_size: side of the square of pixels that one prediction depends on.
+        """
+        train, test = self.train_labels, self.test_labels
+        if recipe.split == "files":
+            return make_split(
+                train if train is not None else self.labels, recipe, receptive_size, None, test
+            )
+        return make_split(self.labels, recipe, receptive_size, train_labels=train)
+
+
+def open_labelled(recipe: Recipe) -> LabelledScene:
+    """Open the scene and labels of a recipe.
+
+    Raises:
+        ConfigError: no labels are named, or labels of the two files do not agree in their classes.
+    """
+    if recipe.scene in SAMPLES and not Path(recipe.scene).exists():
+        sample = load_sample(recipe.scene)
+        if recipe.labels is not None:
+            labels = open_labels(recipe.labels, like=sample.scene, attribute=recipe.label_attribute)
+            return _with_tests(sample.scene, labels, recipe)
+        if recipe.split == "fixed":
+            merged = merged_labels(sample.labels, sample.train_labels)
+            return LabelledScene(sample.scene, merged, train_labels=sample.train_labels)
+        return _with_tests(sample.scene, sample.labels, recipe)
+    if recipe.labels is None:
+        raise ConfigError(
+            f"No labels are given for {recipe.scene}.", "Name a label file with --labels."
+        )
+    scene = open_scene(recipe.scene, **recipe.hints)
+    labels = open_labels(recipe.labels, like=scene, attribute=recipe.label_attribute)
+    return _with_tests(scene, labels, recipe)
+
+
+def _with_tests(scene: xr.DataArray, labels: xr.DataArray, recipe: Recipe) -> LabelledScene:
+    if recipe.test_labels is None:
+        return LabelledScene(scene, labels)
+    test = open_labels(recipe.test_labels, like=scene, attribute=recipe.label_attribute)
+    names = (labels.attrs["class_names"], test.attrs["class_names"])
+    longer = max(names, key=len)
+    if any(own != longer[: len(own)] for own in names):
+        raise ConfigError(
+            f"Training and test labels name their classes differently: {names[0]} and {names[1]}.",
+            "Give both files the same classes in the same order.",
+        )
+    merged = merged_labels(test, labels)
+    source = labels if longer is names[0] else test
+    merged.attrs = dict(source.attrs)
+    return LabelledScene(scene, merged, train_labels=labels, test_labels=test)

@@ -1,0 +1,167 @@
+"""Accuracy of a map: the confusion matrix and what remote sensing reads from it.
+
+Overall accuracy (OA), average accuracy (AA, the mean producer's accuracy over the classes that are tested),
+Cohen's kappa, and per class the producer's accuracy (recall), the user's accuracy (precision) and F1; see
+Congalton & Green, *Assessing the Accuracy of Remotely Sensed Data*. A test pixel without a prediction is an
+error, never left out: it has a column of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vitreous.errors import VitreousError
+
+INTERVAL = (2.5, 97.5)  # percentiles of the bootstrap
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+def confusion_of(
+    truth: npt.NDArray[np.integer[Any]], predicted: npt.NDArray[np.integer[Any]], num_classes: int
+) -> Ints:
+    """Count how often each class was mapped as what.
+
+    Args:
+        truth: ``(n,)`` classes 1..K.
+        predicted: ``(n,)`` classes 1..K, 0 where there is no prediction.
+        num_classes: K.
+
+    Returns:
+        ``(K, K + 1)``; rows are the truth, columns the map, the last column has no prediction.
+
+    Raises:
+        ValueError: the arrays differ in length or hold other numbers.
+    """
+    truth, predicted = np.asarray(truth).ravel(), np.asarray(predicted).ravel()
+    if truth.shape != predicted.shape:
+        raise ValueError(f"{truth.size} true classes for {predicted.size} predictions")
+    if truth.size and not (truth.min() >= 1 and truth.max() <= num_classes):
+        raise ValueError(f"true classes from {truth.min()} to {truth.max()} of {num_classes}")
+    if truth.size and not (predicted.min() >= 0 and predicted.max() <= num_classes):
+        raise ValueError(
+            f"predicted classes from {predicted.min()} to {predicted.max()} of {num_classes}"
+        )
+    cells = truth.astype(np.int64) * (num_classes + 1) + predicted - (num_classes + 1)
+    counts = np.bincount(cells, minlength=num_classes * (num_classes + 1))
+    return np.roll(counts.reshape(num_classes, num_classes + 1), -1, axis=1)
+
+
+def oa_aa_kappa(confusion: Ints) -> tuple[float, float, float]:
+    """Return OA, AA and kappa of a confusion matrix of :func:`confusion_of`, each as a fraction.
+
+    AA averages over the classes that occur in the truth. Where chance alone would agree always (one class in
+    truth and map), kappa is 0: such a map shows nothing beyond chance.
+
+    Raises:
+        VitreousError: the matrix is empty.
+    """
+    if confusion.sum() == 0:
+        raise VitreousError(
+            "There is no labelled pixel to measure accuracy on.", "Add test labels."
+        )
+    square = confusion[:, :-1]
+    hits, rows, columns = np.diagonal(square), confusion.sum(axis=1), square.sum(axis=0)
+    oa, aa, kappa = _summary(hits[None], rows[None], columns[None])
+    return float(oa[0]), float(aa[0]), float(kappa[0])
+
+
+def scores(
+    truth: npt.NDArray[np.integer[Any]],
+    predicted: npt.NDArray[np.integer[Any]],
+    class_names: Sequence[str],
+    *,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Measure a map against test pixels, with 95 % bootstrap intervals.
+
+    The intervals resample test pixels as if they were independent. Neighbouring pixels are not, so the real
+    uncertainty (another field, another year) is larger.
+
+    Args:
+        truth: ``(n,)`` classes 1..K.
+        predicted: ``(n,)`` classes 1..K; 0, no prediction, counts as wrong.
+        class_names: K names.
+        bootstrap: number of resamples.
+        seed: of the resampling.
+
+    Returns:
+        ``oa``, ``aa``, ``kappa`` and ``oa_ci``, ``aa_ci``, ``kappa_ci`` as ``[low, high]``; ``per_class`` with
+        ``value``, ``name``, ``producer``, ``user``, ``f1``, ``support`` (None where a class is not tested or,
+        for ``user``, never mapped); ``confusion`` K x K, rows truth, columns map; ``unclassified``, per true
+        class the pixels without a prediction.
+
+    Raises:
+        VitreousError: there is no test pixel.
+        ValueError: see :func:`confusion_of`, or ``bootstrap`` is less than 1.
+    """
+    if bootstrap < 1:
+        raise ValueError(f"{bootstrap} bootstrap resamples")
+    confusion = confusion_of(truth, predicted, len(class_names))
+    oa, aa, kappa = oa_aa_kappa(confusion)
+    low, high = np.percentile(_resampled(confusion, bootstrap, seed), INTERVAL, axis=1)
+    intervals = [[float(a), float(b)] for a, b in zip(low, high, strict=True)]
+    return {
+        "oa": oa,
+        "aa": aa,
+        "kappa": kappa,
+        "oa_ci": intervals[0],
+        "aa_ci": intervals[1],
+        "kappa_ci": intervals[2],
+        "per_class": _per_class(confusion, class_names),
+        "confusion": confusion[:, :-1].tolist(),
+        "unclassified": confusion[:, -1].tolist(),
+    }
+
+
+def _per_class(confusion: Ints, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    square = confusion[:, :-1]
+    support, mapped = confusion.sum(axis=1).tolist(), square.sum(axis=0).tolist()
+    rows = []
+    for k, (name, hits) in enumerate(zip(class_names, np.diagonal(square).tolist(), strict=True)):
+        rows.append(
+            {
+                "value": k + 1,
+                "name": name,
+                "producer": hits / support[k] if support[k] else None,
+                "user": hits / mapped[k] if mapped[k] else None,
+                "f1": 2 * hits / (support[k] + mapped[k]) if support[k] else None,
+                "support": support[k],
+            }
+        )
+    return rows
+
+
+def _resampled(confusion: Ints, count: int, seed: int) -> Floats:
+    """Return OA, AA and kappa of ``count`` resamples of the test pixels: ``(3, count)``.
+
+    Drawing n pixels with replacement and counting them is one multinomial draw of n over the cells of the
+    confusion matrix, so no pixel is touched.
+    """
+    num_classes = confusion.shape[0]
+    rows, columns = np.nonzero(confusion)
+    held = confusion[rows, columns]
+    draws = np.random.default_rng(seed).multinomial(held.sum(), held / held.sum(), size=count)
+    of_class = np.arange(num_classes)
+    hits = draws @ ((rows == columns)[:, None] & (rows[:, None] == of_class))
+    support = draws @ (rows[:, None] == of_class).astype(np.int64)
+    mapped = draws @ (columns[:, None] == of_class).astype(np.int64)
+    return np.stack(_summary(hits, support, mapped))
+
+
+def _summary(hits: Ints, support: Ints, mapped: Ints) -> tuple[Floats, Floats, Floats]:
+    """Return OA, AA and kappa, ``(samples,)``, from counts per class ``(samples, classes)``."""
+    total = support.sum(axis=1)
+    oa: Floats = hits.sum(axis=1) / total
+    tested = support > 0
+    aa: Floats = np.divide(hits, support, where=tested, out=np.zeros(hits.shape)).sum(axis=1)
+    aa = aa / tested.sum(axis=1)
+    chance = (support / total[:, None] * (mapped / total[:, None])).sum(axis=1)
+    kappa: Floats = np.divide(oa - chance, 1 - chance, where=chance < 1, out=np.zeros(oa.shape))
+    return oa, aa, kappa

@@ -1,0 +1,192 @@
+"""Run folders: where they are, what is in them, and how a trained system comes back from one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from vitreous.catalog.registry import card, create_model, system_module
+from vitreous.data.contract import BandContract
+from vitreous.data.splits import Split
+from vitreous.errors import CheckpointError, VitreousError
+from vitreous.files import read_json
+from vitreous.inference.patch_classifier import PatchClassifier
+from vitreous.layers.preprocess import Preprocess
+from vitreous.methods.adapt import lora
+from vitreous.models._pixel_estimator import PixelEstimator
+from vitreous.recipe import Recipe, make_recipe
+from vitreous.tasks.checkpoint import load_exactly, load_tensors, save_tensors
+
+SCHEMA = 1
+MODEL, STATE, SPLIT, CONFIG, METRICS = (
+    "model.safetensors",
+    "state.safetensors",
+    "split.npz",
+    "config.json",
+    "metrics.json",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained system and what it was trained for.
+
+    Attributes:
+        path: its folder.
+        classifier: fulfils the scene classifier's contract.
+        class_names: names of the classes from 1 on.
+        class_colors: their ``#rrggbb``.
+        name: the system's name.
+    """
+
+    path: Path
+    classifier: PatchClassifier | PixelEstimator
+    class_names: list[str]
+    class_colors: list[str]
+    name: str
+
+    @property
+    def recipe(self) -> Recipe:
+        """The settings it was trained with."""
+        return make_recipe(read_json(self.path / CONFIG)["recipe"])
+
+    @property
+    def split(self) -> Split:
+        """The split it was trained on."""
+        return Split.load(self.path / SPLIT)
+
+
+def new_run_folder(runs: str | Path, task: str, name: str) -> Path:
+    """Create ``runs/<task>/<name>``, numbered where that name is taken: no run overwrites another."""
+    folder = Path(runs) / task
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in range(1, 10_000):
+            candidate = folder / (name if number == 1 else f"{name}-{number}")
+            try:
+                candidate.mkdir()
+            except FileExistsError:
+                continue
+            return candidate
+    except OSError as error:
+        raise VitreousError(
+            f"The run folder {folder / name} cannot be made: {error.strerror}.",
+            "Choose another with --runs.",
+        ) from error
+    raise VitreousError(f"{folder} is full of runs named {name}.", "Choose another --name.")
+
+
+def save_run_model(
+    path: Path,
+    classifier: PatchClassifier | PixelEstimator,
+    *,
+    name: str,
+    model_args: dict[str, Any],
+    adapted: dict[str, Any] | None,
+    class_names: list[str],
+    class_colors: list[str],
+) -> None:
+    """Write ``model.safetensors``: everything that is needed to map a raw scene."""
+    assert isinstance(classifier.contract, BandContract)
+    header: dict[str, Any] = {
+        "schema": SCHEMA,
+        "name": name,
+        "contract": classifier.contract.to_json(),
+        "class_names": class_names,
+        "class_colors": class_colors,
+    }
+    if isinstance(classifier, PatchClassifier):
+        header |= {
+            "kind": "model",
+            "bands": classifier.preprocess.channels,
+            "num_classes": classifier.num_classes,
+            "model_args": model_args,
+            "lora": adapted,
+            "settings": classifier.settings(),
+        }
+        tensors = classifier.state_dict()
+    else:
+        arrays, meta = classifier.state()
+        header |= {"kind": "estimator", "estimator": meta}
+        tensors = {
+            key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in arrays.items()
+        }
+    save_tensors(path / MODEL, tensors, header)
+
+
+def load_run(path: str | Path) -> Run:
+    """Load a trained run.
+
+    Raises:
+        CheckpointError: the folder holds no finished run, or its checkpoint is damaged or made for a newer
+            version.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise CheckpointError(f"There is no run folder {path}.", "Train one with 'vitreous train'.")
+    if not (path / MODEL).is_file() and (path / STATE).is_file():
+        raise CheckpointError(
+            f"The run {path} has not finished.", f"Go on with 'vitreous train {path} --resume'."
+        )
+    tensors, header = load_tensors(path / MODEL)
+    try:
+        if header["schema"] != SCHEMA:
+            raise CheckpointError(
+                f"{path / MODEL} has the format {header['schema']}; this version reads {SCHEMA}.",
+                "Update vitreous.",
+            )
+        contract = BandContract.from_json(header["contract"])
+        classifier = (
+            _network(header, tensors, contract)
+            if header["kind"] == "model"
+            else system_module(header["name"]).from_state(
+                {key: value.numpy() for key, value in tensors.items()},
+                header["estimator"],
+                contract,
+            )
+        )
+        return Run(path, classifier, header["class_names"], header["class_colors"], header["name"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"The description in {path / MODEL} is damaged: {error!r}.",
+            "Restore the file, or train again.",
+        ) from error
+
+
+def _network(
+    header: dict[str, Any], tensors: dict[str, torch.Tensor], contract: BandContract
+) -> PatchClassifier:
+    settings = header["settings"]
+    # On the meta device nothing is allocated before the file's own tensors prove the claimed sizes.
+    with torch.device("meta"):
+        net = create_model(
+            header["name"],
+            bands=header["bands"],
+            num_classes=header["num_classes"],
+            image_size=settings["patch_size"],
+            **header["model_args"],
+        )
+        if header["lora"] is not None:
+            net = lora.apply(net, **header["lora"])
+        preprocess = Preprocess(len(contract.used), header["bands"])
+    classifier = PatchClassifier(net, preprocess, contract, **settings)
+    load_exactly(classifier, tensors, header["name"])
+    return classifier.eval()
+
+
+def parameter_counts(model: nn.Module) -> tuple[int, int]:
+    """Return the number of parameters, and of trainable ones."""
+    return (
+        sum(p.numel() for p in model.parameters()),
+        sum(p.numel() for p in model.parameters() if p.requires_grad),
+    )
+
+
+def is_network(name: str) -> bool:
+    """Tell whether a system is trained by gradient descent."""
+    return card(name).kind == "model"

@@ -1,0 +1,174 @@
+"""The options of ``vitreous train`` are the recipe's fields, and only given ones count."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import vitreous.tasks
+from vitreous.cli.main import app
+from vitreous.recipe import Recipe
+
+# Another value than the default for every setting, as words and as the recipe should have it.
+CHANGES = {
+    "scene": ("a.hdr", "a.hdr"),
+    "labels": ("l.tif", "l.tif"),
+    "label_attribute": ("crop", "crop"),
+    "hints": ("variable=cube", {"variable": "cube"}),
+    "model_args": ("depths=[1, 2]", {"depths": [1, 2]}),
+    "baselines": ("svm,vit_tiny", ["svm", "vit_tiny"]),
+    "split": ("random", "random"),
+    "mode": ("patch", "patch"),
+    "adapt": ("lora_only", "lora_only"),
+    "reduction": ("none", "none"),
+    "padding": ("zero", "zero"),
+    "schedule": ("cyclic", "cyclic"),
+    "class_weights": ("none", "none"),
+    "accelerator": ("cpu", "cpu"),
+    "precision": ("bf16", "bf16"),
+    "model": ("svm", "svm"),
+    "init": ("runs/classify/a", "runs/classify/a"),
+    "name": ("mine", "mine"),
+    "runs": ("elsewhere", "elsewhere"),
+    "train_fraction": ("0.25", 0.25),
+    "val_fraction": ("0.25", 0.25),
+    "label_smoothing": ("0.25", 0.25),
+    "gain": ("0.25", 0.25),
+    "ema": ("0.25", 0.25),
+}
+TOGETHER = {"patch_norm": ["--mode", "patch"], "test_labels": ["--split", "files"]}
+
+
+def _run(*words):
+    return CliRunner().invoke(app, ["train", *map(str, words)])
+
+
+def _dry(*words):
+    done = _run("--dry-run", *words)
+    assert done.exit_code == 0, done.output
+    return yaml.safe_load(done.output)
+
+
+def _change(name):
+    field = Recipe.model_fields[name]
+    option = "--" + name.replace("_", "-")
+    if isinstance(field.default, bool):
+        return [f"--no-{option[2:]}" if field.default else option], not field.default
+    word, value = CHANGES.get(name, ("21", 21))
+    return [option, word], value
+
+
+@pytest.mark.parametrize("name", Recipe.model_fields)
+def test_an_option_sets_its_setting_and_no_other(name):
+    words, value = _change(name)
+    if name == "test_labels":
+        words, value = ["--test-labels", "t.tif"], "t.tif"
+    others = TOGETHER.get(name, [])
+    resolved = _dry(*words, *others)
+    assert resolved.pop(name) == value
+    expected = Recipe().model_dump()
+    expected.update(
+        {word[2:]: other for word, other in zip(others[::2], others[1::2], strict=True)}
+    )
+    del expected[name]
+    assert resolved == expected
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("epochs: 7\nmap: false\nbaselines: [svm]\nbatch_size: 9\n")
+    default = Recipe().epochs
+    resolved = _dry("--recipe", recipe, "--epochs", default, "--map", "--baselines", "")
+    # Flags that repeat a default win over the file, too: they were given.
+    assert (resolved["epochs"], resolved["map"], resolved["baselines"]) == (default, True, [])
+    assert resolved["batch_size"] == 9
+
+
+def test_lists_may_be_repeated():
+    assert _dry("--baselines", "svm", "--baselines", "vit_tiny,random_forest")["baselines"] == [
+        "svm",
+        "vit_tiny",
+        "random_forest",
+    ]
+
+
+def test_a_dry_run_is_a_recipe(tmp_path):
+    first = _dry("--epochs", 3, "--hints", "scale=0.1", "--name", "x")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(first))
+    assert _dry("--recipe", recipe) == first
+
+
+def test_help_shows_every_setting_in_its_panel():
+    text = (
+        CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"}).invoke(app, ["train", "--help"]).output
+    )
+    for name, field in Recipe.model_fields.items():
+        assert "--" + name.replace("_", "-") in text
+        assert f"─ {field.json_schema_extra['panel']} ─" in text
+
+
+def _unfinished(folder, **settings):
+    folder.mkdir(parents=True)
+    (folder / "state.safetensors").touch()
+    recipe = Recipe(**settings).model_dump()
+    (folder / "config.json").write_text(json.dumps({"recipe": recipe}))
+    return folder
+
+
+def test_resume_takes_the_settings_of_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _unfinished(tmp_path / "runs/classify/a", name="a", epochs=5)
+    expected = Recipe(name="a", epochs=5).model_dump()
+    assert _dry("--resume") == expected
+    assert _dry("--resume", "runs/classify/a") == expected
+    assert _dry("--resume", "--name", "a", "--epochs", 5) == expected
+
+
+def test_resume_of_a_moved_run_goes_on_where_it_is_now(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = _unfinished(tmp_path / "old/classify/b", name="a", runs="runs")
+    resolved = _dry("--resume", run)
+    assert (resolved["name"], resolved["runs"]) == ("b", str(tmp_path / "old"))
+
+
+def test_resume_refuses_other_settings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _unfinished(tmp_path / "runs/classify/a", name="a", epochs=5)
+    done = _run("--resume", "--epochs", 6)
+    assert done.exit_code == 2
+    assert "other settings: epochs" in done.output
+
+
+def test_resume_passes_over_finished_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (_unfinished(tmp_path / "runs/classify/done", name="done") / "state.safetensors").unlink()
+    done = _run("--resume")
+    assert done.exit_code == 2
+    assert "no interrupted run" in done.output
+
+
+@pytest.mark.parametrize("config", ["[]", "{}", '{"recipe": 3}', "{", '{"recipe": {"epoch": 3}}'])
+def test_resume_of_a_damaged_run(tmp_path, monkeypatch, config):
+    monkeypatch.chdir(tmp_path)
+    run = _unfinished(tmp_path / "runs/classify/a")
+    (run / "config.json").write_text(config)
+    assert _run("--resume").exit_code == 2
+
+
+def test_stopping_says_how_to_go_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def train(recipe, *, resume, command):
+        _unfinished(tmp_path / "runs/classify/a b")
+        raise KeyboardInterrupt
+
+    fake = SimpleNamespace(train=train)
+    monkeypatch.setattr(vitreous.tasks, "classify", fake, raising=False)
+    monkeypatch.setitem(sys.modules, "vitreous.tasks.classify", fake)
+    done = _run("--name", "a b")
+    assert done.exit_code == 130
+    assert "vitreous train --resume 'runs/classify/a b'" in done.output
