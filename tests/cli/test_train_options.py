@@ -135,6 +135,14 @@ def test_resume_of_a_moved_run_goes_on_where_it_is_now(tmp_path, monkeypatch):
     assert (resolved["name"], resolved["runs"]) == ("b", str(tmp_path / "old"))
 
 
+def test_resume_by_name_finds_the_numbered_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _unfinished(tmp_path / "runs/classify/a-2", name="a")
+    _unfinished(tmp_path / "runs/classify/another", name="another")
+    assert _dry("--resume", "--name", "a")["name"] == "a-2"
+    assert _run("--resume", "--name", "[a-z]*").exit_code == 2
+
+
 def test_resume_refuses_other_settings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _unfinished(tmp_path / "runs/classify/a", name="a", epochs=5)

@@ -135,21 +135,21 @@ def test_scores_are_printed_with_intervals_and_the_split_with_its_leakage(optimi
                 "pixels_per_second": None, "test": _scores(0.95),
             },
             {
-                "name": "svm", "parameters": None, "train_seconds": 1.0, "pixels_per_second": 12345.6,
+                "name": "svm", "parameters": None, "train_seconds": None, "pixels_per_second": 12345.6,
                 "test": None,
             },
         ],
     }  # fmt: skip
-    console = Console(width=160, record=True, no_color=True)
+    console = Console(width=80, record=True, no_color=True)
     print_metrics(console, metrics)
     text = console.export_text()
     for words in (
         "1,024 train",
         "98.7%",
-        "95.0 (94.0-96.0)",
-        "25.0 (20.0-30.0)",
-        "1,650,000",
-        "12,346",
+        "95.0",
+        "94.0-96.0",
+        "20.0-30.0",
+        "1.65 M",
     ):
         assert words in text
     assert ("optimistic" in text) is optimistic

@@ -149,6 +149,18 @@ def test_damaged_vectors_are_explained(tmp_path, name):
             open_labels(path, scene())
 
 
+def test_damaged_outlines_and_projections_are_explained(tmp_path):
+    features(["a", "b", "c"]).to_file(tmp_path / "x.shp")
+    whole = (tmp_path / "x.shp").read_bytes()
+    (tmp_path / "x.shp").write_bytes(whole[:-3] + b"\x41\x00\x00")  # the last ring does not close
+    with pytest.raises(SceneError, match="LinearRing"):
+        open_labels(tmp_path / "x.shp", scene())
+    (tmp_path / "x.shp").write_bytes(whole)
+    (tmp_path / "x.prj").write_text('PROJCS["x",GEOGCS["y"')
+    with pytest.raises(SceneError, match=r"x\.shp"):
+        open_labels(tmp_path / "x.shp", scene())
+
+
 def test_virtual_vectors_are_refused(tmp_path):
     (tmp_path / "x.gpkg").write_text("<OGRVRTDataSource></OGRVRTDataSource>")
     with pytest.raises(SceneError, match="no gpkg file"):

@@ -1,3 +1,4 @@
+import pickle
 import struct
 import zlib
 from pathlib import Path
@@ -66,6 +67,29 @@ def test_wavelengths_tell_the_band_axis(tmp_path: Path, save) -> None:
     np.testing.assert_allclose(scene.wavelength, np.linspace(400, 1000, 12))
 
 
+def test_a_stated_unit_needs_no_guess(
+    tmp_path: Path, save, recwarn: pytest.WarningsRecorder
+) -> None:
+    save(
+        tmp_path / "a.mat",
+        cube=CUBE,
+        wl=np.linspace(400, 2500, 20)[None],
+        fwhm=np.full((1, 20), 10.0),
+    )
+    scene = matlab.open(tmp_path / "a.mat", wavelength_unit="nm")
+    assert (scene.wavelength[0], scene.fwhm[0]) == (400, 10)
+    assert not [w for w in recwarn if "unit" in str(w.message)]
+
+
+def test_a_scene_travels_to_other_processes_without_its_values(tmp_path: Path, save) -> None:
+    save(tmp_path / "a.mat", cube=np.random.default_rng(0).random((50, 60, 20)))
+    scene = matlab.open(tmp_path / "a.mat")
+    expected = scene.values
+    travelled = pickle.dumps(matlab.open(tmp_path / "a.mat"))
+    assert len(travelled) < expected.nbytes / 10
+    np.testing.assert_array_equal(pickle.loads(travelled).values, expected)
+
+
 def test_several_cubes_ask_and_previews_do_not_count(tmp_path: Path, save) -> None:
     path = tmp_path / "a.mat"
     save(path, cube=CUBE, rgb=np.zeros((12, 9, 3), "u1"))
@@ -86,7 +110,7 @@ def test_bands_by_pixels_is_folded_down_the_columns(tmp_path: Path, save) -> Non
     save(path, Y=pixels.T)
     with pytest.raises(SceneError, match="no array with three axes"):
         matlab.open(path)
-    np.testing.assert_array_equal(matlab.open(path, shape=(12, 9)).values, CUBE.transpose(2, 0, 1))
+    np.testing.assert_array_equal(matlab.open(path, shape="12, 9").values, CUBE.transpose(2, 0, 1))
     with pytest.raises(SceneError, match="7 x 7 = 49 pixels"):
         matlab.open(path, shape=(7, 7))
 
@@ -132,29 +156,35 @@ def test_our_scan_agrees_with_scipy(dtype: str, shape: tuple, compressed: bool, 
         assert read.dtype == values[name].dtype
 
 
-def matrix(dims: tuple, data: bytes, announced: int | None = None) -> bytes:
+def matrix(dims: tuple, data: bytes, announced: int | None = None, order: str = "<") -> bytes:
     """One uncompressed double matrix called x, as the format lays it out."""
-    head = struct.pack("<IIII", 6, 8, 6, 0) + struct.pack("<II", 5, 4 * len(dims))
-    head += (
-        struct.pack(f"<{len(dims)}i", *dims)
-        + bytes(-4 * len(dims) % 8)
-        + b"\x01\x00\x01\x00x\x00\x00\x00"
+    head = struct.pack(f"{order}IIIIII", 6, 8, 6, 0, 5, 4 * len(dims))
+    head += struct.pack(f"{order}{len(dims)}i", *dims) + bytes(-4 * len(dims) % 8)
+    head += struct.pack(f"{order}I", 1 << 16 | 1) + b"x\x00\x00\x00"
+    return head + struct.pack(f"{order}II", 9, len(data) if announced is None else announced) + data
+
+
+def mat_5(kind: int, payload: bytes, count: int | None = None, order: str = "<") -> bytes:
+    header = b"MATLAB 5.0 MAT-file".ljust(124) + (b"\x00\x01IM" if order == "<" else b"\x01\x00MI")
+    return (
+        header + struct.pack(f"{order}II", kind, len(payload) if count is None else count) + payload
     )
-    head += struct.pack("<II", 9, len(data) if announced is None else announced)
-    return head + data
 
 
-def mat_5(kind: int, payload: bytes, count: int | None = None) -> bytes:
-    header = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM"
-    return header + struct.pack("<II", kind, len(payload) if count is None else count) + payload
-
-
-def test_handmade_file_is_right(tmp_path: Path) -> None:
-    (tmp_path / "a.mat").write_bytes(mat_5(14, matrix((2, 3, 2), np.arange(12.0).tobytes())))
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_both_byte_orders_as_the_format_lays_them_out(tmp_path: Path, order: str) -> None:
+    content = matrix((2, 3, 2), np.arange(12.0).astype(f"{order}f8").tobytes(), order=order)
+    (tmp_path / "a.mat").write_bytes(mat_5(14, content, order=order))
     scene = matlab.open(tmp_path / "a.mat", axis_order="yxb")
-    np.testing.assert_array_equal(
-        scene.values, np.arange(12.0).reshape(2, 3, 2, order="F").transpose(2, 0, 1)
-    )
+    expected = np.arange(12.0).reshape(2, 3, 2, order="F").transpose(2, 0, 1)
+    np.testing.assert_array_equal(scene.values, expected)
+
+
+def test_scipy_is_given_nothing_that_was_not_checked(tmp_path: Path) -> None:
+    """A zero among the first bytes makes scipy read the whole file as version 4, with its own sizes."""
+    content = mat_5(14, matrix((2, 3, 2), np.arange(12.0).tobytes()))
+    (tmp_path / "a.mat").write_bytes(b"\x00" + content[1:])
+    assert matlab.open(tmp_path / "a.mat", axis_order="yxb").values.sum() == 66
 
 
 BOMB = matrix((20000, 20000, 5), b"", 8 * 20000 * 20000 * 5 % 2**32)

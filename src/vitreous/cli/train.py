@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import inspect
 import shlex
 import sys
@@ -143,8 +144,15 @@ def resumed_recipe(run: Path | None, given: dict[str, Any]) -> Recipe:
 
 
 def latest_unfinished(runs: Path, name: str | None = None) -> Path | None:
-    """Return the run that was interrupted last (its state file is still there), or None."""
-    states = list(runs.glob(f"{name or '*'}/state.safetensors"))
+    """Return the run that was interrupted last (its state file is still there), or None.
+
+    Args:
+        runs: the folder of all runs of a task.
+        name: only runs of this name, or of this name with a number (``name-2``).
+    """
+    # A name is a word to be found as it stands, not a pattern.
+    patterns = [glob.escape(name), glob.escape(name) + "-[0-9]*"] if name else ["*"]
+    states = [state for pattern in patterns for state in runs.glob(f"{pattern}/state.safetensors")]
     return max(states, key=lambda state: state.stat().st_mtime).parent if states else None
 
 

@@ -16,13 +16,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 TRAIN, VAL, TEST = 1, 2, 3
 
-RESTARTS = 12  # the search is greedy; a hundred starts gain less than one seed differs from the next
+RESTARTS = 12  # the search is greedy; a hundred starts gain less than seeds differ
 MAX_BLOCKS = 1024  # keeps the search at seconds on a scene of any size
 MIN_BLOCK = 8  # smaller blocks would be a random split under another name
 HANDFUL = 5  # training pixels that every class gets where it has them ...
@@ -52,12 +53,12 @@ class Box:
             min(self.right, other.right + reach),
         )
 
-    def within(self, image: npt.NDArray[np.bool_], frame: Box) -> npt.NDArray[np.bool_]:
-        """Return ``frame`` of ``image`` with everything outside this box False."""
+    def within(self, image: npt.NDArray[Any], frame: Box) -> npt.NDArray[np.bool_]:
+        """Return where ``frame`` of ``image`` is not 0 and inside this box."""
         cut = np.zeros((frame.bottom - frame.top, frame.right - frame.left), dtype=bool)
         rows = slice(self.top - frame.top, self.bottom - frame.top)
         columns = slice(self.left - frame.left, self.right - frame.left)
-        cut[rows, columns] = image[self.top : self.bottom, self.left : self.right]
+        cut[rows, columns] = image[self.top : self.bottom, self.left : self.right] > 0
         return cut
 
 
@@ -113,12 +114,6 @@ def buffered_roles(
     return best
 
 
-def quality(roles: Roles, classes: Ints, shares: Floats) -> float:
-    """Return how well ``roles`` divide every class as asked (see the module's docstring); larger is better."""
-    totals = np.bincount(classes.ravel())[1:]
-    return float(_quality(_count(roles, classes, len(totals)), totals, shares))
-
-
 def make_grid(classes: Ints, block_size: int, reach: int) -> Grid:
     """Cut the scene into blocks and keep those with labelled pixels (arguments as in :func:`buffered_roles`)."""
     height, width = classes.shape
@@ -151,9 +146,9 @@ def _neighbours(cells: Ints, across: int, steps: int) -> Iterator[tuple[int, int
 
 
 def _contested(
-    live: npt.NDArray[np.bool_], a: Box, b: Box, reach: int
+    live: npt.NDArray[Any], a: Box, b: Box, reach: int
 ) -> tuple[tuple[Ints, Ints], tuple[Ints, Ints]]:
-    """Return the (rows, columns) of a's live pixels inside b's patches, and of b's inside a's."""
+    """Return the (rows, columns) of a's live (not 0) pixels inside b's patches, and of b's inside a's."""
     from scipy.ndimage import maximum_filter
 
     near_a, near_b = a.near(b, reach), b.near(a, reach)
@@ -176,10 +171,9 @@ def _border_costs(grid: Grid, classes: Ints, reach: int) -> Floats:
     """Return what a buffer between each pair of neighbours would cost, in units of quality: ``(pairs,)``."""
     worth = np.zeros(grid.counts.shape[1] + 1)
     worth[1:] = 1.0 / grid.counts.sum(axis=0)
-    live = classes > 0
     costs = np.zeros(len(grid.pairs))
     for index, (first, second) in enumerate(grid.pairs):
-        sides = _contested(live, grid.boxes[first], grid.boxes[second], reach)
+        sides = _contested(classes, grid.boxes[first], grid.boxes[second], reach)
         costs[index] = min(worth[classes[side]].sum() for side in sides)
     return costs
 
@@ -217,9 +211,8 @@ def _improve(
             held[old] -= size
             gain = shares * np.log((held + size + HALF_PIXEL) / (held + HALF_PIXEL)).sum(axis=1)
             gain[0] += UNTRAINED * np.minimum(size, np.maximum(needed - held[0], 0)).sum()
-            gain += np.bincount(
-                roles[near], weights=costs, minlength=3
-            )  # no buffer to the same role
+            # A neighbour of the same role needs no buffer.
+            gain += np.bincount(roles[near], weights=costs, minlength=3)
             gain[shares == 0] = -np.inf
             new = int(np.argmax(gain))
             if gain[new] > gain[old] + 1e-6:  # not for a rounding error's sake: would never end
@@ -245,7 +238,7 @@ def _open_buffer(
     for first, second in grid.pairs:
         if roles_of_blocks[first] == roles_of_blocks[second]:
             continue
-        sides = _contested(roles > 0, grid.boxes[first], grid.boxes[second], reach)
+        sides = _contested(roles, grid.boxes[first], grid.boxes[second], reach)
         outcomes = []
         for side, block in zip(sides, (first, second), strict=True):
             left = held.copy()

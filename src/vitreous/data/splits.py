@@ -251,7 +251,7 @@ def buffered_blocks(
         raise SplitError(f"block_size is {block_size}.", "A block is at least one pixel wide.")
     classes = np.searchsorted(np.unique(np.append(values, 0)), values)
     shares = _block_shares(train_fraction, val_fraction)
-    size = automatic_block_size(*values.shape, patch_size) if block_size is None else block_size
+    size = block_size or automatic_block_size(values.shape[0], values.shape[1], patch_size)
     rng = np.random.default_rng(seed)
     roles = buffered_roles(classes, shares, reach=patch_size // 2, block_size=size, rng=rng)
     params: dict[str, Any] = {

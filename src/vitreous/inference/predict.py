@@ -11,7 +11,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import xarray as xr
@@ -27,8 +26,6 @@ from vitreous.inference.windows import (
     plan_windows,
     window_side,
 )
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,32 +163,28 @@ def _scored_windows(
 def _score_here(
     job: Job, scene: xr.DataArray, windows: list[Window], workers: int
 ) -> Generator[tuple[Window, Scored], None, None]:
-    """Score windows in their order; one window more than there are workers is read ahead."""
-    if workers == 1:  # the next window is read while this thread computes
-        with ThreadPoolExecutor(1) as reader:
-            for window, values in _in_order(reader, lambda w: job.read(scene, w), windows, ahead=1):
-                yield window, job.score(values)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        yield from _in_order(pool, lambda w: job.score(job.read(scene, w)), windows, ahead=workers)
+    """Score windows in their order, with a bounded number of results waiting."""
 
+    def work(window: Window) -> Scored:
+        return job.score(job.read(scene, window))
 
-def _in_order(
-    pool: ThreadPoolExecutor, work: Callable[[Window], Result], windows: list[Window], ahead: int
-) -> Generator[tuple[Window, Result], None, None]:
-    waiting: deque[tuple[Window, Future[Result]]] = deque()
-    try:
+    if workers == 1:  # reading ahead in a second thread was measured and brought nothing
         for window in windows:
-            waiting.append((window, pool.submit(work, window)))
-            if len(waiting) > ahead:
+            yield window, work(window)
+        return
+    waiting: deque[tuple[Window, Future[Scored]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for window in windows:
+                waiting.append((window, pool.submit(work, window)))
+                if len(waiting) > workers:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            while waiting:
                 first, future = waiting.popleft()
                 yield first, future.result()
-        while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
-    finally:
-        for _, future in waiting:
-            future.cancel()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _check_paths(scene: xr.DataArray, out: Path, probabilities: Path | None) -> None:

@@ -106,7 +106,7 @@ def class_dtype(num_classes: int) -> np.dtype[Any]:
 
 def window_side(bands: int, num_classes: int, margin: int) -> int:
     """Return the side of a square window whose values fit :data:`WINDOW_BYTES`."""
-    # Stored values, their float copy and one window read ahead; probabilities once here, once in the file.
+    # Stored values and two float copies while reading; probabilities and one copy without invalid pixels.
     bytes_per_pixel = 4 * (3 * bands + 2 * num_classes)
     side = int((WINDOW_BYTES / bytes_per_pixel) ** 0.5) - 2 * margin
     return min(MAX_SIDE, max(MIN_SIDE, side))

@@ -21,4 +21,16 @@ def attention(
         value: values.
         bias: added to the scores before the softmax (relative positions; -inf hides a key).
     """
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    batch = query.shape[:-3]
+    if len(batch) == 1:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    # The fused kernels only take one batch dimension.
+    if bias is not None:
+        shared = bias.ndim == 3 or bias.shape[:-3].numel() == 1
+        bias = (
+            bias.reshape(1, *bias.shape[-3:])
+            if shared
+            else bias.expand(*batch, *bias.shape[-3:]).flatten(0, -4)
+        )
+    query, key, value = (x.flatten(0, len(batch) - 1) for x in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias).unflatten(0, batch)

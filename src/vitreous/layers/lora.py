@@ -102,13 +102,6 @@ class LoRALinear(nn.Linear):
                 plain.bias.copy_(self.bias)
         return plain.train(self.training)
 
-    def fold_residual(self) -> None:
-        """Add R into W for good and forget it; the outputs stay the same."""
-        if self.lora_residual is not None:
-            with torch.no_grad():
-                self.weight += self.lora_residual
-            self.lora_residual = None
-
     def extra_repr(self) -> str:
         """Show the shape and the adapter's form."""
         form = "".join(

@@ -56,7 +56,7 @@ _TO_NM = {
 }
 
 
-class LazyCube(BackendArray):  # type: ignore[misc]  # xarray's backends are untyped
+class LazyCube(BackendArray):
     """An array that reads windows when they are asked for.
 
     Args:

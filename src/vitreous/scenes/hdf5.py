@@ -35,9 +35,7 @@ def opened(path: Path) -> Iterator[Any]:
         raise
     except FileNotFoundError as error:
         raise SceneError(f"{path} does not exist.") from error
-    except (
-        Exception
-    ) as error:  # h5py raises a dozen kinds for damaged bytes and passes HDF5's own words on
+    except Exception as error:  # h5py raises a dozen kinds for damaged bytes
         raise SceneError(
             f"{path.name} cannot be read as HDF5: {str(error)[:200]}.",
             "The file is damaged, truncated or of another kind; NetCDF-3 files must be converted to NetCDF-4 first.",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,7 @@ def _read_features(path: Path, layer: str | None) -> Any:
         raise SceneError(
             "Vector labels need geopandas.", "Install it with: pip install 'vitreous[vector]'."
         ) from error
-    try:
+    with _foreign_errors(path):
         layers = [str(row[0]) for row in pyogrio.list_layers(path) if row[1] is not None]
         if layer is not None and layer not in layers:
             raise SceneError(f"{path} has no layer '{layer}'.", did_you_mean(layer, layers))
@@ -207,7 +208,17 @@ def _read_features(path: Path, layer: str | None) -> Any:
                 "Pass layer=NAME.",
             )
         return geopandas.read_file(path, layer=layer or layers[0], engine="pyogrio")
-    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ValueError) as error:
+
+
+@contextmanager
+def _foreign_errors(path: Path) -> Iterator[None]:
+    # Damaged geometries, attributes and projections make these libraries raise anything, down to
+    # UnboundLocalError; whatever it is, the file is the cause.
+    try:
+        yield
+    except SceneError:
+        raise
+    except Exception as error:
         raise SceneError(f"{path} cannot be read: {error}.", "The file is damaged.") from error
 
 
@@ -218,7 +229,8 @@ def _to_crs(features: Any, crs: Any, path: Path) -> Any:
             stacklevel=4,
         )
         return features
-    return features.to_crs(crs.to_wkt())
+    with _foreign_errors(path):
+        return features.to_crs(crs.to_wkt())
 
 
 def _class_column(features: Any, attribute: str | None, path: Path) -> str:

@@ -11,6 +11,7 @@ cube beside them.
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import struct
@@ -53,7 +54,15 @@ _STORED = {
     13: "u8",
 }
 _NUMERIC_CLASSES = range(6, 16)
-_OTHER_CLASSES = {1: "a cell array", 2: "a struct", 3: "an object", 4: "text", 5: "a sparse matrix"}
+_OTHER_CLASSES = {
+    1: "a cell array",
+    2: "a struct",
+    3: "an object",
+    4: "text",
+    5: "a sparse matrix",
+    16: "a function handle",
+}
+_OPAQUE = 17
 _ROWS = {"nrow", "nrows", "rows", "height", "lines"}
 _COLUMNS = {"ncol", "ncols", "cols", "columns", "width", "samples"}
 
@@ -148,29 +157,40 @@ class Matlab5File:
         self.source = path.name
         self._loaded: dict[str, npt.NDArray[Any]] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_loaded": {}}  # other processes load for themselves
+
     @cached_property
     def arrays(self) -> list[ArrayInfo]:
         """What the file holds, from the heads of its elements."""
-        return list(_scan(self.path))
+        return [
+            info for info, _, _ in self._elements if info.name
+        ]  # functions leave an unnamed one
 
     def read(self, name: str, key: Key | None = None) -> npt.NDArray[Any]:
         """Return all of a variable, or the part that ``key`` cuts out."""
         if name not in self._loaded:
-            self._loaded[name] = self._load(arrays.find_array(self, name))
+            self._loaded[name] = self._load(name)
         values = self._loaded[name]
         return values if key is None else values[key]
 
-    def _load(self, info: ArrayInfo) -> npt.NDArray[Any]:
+    @cached_property
+    def _elements(self) -> list[tuple[ArrayInfo, int, int]]:
+        return list(_scan(self.path))
+
+    def _load(self, name: str) -> npt.NDArray[Any]:
         import scipy.io
 
+        info = arrays.find_array(self, name)
         check_memory(info.nbytes, f"{self.source}: {info}")
         try:
-            values = scipy.io.loadmat(self.path, variable_names=[info.name])[info.name]
+            # scipy gets nothing but the element that has been checked, behind a header of our own.
+            values = scipy.io.loadmat(io.BytesIO(self._element_as_file(name)))[name]
         except MemoryError:
             raise
         except Exception as error:  # scipy raises many kinds for damaged bytes
             raise SceneError(
-                f"{self.source}: the variable '{info.name}' cannot be read: {str(error)[:200]}.",
+                f"{self.source}: the variable '{name}' cannot be read: {str(error)[:200]}.",
                 "The file is damaged.",
             ) from error
         if (
@@ -178,10 +198,18 @@ class Matlab5File:
             or values.shape != info.shape
             or values.dtype.kind not in "iufb"
         ):
-            raise SceneError(
-                f"{self.source}: the variable '{info.name}' is not what its head says."
-            )
+            raise SceneError(f"{self.source}: the variable '{name}' is not what its head says.")
         return values.astype(info.dtype, copy=False)
+
+    def _element_as_file(self, name: str) -> bytes:
+        start, size = next(
+            (start, size) for info, start, size in self._elements if info.name == name
+        )
+        with self.path.open("rb") as file:
+            file.seek(_HEADER - 4)
+            version_and_order = file.read(4)
+            file.seek(start)
+            return b"MATLAB 5.0 MAT-file".ljust(_HEADER - 4) + version_and_order + file.read(size)
 
 
 @dataclass(frozen=True)
@@ -260,8 +288,8 @@ def _scalar(file: ArrayFile, names: set[str]) -> int | None:
     return None
 
 
-def _scan(path: Path) -> Iterator[ArrayInfo]:
-    """Yield what each element of a version-5 file says, checked against the size of the file."""
+def _scan(path: Path) -> Iterator[tuple[ArrayInfo, int, int]]:
+    """Yield each element of a version-5 file, checked against its size, with its first byte and its length."""
     size = path.stat().st_size
     with path.open("rb") as file:
         order = _byte_order(file.read(_HEADER), path)
@@ -276,7 +304,8 @@ def _scan(path: Path) -> Iterator[ArrayInfo]:
                     f"{path.name} breaks off at byte {position} of {size}: an element of {count} bytes does not fit.",
                     "The file is truncated or damaged.",
                 )
-            yield from _describe(_prefix(file, kind, count, path), order, kind, count, path)
+            info = _describe(_prefix(file, kind, count, path), order, kind, count, path)
+            yield info, position, 8 + count
             position += 8 + count
             file.seek(position)
     raise SceneError(f"{path.name} has more than {MAX_ARRAYS} variables.", "This is no scene.")
@@ -305,8 +334,8 @@ def _prefix(file: BinaryIO, kind: int, count: int, path: Path) -> bytes:
         ) from error
 
 
-def _describe(content: bytes, order: str, kind: int, count: int, path: Path) -> Iterator[ArrayInfo]:
-    """Yield what one matrix element holds; nothing for the unnamed workspace of a function."""
+def _describe(content: bytes, order: str, kind: int, count: int, path: Path) -> ArrayInfo:
+    """Return what one matrix element holds, its sizes checked against each other."""
     damaged = SceneError(
         f"{path.name} has a variable whose head makes no sense.", "The file is damaged."
     )
@@ -314,34 +343,33 @@ def _describe(content: bytes, order: str, kind: int, count: int, path: Path) -> 
         flags, at = _element(content, 0, order)
         class_and_flags = struct.unpack_from(f"{order}I", flags)[0]
         matlab_class, is_complex = class_and_flags & 0xFF, bool(class_and_flags & 0x800)
-        if matlab_class not in _NUMERIC_CLASSES and matlab_class not in _OTHER_CLASSES:
-            raw_name, _ = _element(content, at, order)
-            yield ArrayInfo(
-                raw_name.decode("latin-1"), (), np.dtype(object), note="a function or an object"
-            )
-            return
+        if matlab_class == _OPAQUE:  # has no sizes
+            return _refused(_element(content, at, order)[0], (), "an object")
         dims, at = _element(content, at, order)
         shape = struct.unpack(f"{order}{len(dims) // 4}i", dims)
-        raw_name, at = _element(content, at, order)
-        name = raw_name.decode("latin-1")
-        if matlab_class in _OTHER_CLASSES or is_complex:
-            note = _OTHER_CLASSES.get(matlab_class, "complex numbers")
-            yield ArrayInfo(name, shape, np.dtype(object), note=note)
-            return
+        name, at = _element(content, at, order)
+        if matlab_class in _OTHER_CLASSES:
+            return _refused(name, shape, _OTHER_CLASSES[matlab_class])
+        if is_complex:
+            return _refused(name, shape, "complex numbers")
         stored, nbytes, start = _tag(content, at, order)
     except (struct.error, IndexError) as error:
         raise damaged from error
-    if stored not in _STORED or any(n < 0 for n in shape):
+    if matlab_class not in _NUMERIC_CLASSES or stored not in _STORED or any(n < 0 for n in shape):
         raise damaged
-    info = ArrayInfo(name, shape, np.dtype(_STORED[stored]))
+    info = ArrayInfo(name.decode("latin-1"), shape, np.dtype(_STORED[stored]))
     limit = count - start if kind == _MATRIX else DEFLATE_RATIO * (count + 1)
     if info.nbytes != nbytes or nbytes > limit:
         raise SceneError(
-            f"{path.name}: {info} needs {info.nbytes} bytes, but {nbytes} are announced and at most {limit} can be "
-            "there.",
+            f"{path.name}: {info} needs {info.nbytes} bytes, but {nbytes} are announced and at most "
+            f"{limit} can be there.",
             "The file is damaged.",
         )
-    yield info
+    return info
+
+
+def _refused(name: bytes, shape: tuple[int, ...], note: str) -> ArrayInfo:
+    return ArrayInfo(name.decode("latin-1"), shape, np.dtype(object), note=note)
 
 
 def _tag(content: bytes, at: int, order: str) -> tuple[int, int, int]:

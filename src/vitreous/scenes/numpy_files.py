@@ -168,6 +168,9 @@ class NpzFile:
         self.source = path.name
         self._loaded: dict[str, npt.NDArray[Any]] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_loaded": {}}  # other processes load for themselves
+
     @cached_property
     def arrays(self) -> list[ArrayInfo]:
         """What the archive holds, from its directory and the heads of its members."""
@@ -232,6 +235,8 @@ def _read_header(file: IO[bytes], name: str, source: str) -> ArrayInfo:
                 name, (), np.dtype(object), note=f"NPY version {version[0]}.{version[1]}"
             )
         shape, _, dtype = readers[version](file, max_header_size=_NPY_HEADER)
+    except MemoryError:
+        raise
     except Exception as error:  # numpy's parser raises many kinds for damaged bytes
         raise SceneError(
             f"{source} is no NPY file, or its header is damaged: {str(error)[:200]}.",

@@ -140,11 +140,9 @@ class ZarrFile:
     def _reading(self) -> Iterator[None]:
         try:
             yield
-        except VitreousError:
+        except (VitreousError, MemoryError):
             raise
-        except (
-            Exception
-        ) as error:  # zarr and its codecs raise many kinds for damaged metadata and chunks
+        except Exception as error:  # zarr and its codecs raise many kinds for damaged bytes
             raise SceneError(
                 f"{self.source} cannot be read as a Zarr store: {str(error)[:200]}.",
                 "The store is damaged, incomplete or of another kind.",

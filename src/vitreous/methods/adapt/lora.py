@@ -89,17 +89,6 @@ def merge(model: nn.Module) -> nn.Module:
     return merged
 
 
-def fold_for_inference(model: nn.Module) -> nn.Module:
-    """Return a copy of ``model`` with as much of its adapters folded in as their form allows."""
-    folded = copy.deepcopy(model)
-    for name, layer in list(adapters(folded)):
-        if layer.lora_gate is None:
-            _replace(folded, name, layer.merged())
-        else:
-            layer.fold_residual()
-    return folded
-
-
 def freeze_base(model: nn.Module, also_train: str = "") -> None:
     """Let only adapters train (and parameters whose name begins with ``also_train``, such as a new head).
 
