@@ -27,7 +27,9 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
 
     scene: str = _setting("indian_pines", "Data", "Scene file, or the name of a built-in sample.")
-    labels: str | None = _setting(None, "Data", "Label image or vector file (a sample brings its own).")
+    labels: str | None = _setting(
+        None, "Data", "Label image or vector file (a sample brings its own)."
+    )
     test_labels: str | None = _setting(None, "Data", "Separate test labels; implies --split files.")
     label_attribute: str | None = _setting(None, "Data", "Class attribute of vector labels.")
     hints: dict[str, Any] = _setting({}, "Data", "Hints for the reader, e.g. variable=cube.")
@@ -35,24 +37,40 @@ class Recipe(BaseModel):
     split: Literal["blocks", "random", "fixed", "files"] = _setting(
         "blocks", "Split", "How labelled pixels are divided; only 'blocks' keeps patches apart."
     )
-    train_fraction: float = _setting(0.3, "Split", "Share of labelled pixels for training.", gt=0, lt=1)
+    train_fraction: float = _setting(
+        0.3, "Split", "Share of labelled pixels for training.", gt=0, lt=1
+    )
     train_per_class: int | None = _setting(
         None, "Split", "Training pixels per class (random split).", ge=1
     )
     val_fraction: float = _setting(
-        0.1, "Split", "Share of the training pixels kept for model selection; 0 trains to the end.", ge=0, lt=1
+        0.1,
+        "Split",
+        "Share of the training pixels kept for model selection; 0 trains to the end.",
+        ge=0,
+        lt=1,
     )
-    block_size: int | None = _setting(None, "Split", "Side of the blocks in pixels (automatic).", ge=2)
+    block_size: int | None = _setting(
+        None, "Split", "Side of the blocks in pixels (automatic).", ge=2
+    )
 
-    model: str = _setting("lola_specvit_tiny", "Model", "Name of the system (see 'vitreous systems').")
+    model: str = _setting(
+        "lola_specvit_tiny", "Model", "Name of the system (see 'vitreous systems')."
+    )
     model_args: dict[str, Any] = _setting({}, "Model", "Changes to the variant, e.g. dim=48.")
-    patch_size: int = _setting(15, "Model", "Side of the square patch around a pixel.", ge=1, le=129)
+    patch_size: int = _setting(
+        15, "Model", "Side of the square patch around a pixel.", ge=1, le=129
+    )
     mode: Literal["scene", "patch"] = _setting(
-        "scene", "Model", "Compute the front-end once per region (scene) or once per patch (as published)."
+        "scene",
+        "Model",
+        "Compute the front-end once per region (scene) or once per patch (as published).",
     )
     init: str | None = _setting(None, "Model", "Run folder whose weights to start from.")
     adapt: Literal["scratch", "lora_only", "pretrain_then_lora"] = _setting(
-        "scratch", "Model", "What is trained: everything, only adapters, or first one then the other."
+        "scratch",
+        "Model",
+        "What is trained: everything, only adapters, or first one then the other.",
     )
 
     reduction: Literal["pca", "none"] = _setting("pca", "Preprocessing", "Spectral reduction.")
@@ -83,15 +101,23 @@ class Recipe(BaseModel):
         "sqrt", "Training", "Weights of rare classes in the loss."
     )
     flips: bool = _setting(True, "Training", "Random flips and quarter turns.")
-    gain: float = _setting(0.1, "Training", "Random illumination, relative.", ge=0, lt=1)
+    gain: float = _setting(
+        0.0, "Training", "Random illumination of whole regions, relative.", ge=0, lt=1
+    )
     noise: float = _setting(0.05, "Training", "Gaussian noise on the reduced channels.", ge=0)
     clip: float = _setting(1.0, "Training", "Gradient norm limit.", gt=0)
-    ema: float = _setting(0.98, "Training", "Decay of the weight average used for evaluation.", ge=0, lt=1)
-    patience: int = _setting(0, "Training", "Stop after so many epochs without progress; 0: never.", ge=0)
+    ema: float = _setting(
+        0.98, "Training", "Decay of the weight average used for evaluation.", ge=0, lt=1
+    )
+    patience: int = _setting(
+        0, "Training", "Stop after so many epochs without progress; 0: never.", ge=0
+    )
     seed: int = _setting(0, "Training", "Seed for everything.", ge=0)
     devices: int = _setting(1, "Training", "Processes (DDP).", ge=1)
     accelerator: Literal["auto", "cpu", "gpu"] = _setting("auto", "Training", "Where to train.")
-    precision: Literal["32", "bf16"] = _setting("32", "Training", "Arithmetic of the training step.")
+    precision: Literal["32", "bf16"] = _setting(
+        "32", "Training", "Arithmetic of the training step."
+    )
 
     name: str | None = _setting(None, "Run", "Name of the run (automatic).")
     runs: str = _setting("runs", "Run", "Folder of all runs.")
@@ -108,7 +134,9 @@ class Recipe(BaseModel):
         if self.patch_size % 2 == 0:
             raise ValueError("patch_size must be odd: a patch has a centre pixel")
         if self.patch_norm and self.mode == "scene":
-            raise ValueError("patch_norm needs mode 'patch': scene mode has no patches before the front-end")
+            raise ValueError(
+                "patch_norm needs mode 'patch': scene mode has no patches before the front-end"
+            )
         if (self.test_labels is not None) != (self.split == "files"):
             raise ValueError("split 'files' and test_labels go together")
         return self
@@ -129,7 +157,9 @@ def make_recipe(values: dict[str, Any]) -> Recipe:
         lines = []
         for issue in error.errors():
             name = ".".join(str(part) for part in issue["loc"])
-            lines.append(f"{name}: {issue['msg']}" if name else issue["msg"].removeprefix("Value error, "))
+            lines.append(
+                f"{name}: {issue['msg']}" if name else issue["msg"].removeprefix("Value error, ")
+            )
         raise ConfigError("; ".join(lines) + ".") from error
 
 

@@ -1,7 +1,11 @@
 """The verbs that train, measure and map, with a stand-in for the part that takes long."""
 
 import json
+import shlex
+import signal
+import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -77,6 +81,7 @@ def trained(monkeypatch):
     _stand_in(monkeypatch, "runs", load_run=lambda path: run)
 
 
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_predict_writes_the_map(trained, folder, tmp_path):
     values = np.random.default_rng(0).integers(0, 200, (3, 11, 17), dtype=np.int16)
     np.save(tmp_path / "scene.npy", values)
@@ -131,3 +136,26 @@ def test_demo_is_the_main_job_on_the_fixed_split(monkeypatch, tmp_path):
     assert asked == [make_recipe({**DEMO, "runs": str(tmp_path / "runs")})]
     assert (asked[0].scene, asked[0].split) == ("indian_pines", "fixed")
     assert (tmp_path / "runs/classify/demo/report.html").as_uri() in done.output
+
+
+def test_ctrl_c_keeps_the_run_and_says_how_to_go_on(tmp_path):
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "scene.npy", rng.integers(0, 999, (24, 26, 5), dtype=np.int16))
+    np.save(tmp_path / "labels.npy", rng.integers(1, 3, (24, 26), dtype=np.uint8))
+    words = shlex.split(
+        "train --scene scene.npy --labels labels.npy --hints axis_order=yxb --split random --name long "
+        "--model lola_specvit_test --patch-size 5 --components 3 --epochs 100000"
+    )
+    started = subprocess.Popen(
+        [sys.executable, "-m", "vitreous", *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    state = tmp_path / "runs/classify/long/state.safetensors"
+    limit = time.monotonic() + 120
+    while not state.exists() and started.poll() is None and time.monotonic() < limit:
+        time.sleep(0.05)
+    started.send_signal(signal.SIGINT)
+    said = started.communicate(timeout=60)[1]
+    assert started.returncode == 130, said
+    assert "Traceback" not in said
+    assert "vitreous train --resume runs/classify/long" in said
+    assert state.is_file()

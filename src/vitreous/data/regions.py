@@ -23,7 +23,7 @@ from vitreous.layers.preprocess import Preprocess
 from vitreous.scenes.cube import read_window
 
 STRIP_VALUES = 2**25  # values of a scene held at once while it is reduced (128 MiB of float32)
-SIDES = (16, 24, 32, 40, 48, 56, 64, 73, 80, 96, 112, 128, 145, 160, 192, 256)
+SIDES = (16, 24, 32, 48, 64, 96, 128, 192)  # regions larger than that strain memory in training
 
 
 Group: TypeAlias = list[tuple[int, int, Tensor]]  # regions: first row, first column, their pixels
@@ -107,7 +107,8 @@ class PixelRegions:
             generator: shuffles pixels and regions and shifts their grid; None keeps the order of the scene.
         """
         down, across = 0, 0
-        if generator is not None and self.side > 1:
+        whole = self.side >= max(size - 2 * self.margin for size in self.cube.shape[1:])
+        if generator is not None and self.side > 1 and not whole:
             down, across = torch.randint(self.side, (2,), generator=generator).tolist()
         row, column = (self.rows + down) // self.side, (self.columns + across) // self.side
         keys, inverse = torch.stack([row, column], 1).unique(dim=0, return_inverse=True)
@@ -155,15 +156,25 @@ class PixelRegions:
         return F.pad(crop, (before, after, above, below))
 
 
-def best_side(pixels: npt.NDArray[np.int64], width: int, margin: int, batch_size: int) -> int:
-    """Choose the region side that reads the fewest pixels for one pass over ``pixels``."""
-    rows, columns = np.divmod(pixels, width)
+def best_side(pixels: npt.NDArray[np.int64], shape: tuple[int, int], margin: int, most: int) -> int:
+    """Choose the region side that computes the fewest pixels for one pass over ``pixels``.
+
+    Args:
+        pixels: flat indices.
+        shape: height and width of the scene.
+        margin: context on each side of a region.
+        most: pixels that may share a region.
+    """
+    rows, columns = np.divmod(pixels, shape[1])
 
     def cost(side: int) -> int:
         _, counts = np.unique(np.stack([rows // side, columns // side]), axis=1, return_counts=True)
-        return int((-(-counts // batch_size)).sum()) * (side + 2 * margin) ** 2
+        return int((-(-counts // most)).sum()) * (side + 2 * margin) ** 2
 
-    return min((1, *SIDES), key=cost)
+    sides = [side for side in (1, *SIDES) if side < max(shape)]
+    if max(shape) <= SIDES[-1]:
+        sides.append(max(shape))
+    return min(sides, key=cost)
 
 
 def reduce_scene(

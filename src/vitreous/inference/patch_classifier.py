@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitreous.data.contract import BandContract
@@ -85,13 +85,25 @@ class PatchClassifier(nn.Module):
             "padding": self.padding,
         }
 
-    def forward(self, batch: RegionBatch) -> Float[Tensor, "pixels classes"]:
-        """Classify the pixels of a batch of regions of reduced channels."""
+    def features(
+        self, regions: Float[Tensor, "regions channels h w"]
+    ) -> Float[Tensor, "regions dim h w"]:
+        """Return what patches are read from: the front-end's output, or the channels themselves."""
+        return self.net.stem(regions) if self.mode == "scene" else regions  # type: ignore[operator]
+
+    def classify_patches(
+        self, image: Float[Tensor, "regions dim h w"], index: Int[Tensor, "pixels patch patch"]
+    ) -> Float[Tensor, "pixels classes"]:
+        """Read patches by index from :meth:`features` and return their logits."""
+        patches = gather_patches(image, index)
         if self.mode == "scene":
-            image: Tensor = self.net.stem(batch.regions)  # type: ignore[operator]
-            return self.net.forward_patches(gather_patches(image, batch.index))  # type: ignore[operator]
-        patches = gather_patches(batch.regions, batch.index)
+            return self.net.forward_patches(patches)  # type: ignore[operator]
         return self.net(self._normalise(patches))
+
+    def forward(self, batch: RegionBatch) -> Float[Tensor, "pixels classes"]:
+        """Classify the pixels of a batch of regions of reduced channels, some at a time."""
+        image = self.features(batch.regions)
+        return torch.cat([self.classify_patches(image, part) for part in batch.index.split(CHUNK)])
 
     @torch.inference_mode()
     def classify(self, window: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -107,29 +119,20 @@ class PatchClassifier(nn.Module):
         device = self.preprocess.mean.device
         raw = torch.from_numpy(np.ascontiguousarray(window)).to(device)[None]
         height, width = (side - 2 * self.margin for side in window.shape[1:])
-        image = self.preprocess(raw)
-        if self.mode == "scene":
-            image = self.net.stem(image)  # type: ignore[operator]
+        image = self.features(self.preprocess(raw)).contiguous(memory_format=torch.channels_last)
         inner = slice(self.margin, -self.margin or None)
         valid = torch.isfinite(raw[0, :, inner, inner]).all(0).flatten()
         rows, columns = torch.nonzero(valid.view(height, width), as_tuple=True)
         output = torch.zeros(height * width, self.num_classes, device=device)
-        table = image.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         found = [
-            self._probabilities(
-                table, patch_index(r + self.margin, c + self.margin, raw.shape[3], self.radius)
+            self.classify_patches(image, patch_index(r, c, raw.shape[3], self.radius)).softmax(-1)
+            for r, c in zip(
+                (rows + self.margin).split(CHUNK), (columns + self.margin).split(CHUNK), strict=True
             )
-            for r, c in zip(rows.split(CHUNK), columns.split(CHUNK), strict=True)
         ]
         if found:
             output[valid] = torch.cat(found)
         return output.view(height, width, -1).permute(2, 0, 1).contiguous().cpu().numpy()
-
-    def _probabilities(self, image: Tensor, index: Tensor) -> Tensor:
-        patches = gather_patches(image, index)
-        forward = self.net.forward_patches if self.mode == "scene" else self.net
-        logits: Tensor = forward(self._normalise(patches))  # type: ignore[operator]
-        return logits.softmax(-1)
 
     def _normalise(self, patches: Tensor) -> Tensor:
         if not self.patch_norm:

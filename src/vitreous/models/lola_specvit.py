@@ -326,8 +326,10 @@ class LolaSpecViT(nn.Module):
         drop_path: float = 0.2,
         zero_init: bool = True,
         mask_padding: bool = True,
+        init_std: float = 0.02,
     ) -> None:
         super().__init__()
+        self.init_std = init_std
         _check(dim, depths, heads, windows, image_size)
         self.bands, self.num_classes, self.image_size = bands, num_classes, image_size
         linear = partial(
@@ -370,7 +372,8 @@ class LolaSpecViT(nn.Module):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                std = self.init_std or module.in_features**-0.5
+                nn.init.trunc_normal_(module.weight, std=std)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 

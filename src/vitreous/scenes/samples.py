@@ -36,7 +36,7 @@ def load_sample(name: str) -> Sample:
     """Load a built-in scene.
 
     ``indian_pines``: AVIRIS, 12 June 1992, fields and woods in Indiana; 145 x 145 pixels, 200 bands from 400 to
-    2499 nm (the 220 of the sensor less its water bands), digital numbers, 16 classes in 10249 pixels. Data: M. F.
+    2489 nm (the 220 of the sensor less its water bands), digital numbers, 16 classes in 10249 pixels. Data: M. F.
     Baumgardner, L. L. Biehl, D. A. Landgrebe (2015), doi:10.4231/R7RX991C, CC BY 3.0, as packaged by TensorLy. The
     data come without a georeference, so the scene has none. The wavelengths are the sensor file's own: they step
     back where two detectors overlap (696.5 to 686.9 nm, 1282.6 to 1273.0 nm).

@@ -344,7 +344,7 @@ def _spectra(
 def _training_data(
     recipe: Recipe, data: LabelledScene, split: Split, classifier: PatchClassifier
 ) -> Any:
-    from vitreous.tasks.fit import TrainingData
+    from vitreous.tasks.fit import PARTS, TrainingData
 
     pixels = {role: split.pixels(role) for role in (TRAIN, VAL)}
     cube = reduce_scene(
@@ -361,7 +361,8 @@ def _training_data(
         if len(pixels[role]) == 0:
             return None
         shared = recipe.mode == "scene" and classifier.margin > classifier.radius
-        side = best_side(pixels[role], width, classifier.margin, recipe.batch_size) if shared else 1
+        most = recipe.batch_size * PARTS
+        side = best_side(pixels[role], split.roles.shape, classifier.margin, most) if shared else 1
         return PixelRegions(
             cube,
             pixels[role],

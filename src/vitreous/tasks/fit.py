@@ -17,6 +17,7 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -47,6 +48,8 @@ COLUMNS = (
     "val_aa",
     "val_kappa",
 )
+PARTS = 16  # most steps of a network on one pass of its front-end
+VALIDATIONS = 20  # of one training
 SAVE_SHARE = 20  # saving the state may take one part in so many of the time
 HEAD = "head."
 
@@ -68,7 +71,7 @@ class TrainingData:
     class_weights: Float[Tensor, "classes"]
 
 
-class EpochBatches(IterableDataset[RegionBatch]):
+class EpochBatches(IterableDataset[tuple[RegionBatch, int]]):
     """The batches of one epoch for one process; every epoch and process has its own random stream.
 
     What is drawn depends on (seed, epoch, rank) alone, so a run resumed at an epoch's start draws the same.
@@ -80,20 +83,32 @@ class EpochBatches(IterableDataset[RegionBatch]):
         self.regions, self.epoch, self.rank = regions, epoch, rank
         self.flips = recipe.flips and epoch is not None
         self.seed = recipe.seed
-        plan = regions.plan(
-            recipe.batch_size, None if epoch is None else stream(recipe.seed, epoch)
-        )
+        generator = None if epoch is None else stream(recipe.seed, epoch)
+        plan = regions.plan(batch_pixels(regions, recipe), generator)
         if epoch is not None and len(plan) % world:  # every process takes as many steps
             plan += plan[: world - len(plan) % world]
         self.plan = plan[rank::world]
+        together = [plan[start : start + world] for start in range(0, len(plan), world)]
+        self.parts = [
+            max(
+                -(-sum(len(region[2]) for region in group) // recipe.batch_size) for group in groups
+            )
+            for groups in together
+        ]
 
     def __len__(self) -> int:
         return len(self.plan)
 
-    def __iter__(self) -> Iterator[RegionBatch]:
+    def __iter__(self) -> Iterator[tuple[RegionBatch, int]]:
+        """Yield batches, each with the number of parts to train on one after the other."""
         generator = stream(self.seed, self.epoch or 0, 1 + self.rank) if self.flips else None
-        for group in self.plan:
-            yield self.regions.collate(group, generator)
+        for group, parts in zip(self.plan, self.parts, strict=False):
+            yield self.regions.collate(group, generator), parts
+
+
+def batch_pixels(regions: PixelRegions, recipe: Recipe) -> int:
+    """Return how many pixels may share one pass of the front-end."""
+    return recipe.batch_size * (PARTS if regions.side > 1 else 1)
 
 
 def stream(*key: int) -> torch.Generator:
@@ -121,12 +136,14 @@ class ClassifyTask(L.LightningModule):
 
     def __init__(self, classifier: PatchClassifier, data: TrainingData, recipe: Recipe) -> None:
         super().__init__()
+        self.automatic_optimization = False
         self.classifier = classifier
         self.average = copy.deepcopy(classifier).requires_grad_(False)
         self.data, self.recipe = data, recipe
         self.history: list[dict[str, float | int]] = []
         self.best: dict[str, Tensor] | None = None
         self.best_score, self.best_epoch, self.elapsed = -1.0, -1, 0.0
+        self.validated = -1  # the last epoch that was
         self.confusion = MulticlassConfusionMatrix(classifier.num_classes)
         self.sums = torch.zeros(3, dtype=torch.float64)  # loss, hits, pixels of this epoch
         self.val_sums = torch.zeros(2, dtype=torch.float64)  # loss, pixels
@@ -134,7 +151,7 @@ class ClassifyTask(L.LightningModule):
 
     # -- data ---------------------------------------------------------------------------------------------
 
-    def train_dataloader(self) -> DataLoader[RegionBatch]:
+    def train_dataloader(self) -> DataLoader[tuple[RegionBatch, int]]:
         """Return this epoch's batches (called anew for every epoch)."""
         batches = EpochBatches(
             self.data.train,
@@ -145,7 +162,7 @@ class ClassifyTask(L.LightningModule):
         )
         return DataLoader(batches, batch_size=None)
 
-    def val_dataloader(self) -> DataLoader[RegionBatch] | list[Any]:
+    def val_dataloader(self) -> DataLoader[tuple[RegionBatch, int]] | list[Any]:
         """Return the validation pixels, in the order of the scene."""
         if self.data.val is None:
             return []
@@ -192,16 +209,6 @@ class ClassifyTask(L.LightningModule):
         ):
             lora.freeze_base(self.classifier)
 
-    def on_train_batch_start(self, batch: RegionBatch, batch_idx: int) -> None:
-        """Set the learning rate, and the adapters' scale where the schedule is cyclic."""
-        time_now = self.current_epoch + batch_idx / max(int(self.trainer.num_training_batches), 1)
-        optimizer = self.optimizers()
-        for group in optimizer.param_groups:  # type: ignore[union-attr]
-            group["lr"] = self._rate(time_now, group["peak"], group["adapter"])
-        if self.recipe.schedule == "cyclic":
-            cycle = {"first": self.recipe.cycle_epochs, "growth": self.recipe.cycle_growth}
-            lora.set_cycle(self.classifier, cycle_factor(time_now, **cycle))
-
     def _rate(self, epochs: float, peak: float, adapter: bool) -> float:
         recipe = self.recipe
         warm = recipe.warmup_epochs
@@ -220,22 +227,74 @@ class ClassifyTask(L.LightningModule):
             factor=2.0 if adapter else 1.0,
         )
 
-    def training_step(self, batch: RegionBatch, batch_idx: int) -> Tensor:
-        """Return the loss of one batch."""
-        batch.regions = self._augment(batch.regions)
-        logits = self.classifier(batch)
+    def training_step(self, batch: tuple[RegionBatch, int], batch_idx: int) -> None:
+        """Train on one batch of regions.
+
+        The front-end runs once. The rest of the network takes a step on each part of the pixels, collecting the
+        gradient of the front-end's output, with which the front-end then takes its own: the mean over the parts.
+        Where there is one part (single patches always), that is an ordinary step.
+        """
+        regions, parts = batch
+        regions.regions = self._augment(regions.regions)
+        image = self.classifier.features(regions.regions)
+        leaf = image.detach().requires_grad_(image.requires_grad)
+        chosen = torch.randperm(len(regions.classes), device=image.device)
+        for part in range(parts):
+            # Another process may have more pixels in this step: the last parts then repeat some.
+            pixels = chosen[torch.arange(part, max(len(chosen), part + 1), parts) % len(chosen)]
+            self._set_rates(batch_idx, part / parts)
+            loss = self._loss(leaf, regions, pixels)
+            self.manual_backward(loss)
+            if part < parts - 1:
+                self._step()
+        if leaf.grad is not None:
+            self.manual_backward(image, gradient=leaf.grad / parts)
+        self._step()
+
+    def _loss(self, image: Tensor, regions: RegionBatch, pixels: Tensor) -> Tensor:
+        classes = regions.classes[pixels]
+        logits = self.classifier.classify_patches(image, regions.index[pixels])
         loss = F.cross_entropy(
             logits,
-            batch.classes,
+            classes,
             weight=self.data.class_weights.to(logits.device),
             label_smoothing=self.recipe.label_smoothing,
         )
-        hits = (logits.detach().argmax(1) == batch.classes).sum()
-        count = len(batch.classes)
-        self.sums += torch.tensor(
-            [float(loss.detach()) * count, float(hits), count], dtype=torch.float64
-        )
+        hits = int((logits.detach().argmax(1) == classes).sum())
+        total = float(loss.detach()) * len(classes)
+        self.sums += torch.tensor([total, hits, len(classes)], dtype=torch.float64)
         return loss
+
+    def _set_rates(self, batch_idx: int, within: float) -> None:
+        """Set the learning rate, and the adapters' scale where the schedule is cyclic."""
+        batches = max(int(self.trainer.num_training_batches), 1)
+        now = self.current_epoch + (batch_idx + within) / batches
+        for group in self._optimizer().param_groups:
+            group["lr"] = self._rate(now, group["peak"], group["adapter"])
+        if self.recipe.schedule == "cyclic":
+            cycle = {"first": self.recipe.cycle_epochs, "growth": self.recipe.cycle_growth}
+            lora.set_cycle(self.classifier, cycle_factor(now, **cycle))
+
+    def _step(self) -> None:
+        """Move the weights, and their average with them; faster at the start, where it is far from good."""
+        optimizer = self._optimizer()
+        self.clip_gradients(
+            optimizer.optimizer, gradient_clip_val=self.recipe.clip, gradient_clip_algorithm="norm"
+        )
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        step = self.global_step
+        decay = min(self.recipe.ema, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for slow, fast in zip(
+                self.average.parameters(), self.classifier.parameters(), strict=True
+            ):
+                slow.lerp_(fast, 1 - decay)
+
+    def _optimizer(self) -> LightningOptimizer:
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        return optimizer
 
     def _augment(self, regions: Tensor) -> Tensor:
         """Change the illumination of whole regions and add noise, in the space of reduced channels.
@@ -250,30 +309,43 @@ class ClassifyTask(L.LightningModule):
             regions = regions + recipe.noise * torch.randn_like(regions)
         return regions
 
-    def on_train_batch_end(self, outputs: Any, batch: RegionBatch, batch_idx: int) -> None:
-        """Move the average towards the weights; faster at the start, where they are still far from good."""
-        step = self.global_step
-        decay = min(self.recipe.ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for slow, fast in zip(_state(self.average), _state(self.classifier), strict=True):
-                if slow.dtype.is_floating_point:
-                    slow.lerp_(fast, 1 - decay)
-                else:
-                    slow.copy_(fast)
-
     # -- validation ---------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the last epoch's counts."""
+        """Forget the last counts, and fit the averaged weights' statistics."""
         self.confusion.reset()
         self.val_sums.zero_()
+        self.validated = self.current_epoch
+        self._refresh_statistics()
 
-    def validation_step(self, batch: RegionBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: tuple[RegionBatch, int], batch_idx: int) -> None:
         """Count hits of the averaged weights."""
-        logits = self.average.eval()(batch)
-        self.confusion.update(logits.argmax(1), batch.classes)
-        loss = float(F.cross_entropy(logits, batch.classes, reduction="sum"))
-        self.val_sums += torch.tensor([loss, len(batch.classes)], dtype=torch.float64)
+        regions, _ = batch
+        logits = self.average(regions)
+        self.confusion.update(logits.argmax(1), regions.classes)
+        loss = float(F.cross_entropy(logits, regions.classes, reduction="sum"))
+        self.val_sums += torch.tensor([loss, len(regions.classes)], dtype=torch.float64)
+
+    @torch.no_grad()
+    def _refresh_statistics(self) -> None:
+        """Compute the batch-norm statistics that belong to the averaged weights, on all training pixels.
+
+        Averages of the statistics seen along the way belong to other weights (Izmailov et al., 2018).
+        """
+        self.average.eval()
+        norms = [
+            m
+            for m in self.average.modules()
+            if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)
+        ]
+        if not norms:
+            return
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum, norm.training = None, True  # None: the plain mean over all batches
+        for regions, _ in EpochBatches(self.data.train, self.recipe, None, 0, 1):
+            self.average(regions.to(self.device))
+        self.average.eval()
 
     # -- end of an epoch ----------------------------------------------------------------------------------
 
@@ -282,7 +354,7 @@ class ClassifyTask(L.LightningModule):
         self.elapsed += time.perf_counter() - self._started
         row = self._row()
         self.history.append(row)
-        if self.data.val is None:
+        if self.validated != self.current_epoch:
             return
         # Ties go to the later epoch: its average has seen more.
         if row["val_oa"] >= self.best_score:
@@ -294,16 +366,15 @@ class ClassifyTask(L.LightningModule):
     def _row(self) -> dict[str, float | int]:
         sums = self._total(self.sums)
         count = max(sums[2], 1)
-        rate = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
         row: dict[str, float | int] = {
             "epoch": self.current_epoch + 1,
             "step": self.global_step,
             "seconds": round(self.elapsed, 3),
-            "learning_rate": rate,
+            "learning_rate": float(self._optimizer().param_groups[0]["lr"]),
             "train_loss": sums[0] / count,
             "train_oa": sums[1] / count,
         }
-        if self.data.val is not None:
+        if self.validated == self.current_epoch:
             val = self._total(self.val_sums)
             confusion = F.pad(
                 self.confusion.compute().cpu(), (0, 1)
@@ -344,7 +415,9 @@ class ClassifyTask(L.LightningModule):
         """Return the classifier with the weights to use: the best average, or the last."""
         if self.best is not None:
             self.average.load_state_dict(self.best)
-        return self.average.eval()
+            return self.average.eval()
+        self._refresh_statistics()
+        return self.average
 
 
 class StateKeeper(L.Callback):
@@ -398,10 +471,10 @@ def fit(task: ClassifyTask, folder: Path, *, resume: bool, show: bool = True) ->
         strategy=DDPStrategy(find_unused_parameters=True) if recipe.devices > 1 else "auto",
         precision="bf16-mixed" if recipe.precision == "bf16" else "32-true",
         max_epochs=recipe.epochs,
-        gradient_clip_val=recipe.clip,
         reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
+        check_val_every_n_epoch=max(1, recipe.epochs // VALIDATIONS),
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
@@ -411,7 +484,11 @@ def fit(task: ClassifyTask, folder: Path, *, resume: bool, show: bool = True) ->
         default_root_dir=folder,
     )
     state = folder / STATE
-    trainer.fit(task, ckpt_path=str(state) if resume and state.exists() else None)
+    try:
+        trainer.fit(task, ckpt_path=str(state) if resume and state.exists() else None)
+    except SystemExit:  # what Lightning makes of Ctrl-C, without a word
+        if not trainer.interrupted:
+            raise
     if trainer.interrupted:
         raise KeyboardInterrupt
     if task.history and not torch.isfinite(torch.tensor(task.history[-1]["train_loss"])):
@@ -419,11 +496,6 @@ def fit(task: ClassifyTask, folder: Path, *, resume: bool, show: bool = True) ->
             "Training diverged: the loss is no number.",
             "Lower --learning-rate, or use --precision 32.",
         )
-
-
-def _state(module: torch.nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
 
 
 def _gpus() -> int:
