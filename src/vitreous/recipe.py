@@ -67,10 +67,10 @@ class Recipe(BaseModel):
         "Compute the front-end once per region (scene) or once per patch (as published).",
     )
     init: str | None = _setting(None, "Model", "Run folder whose weights to start from.")
-    adapt: Literal["scratch", "lora_only", "pretrain_then_lora"] = _setting(
+    adapt: Literal["scratch", "lora_only", "head_only", "pretrain_then_lora"] = _setting(
         "scratch",
         "Model",
-        "What is trained: everything, only adapters, or first one then the other.",
+        "What is trained: everything, adapters and head, the head alone, or all first and then adapters.",
     )
 
     reduction: Literal["pca", "none"] = _setting("pca", "Preprocessing", "Spectral reduction.")
@@ -84,6 +84,9 @@ class Recipe(BaseModel):
     )
 
     epochs: int = _setting(60, "Training", "Passes over the training pixels.", ge=1)
+    passes: int = _setting(
+        2, "Training", "Passes over a region's pixels on one pass of the shared front-end.", ge=1
+    )
     batch_size: int = _setting(128, "Training", "Training pixels per step.", ge=1)
     learning_rate: float = _setting(2e-3, "Training", "Peak learning rate of the adapters.", gt=0)
     base_rate_factor: float = _setting(

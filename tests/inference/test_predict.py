@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from vitreous.errors import ConfigError, ModelError, SceneError, VitreousError
 from vitreous.inference.maps import no_georeference_warning
 from vitreous.inference.predict import predict_scene
-from vitreous.inference.windows import Window, plan_windows, read_with_context, window_side
-from vitreous.scenes.cube import make_scene
+from vitreous.inference.windows import Window, plan_windows, window_side
+from vitreous.scenes.cube import make_scene, read_with_context
 
 HERE = Path(__file__).parent
 
@@ -60,12 +60,14 @@ def test_context_is_that_of_the_padded_scene(data):
     padded = np.pad(scene.values, ((0, 0), (margin, margin), (margin, margin)), mode="reflect")
     part = np.s_[bands, row : row + rows + 2 * margin, column : column + columns + 2 * margin]
     window = Window(row, column, rows, columns)
-    np.testing.assert_array_equal(read_with_context(scene, window, bands, margin), padded[part])
+    np.testing.assert_array_equal(
+        read_with_context(scene, window.rows, window.columns, bands, margin), padded[part]
+    )
     empty = np.pad(
         scene.values, ((0, 0), (margin, margin), (margin, margin)), constant_values=np.nan
     )
     np.testing.assert_array_equal(
-        read_with_context(scene, window, bands, margin, "zero"), empty[part]
+        read_with_context(scene, window.rows, window.columns, bands, margin, "zero"), empty[part]
     )
 
 

@@ -109,7 +109,11 @@ def test_the_cycle_scales_the_adapter_in_training_only():
 
 def spectra(n=300, bands=20, seed=0):
     rng = np.random.default_rng(seed)
-    return (rng.normal(size=(n, 4)) @ rng.normal(size=(4, bands)) * 100 + 1000 + rng.normal(size=(n, bands))).astype("f4")
+    return (
+        rng.normal(size=(n, 4)) @ rng.normal(size=(4, bands)) * 100
+        + 1000
+        + rng.normal(size=(n, bands))
+    ).astype("f4")
 
 
 def apply(pre, x):
@@ -184,7 +188,9 @@ def test_fewer_components_than_asked_for_says_so():
         assert Preprocess.fit(spectra()[:3], components=15).channels == 2
 
 
-@pytest.mark.parametrize("bad", [np.zeros((1, 5), "f4"), np.ones((9, 5), "f4")], ids=["one", "alike"])
+@pytest.mark.parametrize(
+    "bad", [np.zeros((1, 5), "f4"), np.ones((9, 5), "f4")], ids=["one", "alike"]
+)
 def test_spectra_that_say_nothing_are_refused(bad):
     with pytest.raises(ModelError):
         Preprocess.fit(bad)

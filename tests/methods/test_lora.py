@@ -17,13 +17,17 @@ def images(n=3):
     return torch.randn(n, 5, 9, 9, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("form", [{}, {"gate": True}, {"residual": True}, {"gate": True, "residual": True}])
+@pytest.mark.parametrize(
+    "form", [{}, {"gate": True}, {"residual": True}, {"gate": True, "residual": True}]
+)
 def test_applying_changes_no_output_and_not_the_original(form):
     plain = model()
     before = copy.deepcopy(plain.state_dict())
     adapted = lora.apply(plain, rank=2, **form)
     torch.testing.assert_close(adapted(images()), plain(images()))
-    assert len(list(lora.adapters(adapted))) == 9  # 4 linear layers in each of 2 blocks, and the head
+    assert (
+        len(list(lora.adapters(adapted))) == 9
+    )  # 4 linear layers in each of 2 blocks, and the head
     assert all(torch.equal(before[k], v) for k, v in plain.state_dict().items())
 
 

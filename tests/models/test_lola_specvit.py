@@ -61,7 +61,12 @@ def test_published_parameter_counts(classes, total, trainable):
     assert sum(p.numel() for p in model.parameters()) == total
     assert sum(p.numel() for n, p in model.named_parameters() if "lora_" in n) == trainable
     assert [sum(hasattr(b, "attn") for b in level) for level in model.levels] == [3, 4, 19]
-    assert {b.attn.qkv.in_features // b.attn.heads for lv in model.levels for b in lv if hasattr(b, "attn")} == {24}
+    assert {
+        b.attn.qkv.in_features // b.attn.heads
+        for lv in model.levels
+        for b in lv
+        if hasattr(b, "attn")
+    } == {24}
 
 
 def test_plain_adapters_train_a_hundredth():
@@ -74,7 +79,9 @@ def test_plain_adapters_train_a_hundredth():
 
 
 def test_grids_of_the_levels():
-    model = small(bands=15, image_size=15, depths=[1, 1, 1], heads=[2, 4, 8], windows=[7, 7, 7]).eval()
+    model = small(
+        bands=15, image_size=15, depths=[1, 1, 1], heads=[2, 4, 8], windows=[7, 7, 7]
+    ).eval()
     sizes = []
     for level in model.levels:
         level.register_forward_pre_hook(lambda _, x: sizes.append(tuple(x[0].shape[1:3])))
@@ -91,7 +98,9 @@ def test_a_gradient_reaches_every_parameter():
     # Adapters start at zero, where the gate and the down-projection get none: any later point has them all.
     model = small(zero_init=False, drop=0.0, drop_path=0.0)
     model(torch.randn(8, 6, 9, 9)).square().sum().backward()
-    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().any()] == []
+    assert [
+        n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().any()
+    ] == []
 
 
 def test_evaluation_does_not_depend_on_the_batch():
@@ -106,7 +115,12 @@ def test_the_shared_stem_differs_only_where_patches_saw_zeros():
     region = torch.randn(1, 6, 31, 33)
     shared = model.stem(region)
     row, column = 15, 16
-    around = region[:, :, row - half - reach : row + half + reach + 1, column - half - reach : column + half + reach + 1]
+    around = region[
+        :,
+        :,
+        row - half - reach : row + half + reach + 1,
+        column - half - reach : column + half + reach + 1,
+    ]
     patch = region[:, :, row - half : row + half + 1, column - half : column + half + 1]
     window = shared[:, :, row - half : row + half + 1, column - half : column + half + 1]
     # With its full context a patch gives exactly the shared values ...
@@ -138,12 +152,16 @@ def test_masked_padding_equals_attention_over_the_real_cells(height, width):
 
     linear = partial(LoRALinear, rank=2, alpha=4, zero_init=False)
     layer = WindowAttention(8, 2, 7, linear, mask_padding=True)
-    nn.init.normal_(layer.qkv.bias)  # padded cells would have keys and values if they were not hidden
+    nn.init.normal_(
+        layer.qkv.bias
+    )  # padded cells would have keys and values if they were not hidden
     x = torch.randn(2, height, width, 8)
     tokens = partition(x, (7, 7))
     q, k, v = layer.qkv(tokens).unflatten(-1, (3, 2, 4)).permute(3, 0, 1, 4, 2, 5)
     like = torch.zeros(())
-    mixed = attention(q, k, v, layer.position(7, 7)[None] + padding_bias(height, width, (7, 7), like))
+    mixed = attention(
+        q, k, v, layer.position(7, 7)[None] + padding_bias(height, width, (7, 7), like)
+    )
     from vitreous.layers.windows import reverse
 
     expected = reverse(layer.proj(mixed.transpose(2, 3).flatten(-2)), (7, 7), height, width)
@@ -177,7 +195,9 @@ def test_the_model_wide_init_does_not_undo_the_adapters(zero_init):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"heads": [3, 4]}, {"depths": [1]}, {"image_size": 3}], ids=["heads", "depths", "size"]
+    "changes",
+    [{"heads": [3, 4]}, {"depths": [1]}, {"image_size": 3}],
+    ids=["heads", "depths", "size"],
 )
 def test_impossible_arguments_are_refused(changes):
     with pytest.raises(ModelError):

@@ -77,7 +77,8 @@ def create_model(
         changes: constructor arguments that differ from the variant's.
 
     Raises:
-        ModelError: no such variant, or no such argument (with the nearest known one).
+        ModelError: no such variant, no such argument (with the nearest known one), or a value of it that
+            makes no model.
     """
     entry = card(name)
     if entry.kind != "model":
@@ -93,12 +94,19 @@ def create_model(
     for key in changes:
         if key not in known:
             raise ModelError(f"{name} has no argument '{key}'.", did_you_mean(key, known))
-    model: nn.Module = builder(
-        bands=bands,
-        num_classes=num_classes,
-        image_size=image_size,
-        **{**entry.variants[name], **changes},
-    )
+    try:
+        model: nn.Module = builder(
+            bands=bands,
+            num_classes=num_classes,
+            image_size=image_size,
+            **{**entry.variants[name], **changes},
+        )
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        if not changes:
+            raise
+        raise ModelError(
+            f"{name} cannot be built with {changes}: {error}.", "Change or drop these arguments."
+        ) from error
     return model
 
 

@@ -34,10 +34,12 @@ class BandContract:
     @classmethod
     def of(cls, scene: xr.DataArray) -> BandContract:
         """Describe a training scene: its good bands, their wavelengths, its unit."""
-        used = good_bands(scene)
+        used = good_bands(scene).astype(np.int64)
         if used.size == 0:
             raise ModelError("The scene has no good band left.", "Check its good_band list.")
         centres = wavelengths_of(scene)
+        if centres is not None and not np.isfinite(centres[used]).all():
+            centres = None  # bands that are only partly known can only be told by position
         return cls(
             bands=int(scene.sizes["band"]),
             used=tuple(int(b) for b in used),
@@ -78,9 +80,8 @@ class BandContract:
             and np.abs(centres[list(self.used)] - wanted).max() <= TOLERANCE_NM
         ):
             return np.asarray(self.used, dtype=np.int64)
-        distance = np.abs(centres[None, :] - wanted[:, None])
-        nearest = distance.argmin(axis=1)
-        missing = wanted[distance.min(axis=1) > TOLERANCE_NM]
+        nearest, distances = _nearest_once(wanted, centres)
+        missing = wanted[distances > TOLERANCE_NM]
         if missing.size:
             shown = ", ".join(f"{nm:.1f}" for nm in missing[:4]) + (
                 " ..." if missing.size > 4 else ""
@@ -89,7 +90,7 @@ class BandContract:
                 f"The scene lacks {missing.size} of the {len(wanted)} bands the model was trained on ({shown} nm).",
                 "Resample the scene to the training bands, or train on this sensor.",
             )
-        return nearest.astype(np.int64)
+        return nearest
 
     def to_json(self) -> dict[str, Any]:
         """Return the contract as JSON-ready values."""
@@ -104,13 +105,37 @@ class BandContract:
         """
         try:
             centres = value["wavelengths"]
-            return cls(
+            contract = cls(
                 bands=int(value["bands"]),
                 used=tuple(int(b) for b in value["used"]),
                 wavelengths=None if centres is None else tuple(float(c) for c in centres),
                 unit=str(value["unit"]),
             )
+            if (
+                not contract.used
+                or not 0 <= min(contract.used) <= max(contract.used) < contract.bands
+            ):
+                raise ValueError(f"it uses bands that {contract.bands} bands do not have")
+            if centres is not None and len(centres) != len(contract.used):
+                raise ValueError(f"{len(contract.used)} bands have {len(centres)} wavelengths")
+            return contract
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"The checkpoint's band description is damaged: {error}."
+                f"The checkpoint's band description is damaged: {error}.",
+                "Restore the file, or train again.",
             ) from error
+
+
+def _nearest_once(
+    wanted: npt.NDArray[np.float64], centres: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Return the band nearest to each wanted wavelength and how far it is; no band serves twice."""
+    distance = np.nan_to_num(np.abs(centres[None, :] - wanted[:, None]), nan=np.inf)
+    nearest = np.zeros(len(wanted), dtype=np.int64)
+    distances = np.zeros(len(wanted))
+    for row, own in enumerate(distance):
+        nearest[row] = own.argmin()
+        distances[row] = own[nearest[row]]
+        if distances[row] <= TOLERANCE_NM:
+            distance[:, nearest[row]] = np.inf
+    return nearest, distances

@@ -140,7 +140,7 @@ class PixelRegions:
             columns = self.columns[members] - left + self.margin
             if generator is not None:
                 turn = int(torch.randint(8, (1,), generator=generator))
-                crop = _orient(crop, turn)
+                crop = orient(crop, turn)
                 rows, columns = _orient_points(rows, columns, side, turn)
             crops.append(crop)
             indices.append(number * side * side + patch_index(rows, columns, side, self.half))
@@ -213,19 +213,20 @@ def reduce_scene(
         across = slice(int(columns[0]), int(columns[-1]) + 1)
         raw = torch.from_numpy(read_window(scene, rows, across, bands))
         with torch.no_grad():
-            cube[:, rows, across] = preprocess(raw[None])[0].numpy() * footprint[rows, across]
+            reduced = preprocess(raw[None])[0].numpy()
+        # Not a product: 0 times a value that overflowed would be NaN.
+        cube[:, rows, across] = np.where(footprint[rows, across], reduced, np.float32(0))
     return torch.from_numpy(pad_border(cube, reach, padding))
 
 
 def pad_border(
     window: npt.NDArray[np.float32], reach: int, padding: str
 ) -> npt.NDArray[np.float32]:
-    """Add ``reach`` pixels around ``(channels, rows, columns)``; reflect needs an image larger than that."""
+    """Add ``reach`` pixels around ``(channels, rows, columns)``: zeros, or reflections as often as it takes."""
     around = ((0, 0), (reach, reach), (reach, reach))
     if padding == "zero":
         return np.pad(window, around)
-    small = min(window.shape[1:]) <= reach
-    return np.pad(window, around, mode="symmetric" if small else "reflect")
+    return np.pad(window, around, mode="reflect")
 
 
 def _pack(
@@ -243,9 +244,10 @@ def _pack(
     return groups
 
 
-def _orient(image: Tensor, turn: int) -> Tensor:
-    image = torch.rot90(image, turn % 4, (1, 2))
-    return image.flip(2) if turn >= 4 else image
+def orient(images: Tensor, turn: int) -> Tensor:
+    """Turn the last two axes by ``turn`` quarters, and mirror them from 4 on: the eight orientations."""
+    images = torch.rot90(images, turn % 4, (-2, -1))
+    return images.flip(-1) if turn >= 4 else images
 
 
 def _orient_points(rows: Tensor, columns: Tensor, side: int, turn: int) -> tuple[Tensor, Tensor]:

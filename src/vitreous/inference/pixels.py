@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from vitreous.data.pixels import tiles
 from vitreous.inference.windows import Job, SceneClassifier, Window
 
 TILE = 64  # side of the tiles that are read: large enough to share context, small enough to skip empty ground
@@ -26,14 +27,8 @@ def classify_pixels(
     """
     job = Job(classifier, np.asarray(classifier.contract.select(scene), dtype=np.int64), False)
     found = np.zeros(len(pixels), dtype=np.int64)
-    rows, columns = np.divmod(pixels, scene.sizes["x"])
-    tiles = rows // TILE * (scene.sizes["x"] // TILE + 1) + columns // TILE
-    for tile in np.unique(tiles):
-        members = np.flatnonzero(tiles == tile)
-        top, left = int(rows[members].min()), int(columns[members].min())
-        window = Window(
-            top, left, int(rows[members].max()) - top + 1, int(columns[members].max()) - left + 1
-        )
-        classes = job.score(job.read(scene, window)).classes
-        found[members] = classes[rows[members] - top, columns[members] - left]
+    for tile in tiles(pixels, scene.sizes["x"], TILE):
+        height, width = tile.rows.stop - tile.rows.start, tile.columns.stop - tile.columns.start
+        window = Window(tile.rows.start, tile.columns.start, height, width)
+        found[tile.members] = job.score(job.read(scene, window)).classes.ravel()[tile.inside]
     return found

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from vitreous.data.contract import BandContract
 from vitreous.errors import ModelError, SceneError
-from vitreous.scenes.cube import read_window
-
-Padding: TypeAlias = Literal["reflect", "zero"]
+from vitreous.scenes.cube import Padding, read_with_context
 
 # Beyond this side the context around a window is a small share of the work, and larger windows only cost memory.
 MAX_SIDE = 256
@@ -21,13 +20,6 @@ MIN_SIDE = 32
 WINDOW_BYTES = (
     256 * 2**20
 )  # what reading and scoring one window may take, the classifier's own needs aside
-
-
-class BandContract(Protocol):
-    """Which bands a classifier was trained on."""
-
-    def select(self, scene: xr.DataArray) -> npt.NDArray[np.int64]:
-        """Return the scene's band indices, or raise ModelError when they do not fit."""
 
 
 class SceneClassifier(Protocol):
@@ -67,6 +59,16 @@ class Window:
         """Number of pixels."""
         return self.height * self.width
 
+    @property
+    def rows(self) -> slice:
+        """Its rows of the scene."""
+        return slice(self.row, self.row + self.height)
+
+    @property
+    def columns(self) -> slice:
+        """Its columns of the scene."""
+        return slice(self.column, self.column + self.width)
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -79,7 +81,16 @@ class Job:
     def read(self, scene: xr.DataArray, window: Window) -> npt.NDArray[np.float32]:
         """Read ``window`` of ``scene`` with the context that the classifier needs."""
         padding: Padding = getattr(self.classifier, "padding", "reflect")
-        return read_with_context(scene, window, self.bands, self.classifier.margin, padding)
+        try:
+            return read_with_context(
+                scene, window.rows, window.columns, self.bands, self.classifier.margin, padding
+            )
+        except OSError as error:
+            raise SceneError(
+                f"{scene.attrs.get('source') or 'The scene'} cannot be read at row {window.row}, "
+                f"column {window.column}: {error}.",
+                "The file is probably damaged or incomplete.",
+            ) from error
 
     def score(self, values: npt.NDArray[np.float32]) -> Scored:
         """Classify one window that :meth:`read` returned."""
@@ -125,69 +136,6 @@ def _cuts(size: int, side: int) -> list[tuple[int, int]]:
     count = -(-size // side)
     edges = [size * k // count for k in range(count + 1)]
     return list(itertools.pairwise(edges))
-
-
-def read_with_context(
-    scene: xr.DataArray,
-    window: Window,
-    bands: npt.NDArray[np.int64],
-    margin: int,
-    padding: Padding = "reflect",
-) -> npt.NDArray[np.float32]:
-    """Read a window and ``margin`` pixels around it.
-
-    Beyond the scene's edge ``reflect`` continues as ``numpy.pad(mode="reflect")`` of the whole scene would, also
-    where the scene is smaller than the margin; ``zero`` gives NaN.
-
-    Args:
-        scene: the scene.
-        window: where.
-        bands: indices of the bands, in the classifier's order.
-        margin: context in pixels.
-        padding: ``reflect`` or ``zero``.
-
-    Returns:
-        ``(bands, h + 2 margin, w + 2 margin)`` float32, NaN where invalid.
-
-    Raises:
-        SceneError: the file cannot be read there.
-    """
-    height, width = scene.sizes["y"], scene.sizes["x"]
-    rows = np.arange(window.row - margin, window.row + window.height + margin)
-    columns = np.arange(window.column - margin, window.column + window.width + margin)
-    inside_rows, inside_columns = _mirror(rows, height), _mirror(columns, width)
-    top, left = int(inside_rows.min()), int(inside_columns.min())
-    try:
-        values = read_window(
-            scene,
-            slice(top, int(inside_rows.max()) + 1),
-            slice(left, int(inside_columns.max()) + 1),
-            bands,
-        )
-    except OSError as error:
-        raise SceneError(
-            f"{scene.attrs.get('source') or 'The scene'} cannot be read at row {window.row}, "
-            f"column {window.column}: {error}.",
-            "The file is probably damaged or incomplete.",
-        ) from error
-    if values.shape[1] != rows.size or (inside_rows != rows).any():
-        values = values[:, inside_rows - top]
-    if values.shape[2] != columns.size or (inside_columns != columns).any():
-        values = values[:, :, inside_columns - left]
-    if padding == "zero":
-        values[:, (rows < 0) | (rows >= height)] = np.nan
-        values[:, :, (columns < 0) | (columns >= width)] = np.nan
-    # Sums depend on the memory order in their last bits, and it would not survive a journey to a cluster.
-    return np.ascontiguousarray(values)
-
-
-def _mirror(positions: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
-    if size == 1:
-        return np.zeros_like(positions)
-    period = 2 * (size - 1)
-    phase = positions % period
-    mirrored: npt.NDArray[np.int64] = np.minimum(phase, period - phase)
-    return mirrored
 
 
 def score(

@@ -10,30 +10,23 @@ from __future__ import annotations
 import abc
 import inspect
 import warnings
-from collections.abc import Iterator
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from vitreous.data.contract import BandContract
+from vitreous.data.pixels import tiles
 from vitreous.errors import CheckpointError, ConfigError, ModelError, VitreousError, did_you_mean
-from vitreous.scenes.cube import read_window
+from vitreous.scenes.cube import read_with_context
 
 MAX_WINDOW = 129
 MAX_CLASSES = 65535  # of a label image
-TILE = 128  # side of the tiles that features are read in: tens of megabytes at hundreds of bands
 BATCH = 8192  # pixels scored at a time, because scikit-learn works in float64
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
-
-
-class Contract(Protocol):
-    """Which bands the estimator was trained on."""
-
-    def select(self, scene: xr.DataArray) -> Ints:
-        """Return the scene's band indices in the order of training."""
 
 
 class PixelEstimator(abc.ABC):
@@ -61,7 +54,7 @@ class PixelEstimator(abc.ABC):
         settings: dict[str, Any],
         *,
         num_classes: int,
-        contract: Contract,
+        contract: BandContract,
         spatial_window: int,
         max_pixels: int,
         seed: int,
@@ -167,14 +160,9 @@ class PixelEstimator(abc.ABC):
         bands = np.asarray(self.contract.select(scene), dtype=np.int64)
         width = len(bands) * (1 if self.margin == 0 else 2)
         features = np.empty((len(flat_pixels), width), dtype=np.float32)
-        rows, columns = np.divmod(np.asarray(flat_pixels, dtype=np.int64), scene.sizes["x"])
-        for members in _tiles(rows, columns):
-            top, left = int(rows[members].min()), int(columns[members].min())
-            height = int(rows[members].max()) - top + 1
-            across = int(columns[members].max()) - left + 1
-            window = _mirrored(scene, bands, top, height, left, across, self.margin)
-            inside = (rows[members] - top) * across + columns[members] - left
-            features[members] = self.features(window)[inside]
+        for tile in tiles(flat_pixels, scene.sizes["x"]):
+            window = read_with_context(scene, tile.rows, tile.columns, bands, self.margin)
+            features[tile.members] = self.features(window)[tile.inside]
         return features
 
     def classify(self, window: Floats) -> Floats:
@@ -227,7 +215,7 @@ class PixelEstimator(abc.ABC):
 
     @classmethod
     def from_state(
-        cls, tensors: dict[str, npt.NDArray[Any]], meta: dict[str, Any], contract: Contract
+        cls, tensors: dict[str, npt.NDArray[Any]], meta: dict[str, Any], contract: BandContract
     ) -> Self:
         """Rebuild a trained estimator from what :meth:`state` gave, by fitting it again.
 
@@ -260,7 +248,9 @@ class PixelEstimator(abc.ABC):
         return estimator
 
     @classmethod
-    def build(cls, *, num_classes: int, contract: Contract, seed: int = 0, **settings: Any) -> Self:
+    def build(
+        cls, *, num_classes: int, contract: BandContract, seed: int = 0, **settings: Any
+    ) -> Self:
         """Make an untrained estimator; what :meth:`__init__` takes, with unknown settings refused by name.
 
         Raises:
@@ -303,34 +293,3 @@ def _box_sum(image: npt.NDArray[Any], margin: int) -> npt.NDArray[np.float64]:
     for axis in (0, 1):
         sums = correlate1d(sums, np.ones(2 * margin + 1), axis=axis, mode="constant")
     return sums[margin : sums.shape[0] - margin, margin : sums.shape[1] - margin]
-
-
-def _tiles(rows: Ints, columns: Ints) -> Iterator[Ints]:
-    """Yield the indices of the pixels in each tile that has some."""
-    if len(rows) == 0:
-        return
-    tile = (rows // TILE) * (int(columns.max()) // TILE + 1) + columns // TILE
-    order = np.argsort(tile, kind="stable")
-    yield from np.split(order, np.flatnonzero(np.diff(tile[order])) + 1)
-
-
-def _mirrored(
-    scene: xr.DataArray, bands: Ints, top: int, height: int, left: int, width: int, margin: int
-) -> Floats:
-    """Read a rectangle and ``margin`` pixels around it, mirrored at the scene's edge."""
-    rows = _mirrored_range(top - margin, top + height + margin, scene.sizes["y"])
-    columns = _mirrored_range(left - margin, left + width + margin, scene.sizes["x"])
-    first, start = int(rows.min()), int(columns.min())
-    window = read_window(
-        scene, slice(first, int(rows.max()) + 1), slice(start, int(columns.max()) + 1), bands
-    )
-    return window[:, (rows - first)[:, None], columns - start]
-
-
-def _mirrored_range(start: int, stop: int, size: int) -> Ints:
-    """Return ``start .. stop - 1`` with what lies outside ``0 .. size - 1`` reflected (edges not repeated)."""
-    if size == 1:
-        return np.zeros(stop - start, dtype=np.int64)
-    period = 2 * (size - 1)
-    place = np.arange(start, stop) % period
-    return np.minimum(place, period - place)

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vitreous.catalog.card import Card
+from vitreous.data.contract import BandContract
 from vitreous.errors import ConfigError
-from vitreous.models._pixel_estimator import Contract, PixelEstimator
+from vitreous.models._pixel_estimator import PixelEstimator
 
 MAX_TREES = 10_000
 
@@ -57,7 +58,7 @@ class RandomForest(PixelEstimator):
         self,
         *,
         num_classes: int,
-        contract: Contract,
+        contract: BandContract,
         trees: int = 300,
         spatial_window: int = 1,
         max_pixels: int = 100_000,

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vitreous.catalog.card import Card
+from vitreous.data.contract import BandContract
 from vitreous.errors import ConfigError
-from vitreous.models._pixel_estimator import Contract, PixelEstimator
+from vitreous.models._pixel_estimator import PixelEstimator
 
 CARD = Card(
     slug="svm",
@@ -64,7 +65,7 @@ class SVM(PixelEstimator):
         self,
         *,
         num_classes: int,
-        contract: Contract,
+        contract: BandContract,
         spatial_window: int = 1,
         C: float = 100.0,
         gamma: float | str = "scale",

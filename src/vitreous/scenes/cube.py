@@ -28,6 +28,7 @@ from xarray.core import indexing
 from vitreous.errors import SceneError
 
 Unit: TypeAlias = Literal["dn", "radiance", "reflectance"]
+Padding: TypeAlias = Literal["reflect", "zero"]
 UNITS: tuple[Unit, ...] = ("dn", "radiance", "reflectance")
 Window: TypeAlias = tuple[
     slice, slice, slice
@@ -304,6 +305,59 @@ def read_window(
     cube *= np.float32(scene.attrs.get("scale", 1.0))
     cube[:, invalid] = np.nan
     return cube
+
+
+def read_with_context(
+    scene: xr.DataArray,
+    rows: slice,
+    columns: slice,
+    bands: npt.NDArray[np.int64],
+    margin: int,
+    padding: Padding = "reflect",
+) -> npt.NDArray[np.float32]:
+    """Read a window and ``margin`` pixels around it.
+
+    Beyond the scene's edge ``reflect`` continues as ``numpy.pad(mode="reflect")`` of the whole scene would, also
+    where the scene is smaller than the margin; ``zero`` gives NaN, which preprocessing turns into the mean.
+
+    Args:
+        scene: the scene.
+        rows: rows within the scene.
+        columns: columns within the scene.
+        bands: which bands to read, in this order.
+        margin: context in pixels.
+        padding: ``reflect`` or ``zero``.
+
+    Returns:
+        ``(bands, rows + 2 margin, columns + 2 margin)`` as :func:`read_window` gives them.
+    """
+    height, width = scene.sizes["y"], scene.sizes["x"]
+    down = np.arange(rows.start - margin, rows.stop + margin)
+    across = np.arange(columns.start - margin, columns.stop + margin)
+    inner_down, inner_across = _mirror(down, height), _mirror(across, width)
+    top, left = int(inner_down.min()), int(inner_across.min())
+    values = read_window(
+        scene,
+        slice(top, int(inner_down.max()) + 1),
+        slice(left, int(inner_across.max()) + 1),
+        bands,
+    )
+    if values.shape[1] != down.size or (inner_down != down).any():
+        values = values[:, inner_down - top]
+    if values.shape[2] != across.size or (inner_across != across).any():
+        values = values[:, :, inner_across - left]
+    if padding == "zero":
+        values[:, (down < 0) | (down >= height)] = np.nan
+        values[:, :, (across < 0) | (across >= width)] = np.nan
+    return values
+
+
+def _mirror(positions: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
+    if size == 1:
+        return np.zeros_like(positions)
+    period = 2 * (size - 1)
+    phase = positions % period
+    return np.minimum(phase, period - phase)
 
 
 def rgb_bands(scene: xr.DataArray) -> tuple[int, int, int]:

@@ -6,6 +6,7 @@ One file is written atomically, so weights and description cannot get separated,
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,13 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Any) -
     """Write tensors and a JSON header into one safetensors file, atomically."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(plain, temporary, metadata={"vitreous": json.dumps(header)})
+        try:
+            save_file(plain, temporary, metadata={"vitreous": json.dumps(header)})
+        except SafetensorError as error:  # its words for what the system said, e.g. of a full disk
+            code = re.search(r"os error (\d+)", str(error))
+            if code is None:
+                raise
+            raise OSError(int(code[1]), str(error)) from error
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], Any]:
@@ -53,7 +60,7 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], Any]:
                 )
             header = json.loads((file.metadata() or {}).get("vitreous", "null"))
             tensors = {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, json.JSONDecodeError, OSError, RecursionError) as error:
+    except (SafetensorError, ValueError, OSError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is damaged: {error}.", "Restore the file, or train again."
         ) from error
@@ -79,7 +86,12 @@ class SafetensorsIO(CheckpointIO):
     ) -> dict[str, Any]:
         """Read a training state."""
         tensors, header = load_tensors(path)
-        state: dict[str, Any] = _unpack(header, tensors)
+        try:
+            state: dict[str, Any] = _unpack(header, tensors)
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise CheckpointError(
+                f"{path} is no training state: {error!r}.", "Start the run again."
+            ) from error
         return state
 
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -124,7 +136,7 @@ def load_exactly(model: torch.nn.Module, tensors: Mapping[str, Tensor], what: st
     """Load tensors into a model (on the meta device or not) and refuse anything but a perfect fit.
 
     Raises:
-        CheckpointError: names or shapes differ; the message names a few.
+        CheckpointError: names, shapes or types differ; the message names a few.
     """
     own = model.state_dict()
     missing = [name for name in own if name not in tensors]
@@ -134,12 +146,18 @@ def load_exactly(model: torch.nn.Module, tensors: Mapping[str, Tensor], what: st
         for name in own
         if name in tensors and tensors[name].shape != own[name].shape
     ]
+    types = [
+        f"{name} {tensors[name].dtype} instead of {own[name].dtype}"
+        for name in own
+        if name in tensors and tensors[name].dtype != own[name].dtype
+    ]
     complaints = [
         f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
         for kind, names in (
             ("missing", missing),
             ("left over", left_over),
             ("of another shape", shapes),
+            ("of another type", types),
         )
         if names
     ]

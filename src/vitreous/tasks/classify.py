@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib import metadata
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,11 @@ import numpy.typing as npt
 import torch
 from rich.console import Console
 
-from vitreous._version import __version__
 from vitreous.catalog.registry import card, create_model, system_module
+from vitreous.catalog.results import versions
 from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.contract import BandContract
+from vitreous.data.pixels import spectra_at
 from vitreous.data.regions import PixelRegions, best_side, reduce_scene
 from vitreous.data.splits import Split
 from vitreous.errors import ConfigError, ModelError, VitreousError
@@ -52,6 +51,7 @@ class Trained:
     seconds: float
     parameters: int | None = None
     trainable: int | None = None
+    model_args: dict[str, Any] = field(default_factory=dict)
     adapted: dict[str, Any] | None = None
 
 
@@ -71,28 +71,32 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
         VitreousError: anything that the user can mend; the run folder keeps what was reached.
     """
     console = Console(stderr=True, quiet=not show)
+    for name in (recipe.model, *recipe.baselines):
+        _check_system(name)
     console.print(f"reading {recipe.scene}", highlight=False)
-    entry = card(recipe.model)
     data = open_labelled(recipe)
-    folder, first = _folder(recipe, resume)
     contract = BandContract.of(data.scene)
-    split = _split(recipe, data, contract, folder)
+    folder, first = _folder(recipe, resume)
+    try:
+        split = _split(recipe, data, folder)
+    except VitreousError:
+        if first and not resume:
+            folder.rmdir()  # nothing is in it yet
+        raise
     if first:
         if not resume:
             write_json(folder / CONFIG, _config(recipe, command, data))
         _describe(console, split, folder)
     if resume and (folder / MODEL).is_file():  # it was stopped after training, before its products
-        saved = load_run(folder)
-        trained = Trained(saved.classifier, *_known_figures(folder))
-    elif entry.kind == "estimator":
-        trained = _fit_estimator(recipe.model, recipe, data, split, contract)
-    elif entry.kind == "model":
+        trained = Trained(load_run(folder).classifier, *_known_figures(folder))
+    elif runs.is_network(recipe.model):
         trained = _fit_network(recipe, data, split, contract, folder, resume=resume, show=show)
+        if not first:
+            raise SystemExit(0)  # this process was started by the first one, to train with it
+        _keep(folder, recipe, trained, data)
     else:
-        raise ConfigError(f"'{recipe.model}' is a {entry.kind}, which is not trained by itself.")
-    if not first:
-        return folder
-    _keep(folder, recipe, trained, data)
+        trained = _fit_estimator(recipe.model, recipe, data, split, contract)
+        _keep(folder, recipe, trained, data)
     _measure(folder, recipe, trained, data, split, console)
     (folder / STATE).unlink(missing_ok=True)
     return folder
@@ -106,7 +110,7 @@ def evaluate(path: str | Path) -> dict[str, Any]:
     """
     run = load_run(path)
     data = open_labelled(run.recipe)
-    split = run.split
+    split = _fitting(run.split, data)
     pixels = split.pixels(TEST)
     started = time.perf_counter()
     predicted = classify_pixels(run.classifier, data.scene, pixels)
@@ -129,35 +133,14 @@ def evaluate(path: str | Path) -> dict[str, Any]:
     return _metrics(data, split, receptive_size(run.classifier), [row])
 
 
-def receptive_size(classifier: PatchClassifier | PixelEstimator) -> int:
-    """Return the side of the square of pixels that one prediction depends on."""
-    return 2 * classifier.margin + 1
+def draw_split(recipe: Recipe, data: LabelledScene) -> Split:
+    """Divide the labelled pixels as the recipe says, leaving out pixels without a valid measurement.
 
-
-# -- steps of train ---------------------------------------------------------------------------------------
-
-
-def _folder(recipe: Recipe, resume: bool) -> tuple[Path, bool]:
-    """Return the run folder, and whether this process is the one that writes it."""
-    if RUN_FOLDER in os.environ and int(os.environ.get("LOCAL_RANK", "0")) > 0:
-        return Path(os.environ[RUN_FOLDER]), False
-    if resume:
-        folder = Path(recipe.runs) / TASK / str(recipe.name)
-        if not (folder / CONFIG).is_file():
-            raise ConfigError(f"There is no run to resume in {folder}.")
-    else:
-        name = recipe.name or f"{Path(recipe.scene).stem}-{recipe.model}"
-        folder = runs.new_run_folder(recipe.runs, TASK, name)
-    os.environ[RUN_FOLDER] = str(folder.resolve())
-    return folder, True
-
-
-def _split(recipe: Recipe, data: LabelledScene, contract: BandContract, folder: Path) -> Split:
-    """Return the run's split: the saved one where there is one, so that resuming cannot change it."""
-    if (folder / SPLIT).is_file():
-        return Split.load(folder / SPLIT)
+    Raises:
+        VitreousError: the labels cannot be divided so, or no pixel is left to train or to test.
+    """
     split = data.split(recipe, _receptive_size(recipe))
-    usable = _valid_pixels(data, contract, split)
+    usable = _valid_pixels(data, BandContract.of(data.scene), split)
     if not usable.all():
         roles = split.roles.copy()
         roles[~usable] = 0
@@ -168,7 +151,100 @@ def _split(recipe: Recipe, data: LabelledScene, contract: BandContract, folder: 
                 f"No {name} pixel with a valid measurement is left.",
                 "Check the scene's nodata value, or change the split.",
             )
+    return split
+
+
+def fit_and_score(
+    recipe: Recipe, data: LabelledScene, split: Split, folder: Path
+) -> tuple[Trained, dict[str, Any]]:
+    """Train the recipe's model on a split and score it on the test pixels; no map, no report.
+
+    Args:
+        recipe: the settings; those of the data and the split are not read.
+        data: the scene and its labels.
+        split: who trains and who tests.
+        folder: keeps the state while a network trains; a training interrupted there goes on.
+
+    Returns:
+        The trained system and its row of ``metrics.json``.
+    """
+    contract = BandContract.of(data.scene)
+    if runs.is_network(recipe.model):
+        folder.mkdir(parents=True, exist_ok=True)
+        trained = _fit_network(recipe, data, split, contract, folder, resume=True, show=False)
+        (folder / STATE).unlink(missing_ok=True)
+    else:
+        trained = _fit_estimator(recipe.model, recipe, data, split, contract)
+    row = _system_row(recipe.model, trained)
+    pixels = split.pixels(TEST)
+    started = time.perf_counter()
+    predicted = classify_pixels(trained.classifier, data.scene, pixels)
+    row["pixels_per_second"] = len(pixels) / (time.perf_counter() - started)
+    row["test"] = scores(data.classes_at(pixels), predicted, data.class_names)
+    return trained, row
+
+
+def receptive_size(classifier: PatchClassifier | PixelEstimator) -> int:
+    """Return the side of the square of pixels that one prediction depends on."""
+    return 2 * classifier.margin + 1
+
+
+# -- steps of train ---------------------------------------------------------------------------------------
+
+
+def _check_system(name: str) -> None:
+    """Refuse what cannot be trained now, not after an hour of training something else."""
+    entry = card(name)
+    if entry.kind == "method":
+        raise ConfigError(
+            f"'{name}' is a method, which is not trained by itself.",
+            "Name a model, and its method with --adapt.",
+        )
+    if name not in entry.variants:
+        raise ModelError(
+            f"'{name}' has several variants.", f"Choose one of {', '.join(entry.variants)}."
+        )
+
+
+def _folder(recipe: Recipe, resume: bool) -> tuple[Path, bool]:
+    """Return the run folder, and whether this process is the one that writes it."""
+    if RUN_FOLDER in os.environ and int(os.environ.get("LOCAL_RANK", "0")) > 0:
+        return Path(os.environ[RUN_FOLDER]), False
+    if resume:
+        folder = Path(recipe.runs) / TASK / str(recipe.name)
+        if not (folder / CONFIG).is_file():
+            raise ConfigError(f"There is no run to resume in {folder}.", "Check --runs and --name.")
+        _sweep(folder)
+    else:
+        name = recipe.name or f"{Path(recipe.scene).stem}-{recipe.model}"
+        folder = runs.new_run_folder(recipe.runs, TASK, name)
+    os.environ[RUN_FOLDER] = str(folder.resolve())
+    return folder, True
+
+
+def _sweep(folder: Path) -> None:
+    """Delete the unfinished files that a kill leaves; every finished one has a name without a dot."""
+    for leftover in folder.glob(".*"):
+        if leftover.is_file():
+            leftover.unlink()
+
+
+def _split(recipe: Recipe, data: LabelledScene, folder: Path) -> Split:
+    """Return the run's split: the saved one where there is one, so that resuming cannot change it."""
+    if (folder / SPLIT).is_file():
+        return _fitting(Split.load(folder / SPLIT), data)
+    split = draw_split(recipe, data)
     split.save(folder / SPLIT)
+    return split
+
+
+def _fitting(split: Split, data: LabelledScene) -> Split:
+    """Return a saved split, if it was made for labels of this size."""
+    if split.roles.shape != data.labels.shape:
+        raise VitreousError(
+            f"The run's split was made for {split.roles.shape} pixels; the labels now have {data.labels.shape}.",
+            "Restore the scene and labels that it was trained on.",
+        )
     return split
 
 
@@ -190,7 +266,7 @@ def _valid_pixels(
     for top in range(0, len(valid), strip):
         rows = slice(top, min(top + strip, len(valid)))
         if split.roles[rows].any():
-            valid[rows] = np.isfinite(read_window(data.scene, rows, slice(0, width), bands[:1])[0])
+            valid[rows] = np.isfinite(read_window(data.scene, rows, slice(0, width), bands)[0])
     return valid
 
 
@@ -209,7 +285,6 @@ def _describe(console: Console, split: Split, folder: Path) -> None:
 
 
 def _config(recipe: Recipe, command: str, data: LabelledScene) -> dict[str, Any]:
-    packages = ("torch", "lightning", "numpy", "scikit-learn", "xarray", "rasterio")
     return {
         "schema": 1,
         "task": TASK,
@@ -220,11 +295,7 @@ def _config(recipe: Recipe, command: str, data: LabelledScene) -> dict[str, Any]
             "shape": list(data.scene.shape),
             "unit": data.scene.attrs.get("unit"),
         },
-        "versions": {
-            "vitreous": __version__,
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in packages},
-        },
+        "versions": versions(),
     }
 
 
@@ -259,53 +330,60 @@ def _fit_network(
     from vitreous.tasks.fit import ClassifyTask, fit
 
     torch.manual_seed(recipe.seed)
-    classifier, adapted = _make_classifier(recipe, data, split, contract)
+    classifier, model_args, adapted = _make_classifier(recipe, data, split, contract)
     if recipe.adapt == "lora_only":
         lora.freeze_base(classifier, also_train="net.head.")
+    elif recipe.adapt == "head_only":
+        classifier.requires_grad_(False)
+        classifier.net.get_submodule("head").requires_grad_(True)
     parameters, trainable = runs.parameter_counts(classifier)
     task = ClassifyTask(classifier, _training_data(recipe, data, split, classifier), recipe)
     fit(task, folder, resume=resume, show=show)
-    return Trained(task.result(), task.elapsed, parameters, trainable, adapted)
+    return Trained(task.result(), task.elapsed, parameters, trainable, model_args, adapted)
 
 
 def _make_classifier(
     recipe: Recipe, data: LabelledScene, split: Split, contract: BandContract
-) -> tuple[PatchClassifier, dict[str, Any] | None]:
-    pixels = split.pixels(TRAIN)
-    preprocess = Preprocess.fit(
-        _spectra(data, contract, pixels),
-        reduction=recipe.reduction,
-        components=recipe.components,
-        whiten=recipe.whiten,
-    )
-    net = create_model(
-        recipe.model,
-        bands=preprocess.channels,
-        num_classes=len(data.class_names),
-        image_size=recipe.patch_size,
-        **recipe.model_args,
-    )
+) -> tuple[PatchClassifier, dict[str, Any], dict[str, Any] | None]:
+    """Return what is to be trained, and the arguments that rebuild its network and adapters."""
     settings: dict[str, Any] = {
         "patch_size": recipe.patch_size,
         "mode": recipe.mode,
         "patch_norm": recipe.patch_norm,
         "padding": recipe.padding,
     }
-    adapted: dict[str, Any] | None = None
-    if recipe.init is not None:
-        start = _start_from(recipe, contract, settings)
+    count = len(data.class_names)
+    model_args, adapted = recipe.model_args, None
+    if recipe.init is None:
+        preprocess = Preprocess.fit(
+            spectra_at(data.scene, contract.select(data.scene), split.pixels(TRAIN)),
+            reduction=recipe.reduction,
+            components=recipe.components,
+            whiten=recipe.whiten,
+        )
+        net = create_model(
+            recipe.model,
+            bands=preprocess.channels,
+            num_classes=count,
+            image_size=recipe.patch_size,
+            **model_args,
+        )
+    else:
+        start, model_args, adapted = _start_from(recipe, contract, settings)
         preprocess, net = start.preprocess, start.net
-        if start.num_classes != len(data.class_names):
-            net.reset_head(len(data.class_names))  # type: ignore[operator]
-    if recipe.adapt != "scratch" and not any(True for _ in lora.adapters(net)):
+        if start.num_classes != count:
+            net.reset_head(count)  # type: ignore[operator]
+    needs_adapters = recipe.adapt in {"lora_only", "pretrain_then_lora"}
+    if needs_adapters and not any(True for _ in lora.adapters(net)):
         adapted = {"rank": 8, "alpha": 16.0}
+    if adapted is not None:  # also where only a new head lacks its adapter
         net = lora.apply(net, **adapted)
-    return PatchClassifier(net, preprocess, contract, **settings), adapted
+    return PatchClassifier(net, preprocess, contract, **settings), model_args, adapted
 
 
 def _start_from(
     recipe: Recipe, contract: BandContract, settings: dict[str, Any]
-) -> PatchClassifier:
+) -> tuple[PatchClassifier, dict[str, Any], dict[str, Any] | None]:
     """Load the run that training starts from; its preprocessing comes along, because its weights expect it."""
     start = load_run(str(recipe.init))
     if not isinstance(start.classifier, PatchClassifier) or start.name != recipe.model:
@@ -318,27 +396,26 @@ def _start_from(
             f"The run {recipe.init} was trained with {start.classifier.settings()}, not {settings}.",
             "Use the same patch size, mode, patch_norm and padding.",
         )
+    if recipe.model_args not in ({}, start.model_args):
+        raise ModelError(
+            f"The run {recipe.init} has the model arguments {start.model_args}, not {recipe.model_args}.",
+            "Leave --model-args out: they come with the weights.",
+        )
     own = start.classifier.contract
     if (own.wavelengths, own.unit, len(own.used)) != (
         contract.wavelengths,
         contract.unit,
         len(contract.used),
     ):
-        raise ModelError(f"The run {recipe.init} was trained on other bands or another unit.")
+        raise ModelError(
+            f"The run {recipe.init} was trained on other bands or another unit.",
+            "Start from a run on this sensor, or train from scratch.",
+        )
     # Loaded weights may be read-only views of the file; training needs its own.
     start.classifier.load_state_dict(
         {name: t.clone() for name, t in start.classifier.state_dict().items()}, assign=True
     )
-    return start.classifier.requires_grad_(True)
-
-
-def _spectra(
-    data: LabelledScene, contract: BandContract, pixels: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float32]:
-    """Read the spectra of some pixels, ``(n, bands)``, tile by tile."""
-    plain = system_module("svm").build(num_classes=2, contract=contract, spatial_window=1)
-    spectra: npt.NDArray[np.float32] = plain.features_at(data.scene, pixels)
-    return spectra
+    return start.classifier.requires_grad_(True), start.model_args, start.adapted
 
 
 def _training_data(
@@ -388,15 +465,7 @@ def class_weights(classes: torch.Tensor, count: int, kind: str) -> torch.Tensor:
 
 
 def _keep(folder: Path, recipe: Recipe, trained: Trained, data: LabelledScene) -> None:
-    runs.save_run_model(
-        folder,
-        trained.classifier,
-        name=recipe.model,
-        model_args=recipe.model_args,
-        adapted=trained.adapted,
-        class_names=data.class_names,
-        class_colors=data.class_colors,
-    )
+    """Write what was trained; the weights last, because resuming takes them for the end of training."""
     config = read_json(folder / CONFIG)
     config["model"] = {
         "name": recipe.model,
@@ -405,6 +474,15 @@ def _keep(folder: Path, recipe: Recipe, trained: Trained, data: LabelledScene) -
         "train_seconds": trained.seconds,
     }
     write_json(folder / CONFIG, config)
+    runs.save_run_model(
+        folder,
+        trained.classifier,
+        name=recipe.model,
+        model_args=trained.model_args,
+        adapted=trained.adapted,
+        class_names=data.class_names,
+        class_colors=data.class_colors,
+    )
 
 
 def _measure(
@@ -507,24 +585,16 @@ def _baseline(
     name: str, recipe: Recipe, data: LabelledScene, split: Split, folder: Path
 ) -> dict[str, Any]:
     """Train another system on the same split and score it on the same pixels."""
-    contract = BandContract.of(data.scene)
-    if runs.is_network(name):
-        own = recipe.model_copy(
-            update={"model": name, "model_args": {}, "init": None, "adapt": "scratch"}
-        )
-        place = folder / "baselines" / name
-        place.mkdir(parents=True, exist_ok=True)
-        trained = _fit_network(own, data, split, contract, place, resume=True, show=False)
-        (place / STATE).unlink(missing_ok=True)
-    else:
-        trained = _fit_estimator(name, recipe, data, split, contract)
-    row = _system_row(name, trained)
-    pixels = split.pixels(TEST)
-    started = time.perf_counter()
-    predicted = classify_pixels(trained.classifier, data.scene, pixels)
-    row["pixels_per_second"] = len(pixels) / (time.perf_counter() - started)
-    row["test"] = scores(data.classes_at(pixels), predicted, data.class_names)
-    return row
+    own = recipe.model_copy(
+        update={
+            "model": name,
+            "model_args": {},
+            "init": None,
+            "adapt": "scratch",
+            "devices": 1,  # the run's other processes have ended
+        }
+    )
+    return fit_and_score(own, data, split, folder / "baselines" / name)[1]
 
 
 def _metrics(

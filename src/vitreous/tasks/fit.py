@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import csv
 import io
+import itertools
 import logging
+import math
 import time
 import warnings
 from collections.abc import Iterator
@@ -23,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from vitreous.data.regions import PixelRegions, RegionBatch
+from vitreous.data.regions import PixelRegions, RegionBatch, orient
 from vitreous.errors import ConfigError, VitreousError
 from vitreous.files import write_text
 from vitreous.inference.patch_classifier import PatchClassifier
@@ -85,8 +87,8 @@ class EpochBatches(IterableDataset[tuple[RegionBatch, int]]):
         self.seed = recipe.seed
         generator = None if epoch is None else stream(recipe.seed, epoch)
         plan = regions.plan(batch_pixels(regions, recipe), generator)
-        if epoch is not None and len(plan) % world:  # every process takes as many steps
-            plan += plan[: world - len(plan) % world]
+        if epoch is not None:  # every process takes as many steps
+            plan += list(itertools.islice(itertools.cycle(plan), -len(plan) % world))
         self.plan = plan[rank::world]
         together = [plan[start : start + world] for start in range(0, len(plan), world)]
         self.parts = [
@@ -166,10 +168,8 @@ class ClassifyTask(L.LightningModule):
         """Return the validation pixels, in the order of the scene."""
         if self.data.val is None:
             return []
-        batches = EpochBatches(
-            self.data.val, self.recipe, None, self.global_rank, self.trainer.world_size
-        )
-        return DataLoader(batches, batch_size=None)
+        # Every process takes them all: they are few, and may be fewer batches than there are processes.
+        return DataLoader(EpochBatches(self.data.val, self.recipe, None, 0, 1), batch_size=None)
 
     # -- optimisation -------------------------------------------------------------------------------------
 
@@ -238,22 +238,35 @@ class ClassifyTask(L.LightningModule):
         regions.regions = self._augment(regions.regions)
         image = self.classifier.features(regions.regions)
         leaf = image.detach().requires_grad_(image.requires_grad)
-        chosen = torch.randperm(len(regions.classes), device=image.device)
-        for part in range(parts):
-            # Another process may have more pixels in this step: the last parts then repeat some.
-            pixels = chosen[torch.arange(part, max(len(chosen), part + 1), parts) % len(chosen)]
-            self._set_rates(batch_idx, part / parts)
-            loss = self._loss(leaf, regions, pixels)
-            self.manual_backward(loss)
-            if part < parts - 1:
+        steps = self._parts(len(regions.classes), parts)
+        for number, pixels in enumerate(steps):
+            self._set_rates(batch_idx, number / len(steps))
+            self.manual_backward(self._loss(leaf, regions, pixels.to(image.device)))
+            if number < len(steps) - 1:
                 self._step()
         if leaf.grad is not None:
-            self.manual_backward(image, gradient=leaf.grad / parts)
+            self.manual_backward(image, gradient=leaf.grad / len(steps))
         self._step()
+
+    def _parts(self, count: int, parts: int) -> list[Tensor]:
+        """Divide ``count`` pixels at random into ``parts``, once for each pass over a shared region."""
+        steps = []
+        for _ in range(self.recipe.passes if self.data.train.side > 1 else 1):
+            order = torch.randperm(count)
+            # Another process may have more pixels in this step: the last parts then repeat some.
+            steps += [
+                order[torch.arange(p, max(count, p + 1), parts) % count] for p in range(parts)
+            ]
+        return steps
 
     def _loss(self, image: Tensor, regions: RegionBatch, pixels: Tensor) -> Tensor:
         classes = regions.classes[pixels]
-        logits = self.classifier.classify_patches(image, regions.index[pixels])
+        index = regions.index[pixels]
+        if (
+            self.recipe.flips
+        ):  # the front-end is not symmetric, so this differs from turning the region
+            index = orient(index, int(torch.randint(8, ())))
+        logits = self.classifier.classify_patches(image, index)
         loss = F.cross_entropy(
             logits,
             classes,
@@ -353,14 +366,21 @@ class ClassifyTask(L.LightningModule):
         """Log the epoch, remember the best weights, and stop where nothing improves any more."""
         self.elapsed += time.perf_counter() - self._started
         row = self._row()
+        if not math.isfinite(row["train_loss"]):
+            raise _diverged()  # before the state is saved, so that the last good one stays
         self.history.append(row)
+        if self.logger is not None:
+            self.logger.log_metrics(dict(row), step=self.global_step)
         if self.validated != self.current_epoch:
             return
         # Ties go to the later epoch: its average has seen more.
         if row["val_oa"] >= self.best_score:
             self.best_score, self.best_epoch = float(row["val_oa"]), self.current_epoch
             self.best = {name: t.detach().clone() for name, t in self.average.state_dict().items()}
-        if self.recipe.patience and self.current_epoch - self.best_epoch >= self.recipe.patience:
+        self._stop_when_patience_ends(self.current_epoch)
+
+    def _stop_when_patience_ends(self, epoch: int) -> None:
+        if self.recipe.patience and epoch - self.best_epoch >= self.recipe.patience:
             self.trainer.should_stop = True
 
     def _row(self) -> dict[str, float | int]:
@@ -410,14 +430,22 @@ class ClassifyTask(L.LightningModule):
         """Take it back."""
         for name, value in checkpoint["vitreous"].items():
             setattr(self, name, value)
+        if self.best is not None:  # it may have been killed after its last epoch
+            self._stop_when_patience_ends(len(self.history) - 1)
 
     def result(self) -> PatchClassifier:
-        """Return the classifier with the weights to use: the best average, or the last."""
+        """Return the classifier with the weights to use: the best average, or the last.
+
+        Raises:
+            VitreousError: these are no numbers.
+        """
         if self.best is not None:
             self.average.load_state_dict(self.best)
-            return self.average.eval()
-        self._refresh_statistics()
-        return self.average
+        else:
+            self._refresh_statistics()
+        if not all(torch.isfinite(tensor).all() for tensor in self.average.state_dict().values()):
+            raise _diverged()
+        return self.average.eval()
 
 
 class StateKeeper(L.Callback):
@@ -491,11 +519,15 @@ def fit(task: ClassifyTask, folder: Path, *, resume: bool, show: bool = True) ->
             raise
     if trainer.interrupted:
         raise KeyboardInterrupt
-    if task.history and not torch.isfinite(torch.tensor(task.history[-1]["train_loss"])):
-        raise VitreousError(
-            "Training diverged: the loss is no number.",
-            "Lower --learning-rate, or use --precision 32.",
-        )
+    if torch.distributed.is_initialized():  # what follows, a baseline for one, waits for nobody
+        torch.distributed.destroy_process_group()
+
+
+def _diverged() -> VitreousError:
+    return VitreousError(
+        "Training diverged: the loss is no number.",
+        "Lower --learning-rate, or use --precision 32.",
+    )
 
 
 def _gpus() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +47,29 @@ class LabelledScene:
     def classes_at(self, pixels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the classes (from 1 on) of flat pixel indices."""
         return np.asarray(self.labels.values).ravel()[pixels].astype(np.int64)
+
+    def cropped(self, rows: slice, columns: slice) -> LabelledScene:
+        """Return a rectangle of the scene with its labels."""
+        parts = [
+            None if image is None else image.isel(y=rows, x=columns)
+            for image in (self.scene, self.labels, self.train_labels, self.test_labels)
+        ]
+        assert parts[0] is not None and parts[1] is not None
+        return LabelledScene(parts[0], parts[1], parts[2], parts[3])
+
+    def only(self, classes: Sequence[int]) -> LabelledScene:
+        """Return the scene with the labels of some classes alone, numbered from 1 on in the given order.
+
+        Separate training and test labels are left behind.
+        """
+        number = np.zeros(len(self.class_names) + 1, dtype=np.int64)
+        number[list(classes)] = np.arange(1, len(classes) + 1)
+        labels = self.labels.copy(data=number[np.asarray(self.labels.values)])
+        labels.attrs |= {
+            "class_names": [self.class_names[k - 1] for k in classes],
+            "class_colors": [self.class_colors[k - 1] for k in classes],
+        }
+        return LabelledScene(self.scene, labels)
 
     def split(self, recipe: Recipe, receptive_size: int) -> Split:
         """Divide the labelled pixels as the recipe says.

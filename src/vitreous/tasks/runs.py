@@ -23,6 +23,7 @@ from vitreous.recipe import Recipe, make_recipe
 from vitreous.tasks.checkpoint import load_exactly, load_tensors, save_tensors
 
 SCHEMA = 1
+LARGEST_ARGUMENT = 256  # of a model, unless a tensor in its file is that large
 MODEL, STATE, SPLIT, CONFIG, METRICS = (
     "model.safetensors",
     "state.safetensors",
@@ -42,6 +43,8 @@ class Run:
         class_names: names of the classes from 1 on.
         class_colors: their ``#rrggbb``.
         name: the system's name.
+        model_args: what differs from the variant's own arguments.
+        adapted: arguments of the LoRA adapters that were added, or None.
     """
 
     path: Path
@@ -49,6 +52,8 @@ class Run:
     class_names: list[str]
     class_colors: list[str]
     name: str
+    model_args: dict[str, Any]
+    adapted: dict[str, Any] | None
 
     @property
     def recipe(self) -> Recipe:
@@ -150,8 +155,24 @@ def load_run(path: str | Path) -> Run:
                 contract,
             )
         )
-        return Run(path, classifier, header["class_names"], header["class_colors"], header["name"])
-    except (KeyError, TypeError, AttributeError) as error:
+        return Run(
+            path,
+            classifier,
+            header["class_names"],
+            header["class_colors"],
+            header["name"],
+            header.get("model_args", {}),
+            header.get("lora"),
+        )
+    # Building from a damaged description can fail in any of these ways.
+    except (
+        LookupError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:
         raise CheckpointError(
             f"The description in {path / MODEL} is damaged: {error!r}.",
             "Restore the file, or train again.",
@@ -162,6 +183,7 @@ def _network(
     header: dict[str, Any], tensors: dict[str, torch.Tensor], contract: BandContract
 ) -> PatchClassifier:
     settings = header["settings"]
+    _check_counts(header["model_args"], tensors)
     # On the meta device nothing is allocated before the file's own tensors prove the claimed sizes.
     with torch.device("meta"):
         net = create_model(
@@ -177,6 +199,15 @@ def _network(
     classifier = PatchClassifier(net, preprocess, contract, **settings)
     load_exactly(classifier, tensors, header["name"])
     return classifier.eval()
+
+
+def _check_counts(model_args: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """Refuse more layers than the file could hold, before they are made one by one."""
+    most = max([LARGEST_ARGUMENT, *(max(tensor.shape, default=0) for tensor in tensors.values())])
+    for key, value in model_args.items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and not abs(number) <= most:
+                raise ValueError(f"{key} = {value}, more than its tensors can hold")
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:

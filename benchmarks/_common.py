@@ -1,0 +1,63 @@
+"""What the benchmark scripts share."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def show(title: str, rows: Iterable[dict[str, Any]]) -> None:
+    """Print rows as a table; its columns are all keys, in the order of their first use."""
+    rows = list(rows)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = Table(*columns, title=title)
+    for row in rows:
+        table.add_row(*("" if row.get(key) is None else str(row[key]) for key in columns))
+    Console().print(table)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time change the files of a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def in_own_process(script: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Run ``script --worker ARGUMENTS`` by itself and return the JSON object on its last line.
+
+    Peak memory is a property of a process: what one way has held would hide what the next one needs.
+    """
+    done = subprocess.run(
+        [sys.executable, script, "--worker", json.dumps(arguments)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return answer
+
+
+def peak_memory(who: int) -> int:
+    """Return the largest resident size in bytes of this process or of its largest child (``resource`` constants)."""
+    import resource
+
+    peak = resource.getrusage(who).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,102 @@
+"""Results of benchmarks and reproductions: what was measured, by what, on what, in one JSON file each.
+
+``docs/generate.py`` turns these files into the tables of the documentation.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import re
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from vitreous._version import __version__
+from vitreous.files import write_json
+
+PACKAGES = ("torch", "lightning", "numpy", "scikit-learn", "xarray", "rasterio")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what decides about numbers."""
+    return {
+        "vitreous": __version__,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in PACKAGES},
+    }
+
+
+def machine() -> str:
+    """Return the processor, the cores this process may use, and the memory, in words."""
+    parts = [_processor(), f"{_cores()} cores"]
+    memory = _memory()
+    if memory:
+        parts.append(f"{memory / 2**30:.0f} GiB memory")
+    return ", ".join(parts)
+
+
+def write_result(
+    path: Path,
+    *,
+    title: str,
+    command: str,
+    rows: Sequence[dict[str, Any]],
+    conclusion: str,
+    **details: Any,
+) -> None:
+    """Write one result, atomically.
+
+    Args:
+        path: the file, named after the benchmark or the system.
+        title: a heading.
+        command: what measures it again.
+        rows: the table; one mapping from column to value per row.
+        conclusion: what the numbers say, also where a claim does not hold.
+        details: everything else worth keeping, such as the numbers per seed.
+    """
+    write_json(
+        path,
+        {
+            "title": title,
+            "command": command,
+            "machine": machine(),
+            "date": datetime.date.today().isoformat(),
+            "versions": versions(),
+            "rows": list(rows),
+            "conclusion": conclusion,
+            **details,
+        },
+    )
+
+
+def percent(values: Sequence[float]) -> str:
+    """Return fractions as mean and standard deviation (of the sample) in percent: ``92.31 ± 0.40``."""
+    text = f"{100 * mean(values):.2f}"
+    return f"{text} ± {100 * stdev(values):.2f}" if len(values) > 1 else text
+
+
+def _processor() -> str:
+    try:
+        found = re.search(
+            r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE
+        )
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None

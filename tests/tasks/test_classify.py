@@ -1,0 +1,412 @@
+"""The main job on a small scene: what it learns, what it writes, what it refuses, and what it never looks at."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny_scene import (
+    NANOMETRES,
+    tiny_classifier,
+    tiny_cube,
+    tiny_labels,
+    tiny_recipe,
+    tiny_scene,
+    write_scene,
+)
+
+from vitreous.data.blocks import TEST, TRAIN
+from vitreous.data.splits import Split
+from vitreous.errors import ConfigError, ModelError, SplitError, VitreousError
+from vitreous.scenes import numpy_files
+from vitreous.scenes.cube import make_scene
+from vitreous.tasks import classify
+from vitreous.tasks.checkpoint import load_tensors
+from vitreous.tasks.classify import class_weights, evaluate, train
+from vitreous.tasks.runs import load_run
+
+
+def run(folder, **changes):
+    return train(tiny_recipe(folder, **changes), show=False)
+
+
+def weights(path):
+    return load_tensors(path / "model.safetensors")[0]
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    return write_scene(tmp_path_factory.mktemp("scene"))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, places):
+    """A finished run of a network with a shared front-end, everything written."""
+    return run(
+        tmp_path_factory.mktemp("base"),
+        **places,
+        model="lola_specvit_test",
+        patch_size=5,
+        epochs=8,
+        split="random",
+        map=True,
+        report=True,
+        baselines=["random_forest"],
+        name="base",
+    )
+
+
+# -- products ---------------------------------------------------------------------------------------------
+
+
+def test_it_learns_and_leaves_a_whole_run_folder(base):
+    files = {path.name for path in base.iterdir()}
+    assert {
+        *("config.json", "model.safetensors", "split.npz", "metrics.json"),
+        *("log.csv", "map.tif", "map.png", "report.html"),
+    } <= files
+    assert "state.safetensors" not in files
+    metrics = json.loads((base / "metrics.json").read_text())
+    assert metrics["systems"][0]["test"]["oa"] > 0.9
+    assert metrics["systems"][1]["test"]["oa"] > 0.9
+
+
+def test_metrics_have_their_schema(base):
+    metrics = json.loads((base / "metrics.json").read_text())
+    split = Split.load(base / "split.npz")
+    assert metrics["schema"] == 1
+    assert [set(entry) for entry in metrics["classes"]] == [{"value", "name", "color"}] * 3
+    assert metrics["split"] == {
+        "method": "random",
+        "params": split.params,
+        "seed": 0,
+        "hash": split.hash,
+        "optimistic": True,
+        "leakage": split.leakage(11),
+        "patch_size": 11,
+        "counts": split.counts,
+    }
+    names = [(system["name"], system["kind"]) for system in metrics["systems"]]
+    assert names == [("lola_specvit_test", "model"), ("random_forest", "estimator")]
+    own, forest = metrics["systems"]
+    assert own["trainable"] == own["parameters"] > 1000
+    assert forest["parameters"] is None and forest["val"] is None
+    for scores in (own["test"], own["val"], forest["test"]):
+        assert len(scores["oa_ci"]) == len(scores["aa_ci"]) == len(scores["kappa_ci"]) == 2
+        assert [row["value"] for row in scores["per_class"]] == [1, 2, 3]
+    assert np.sum(own["test"]["confusion"]) == split.counts["test"]
+    assert np.sum(own["val"]["confusion"]) == split.counts["val"]
+
+
+def test_the_log_has_one_row_per_epoch(base):
+    lines = (base / "log.csv").read_text().splitlines()
+    assert lines[0] == (
+        "epoch,step,seconds,learning_rate,train_loss,train_oa,val_loss,val_oa,val_aa,val_kappa"
+    )
+    rows = np.array([line.split(",") for line in lines[1:]], dtype=float)
+    np.testing.assert_array_equal(rows[:, 0], np.arange(1, 9))
+    assert (np.diff(rows[:, 1]) > 0).all()
+    assert rows[-1, 4] < rows[0, 4]
+    assert np.isfinite(rows).all()
+
+
+def test_evaluating_again_gives_the_same_scores(base):
+    first = json.loads((base / "metrics.json").read_text())
+    again = evaluate(base)
+    assert again["systems"][0]["test"] == first["systems"][0]["test"]
+    assert again["split"] == first["split"]
+
+
+def test_resuming_a_finished_run_changes_no_weight_and_no_score(base):
+    before, metrics = weights(base), json.loads((base / "metrics.json").read_text())
+    train(load_run(base).recipe, resume=True, show=False)
+    assert equal(weights(base), before)
+    again = json.loads((base / "metrics.json").read_text())
+    assert again["systems"][0]["test"] == metrics["systems"][0]["test"]
+    assert again["systems"][0]["train_seconds"] == metrics["systems"][0]["train_seconds"]
+    assert not (base / "state.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["svm", "random_forest"])
+def test_an_estimator_is_a_run_like_any_other(tmp_path, places, name):
+    folder = run(tmp_path, **places, model=name, map=True)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["systems"][0]["test"]["oa"] > 0.9
+    assert {"config.json", "model.safetensors", "split.npz", "map.tif"} <= {
+        path.name for path in folder.iterdir()
+    }
+    assert evaluate(folder)["systems"][0]["test"] == metrics["systems"][0]["test"]
+
+
+# -- what training may look at ----------------------------------------------------------------------------
+
+
+BLOCKS = {
+    "split": "blocks",
+    "block_size": 8,
+    "train_fraction": 0.5,
+    "val_fraction": 0.2,
+    "model": "lola_specvit_test",
+    "patch_size": 5,
+}
+
+
+@pytest.fixture(scope="module")
+def blocks(tmp_path_factory):
+    """A scene large enough for buffered blocks, and a run on it."""
+    folder = tmp_path_factory.mktemp("blocks")
+    labels = np.kron(tiny_labels(), np.ones((2, 2), dtype=np.uint8))
+    settings = write_scene(folder, labels)
+    return labels, settings, run(folder, **settings, **BLOCKS)
+
+
+def test_what_stands_in_test_pixels_changes_no_weight(tmp_path, blocks, monkeypatch):
+    """Neither their spectra (they are outside every patch, and no statistic sees them) nor their labels."""
+    labels, _, trained = blocks
+    split = Split.load(trained / "split.npz")
+    assert split.counts["val"] > 0
+    assert split.leakage(11) == 0
+    test = split.roles == TEST
+    assert test.sum() > 50
+    cube = tiny_cube(labels)
+    cube[:, test] = np.random.default_rng(5).uniform(0, 1, (len(cube), test.sum()))
+    garbage = labels.copy()
+    garbage[test] = labels[test] % 3 + 1
+    # The same split for the changed labels: it is the training that is under test.
+    monkeypatch.setattr("vitreous.tasks.labelled.LabelledScene.split", lambda *_: split)
+    places = write_scene(tmp_path / "changed", garbage, cube=cube)
+    changed = run(tmp_path, **places, **BLOCKS)
+    assert equal(weights(changed), weights(trained))
+    scores = [json.loads((f / "metrics.json").read_text())["systems"][0] for f in (changed, trained)]
+    assert scores[0]["test"]["oa"] != scores[1]["test"]["oa"]
+    assert scores[0]["val"] == scores[1]["val"]
+
+
+def test_a_training_pixel_does_change_the_weights(tmp_path, blocks):
+    """The counterpart, without which the test above would prove nothing."""
+    labels, _, trained = blocks
+    cube = tiny_cube(labels)
+    cube[:, Split.load(trained / "split.npz").roles == TRAIN] *= 1.01
+    places = write_scene(tmp_path / "changed", labels, cube=cube)
+    changed = run(tmp_path, **places, **BLOCKS)
+    assert Split.load(changed / "split.npz").hash == Split.load(trained / "split.npz").hash
+    assert not equal(weights(changed), weights(trained))
+
+
+# -- labels and pixels ------------------------------------------------------------------------------------
+
+
+def test_pixels_without_a_measurement_take_no_part(tmp_path):
+    """Also where only one band is missing: its NaN would spread through the preprocessing to everything."""
+    cube = tiny_cube(tiny_labels())
+    cube[:, 2:9, 3:12] = np.nan
+    cube[5, 15:18, 20:25] = np.nan
+    folder = run(tmp_path, **write_scene(tmp_path / "holes", cube=cube), map=True, epochs=6)
+    invalid = np.isnan(cube).any(axis=0)
+    split = Split.load(folder / "split.npz")
+    assert not split.roles[invalid].any()
+    assert (split.roles[~invalid] > 0).all()
+    assert all(torch.isfinite(tensor).all() for tensor in weights(folder).values())
+    assert json.loads((folder / "metrics.json").read_text())["systems"][0]["test"]["oa"] > 0.8
+
+
+def test_a_dark_band_is_no_missing_pixel(tmp_path):
+    """Where nodata is 0 a pixel is missing if all its bands are 0; one band of zeros is darkness."""
+    labels = tiny_labels()
+    cube = tiny_cube(labels)
+    cube[0, :, :14] = 0
+    scene = make_scene(cube, wavelengths=NANOMETRES, unit="reflectance", nodata=0)
+    numpy_files.write(scene, tmp_path / "scene.npy")
+    np.save(tmp_path / "labels.npy", labels)
+    places = {name: str(tmp_path / f"{name}.npy") for name in ("scene", "labels")}
+    folder = run(tmp_path, **places, epochs=1)
+    assert (Split.load(folder / "split.npz").roles > 0).all()
+
+
+def test_a_scene_without_measurements_is_refused(tmp_path):
+    cube = np.full_like(tiny_cube(tiny_labels()), np.nan)
+    with pytest.raises(VitreousError, match="No training pixel with a valid measurement"):
+        run(tmp_path, **write_scene(tmp_path / "empty", cube=cube))
+    assert not list((tmp_path / "runs" / "classify").iterdir())
+
+
+def test_labels_of_another_size_are_refused(tmp_path, places):
+    np.save(tmp_path / "small.npy", tiny_labels()[:-1])
+    with pytest.raises(VitreousError, match="23") as caught:
+        run(tmp_path, scene=places["scene"], labels=str(tmp_path / "small.npy"))
+    assert caught.value.fix
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_class_with_one_pixel(tmp_path):
+    labels = tiny_labels()
+    labels[10, 10] = 4
+    places = write_scene(tmp_path / "single", labels)
+    with pytest.raises(SplitError, match="Only one pixel is labelled as"):
+        run(tmp_path, **places)
+    assert not list((tmp_path / "runs" / "classify").iterdir())
+    large = np.kron(tiny_labels(), np.ones((2, 2), dtype=np.uint8))
+    large[20, 20] = 4
+    with pytest.warns(UserWarning, match="class 4"):
+        folder = run(tmp_path, **write_scene(tmp_path / "large", large), **BLOCKS | {"epochs": 1})
+    scores = json.loads((folder / "metrics.json").read_text())["systems"][0]["test"]
+    assert len(scores["per_class"]) == 4
+    assert scores["per_class"][3]["support"] <= 1
+
+
+def test_missing_labels_are_said(tmp_path, places):
+    with pytest.raises(ConfigError, match="No labels are given"):
+        run(tmp_path, scene=places["scene"])
+
+
+def test_other_labels_than_the_run_was_made_for(tmp_path, base, places):
+    """Between training and measuring, files may have been exchanged."""
+    import shutil
+
+    folder = tmp_path / "runs" / "classify" / "base"
+    shutil.copytree(base, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["recipe"] |= write_scene(tmp_path / "other", np.tile(tiny_labels(), (2, 1)))
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(VitreousError, match=r"split was made for \(24, 28\) pixels"):
+        evaluate(folder)
+
+
+def test_class_weights():
+    classes = torch.tensor([0] * 8 + [1] * 2)
+    assert class_weights(classes, 3, "none").tolist() == [1, 1, 1]
+    for kind, ratio in (("sqrt", 2.0), ("balanced", 4.0)):
+        found = class_weights(classes, 3, kind)
+        assert found[1] / found[0] == pytest.approx(ratio)
+        assert found[classes].mean() == pytest.approx(1)
+        assert torch.isfinite(found).all()
+
+
+# -- starting from another run ----------------------------------------------------------------------------
+
+
+START = {"model": "lola_specvit_test", "patch_size": 5, "epochs": 2}
+
+
+def is_adapter_or_head(name):
+    return "lora_" in name or name.startswith("net.head.")
+
+
+def test_adapters_alone_train(tmp_path, places, base):
+    folder = run(tmp_path, **places, **START, init=str(base), adapt="lora_only")
+    before, after = weights(base), weights(folder)
+    assert before.keys() == after.keys()
+    moved = {name for name in after if not torch.equal(before[name], after[name])}
+    statistics = {n for n in after if n.endswith(("running_mean", "running_var", "num_batches_tracked"))}
+    assert all(is_adapter_or_head(name) for name in moved - statistics)
+    assert any("lora_up" in name for name in moved)
+    assert any(name.startswith("net.head.") for name in moved)
+    row = json.loads((folder / "metrics.json").read_text())["systems"][0]
+    assert row["trainable"] == sum(t.numel() for n, t in after.items() if is_adapter_or_head(n))
+    assert row["trainable"] < row["parameters"]
+
+
+def test_other_classes_get_a_new_head_on_the_old_trunk(tmp_path, base):
+    labels = np.where(tiny_labels() == 3, 0, tiny_labels())
+    labels[:, :14] += 2 * (labels[:, :14] > 0).astype(np.uint8)
+    places = write_scene(tmp_path / "four", labels)
+    folder = run(tmp_path, **places, **START, init=str(base), adapt="lora_only")
+    before, after = weights(base), weights(folder)
+    assert load_run(folder).classifier.num_classes == 4
+    assert after["net.head.weight"].shape[0] == 4
+    assert torch.equal(before["net.levels.0.0.attn.qkv.weight"], after["net.levels.0.0.attn.qkv.weight"])
+    assert torch.equal(before["preprocess.matrix"], after["preprocess.matrix"])
+
+
+def test_added_adapters_survive_a_second_start(tmp_path, places):
+    """A plain model gets adapters in one run; the next run, with other classes, starts from that one."""
+    changed = {"model_args": {"depth": 1}}
+    first = run(tmp_path, **places, name="first", adapt="lora_only", **changed)
+    labels = tiny_labels(classes=2)
+    second = run(
+        tmp_path, **write_scene(tmp_path / "two", labels), name="second", init=str(first)
+    )
+    for path, classes in ((first, 3), (second, 2)):
+        loaded = load_run(path)
+        assert loaded.adapted == {"rank": 8, "alpha": 16.0}
+        assert loaded.model_args == {"depth": 1}
+        assert loaded.classifier.num_classes == classes
+        before = weights(path)
+        train(loaded.recipe, resume=True, show=False)
+        assert equal(weights(path), before)
+
+
+def test_a_start_with_other_settings_is_refused(tmp_path, base, places):
+    start = {**places, **START, "init": str(base)}
+    for changes, message in (
+        ({"patch_size": 7}, "was trained with"),
+        ({"mode": "patch"}, "was trained with"),
+        ({"padding": "zero"}, "was trained with"),
+        ({"model": "vit_test"}, "trained 'lola_specvit_test', not 'vit_test'"),
+        ({"model_args": {"rank": 2}}, "has the model arguments"),
+    ):
+        with pytest.raises(ModelError, match=message) as caught:
+            run(tmp_path, **{**start, **changes})
+        assert caught.value.fix
+    other = make_scene(
+        tiny_scene().values, wavelengths=NANOMETRES + 30, unit="reflectance"
+    )
+    numpy_files.write(other, tmp_path / "other.npy")
+    with pytest.raises(ModelError, match="other bands or another unit"):
+        run(tmp_path, **{**start, "scene": str(tmp_path / "other.npy")})
+    with pytest.raises(VitreousError, match="no run folder"):
+        run(tmp_path, **{**start, "init": str(tmp_path / "none")})
+
+
+# -- trouble ----------------------------------------------------------------------------------------------
+
+
+def test_what_a_kill_left_behind_is_swept(tmp_path, places, base):
+    import shutil
+
+    folder = tmp_path / "runs" / "classify" / "base"
+    shutil.copytree(base, folder)
+    (folder / ".state.abc123.safetensors").write_bytes(bytes(100))
+    recipe = load_run(folder).recipe.model_copy(
+        update={"runs": str(tmp_path / "runs"), "report": False, "baselines": [], "map": False}
+    )
+    train(recipe, resume=True, show=False)
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_there_must_be_something_to_resume(tmp_path, places):
+    with pytest.raises(ConfigError, match="no run to resume") as caught:
+        train(tiny_recipe(tmp_path, **places), resume=True, show=False)
+    assert caught.value.fix
+
+
+def test_a_stop_between_training_and_its_products(tmp_path, places, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    settings = {**places, "adapt": "lora_only"}
+    with monkeypatch.context() as patched:
+        patched.setattr(classify, "_measure", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, **settings)
+    folder = tmp_path / "runs" / "classify" / "run"
+    before = weights(folder)
+    assert not (folder / "metrics.json").exists()
+    train(tiny_recipe(tmp_path, **settings), resume=True, show=False)
+    assert equal(weights(folder), before)
+    row = json.loads((folder / "metrics.json").read_text())["systems"][0]
+    assert row["train_seconds"] > 0
+    assert row["trainable"] < row["parameters"]
+    assert not (folder / "state.safetensors").exists()
+
+
+def test_the_classifier_helper_is_no_constant():
+    """Guards the helper that other tests rely on: its classes differ from place to place."""
+    classifier = tiny_classifier(tiny_scene())
+    assert len(np.unique(classifier.classify(tiny_scene().values).argmax(0))) > 1
