@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -26,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from _common import RESULTS, in_own_process, peak_memory, show
+from _common import RESULTS, forget_peak, in_own_process, peak_memory, show
 from rich.console import Console
 
 from vitreous.catalog.results import write_result
@@ -38,45 +37,45 @@ PART = 2**15  # patches that the usual way classifies at most
 TILES = (1, 2, 4)  # along each side
 REPEATS = 3
 MEMORY_SHARE = 0.8  # of what is free, that the patches may take
+PER_BAND = ("wavelength", "fwhm", "good_band")
 console = Console(stderr=True, soft_wrap=True)
 
 
 # -- one measurement, in a process of its own ---------------------------------------------------------------
 
 
-def work(way: str, run: str, tiles: int, part: int, out: str) -> dict[str, Any]:
-    """Map the run's scene, tiled, and keep the classes in ``out``.
+def work(way: str, run: str, scene: str, part: int, out: str) -> dict[str, Any]:
+    """Map a scene file with a run, and keep the classes in ``out``.
 
     Returns:
-        ``seconds``, ``pixels``, ``classified`` (fewer than pixels where the time is extrapolated), and ``memory``, the
-        peak in bytes, with ``before``, what the process had taken when mapping began.
+        ``seconds``, ``pixels``, ``classified`` (fewer than pixels where the time is extrapolated), and the peak of
+        ``memory`` in bytes while it maps, with ``before``, what it has taken when mapping begins.
     """
+    from vitreous.scenes import open_scene
+    from vitreous.tasks.runs import load_run
+
+    trained, opened = load_run(run), open_scene(scene)
+    forget_peak()
+    before = peak_memory()
+    found = {"ours": map_ours, "usual": map_usual}[way](trained, opened, part, Path(out))
+    pixels = opened.sizes["y"] * opened.sizes["x"]
+    return {**found, "pixels": pixels, "before": before, "memory": peak_memory()}
+
+
+def write_tiled(run: Path, tiles: int, path: Path) -> None:
+    """Write the run's scene, repeated along both sides, as a file."""
+    from vitreous.scenes import geotiff
+    from vitreous.scenes.cube import make_scene
     from vitreous.tasks.labelled import open_labelled
     from vitreous.tasks.runs import load_run
 
-    trained = load_run(run)
-    scene = open_labelled(trained.recipe).scene
-    if tiles > 1:
-        scene = tiled(scene, tiles)
-    before = peak_memory(resource.RUSAGE_SELF)
-    found = {"ours": map_ours, "usual": map_usual}[way](trained, scene, part, Path(out))
-    return {
-        **found,
-        "pixels": scene.sizes["y"] * scene.sizes["x"],
-        "before": before,
-        "memory": peak_memory(resource.RUSAGE_SELF),
-    }
-
-
-def tiled(scene: Any, tiles: int) -> Any:
-    """Return the scene repeated along both sides."""
-    from vitreous.scenes.cube import make_scene
-
-    return make_scene(
-        np.tile(scene.values, (1, tiles, tiles)),
-        wavelengths=scene.wavelength.values if "wavelength" in scene.coords else None,
-        good_band=scene.good_band.values if "good_band" in scene.coords else None,
-        **{key: scene.attrs[key] for key in ("unit", "scale", "nodata")},
+    scene = open_labelled(load_run(run).recipe).scene
+    per_band = {name: scene[name].values for name in PER_BAND if name in scene.coords}
+    if "wavelength" in per_band:
+        per_band["wavelengths"] = per_band.pop("wavelength")
+    attributes = {key: scene.attrs[key] for key in ("unit", "scale", "nodata")}
+    geotiff.write(
+        make_scene(np.tile(scene.values, (1, tiles, tiles)), **per_band, **attributes), path
     )
 
 
@@ -165,9 +164,11 @@ def measure(
     """Let both ways map the scene in turn; return one record per measurement."""
     records = []
     for times in tiles:
+        scene = folder / f"scene-{times}.tif"
+        write_tiled(run, times, scene)
         for repeat in range(repeats):
             for way in ("ours", "usual"):
-                arguments = {"way": way, "run": str(run), "tiles": times, "part": part}
+                arguments = {"way": way, "run": str(run), "scene": str(scene), "part": part}
                 arguments["out"] = str(folder / f"{way}-{times}.npy")
                 record = {"way": way, "tiles": times**2, "repeat": repeat}
                 record |= in_own_process(__file__, arguments)
@@ -248,10 +249,10 @@ def conclude(rows: Sequence[dict[str, Any]], agreed: dict[str, float] | None) ->
     words = [f"Ours maps {fastest} times as many pixels per second."]
     if len(ours) > 1:
         grown = ours[-1]["peak memory MiB"] - ours[0]["peak memory MiB"]
-        before = [row["peak memory MiB"] - row["of it for mapping MiB"] for row in ours]
+        usual = [row["peak memory MiB"] for row in rows if row["way"] == "usual"]
         words.append(
-            f"From the scene as it is to {ours[-1]['scene']} its peak memory grows by {grown} MiB, of which "
-            f"{before[-1] - before[0]} are the larger scene itself, which both hold in memory."
+            f"From the scene as it is to {ours[-1]['scene']} its peak memory grows by {grown} MiB, that of the usual "
+            f"way by {usual[-1] - usual[0]} MiB."
         )
     if agreed:
         words.append(

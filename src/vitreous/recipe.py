@@ -74,6 +74,9 @@ class Recipe(BaseModel):
     )
 
     reduction: Literal["pca", "none"] = _setting("pca", "Preprocessing", "Spectral reduction.")
+    standardize: bool = _setting(
+        True, "Preprocessing", "z-score the bands before the components are found."
+    )
     components: int = _setting(15, "Preprocessing", "Principal components kept.", ge=1)
     whiten: bool = _setting(True, "Preprocessing", "Scale components to unit variance.")
     patch_norm: bool = _setting(
@@ -83,12 +86,14 @@ class Recipe(BaseModel):
         "reflect", "Preprocessing", "What lies beyond the scene's edge."
     )
 
-    epochs: int = _setting(60, "Training", "Passes over the training pixels.", ge=1)
+    epochs: int = _setting(
+        24, "Training", "Rounds over the training pixels, of 'passes' passes each.", ge=1
+    )
     passes: int = _setting(
         2, "Training", "Passes over a region's pixels on one pass of the shared front-end.", ge=1
     )
-    batch_size: int = _setting(128, "Training", "Training pixels per step.", ge=1)
-    learning_rate: float = _setting(2e-3, "Training", "Peak learning rate of the adapters.", gt=0)
+    batch_size: int = _setting(64, "Training", "Training pixels per step.", ge=1)
+    learning_rate: float = _setting(3e-3, "Training", "Peak learning rate of the adapters.", gt=0)
     base_rate_factor: float = _setting(
         1.0, "Training", "Learning rate of everything that is no adapter, as a factor.", gt=0
     )

@@ -35,7 +35,7 @@ def test_every_system_file_has_a_literal_card_equal_to_the_imported_one(path):
     for keyword in calls[0].keywords:
         ast.literal_eval(keyword.value)  # names and calls would not be literal
     entry = card(path.stem)
-    assert system_module(path.stem).CARD == entry
+    assert entry == system_module(path.stem).CARD
     assert Path(system_module(path.stem).__file__) == path
 
 
@@ -135,7 +135,6 @@ assert not any(m.startswith("vitreous.methods.") for m in sys.modules)
 
 def test_methods_and_slugs_are_not_trained(tmp_path):
     from tiny_scene import tiny_recipe, write_scene
-
     from vitreous.tasks.classify import train
 
     places = write_scene(tmp_path)

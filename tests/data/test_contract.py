@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_scene import NANOMETRES, tiny_classifier, tiny_scene
 
+from tiny_scene import NANOMETRES, tiny_classifier, tiny_scene
 from vitreous.data.contract import BandContract
 from vitreous.errors import CheckpointError, ModelError
 from vitreous.inference.pixels import classify_pixels
@@ -40,9 +40,7 @@ def test_shuffled_bands_give_the_same_map():
     expected = classify_pixels(classifier, scene, pixels)
     assert len(np.unique(expected)) > 1
     order = np.array([3, 0, 7, 1, 6, 2, 5, 4])
-    shuffled = make_scene(
-        scene.values[order], wavelengths=NANOMETRES[order], unit="reflectance"
-    )
+    shuffled = make_scene(scene.values[order], wavelengths=NANOMETRES[order], unit="reflectance")
     np.testing.assert_array_equal(classify_pixels(classifier, shuffled, pixels), expected)
 
 
@@ -70,7 +68,9 @@ def test_one_band_does_not_serve_as_two():
 
 def test_another_unit_is_refused():
     contract = BandContract.of(scene_of(NANOMETRES))
-    with pytest.raises(ModelError, match="trained on reflectance, the scene holds radiance") as caught:
+    with pytest.raises(
+        ModelError, match="trained on reflectance, the scene holds radiance"
+    ) as caught:
         contract.select(scene_of(NANOMETRES, unit="radiance"))
     assert "unit=reflectance" in caught.value.fix
 

@@ -181,9 +181,7 @@ def test_the_border_is_the_one_that_maps_are_made_with(height, width, padding):
     trained = reduce_scene(
         scene, bands, IDENTITY, np.arange(height * width), reach=reach, padding=padding
     )
-    mapped = read_with_context(
-        scene, slice(0, height), slice(0, width), bands, reach, padding
-    )
+    mapped = read_with_context(scene, slice(0, height), slice(0, width), bands, reach, padding)
     np.testing.assert_array_equal(trained.numpy(), IDENTITY(torch.tensor(mapped)[None])[0].numpy())
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny_scene import BANDS, CLASSES, tiny_classifier, tiny_cube, tiny_labels, tiny_scene
 
+from tiny_scene import BANDS, CLASSES, tiny_classifier, tiny_cube, tiny_labels, tiny_scene
 from vitreous.scenes.cube import make_scene
 
 MODES = [
@@ -115,7 +115,9 @@ def test_modes_differ_only_through_the_patch_borders():
         inside = first(channels[:, None])[:, :, :, reach:-reach, reach:-reach]
         torch.testing.assert_close(inside, first(shared.preprocess(patch)[:, None]))
         border = (stem - shared.net.stem(shared.preprocess(patch))).abs().amax((0, 1))
-    assert border[2, 2] < 1e-5 < border[0, 0]  # the middle of a 5 x 5 patch is two pixels from zeros
+    assert (
+        border[2, 2] < 1e-5 < border[0, 0]
+    )  # the middle of a 5 x 5 patch is two pixels from zeros
 
 
 def test_stored_digits_with_a_scale_are_the_same_scene():

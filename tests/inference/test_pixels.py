@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import rasterio
 from box_classifier import BoxClassifier, random_scene
-from tiny_scene import tiny_classifier, tiny_cube, tiny_labels, tiny_scene
 
+from tiny_scene import tiny_classifier, tiny_cube, tiny_labels, tiny_scene
 from vitreous.inference.maps import no_georeference_warning
 from vitreous.inference.pixels import TILE, classify_pixels
 from vitreous.inference.predict import predict_scene
@@ -49,9 +49,7 @@ def test_pixels_equal_the_map(tmp_path, settings):
     rng = np.random.default_rng(0)
     for count in (1, 7, 300, expected.size):
         pixels = rng.permutation(expected.size)[:count]
-        np.testing.assert_array_equal(
-            classify_pixels(classifier, scene, pixels), expected[pixels]
-        )
+        np.testing.assert_array_equal(classify_pixels(classifier, scene, pixels), expected[pixels])
 
 
 def test_pixels_of_many_tiles_keep_their_order(tmp_path):

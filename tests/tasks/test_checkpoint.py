@@ -46,10 +46,12 @@ leaves = (
 )
 trees = st.recursive(
     leaves,
-    lambda inner: st.lists(inner, max_size=3)
-    | st.lists(inner, max_size=3).map(tuple)
-    | st.dictionaries(st.text("abc_", max_size=3), inner, max_size=3)
-    | st.dictionaries(st.integers(-3, 99), inner, min_size=1, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(st.text("abc_", max_size=3), inner, max_size=3)
+        | st.dictionaries(st.integers(-3, 99), inner, min_size=1, max_size=3)
+    ),
     max_leaves=12,
 )
 

@@ -10,8 +10,8 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from tiny_scene import tiny_classifier, tiny_recipe, tiny_scene, write_scene
 
+from tiny_scene import tiny_classifier, tiny_recipe, tiny_scene, write_scene
 from vitreous.errors import CheckpointError, VitreousError
 from vitreous.tasks.checkpoint import load_tensors, save_tensors
 from vitreous.tasks.classify import train
@@ -60,7 +60,9 @@ def test_a_run_comes_back_as_it_was(trained, name):
     assert run.recipe.name == name
     assert run.name == run.recipe.model
     assert run.split.counts["train"] > 0
-    window = tiny_scene().values[:, : 2 * run.classifier.margin + 6, : 2 * run.classifier.margin + 6]
+    window = tiny_scene().values[
+        :, : 2 * run.classifier.margin + 6, : 2 * run.classifier.margin + 6
+    ]
     first = run.classifier.classify(window)
     np.testing.assert_array_equal(load_run(trained[name]).classifier.classify(window), first)
     assert first.shape == (3, 6, 6)
@@ -158,7 +160,10 @@ def test_weights_that_do_not_fit_are_refused_by_name(copy, trained):
     with pytest.raises(CheckpointError, match=r"1 missing \(net\.pos_embed\)"):
         load_run(folder)
     _, header = load_tensors(folder / "model.safetensors")
-    for wrong, complaint in ((position[:, 1:], "another shape"), (position.double(), "another type")):
+    for wrong, complaint in (
+        (position[:, 1:], "another shape"),
+        (position.double(), "another type"),
+    ):
         tensors["net.pos_embed"] = wrong
         save_tensors(folder / "model.safetensors", tensors, header)
         with pytest.raises(CheckpointError, match=rf"1 of {complaint} \(net\.pos_embed"):

@@ -360,6 +360,7 @@ def _make_classifier(
             reduction=recipe.reduction,
             components=recipe.components,
             whiten=recipe.whiten,
+            standardize=recipe.standardize,
         )
         net = create_model(
             recipe.model,

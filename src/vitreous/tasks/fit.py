@@ -108,6 +108,11 @@ class EpochBatches(IterableDataset[tuple[RegionBatch, int]]):
             yield self.regions.collate(group, generator), parts
 
 
+def _loader(batches: EpochBatches) -> DataLoader[tuple[RegionBatch, int]]:
+    # A loader draws a number when it starts, which a resumed run does at another moment: from its own stream.
+    return DataLoader(batches, batch_size=None, generator=torch.Generator())
+
+
 def batch_pixels(regions: PixelRegions, recipe: Recipe) -> int:
     """Return how many pixels may share one pass of the front-end."""
     return recipe.batch_size * (PARTS if regions.side > 1 else 1)
@@ -145,6 +150,7 @@ class ClassifyTask(L.LightningModule):
         self.history: list[dict[str, float | int]] = []
         self.best: dict[str, Tensor] | None = None
         self.best_score, self.best_epoch, self.elapsed = -1.0, -1, 0.0
+        self.improved_epoch = -1  # the last one that was better than all before, not only as good
         self.validated = -1  # the last epoch that was
         self.confusion = MulticlassConfusionMatrix(classifier.num_classes)
         self.sums = torch.zeros(3, dtype=torch.float64)  # loss, hits, pixels of this epoch
@@ -155,21 +161,22 @@ class ClassifyTask(L.LightningModule):
 
     def train_dataloader(self) -> DataLoader[tuple[RegionBatch, int]]:
         """Return this epoch's batches (called anew for every epoch)."""
+        # Not current_epoch: when a run is resumed, Lightning asks for the batches before it counts on.
         batches = EpochBatches(
             self.data.train,
             self.recipe,
-            self.current_epoch,
+            len(self.history),
             self.global_rank,
             self.trainer.world_size,
         )
-        return DataLoader(batches, batch_size=None)
+        return _loader(batches)
 
     def val_dataloader(self) -> DataLoader[tuple[RegionBatch, int]] | list[Any]:
         """Return the validation pixels, in the order of the scene."""
         if self.data.val is None:
             return []
         # Every process takes them all: they are few, and may be fewer batches than there are processes.
-        return DataLoader(EpochBatches(self.data.val, self.recipe, None, 0, 1), batch_size=None)
+        return _loader(EpochBatches(self.data.val, self.recipe, None, 0, 1))
 
     # -- optimisation -------------------------------------------------------------------------------------
 
@@ -373,6 +380,8 @@ class ClassifyTask(L.LightningModule):
             self.logger.log_metrics(dict(row), step=self.global_step)
         if self.validated != self.current_epoch:
             return
+        if row["val_oa"] > self.best_score:
+            self.improved_epoch = self.current_epoch
         # Ties go to the later epoch: its average has seen more.
         if row["val_oa"] >= self.best_score:
             self.best_score, self.best_epoch = float(row["val_oa"]), self.current_epoch
@@ -380,7 +389,7 @@ class ClassifyTask(L.LightningModule):
         self._stop_when_patience_ends(self.current_epoch)
 
     def _stop_when_patience_ends(self, epoch: int) -> None:
-        if self.recipe.patience and epoch - self.best_epoch >= self.recipe.patience:
+        if self.recipe.patience and epoch - self.improved_epoch >= self.recipe.patience:
             self.trainer.should_stop = True
 
     def _row(self) -> dict[str, float | int]:
@@ -423,6 +432,7 @@ class ClassifyTask(L.LightningModule):
             "best": self.best,
             "best_score": self.best_score,
             "best_epoch": self.best_epoch,
+            "improved_epoch": self.improved_epoch,
             "elapsed": self.elapsed,
         }
 

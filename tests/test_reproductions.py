@@ -1,0 +1,173 @@
+"""The scripts that hold a claim up to measurement: they run, and their words follow from their numbers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from vitreous.catalog.reproduce import SCRIPTS, _load
+from vitreous.catalog.results import percent, write_result
+from vitreous.scenes.cube import make_labels, make_scene
+from vitreous.tasks.labelled import LabelledScene
+
+pytestmark = pytest.mark.skipif(not SCRIPTS.is_dir(), reason="installed without its checkout")
+KEYS = {"title", "command", "machine", "date", "versions", "rows", "conclusion"}
+
+
+@pytest.fixture(scope="module")
+def lola():
+    return _load(SCRIPTS / "lola_specvit.py")
+
+
+@pytest.fixture(scope="module")
+def striped():
+    """Twelve bands of four classes in stripes, so that every corner of the scene has each."""
+    rng = np.random.default_rng(0)
+    truth = np.tile(np.repeat(np.arange(1, 5), 5), 2)[None].repeat(36, 0)
+    spectra = rng.normal(size=(12, 5))
+    values = spectra[:, truth] + 0.1 * rng.normal(size=(12, *truth.shape))
+    scene = make_scene(values.astype(np.float32), wavelengths=np.linspace(450, 900, 12))
+    return LabelledScene(scene, make_labels(truth))
+
+
+def records(lola, ours, plain, ways):
+    """Return what a measurement with these overall accuracies would have recorded."""
+    row = {"seed": 0, "aa": 0.5, "kappa": 0.5, "parameters": 100, "train_pixels": 9}
+    parts = [lola.labels_part(share) for share in lola.LABELS] + ["blocks"]
+    found = [
+        {**row, "part": part, "system": system, "oa": oa, "trainable": 100}
+        for part, pair in zip(parts, zip(ours, plain, strict=True), strict=True)
+        for system, oa in zip((lola.OURS, lola.PLAIN), pair, strict=True)
+    ]
+    for form in lola.FORMS:
+        for way, (oa, trainable) in zip(lola.WAYS, ways, strict=True):
+            name = lola.adaptation_name(form, way)
+            part = "second half of classes"
+            found.append({**row, "part": part, "system": name, "oa": oa, "trainable": trainable})
+    return found
+
+
+WAYS = ((0.90, 100), (0.89, 15), (0.80, 2))
+
+
+def verdicts(text):
+    return text.replace("does not hold", "NO").replace("holds", "YES")
+
+
+def test_conclusion_says_that_the_claim_holds(lola):
+    text = lola.conclude(records(lola, (0.7, 0.8, 0.95, 0.7), (0.6, 0.75, 0.93, 0.6), WAYS))
+    assert "NO" not in verdicts(text)
+    assert verdicts(text).count("YES") == 4
+    assert "+5.0 points" in text and "+10.0 at 1 %" in text and "-1.0 points from all" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "fails"),
+    [
+        ({"ours": (0.7, 0.755, 0.95, 0.7)}, 1),  # 0.5 points at 2 %
+        ({"ours": (0.6, 0.8, 0.95, 0.7)}, 1),  # gap 0 at 1 %, 2 at 10 %
+        ({"ways": ((0.90, 100), (0.88, 15), (0.80, 2))}, 2),  # 2 points behind, in both forms
+        ({"ways": ((0.90, 100), (0.89, 15), (0.895, 2))}, 2),  # below the head alone
+        ({"ways": ((0.90, 100), (0.89, 45), (0.80, 2))}, 2),  # trains too much
+    ],
+)
+def test_conclusion_says_where_it_does_not(lola, change, fails):
+    given = {"ours": (0.7, 0.8, 0.95, 0.7), "plain": (0.6, 0.75, 0.93, 0.6), "ways": WAYS}
+    text = verdicts(lola.conclude(records(lola, **(given | change))))
+    assert (text.count("NO"), text.count("YES")) == (fails, 4 - fails)
+
+
+def test_summary_averages_over_seeds(lola):
+    rows = records(lola, (0.7, 0.8, 0.95, 0.7), (0.6, 0.75, 0.93, 0.6), WAYS)
+    second = [{**r, "seed": 1, "oa": r["oa"] + 0.02} for r in rows]
+    first = lola.summary([*rows, *second])[0]
+    assert first["seeds"] == 2
+    assert first["OA %"] == "71.00 ± 1.41"
+
+
+def test_plain_vit_is_never_the_smaller_one(lola):
+    from vitreous.catalog.registry import create_model
+    from vitreous.tasks.runs import parameter_counts
+
+    recipe = lola._recipe(lola.QUICK, lola.OURS, 0)
+    shape = {"bands": recipe.components, "num_classes": 16, "image_size": recipe.patch_size}
+    depth = lola.depth_of_plain_vit(16, recipe)
+    ours = parameter_counts(create_model(lola.OURS, **shape))[0]
+    plain, less = (
+        parameter_counts(create_model(lola.PLAIN, **shape, depth=d))[0] for d in (depth, depth - 1)
+    )
+    assert less < ours <= plain
+
+
+def test_measurements_run_and_train_what_they_say(lola, striped, tmp_path, monkeypatch):
+    # The smallest variant, on a scene with so few classes that half of them are two.
+    monkeypatch.setattr(lola, "OURS", "lola_specvit_test")
+    plan = lola.Plan(labels=(0.1,), seeds=1, epochs=1, steps=2)
+    bench = lola.Bench(striped, plan, tmp_path, Console(quiet=True), [])
+    lola.measure_labels(bench)
+    lola.measure_adaptation(bench)
+    by_name = {(r["part"], r["system"]): r for r in bench.records}
+    ours, plain = (by_name["random 10%", name] for name in ("lola_specvit_test", lola.PLAIN))
+    assert ours["train_pixels"] == plain["train_pixels"] == 144
+    assert ours["batch_size"] == plain["batch_size"] == 72
+    assert plain["parameters"] >= ours["parameters"] == ours["trainable"]
+    part = "second half of classes"
+    for form in lola.FORMS:
+        full, adapters, head = (
+            by_name[part, lola.adaptation_name(form, way)]["trainable"] for way in lola.WAYS
+        )
+        assert full > adapters > head > 0
+    assert all(0 <= r["oa"] <= 1 for r in bench.records)
+
+
+def test_only_numbers_classes_anew(striped):
+    part = striped.only([4, 2])
+    values, truth = part.labels.values, striped.labels.values
+    assert (values[truth == 4] == 1).all() and (values[truth == 2] == 2).all()
+    assert (values[(truth == 1) | (truth == 3)] == 0).all()
+    assert part.class_names == [striped.class_names[3], striped.class_names[1]]
+
+
+def test_cropped_keeps_scene_and_labels_together(striped):
+    part = striped.cropped(slice(3, 10), slice(5, 30))
+    assert part.scene.shape == (12, 7, 25)
+    assert np.array_equal(part.labels.values, striped.labels.values[3:10, 5:30])
+
+
+def test_percent():
+    assert percent([0.5]) == "50.00"
+    assert percent([0.4, 0.6]) == "50.00 ± 14.14"
+
+
+def test_result_has_the_keys_that_the_docs_read(tmp_path):
+    path = tmp_path / "x.json"
+    write_result(path, title="t", command="c", rows=[{"a": 1}], conclusion="w", runs=[2])
+    result = json.loads(path.read_text())
+    assert set(result) >= KEYS and result["runs"] == [2] and "cores" in result["machine"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        path
+        for folder in ("reproductions", "benchmarks")
+        for path in sorted((SCRIPTS.parent / folder / "results").glob("*.json"))
+    ],
+    ids=lambda path: f"{path.parent.parent.name}-{path.stem}",
+)
+def test_recorded_results_are_complete(path: Path):
+    result = json.loads(path.read_text(encoding="utf-8"))
+    assert set(result) >= KEYS
+    assert result["rows"] and all(isinstance(row, dict) for row in result["rows"])
+    assert result["conclusion"]
+
+
+def test_recorded_conclusion_follows_from_recorded_runs(lola):
+    if not lola.RESULT.is_file():
+        pytest.skip("nothing has been measured yet")
+    result = json.loads(lola.RESULT.read_text(encoding="utf-8"))
+    assert result["rows"] == lola.summary(result["runs"])
+    assert result["conclusion"] == lola.conclude(result["runs"])
+    assert {r["seed"] for r in result["runs"]} == set(range(lola.SEEDS))
