@@ -113,6 +113,9 @@ class Recipe(BaseModel):
         0.0, "Training", "Random illumination of whole regions, relative.", ge=0, lt=1
     )
     noise: float = _setting(0.05, "Training", "Gaussian noise on the reduced channels.", ge=0)
+    mixup: float = _setting(
+        0.0, "Training", "Beta parameter of mixing patches and labels in pairs; 0: never.", ge=0
+    )
     clip: float = _setting(1.0, "Training", "Gradient norm limit.", gt=0)
     ema: float = _setting(
         0.98, "Training", "Decay of the weight average used for evaluation.", ge=0, lt=1

@@ -95,10 +95,21 @@ class PatchClassifier(nn.Module):
         self, image: Float[Tensor, "regions dim h w"], index: Int[Tensor, "pixels patch patch"]
     ) -> Float[Tensor, "pixels classes"]:
         """Read patches by index from :meth:`features` and return their logits."""
-        patches = gather_patches(image, index)
+        return self.score(self.read_patches(image, index))
+
+    def read_patches(
+        self, image: Float[Tensor, "regions dim h w"], index: Int[Tensor, "pixels patch patch"]
+    ) -> Float[Tensor, "pixels dim patch patch"]:
+        """Read patches by index from :meth:`features`."""
+        return self._normalise(gather_patches(image, index))
+
+    def score(
+        self, patches: Float[Tensor, "pixels dim size size"]
+    ) -> Float[Tensor, "pixels classes"]:
+        """Return the logits of patches, read from :meth:`features` and normalised."""
         if self.mode == "scene":
             return self.net.forward_patches(patches)  # type: ignore[operator]
-        return self.net(self._normalise(patches))
+        return self.net(patches)
 
     def forward(self, batch: RegionBatch) -> Float[Tensor, "pixels classes"]:
         """Classify the pixels of a batch of regions of reduced channels, some at a time."""
@@ -135,6 +146,7 @@ class PatchClassifier(nn.Module):
         return output.view(height, width, -1).permute(2, 0, 1).contiguous().cpu().numpy()
 
     def _normalise(self, patches: Tensor) -> Tensor:
+        """z-score each channel of each patch, where that is asked for."""
         if not self.patch_norm:
             return patches
         mean = patches.mean((2, 3), keepdim=True)

@@ -267,23 +267,38 @@ class ClassifyTask(L.LightningModule):
         return steps
 
     def _loss(self, image: Tensor, regions: RegionBatch, pixels: Tensor) -> Tensor:
+        """Return the loss of some pixels, their patches mixed in pairs where asked for (Zhang et al., 2018)."""
         classes = regions.classes[pixels]
         index = regions.index[pixels]
         if (
             self.recipe.flips
         ):  # the front-end is not symmetric, so this differs from turning the region
             index = orient(index, int(torch.randint(8, ())))
-        logits = self.classifier.classify_patches(image, index)
-        loss = F.cross_entropy(
+        patches = self.classifier.read_patches(image, index)
+        if self.recipe.mixup == 0:
+            logits = self.classifier.score(patches)
+            loss = self._cross_entropy(logits, classes)
+        else:
+            share = float(torch.distributions.Beta(self.recipe.mixup, self.recipe.mixup).sample())
+            share = max(
+                share, 1 - share
+            )  # the own class stays the larger part, for the figures shown
+            other = torch.randperm(len(classes), device=classes.device)
+            logits = self.classifier.score(share * patches + (1 - share) * patches[other])
+            loss = share * self._cross_entropy(logits, classes)
+            loss = loss + (1 - share) * self._cross_entropy(logits, classes[other])
+        hits = int((logits.detach().argmax(1) == classes).sum())
+        total = float(loss.detach()) * len(classes)
+        self.sums += torch.tensor([total, hits, len(classes)], dtype=torch.float64)
+        return loss
+
+    def _cross_entropy(self, logits: Tensor, classes: Tensor) -> Tensor:
+        return F.cross_entropy(
             logits,
             classes,
             weight=self.data.class_weights.to(logits.device),
             label_smoothing=self.recipe.label_smoothing,
         )
-        hits = int((logits.detach().argmax(1) == classes).sum())
-        total = float(loss.detach()) * len(classes)
-        self.sums += torch.tensor([total, hits, len(classes)], dtype=torch.float64)
-        return loss
 
     def _set_rates(self, batch_idx: int, within: float) -> None:
         """Set the learning rate, and the adapters' scale where the schedule is cyclic."""
