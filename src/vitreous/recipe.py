@@ -78,7 +78,7 @@ class Recipe(BaseModel):
         True, "Preprocessing", "z-score the bands before the components are found."
     )
     components: int = _setting(15, "Preprocessing", "Principal components kept.", ge=1)
-    whiten: bool = _setting(True, "Preprocessing", "Scale components to unit variance.")
+    whiten: bool = _setting(False, "Preprocessing", "Scale components to unit variance.")
     patch_norm: bool = _setting(
         False, "Preprocessing", "z-score within each patch as published (mode 'patch' only)."
     )
@@ -114,7 +114,7 @@ class Recipe(BaseModel):
     )
     noise: float = _setting(0.05, "Training", "Gaussian noise on the reduced channels.", ge=0)
     mixup: float = _setting(
-        0.0, "Training", "Beta parameter of mixing patches and labels in pairs; 0: never.", ge=0
+        0.3, "Training", "Beta parameter of mixing patches and labels in pairs; 0: never.", ge=0
     )
     clip: float = _setting(1.0, "Training", "Gradient norm limit.", gt=0)
     ema: float = _setting(

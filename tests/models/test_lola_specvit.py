@@ -42,7 +42,7 @@ def test_a_partial_reference_is_refused(fixture, damage):
         weights["extra.weight"] = torch.zeros(1)
     else:
         weights["norm.weight"] = torch.zeros(7)
-    with pytest.raises(CheckpointError, match="norm.weight|extra.weight"):
+    with pytest.raises(CheckpointError, match=r"norm\.weight|extra\.weight"):
         vitreous.from_reference("lola_specvit", weights, fixture["kwargs"])
 
 

@@ -17,7 +17,13 @@ from torch import nn
 
 from vitreous.errors import CheckpointError, VitreousError
 from vitreous.tasks import checkpoint
-from vitreous.tasks.checkpoint import SafetensorsIO, load_exactly, load_tensors, save_tensors
+from vitreous.tasks.checkpoint import (
+    load_exactly,
+    load_state,
+    load_tensors,
+    save_state,
+    save_tensors,
+)
 
 
 def same(a, b):
@@ -60,8 +66,8 @@ trees = st.recursive(
 @given(st.dictionaries(st.text("xyz", max_size=3), trees, max_size=4))
 def test_training_states_come_back_exactly(tmp_path_factory, state):
     path = tmp_path_factory.mktemp("state") / "state.safetensors"
-    SafetensorsIO().save_checkpoint(state, path)
-    assert same(SafetensorsIO().load_checkpoint(path), state)
+    save_state(path, state)
+    assert same(load_state(path), state)
 
 
 def test_an_optimiser_comes_back(tmp_path):
@@ -71,18 +77,15 @@ def test_an_optimiser_comes_back(tmp_path):
     )
     net(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    SafetensorsIO().save_checkpoint({"optimizer": optimizer.state_dict()}, tmp_path / "s")
-    back = SafetensorsIO().load_checkpoint(tmp_path / "s")["optimizer"]
+    save_state(tmp_path / "s", {"optimizer": optimizer.state_dict()})
+    back = load_state(tmp_path / "s")["optimizer"]
     assert same(back, optimizer.state_dict())
     assert list(back["state"]) == [0, 1]
-    SafetensorsIO().remove_checkpoint(tmp_path / "s")
-    SafetensorsIO().remove_checkpoint(tmp_path / "s")
-    assert not (tmp_path / "s").exists()
 
 
 def test_what_json_cannot_hold_is_refused_and_nothing_written(tmp_path):
     with pytest.raises(TypeError, match="set cannot be part"):
-        SafetensorsIO().save_checkpoint({"a": {"b": {1, 2}}}, tmp_path / "state.safetensors")
+        save_state(tmp_path / "state.safetensors", {"a": {"b": {1, 2}}})
     assert not list(tmp_path.iterdir())
 
 
@@ -192,7 +195,7 @@ def test_too_many_tensors_are_refused(tmp_path, monkeypatch):
 def test_a_state_that_refers_to_nothing_is_refused(tmp_path, header):
     save_tensors(tmp_path / "s", {"0": torch.zeros(1)}, header)
     with pytest.raises(CheckpointError, match="no training state"):
-        SafetensorsIO().load_checkpoint(tmp_path / "s")
+        load_state(tmp_path / "s")
 
 
 def test_a_full_disk_keeps_the_previous_file(written, monkeypatch):

@@ -19,7 +19,7 @@ from tiny_scene import tiny_recipe, tiny_settings, write_scene
 from vitreous.errors import ConfigError, VitreousError
 from vitreous.methods.adapt import lora
 from vitreous.tasks import classify, fit
-from vitreous.tasks.checkpoint import SafetensorsIO, load_tensors
+from vitreous.tasks.checkpoint import load_state, load_tensors
 from vitreous.tasks.classify import train
 from vitreous.tasks.runs import load_run
 from vitreous.tasks.schedules import cycle_factor, cyclic_rate
@@ -342,7 +342,7 @@ def test_divergence_is_said_and_leaves_no_product(tmp_path, places, val_fraction
         path.name for path in folder.iterdir()
     }
     if (folder / "state.safetensors").exists():
-        state = SafetensorsIO().load_checkpoint(folder / "state.safetensors")
+        state = load_state(folder / "state.safetensors")
         assert all(np.isfinite(row["train_loss"]) for row in state["vitreous"]["history"])
 
 
@@ -360,7 +360,7 @@ def test_a_full_disk_keeps_the_previous_state(tmp_path, places, monkeypatch, sav
         patched.setattr(Path, "replace", full)
         run(tmp_path, **settings)
     folder = tmp_path / "runs" / "classify" / "run"
-    state = SafetensorsIO().load_checkpoint(folder / "state.safetensors")
+    state = load_state(folder / "state.safetensors")
     assert len(state["vitreous"]["history"]) == 1
     assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
     assert equal(weights(run(tmp_path, **settings, resume=True)), expected)

@@ -111,6 +111,7 @@ CARD = Card(
         "flips": False,
         "gain": 0.0,
         "noise": 0.0,
+        "mixup": 0.0,
         "ema": 0.0,
     },
     claim="Best overall accuracy on WHU-Hi LongKou, HongHu and Salinas (up to 99.91 %) with over 80 % fewer "

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins import CheckpointIO
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -71,32 +70,26 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], Any]:
     return tensors, header
 
 
-class SafetensorsIO(CheckpointIO):
-    """Lets Lightning keep its training state in our format instead of pickle."""
+def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
+    """Write a training state: nested dicts, lists and tuples of tensors and plain values."""
+    tensors: dict[str, Tensor] = {}
+    save_tensors(path, tensors=tensors, header=_pack(state, tensors))
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
-    ) -> None:
-        """Write a training state."""
-        tensors: dict[str, Tensor] = {}
-        save_tensors(path, tensors=tensors, header=_pack(checkpoint, tensors))
 
-    def load_checkpoint(
-        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        """Read a training state."""
-        tensors, header = load_tensors(path)
-        try:
-            state: dict[str, Any] = _unpack(header, tensors)
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise CheckpointError(
-                f"{path} is no training state: {error!r}.", "Start the run again."
-            ) from error
-        return state
+def load_state(path: str | Path) -> dict[str, Any]:
+    """Read what :func:`save_state` wrote.
 
-    def remove_checkpoint(self, path: str | Path) -> None:
-        """Delete a training state."""
-        Path(path).unlink(missing_ok=True)
+    Raises:
+        CheckpointError: the file is damaged, or no training state.
+    """
+    tensors, header = load_tensors(path)
+    try:
+        state: dict[str, Any] = _unpack(header, tensors)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} is no training state: {error!r}.", "Start the run again."
+        ) from error
+    return state
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:

@@ -19,6 +19,7 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
@@ -31,7 +32,7 @@ from vitreous.files import write_text
 from vitreous.inference.patch_classifier import PatchClassifier
 from vitreous.methods.adapt import lora
 from vitreous.recipe import Recipe
-from vitreous.tasks.checkpoint import SafetensorsIO
+from vitreous.tasks.checkpoint import load_state, save_state
 from vitreous.tasks.metrics import oa_aa_kappa
 from vitreous.tasks.progress import EpochProgress
 from vitreous.tasks.runs import STATE
@@ -471,6 +472,26 @@ class ClassifyTask(L.LightningModule):
         if not all(torch.isfinite(tensor).all() for tensor in self.average.state_dict().values()):
             raise _diverged()
         return self.average.eval()
+
+
+class SafetensorsIO(CheckpointIO):
+    """Lets Lightning keep its training state in our format instead of pickle."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Write a training state."""
+        save_state(path, checkpoint)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a training state."""
+        return load_state(path)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete a training state."""
+        Path(path).unlink(missing_ok=True)
 
 
 class StateKeeper(L.Callback):
