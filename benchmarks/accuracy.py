@@ -73,11 +73,6 @@ class Case:
             own |= {"model": OURS, "mode": "patch"}
         if self.quick:
             own |= {"epochs": 1}
-        recipe = make_recipe(own)
-        if system in (PLAIN, TRAINED_PER_PATCH):
-            # Without a shared front-end an epoch is one pass over the pixels, not several: as many steps as ours.
-            for name in ("epochs", "warmup_epochs"):
-                own[name] = getattr(recipe, name) * recipe.passes
         return make_recipe(own)
 
     def load(self) -> tuple[LabelledScene, Split]:

@@ -305,15 +305,7 @@ def _compare(bench: Bench, part: str, seed: int, settings: dict[str, Any]) -> No
     split = classify.draw_split(recipe, bench.data)
     bench.measure(part, OURS, recipe, bench.data, split)
     depth = depth_of_plain_vit(len(bench.data.class_names), recipe)
-    plain = recipe.model_copy(
-        update={
-            "model": PLAIN,
-            "model_args": {"depth": depth},
-            # Ours takes several passes over the pixels per epoch; a plain ViT has no front-end to save that way.
-            "epochs": recipe.epochs * recipe.passes,
-            "warmup_epochs": recipe.warmup_epochs * recipe.passes,
-        }
-    )
+    plain = recipe.model_copy(update={"model": PLAIN, "model_args": {"depth": depth}})
     bench.measure(part, PLAIN, plain, bench.data, split)
 
 

@@ -46,7 +46,7 @@ class Recipe(BaseModel):
     val_fraction: float = _setting(
         0.1,
         "Split",
-        "Share of the training pixels kept for model selection; 0 trains to the end.",
+        "Share kept to choose the model: of the training pixels (in blocks: of all); 0 trains to the end.",
         ge=0,
         lt=1,
     )
@@ -86,11 +86,12 @@ class Recipe(BaseModel):
         "reflect", "Preprocessing", "What lies beyond the scene's edge."
     )
 
-    epochs: int = _setting(
-        24, "Training", "Rounds over the training pixels, of 'passes' passes each.", ge=1
-    )
+    epochs: int = _setting(24, "Training", "Rounds of training.", ge=1)
     passes: int = _setting(
-        2, "Training", "Passes over a region's pixels on one pass of the shared front-end.", ge=1
+        2,
+        "Training",
+        "Passes over the pixels per epoch; a shared front-end takes one for all.",
+        ge=1,
     )
     batch_size: int = _setting(64, "Training", "Training pixels per step.", ge=1)
     learning_rate: float = _setting(3e-3, "Training", "Peak learning rate of the adapters.", gt=0)

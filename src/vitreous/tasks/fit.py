@@ -88,7 +88,13 @@ class EpochBatches(IterableDataset[tuple[RegionBatch, int]]):
         self.seed = recipe.seed
         generator = None if epoch is None else stream(recipe.seed, epoch)
         plan = regions.plan(batch_pixels(regions, recipe), generator)
-        if epoch is not None:  # every process takes as many steps
+        if epoch is not None:
+            if (
+                regions.side == 1
+            ):  # regions of many pixels pass several times over each; single patches as often
+                for _ in range(recipe.passes - 1):
+                    plan += regions.plan(batch_pixels(regions, recipe), generator)
+            # Every process takes as many steps.
             plan += list(itertools.islice(itertools.cycle(plan), -len(plan) % world))
         self.plan = plan[rank::world]
         together = [plan[start : start + world] for start in range(0, len(plan), world)]
