@@ -608,4 +608,5 @@ def _quiet() -> None:
         ".*TPU.*",
     ):
         warnings.filterwarnings("ignore", text)
-    warnings.filterwarnings("ignore", category=UserWarning, module="lightning.*")
+    warnings.filterwarnings("ignore", module="lightning.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning against a newer torch
