@@ -2,11 +2,13 @@
 
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from vitreous.data.pixels import tiles
 from vitreous.data.splits import merged_labels, split_from_files
 from vitreous.errors import CheckpointError, ConfigError, ModelError
 from vitreous.models import random_forest, svm
@@ -116,7 +118,7 @@ def test_windows_do_not_change_the_map(name):
 @pytest.mark.parametrize("spatial_window", [1, 3, 7, 61])
 def test_features_at_equals_the_window_of_the_whole_scene(spatial_window, monkeypatch):
     """Also where the margin is larger than the scene, and across the borders of tiles."""
-    monkeypatch.setattr("vitreous.models._pixel_estimator.TILE", 8)
+    monkeypatch.setattr("vitreous.models._pixel_estimator.tiles", partial(tiles, side=8))
     scene, classes = striped_scene()
     estimator = svm.build(num_classes=3, contract=CONTRACT, spatial_window=spatial_window)
     expected = estimator.features(padded_window(scene, estimator.margin))

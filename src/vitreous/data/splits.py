@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import tokenize
 import warnings
 import zipfile
 import zlib
@@ -143,6 +144,10 @@ class Split:
             *(OSError, zipfile.BadZipFile, zlib.error, EOFError),
             *(KeyError, TypeError, ValueError, RecursionError),
             *(NotImplementedError, RuntimeError),  # exotic compression, encryption
+            *(
+                SyntaxError,
+                tokenize.TokenError,
+            ),  # NumPy parses a member's header as Python literals
         ) as error:
             raise SplitError(
                 f"{path} is no intact split file ({error}).",

@@ -165,6 +165,7 @@ def _scene_file(scene: xr.DataArray, stored: np.memmap[Any, Any]) -> SceneFile |
 
 @contextmanager
 def _client(address: str, workers: int | None) -> Iterator[Any]:
+    import dask
     from distributed import Client, LocalCluster
 
     if address == "local":
@@ -179,7 +180,9 @@ def _client(address: str, workers: int | None) -> Iterator[Any]:
             yield client
         return
     try:
-        client = Client(address, timeout=ANSWER_SECONDS)
+        # A client makes itself the scheduler of everything before it connects, also where it then fails to.
+        with dask.config.set(scheduler=dask.config.get("scheduler", None)):
+            client = Client(address, timeout=ANSWER_SECONDS)
     except (OSError, ValueError) as error:  # ValueError: no address at all
         raise VitreousError(
             f"The Dask scheduler {address} does not answer.",

@@ -349,7 +349,8 @@ def read_with_context(
     if padding == "zero":
         values[:, (down < 0) | (down >= height)] = np.nan
         values[:, :, (across < 0) | (across >= width)] = np.nan
-    return values
+    # Fancy indexing leaves odd strides, in which sums differ in the last bit from those over a copy.
+    return np.ascontiguousarray(values)
 
 
 def _mirror(positions: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
