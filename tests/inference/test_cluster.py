@@ -86,6 +86,7 @@ def _counting(submit, seen):
     return wrapped
 
 
+@pytest.mark.slow  # starting processes from within a large test process can take minutes on a busy machine
 def test_a_local_cluster_of_processes(tmp_path):
     scene = random_scene()
     equal(products(tmp_path, scene), products(tmp_path, scene, dask="local", workers=2))
