@@ -111,10 +111,6 @@ def evaluate(path: str | Path) -> dict[str, Any]:
     run = load_run(path)
     data = open_labelled(run.recipe)
     split = _fitting(run.split, data)
-    pixels = split.pixels(TEST)
-    started = time.perf_counter()
-    predicted = classify_pixels(run.classifier, data.scene, pixels)
-    speed = len(pixels) / (time.perf_counter() - started)
     parameters = (
         runs.parameter_counts(run.classifier)[0]
         if isinstance(run.classifier, PatchClassifier)
@@ -126,9 +122,8 @@ def evaluate(path: str | Path) -> dict[str, Any]:
         "parameters": parameters,
         "trainable": None,
         "train_seconds": None,
-        "pixels_per_second": speed,
         "val": None,
-        "test": scores(data.classes_at(pixels), predicted, run.class_names),
+        **_test_figures(run.classifier, data, split, run.class_names),
     }
     return _metrics(data, split, receptive_size(run.classifier), [row])
 
@@ -176,11 +171,7 @@ def fit_and_score(
     else:
         trained = _fit_estimator(recipe.model, recipe, data, split, contract)
     row = _system_row(recipe.model, trained)
-    pixels = split.pixels(TEST)
-    started = time.perf_counter()
-    predicted = classify_pixels(trained.classifier, data.scene, pixels)
-    row["pixels_per_second"] = len(pixels) / (time.perf_counter() - started)
-    row["test"] = scores(data.classes_at(pixels), predicted, data.class_names)
+    row |= _test_figures(trained.classifier, data, split, data.class_names)
     return trained, row
 
 
@@ -496,16 +487,14 @@ def _measure(
 ) -> None:
     """Map the scene, score it and the baselines on the test pixels, and write metrics and report."""
     row = _system_row(recipe.model, trained)
-    pixels = split.pixels(TEST)
     if recipe.map:
+        pixels = split.pixels(TEST)
         prediction = _map(folder, recipe, trained, data, console)
         row["pixels_per_second"] = prediction.pixels_per_second
         predicted = _read_map(folder / MAP, pixels)
+        row["test"] = scores(data.classes_at(pixels), predicted, data.class_names)
     else:
-        started = time.perf_counter()
-        predicted = classify_pixels(trained.classifier, data.scene, pixels)
-        row["pixels_per_second"] = len(pixels) / (time.perf_counter() - started)
-    row["test"] = scores(data.classes_at(pixels), predicted, data.class_names)
+        row |= _test_figures(trained.classifier, data, split, data.class_names)
     if len(split.pixels(VAL)):
         own = classify_pixels(trained.classifier, data.scene, split.pixels(VAL))
         row["val"] = scores(data.classes_at(split.pixels(VAL)), own, data.class_names)
@@ -520,6 +509,23 @@ def _measure(
 
         console.print("writing the report", highlight=False)
         build_report(folder, data.scene, data.labels, split)
+
+
+def _test_figures(
+    classifier: PatchClassifier | PixelEstimator,
+    data: LabelledScene,
+    split: Split,
+    class_names: list[str],
+) -> dict[str, Any]:
+    """Classify the test pixels alone, and return how fast that was and how right."""
+    pixels = split.pixels(TEST)
+    started = time.perf_counter()
+    predicted = classify_pixels(classifier, data.scene, pixels)
+    seconds = time.perf_counter() - started
+    return {
+        "pixels_per_second": len(pixels) / seconds,
+        "test": scores(data.classes_at(pixels), predicted, class_names),
+    }
 
 
 def _system_row(name: str, trained: Trained) -> dict[str, Any]:
