@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def attention(
     query: Float[Tensor, "*batch heads queries width"],
     key: Float[Tensor, "*batch heads keys width"],
-    value: Float[Tensor, "*batch heads keys width"],
+    value: Float[Tensor, "*batch heads keys value_width"],
     bias: Float[Tensor, "*#batch #heads #queries keys"] | None = None,
-) -> Float[Tensor, "*batch heads queries width"]:
+    scale: float | None = None,
+) -> Float[Tensor, "*batch heads queries value_width"]:
     """Scaled dot-product attention, fused where the machine can.
 
     Args:
-        query: queries; scaled by width^-0.5 here.
+        query: queries.
         key: keys.
         value: values.
         bias: added to the scores before the softmax (relative positions; -inf hides a key).
+        scale: factor of the scores; width^-0.5 where not given.
     """
     batch = query.shape[:-3]
     if len(batch) == 1:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
     # The fused kernels only take one batch dimension.
     if bias is not None:
         shared = bias.ndim == 3 or bias.shape[:-3].numel() == 1
@@ -33,4 +35,50 @@ def attention(
             else bias.expand(*batch, *bias.shape[-3:]).flatten(0, -4)
         )
     query, key, value = (x.flatten(0, len(batch) - 1) for x in (query, key, value))
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias).unflatten(0, batch)
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
+    return mixed.unflatten(0, batch)
+
+
+class MatMul(nn.Module):
+    """A matrix product as a module, so that a method can see or replace it."""
+
+    def forward(
+        self, a: Float[Tensor, "*batch n k"], b: Float[Tensor, "*batch k m"]
+    ) -> Float[Tensor, "*batch n m"]:
+        """Return ``a @ b``."""
+        return a @ b
+
+
+class AttentionCore(nn.Module):
+    """The part of attention without weights: softmax(scale q k^T + bias) v.
+
+    Fused by default. A method that must see or change the steps sets ``explicit`` and replaces ``matmul_qk``,
+    ``softmax`` or ``matmul_av``.
+
+    Args:
+        scale: factor of the scores; width^-0.5 where not given.
+    """
+
+    def __init__(self, scale: float | None = None) -> None:
+        super().__init__()
+        self.scale = scale
+        self.explicit = False
+        self.matmul_qk = MatMul()
+        self.softmax = nn.Softmax(dim=-1)
+        self.matmul_av = MatMul()
+
+    def forward(
+        self,
+        query: Float[Tensor, "*batch heads queries width"],
+        key: Float[Tensor, "*batch heads keys width"],
+        value: Float[Tensor, "*batch heads keys value_width"],
+        bias: Float[Tensor, "*#batch #heads #queries keys"] | None = None,
+    ) -> Float[Tensor, "*batch heads queries value_width"]:
+        """Attend; the arguments are those of :func:`attention`."""
+        if not self.explicit:
+            return attention(query, key, value, bias, self.scale)
+        scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
+        scores = self.matmul_qk(query * scale, key.transpose(-2, -1))
+        if bias is not None:
+            scores = scores + bias
+        return self.matmul_av(self.softmax(scores), value)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
@@ -55,15 +58,36 @@ class RelativePositionBias(nn.Module):
         self.window = window
         self.table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
         nn.init.trunc_normal_(self.table, std=0.02)
+        self._expanded: tuple[tuple[Any, ...], Tensor] | None = None
 
     def forward(self, height: int, width: int) -> Float[Tensor, "heads tokens tokens"]:
-        """Return the bias between all tokens of a ``height x width`` window."""
-        index = self._index(height, width).to(self.table.device)
-        return self.table[index].permute(2, 0, 1)
+        """Return the bias between all tokens of a ``height x width`` window; in use, it is expanded once."""
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._expand(height, width)
+        table = self.table
+        # The version counts changes in place; a table replaced or moved has another address.
+        key = (height, width, table.data_ptr(), table.device, table.dtype)
+        key += () if table.is_inference() else (table._version,)
+        if self._expanded is None or self._expanded[0] != key:
+            self._expanded = key, self._expand(height, width)
+        return self._expanded[1]
 
-    def _index(self, height: int, width: int) -> Tensor:
-        rows = torch.arange(height).repeat_interleave(width)
-        columns = torch.arange(width).repeat(height)
-        down = rows[:, None] - rows[None, :] + self.window - 1
-        across = columns[:, None] - columns[None, :] + self.window - 1
-        return down * (2 * self.window - 1) + across
+    def _expand(self, height: int, width: int) -> Tensor:
+        index = relative_index(height, width, self.window, self.table.device)
+        return self.table[index].permute(2, 0, 1).contiguous()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy and pickle without the expanded bias."""
+        return {**super().__getstate__(), "_expanded": None}
+
+
+@functools.lru_cache(maxsize=128)
+def relative_index(
+    height: int, width: int, window: int, device: torch.device
+) -> Int[Tensor, "tokens tokens"]:
+    """Return the row of a position table for each pair of tokens: offsets down and across, row by row."""
+    rows = torch.arange(height, device=device).repeat_interleave(width)
+    columns = torch.arange(width, device=device).repeat(height)
+    down = rows[:, None] - rows[None, :] + window - 1
+    across = columns[:, None] - columns[None, :] + window - 1
+    return down * (2 * window - 1) + across

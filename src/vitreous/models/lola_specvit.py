@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
-from vitreous.layers.attention import attention
+from vitreous.layers.attention import AttentionCore
+from vitreous.layers.backbone import Backbone, FeatureInfo, linear_rates
 from vitreous.layers.drop import DropPath
 from vitreous.layers.lora import LoRALinear
 from vitreous.layers.windows import RelativePositionBias, padding_bias, partition, reverse
@@ -200,6 +201,7 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.heads, self.window, self.mask_padding = heads, window, mask_padding
         self.qkv = linear(dim, 3 * dim)
+        self.core = AttentionCore()
         self.proj = linear(dim, dim)
         self.position = RelativePositionBias(window, heads)
 
@@ -220,7 +222,7 @@ class WindowAttention(nn.Module):
         query, key, value = rearrange(
             self.qkv(tokens), "b n t (c h d) -> c b n h t d", c=3, h=self.heads
         )
-        mixed = attention(query, key, value, bias.to(query.dtype))
+        mixed = self.core(query, key, value, bias.to(query.dtype))
         return reverse(
             self.proj(rearrange(mixed, "b n h t d -> b n t (h d)")), window, height, width
         )
@@ -277,7 +279,7 @@ class ReduceSize(nn.Module):
         return x.permute(0, 2, 3, 1)
 
 
-class LolaSpecViT(nn.Module):
+class LolaSpecViT(Backbone):
     """LoLA-SpecViT (arXiv 2506.17759).
 
     The network is the product of two parts. :meth:`stem` keeps the image's size and looks ``stem_reach`` pixels
@@ -311,6 +313,7 @@ class LolaSpecViT(nn.Module):
     """
 
     stem_reach = 3  # three 3x3 convolutions
+    undecayed = ("pos_embed", "position.table")
 
     def __init__(
         self,
@@ -335,12 +338,12 @@ class LolaSpecViT(nn.Module):
         mask_padding: bool = True,
         init_std: float = 0.02,
     ) -> None:
-        super().__init__()
+        super().__init__(bands, num_classes, image_size)
         _check(dim, depths, heads, windows, image_size)
-        self.bands, self.num_classes, self.image_size = bands, num_classes, image_size
         linear = partial(
             LoRALinear, rank=rank, alpha=alpha, gate=gate, residual=residual, zero_init=zero_init
         )
+        self.init_std = init_std
         self.spectral = _spectral_stem(stem_channels, dim)
         self.band_dropout = BandDropout(band_dropout)
         self.spectral_attention = SqueezeExcite(dim)
@@ -349,8 +352,7 @@ class LolaSpecViT(nn.Module):
         )
         self.pos_embed = nn.Parameter(torch.empty(1, image_size // 2, image_size // 2, dim))
         self.pos_drop = nn.Dropout(drop)
-        last_block = max(sum(depths) - 1, 1)
-        rates = [drop_path * block / last_block for block in range(sum(depths))]
+        rates = linear_rates(drop_path, sum(depths))
         self.levels = nn.ModuleList()
         for level, depth in enumerate(depths):
             width = dim * 2**level
@@ -369,10 +371,12 @@ class LolaSpecViT(nn.Module):
             last = level == len(depths) - 1
             self.levels.append(nn.Sequential(*blocks, *([] if last else [ReduceSize(width)])))
         self.num_features = dim * 2 ** (len(depths) - 1)
+        self.feature_info = [
+            FeatureInfo(dim * 2**level, 2 ** (level + 1)) for level in range(len(depths))
+        ]
         self.norm = nn.LayerNorm(self.num_features)
-        self.init_std = init_std
         self._head = partial(LoRALinear, rank=rank, alpha=alpha, zero_init=zero_init)
-        self.head = self._head(self.num_features, num_classes)
+        self.head = self.make_head(num_classes)
         self._init_weights()
 
     def _init_weights(self) -> None:
@@ -393,40 +397,59 @@ class LolaSpecViT(nn.Module):
         """
         return self.band_dropout(self.spectral(x[:, None])).mean(2)
 
-    def forward_features(
+    def patch_features(
         self, stem: Float[Tensor, "batch dim size size"]
     ) -> Float[Tensor, "batch h w features"]:
         """Return the last level's normalised tokens from patches of the stem's output."""
-        x = self.patch_embed(self.spectral_attention(stem)).permute(0, 2, 3, 1)
-        x = self.pos_drop(x + self.pos_embed)
+        x = self._embed(stem)
         for level in self.levels:
-            x = level(x)
+            for block in level:
+                x = self.run(block, x)
         return self.norm(x)
+
+    def forward_features(
+        self, x: Float[Tensor, "batch bands size size"]
+    ) -> Float[Tensor, "batch h w features"]:
+        """Return the last level's normalised tokens."""
+        return self.patch_features(self.stem(x))
+
+    def forward_head(
+        self, features: Float[Tensor, "batch h w features"]
+    ) -> Float[Tensor, "batch classes"]:
+        """Classify the tokens' mean."""
+        return self.head(features.mean((1, 2)))
 
     def forward_patches(
         self, stem: Float[Tensor, "batch dim size size"]
     ) -> Float[Tensor, "batch classes"]:
         """Classify patches of the stem's output."""
-        return self.head(self.forward_features(stem).mean((1, 2)))
+        return self.forward_head(self.patch_features(stem))
 
-    def forward(self, x: Float[Tensor, "batch bands size size"]) -> Float[Tensor, "batch classes"]:
-        """Classify patches."""
-        return self.forward_patches(self.stem(x))
+    def forward_levels(
+        self, x: Float[Tensor, "batch bands size size"]
+    ) -> list[Float[Tensor, "batch channels h w"]]:
+        """Return the map of each level, before it is reduced; the last one normalised."""
+        x = self._embed(self.stem(x))
+        maps = []
+        for level in self.levels:
+            for block in level:
+                if isinstance(block, ReduceSize):
+                    maps.append(x)
+                x = self.run(block, x)
+        return [m.permute(0, 3, 1, 2) for m in (*maps, self.norm(x))]
 
-    def reset_head(self, num_classes: int) -> None:
-        """Replace the classifier by a new one."""
-        self.num_classes = num_classes
-        self.head = self._head(self.num_features, num_classes)
-        nn.init.trunc_normal_(self.head.weight, std=self.init_std)
-        nn.init.zeros_(self.head.bias)
+    def _embed(
+        self, stem: Float[Tensor, "batch dim size size"]
+    ) -> Float[Tensor, "batch h w dim"]:
+        x = self.patch_embed(self.spectral_attention(stem)).permute(0, 2, 3, 1)
+        return self.pos_drop(x + self.pos_embed)
 
-    def no_weight_decay(self) -> set[str]:
-        """Name the parameters that weight decay should leave alone."""
-        return {
-            name
-            for name, p in self.named_parameters()
-            if p.ndim == 1 or name.endswith(("pos_embed", "position.table"))
-        }
+    def make_head(self, num_classes: int) -> nn.Module:
+        """Return a new classifier, with an adapter of its own."""
+        head = self._head(self.num_features, num_classes)
+        nn.init.trunc_normal_(head.weight, std=self.init_std)
+        nn.init.zeros_(head.bias)
+        return head
 
 
 def _check(

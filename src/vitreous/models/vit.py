@@ -1,70 +1,149 @@
-"""The plain Vision Transformer: the baseline that every other architecture must beat."""
+"""The plain Vision Transformer family: the trunk of most methods, and the baseline of every architecture."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
-from vitreous.layers.attention import attention
+from vitreous.layers.attention import AttentionCore
+from vitreous.layers.backbone import Backbone, FeatureInfo, init_linear, linear_rates, stem_stride
 from vitreous.layers.drop import DropPath
+from vitreous.layers.mlp import Mlp
+from vitreous.layers.pooling import GroupGeneralizedMean
+from vitreous.layers.positions import resize_positions, sincos_2d
+from vitreous.layers.scale import LayerScale
 
 CARD = Card(
     slug="vit",
     title="An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale",
     kind="model",
-    summary="Non-overlapping patches as tokens, global attention, GELU feed-forward, mean pooling.",
+    summary="Non-overlapping patches as tokens, global attention, GELU feed-forward.",
     when="As a baseline, or as the plainest trunk for methods.",
-    paper="arXiv 2010.11929",
+    paper="arXiv 2010.11929; distillation token: DeiT, arXiv 2012.12877",
     year=2021,
     source_licence="Apache-2.0 (google-research/vision_transformer): re-implemented from the equations",
     tasks=["classify"],
     variants={
+        "vit_tiny": {"dim": 192, "depth": 12, "heads": 3},
+        "vit_small": {"dim": 384, "depth": 12, "heads": 6},
+        "vit_base": {"dim": 768, "depth": 12, "heads": 12},
+        "vit_large": {"dim": 1024, "depth": 24, "heads": 16},
+        "vit_tiny_distilled": {"dim": 192, "depth": 12, "heads": 3, "distilled": True},
+        "vit_small_distilled": {"dim": 384, "depth": 12, "heads": 6, "distilled": True},
+        "vit_base_distilled": {"dim": 768, "depth": 12, "heads": 12, "distilled": True},
         "vit_patch": {
             "dim": 128,
             "depth": 8,
             "heads": 4,
             "token_size": 3,
-            "mlp_ratio": 4.0,
+            "pool": "mean",
             "drop_path": 0.1,
         },
         "vit_test": {"dim": 16, "depth": 2, "heads": 2, "token_size": 3, "mlp_ratio": 2.0},
     },
+    published=[
+        {"variant": "vit_tiny", "parameters_m": 5.717, "gmacs": 1.26},
+        {"variant": "vit_small", "parameters_m": 22.051, "gmacs": 4.61},
+        {"variant": "vit_base", "parameters_m": 86.568, "gmacs": 17.58},
+        {"variant": "vit_large", "parameters_m": 304.327, "gmacs": 61.60},
+        {"variant": "vit_tiny_distilled", "parameters_m": 5.911},
+        {"variant": "vit_small_distilled", "parameters_m": 22.437},
+        {"variant": "vit_base_distilled", "parameters_m": 87.338},
+    ],
     notes=[
         "vit_patch is ours: sized like lola_specvit_tiny, tokens of 3 x 3 pixels for small scene patches.",
+        "vit_tiny to vit_base are the sizes of DeiT, whose weights fit; patches are 16 pixels at 224, and smaller on "
+        "smaller images, so that at least 7 x 7 remain (token_size).",
+        "With a distillation token the prediction is the mean of both heads, in training too.",
     ],
 )
 
 
-class Block(nn.Module):
-    """Global attention and a GELU feed-forward, each on a normalised residual branch."""
+class Trace(NamedTuple):
+    """What a token reducer may look at: the attention's inputs of this block, ``(batch, heads, tokens, width)``."""
 
-    def __init__(self, dim: int, heads: int, mlp_ratio: float, drop_path: float) -> None:
+    query: Tensor
+    key: Tensor
+    value: Tensor
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention.
+
+    Args:
+        dim: token width.
+        heads: number of heads.
+    """
+
+    def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        hidden = int(dim * mlp_ratio)
-        self.norm1 = nn.LayerNorm(dim)
         self.qkv = nn.Linear(dim, 3 * dim)
+        self.core = AttentionCore()
         self.proj = nn.Linear(dim, dim)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+
+    def project(self, x: Float[Tensor, "batch tokens dim"], turn: Tensor | None = None) -> Trace:
+        """Return queries, keys and values; ``turn`` holds the angles of rotary positions."""
+        query, key, value = rearrange(
+            self.qkv(x), "b n (c h d) -> c b h n d", c=3, h=self.heads
+        ).unbind(0)
+        if turn is not None:
+            query, key = rotate(query, turn), rotate(key, turn)
+        return Trace(query, key, value)
+
+    def mix(self, trace: Trace) -> Float[Tensor, "batch tokens dim"]:
+        """Attend, and join the heads."""
+        return self.proj(rearrange(self.core(*trace), "b h n d -> b n (h d)"))
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each on a normalised residual branch.
+
+    ``between`` is the seam for token reduction: where set, it is called with the tokens after the attention and the
+    attention's :class:`Trace`, and returns the tokens to go on with.
+
+    Args:
+        dim: token width.
+        heads: number of heads.
+        mlp_ratio: hidden width of the feed-forward over the token width.
+        drop_path: stochastic depth.
+        layer_scale: first value of the residual branches' factors; None leaves them out.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, mlp_ratio: float, drop_path: float, layer_scale: float | None
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, heads)
+        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+        self.between: nn.Module | None = None
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+    def forward(
+        self, x: Float[Tensor, "batch tokens dim"], turn: Tensor | None = None
+    ) -> Float[Tensor, "batch kept dim"]:
         """Apply the block."""
-        x = x + self.drop_path(self._attend(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        trace = self.attn.project(self.norm1(x), turn)
+        x = x + self.drop_path(self.ls1(self.attn.mix(trace)))
+        if self.between is not None:
+            x = self.between(x, trace)
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
 
-    def _attend(self, x: Tensor) -> Tensor:
-        query, key, value = rearrange(self.qkv(x), "b t (c h d) -> c b h t d", c=3, h=self.heads)
-        return self.proj(rearrange(attention(query, key, value), "b h t d -> b t (h d)"))
 
-
-class VisionTransformer(nn.Module):
-    """A plain ViT with learned positions and mean pooling (arXiv 2010.11929).
+class VisionTransformer(Backbone):
+    """Plain ViT (arXiv 2010.11929, eqs. 1-4), with the options of its descendants.
 
     Args:
         bands: channels of the input.
@@ -73,87 +152,271 @@ class VisionTransformer(nn.Module):
         dim: token width.
         depth: number of blocks.
         heads: attention heads.
-        token_size: side of a token in pixels.
+        token_size: side of a token in pixels; 16, or on small images what leaves 7 x 7 tokens.
         mlp_ratio: hidden width of the feed-forward over the token width.
+        pool: ``class`` (class token), ``mean``, or ``ggem`` (group generalised mean) over the patches.
+        positions: ``learned``, ``sincos`` (fixed) or ``rotary`` (fixed, on queries and keys).
+        distilled: add a distillation token with its own head (DeiT).
+        registers: further tokens that nobody reads (Darcet et al., 2024).
+        layer_scale: first value of LayerScale; None leaves it out.
         drop_path: stochastic depth of the last block, growing linearly from 0.
 
     Raises:
-        ModelError: an image smaller than a token, or heads that do not divide the width.
+        ModelError: an image smaller than a token, heads that do not divide the width, or a name that is not listed.
     """
 
-    stem_reach = 0
+    any_size = True
+    band_parameters = ("patch_embed.weight",)
+    undecayed = ("pos_embed", "class_token", "distillation_token", "register_tokens")
 
     def __init__(
         self,
         bands: int,
         num_classes: int,
-        image_size: int,
+        image_size: int = 224,
         *,
-        dim: int = 192,
+        dim: int = 384,
         depth: int = 12,
-        heads: int = 3,
-        token_size: int = 16,
+        heads: int = 6,
+        token_size: int | None = None,
         mlp_ratio: float = 4.0,
+        pool: str = "class",
+        positions: str = "learned",
+        distilled: bool = False,
+        registers: int = 0,
+        layer_scale: float | None = None,
         drop_path: float = 0.0,
     ) -> None:
-        super().__init__()
-        if image_size < token_size:
-            raise ModelError(
-                f"vit cuts tokens of {token_size} pixels; an image of {image_size} has none."
-            )
-        if dim % heads:
-            raise ModelError(f"vit has width {dim}, not divisible by {heads} heads.")
-        self.bands, self.num_classes, self.image_size = bands, num_classes, image_size
-        self.num_features = dim
-        self.patch_embed = nn.Conv2d(bands, dim, token_size, stride=token_size)
-        self.pos_embed = nn.Parameter(torch.empty(1, (image_size // token_size) ** 2, dim))
-        self.blocks = nn.Sequential(
-            *(Block(dim, heads, mlp_ratio, drop_path * i / max(depth - 1, 1)) for i in range(depth))
+        super().__init__(bands, num_classes, image_size)
+        self.token_size = token_size or stem_stride(image_size, 16, cells=7)
+        _check(image_size, self.token_size, dim, heads, pool, positions, distilled)
+        self.num_features, self.pool, self.positions = dim, pool, positions
+        self.grid = image_size // self.token_size
+        self.feature_info = [FeatureInfo(dim, self.token_size)] * min(4, depth)
+        self.patch_embed = nn.Conv2d(bands, dim, self.token_size, stride=self.token_size)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if pool == "class" else None
+        self.distillation_token = nn.Parameter(torch.zeros(1, 1, dim)) if distilled else None
+        self.register_tokens = nn.Parameter(torch.zeros(1, registers, dim)) if registers else None
+        self.pos_embed = (
+            nn.Parameter(torch.zeros(1, self._positioned + self.grid**2, dim))
+            if positions == "learned"
+            else None
         )
-        self.norm = nn.LayerNorm(dim)
-        self.head = nn.Linear(dim, num_classes)
+        rates = linear_rates(drop_path, depth)
+        self.blocks = nn.ModuleList(
+            Block(dim, heads, mlp_ratio, rate, layer_scale) for rate in rates
+        )
+        # Generalised means need values of the trunk, not normalised ones: their norm follows (as MAE's).
+        late = pool == "ggem"
+        self.norm = nn.Identity() if late else nn.LayerNorm(dim, eps=1e-6)
+        self.pooling = GroupGeneralizedMean(dim, heads) if late else nn.Identity()
+        self.pooled_norm = nn.LayerNorm(dim, eps=1e-6) if late else nn.Identity()
+        self.head = self.make_head(num_classes)
+        self.distillation_head = self.make_head(num_classes) if distilled else None
         self._init_weights()
 
     def _init_weights(self) -> None:
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+        init_linear(self)
+        for name in ("pos_embed", "class_token", "distillation_token", "register_tokens"):
+            if getattr(self, name) is not None:
+                nn.init.trunc_normal_(getattr(self, name), std=0.02)
 
-    def stem(
+    @property
+    def _positioned(self) -> int:
+        """Tokens in front of the patches that have a position."""
+        return (self.class_token is not None) + (self.distillation_token is not None)
+
+    @property
+    def prefix(self) -> int:
+        """Tokens in front of the patches."""
+        registers = 0 if self.register_tokens is None else self.register_tokens.shape[1]
+        return self._positioned + registers
+
+    def embed(
         self, x: Float[Tensor, "batch bands height width"]
-    ) -> Float[Tensor, "batch bands height width"]:
-        """Return the image itself: a plain ViT shares nothing between overlapping patches."""
-        return x
+    ) -> tuple[Float[Tensor, "batch tokens dim"], Tensor | None]:
+        """Return the tokens with their positions, and the angles of rotary positions."""
+        patches = self.patch_embed(x)
+        size = (patches.shape[2], patches.shape[3])
+        tokens = rearrange(patches, "b d h w -> b (h w) d")
+        front = [
+            token.expand(len(x), -1, -1)
+            for token in (self.class_token, self.distillation_token)
+            if token is not None
+        ]
+        tokens = torch.cat([*front, tokens], 1)
+        turn = None
+        if self.pos_embed is not None:
+            tokens = tokens + resize_positions(self.pos_embed, size, len(front))
+        elif self.positions == "sincos":
+            fixed = sincos_2d(tokens.shape[-1], *size).to(tokens)
+            tokens = tokens + F.pad(fixed, (0, 0, len(front), 0))
+        else:
+            turn = rotary_angles(
+                tokens.shape[-1] // self._block(0).attn.heads, *size, self.prefix
+            ).to(tokens)
+        if self.register_tokens is not None:
+            registers = self.register_tokens.expand(len(x), -1, -1)
+            head, patches = tokens[:, : len(front)], tokens[:, len(front) :]
+            tokens = torch.cat([head, registers, patches], 1)
+        return tokens, turn
 
     def forward_features(
-        self, x: Float[Tensor, "batch bands size size"]
+        self, x: Float[Tensor, "batch bands height width"]
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Return the normalised tokens."""
-        tokens = rearrange(self.patch_embed(x), "b d h w -> b (h w) d")
-        return self.norm(self.blocks(tokens + self.pos_embed))
+        """Return the last block's tokens: class, distillation and register tokens first, normalised."""
+        tokens, turn = self.embed(x)
+        for block in self.blocks:
+            tokens = self.run(block, tokens, turn)
+        return self.norm(tokens)
 
-    def forward_patches(
-        self, x: Float[Tensor, "batch bands size size"]
+    def forward_head(
+        self, features: Float[Tensor, "batch tokens dim"]
     ) -> Float[Tensor, "batch classes"]:
-        """Classify images."""
-        return self.head(self.forward_features(x).mean(1))
+        """Classify the pooled tokens; with a distillation token, the mean of both heads."""
+        if self.pool == "class":
+            pooled = features[:, 0]
+        elif self.pool == "mean":
+            pooled = features[:, self.prefix :].mean(1)
+        else:
+            pooled = self.pooled_norm(self.pooling(features[:, self.prefix :]))
+        logits = self.head(pooled)
+        if self.distillation_head is None:
+            return logits
+        return (logits + self.distillation_head(features[:, 1])) / 2
 
-    def forward(self, x: Float[Tensor, "batch bands size size"]) -> Float[Tensor, "batch classes"]:
-        """Classify images."""
-        return self.forward_patches(self.stem(x))
+    def forward_levels(
+        self, x: Float[Tensor, "batch bands height width"]
+    ) -> list[Float[Tensor, "batch dim h w"]]:
+        """Return the patches' maps after each quarter of the blocks; all have the stride of a token."""
+        tokens, turn = self.embed(x)
+        height = x.shape[2] // self.token_size
+        wanted = [len(self.blocks) * (k + 1) // len(self.feature_info) for k in range(4)]
+        maps = []
+        for number, block in enumerate(self.blocks, start=1):
+            tokens = self.run(block, tokens, turn)
+            if number in wanted:
+                patches = self.norm(tokens)[:, self.prefix :]
+                maps.append(rearrange(patches, "b (h w) d -> b d h w", h=height))
+        return maps
 
     def reset_head(self, num_classes: int) -> None:
-        """Replace the classifier by a new one."""
-        self.num_classes = num_classes
-        self.head = nn.Linear(self.num_features, num_classes)
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        """Replace the classifiers by new ones."""
+        super().reset_head(num_classes)
+        if self.distillation_head is not None:
+            self.distillation_head = self.make_head(num_classes).to(self.head.weight)  # type: ignore[call-overload]
 
-    def no_weight_decay(self) -> set[str]:
-        """Name the parameters that weight decay should leave alone."""
-        return {name for name, p in self.named_parameters() if p.ndim == 1 or name == "pos_embed"}
+    def _block(self, number: int) -> Block:
+        block = self.blocks[number]
+        assert isinstance(block, Block)
+        return block
+
+
+def rotary_angles(
+    width: int, height: int, columns: int, prefix: int, base: float = 100.0
+) -> Float[Tensor, "tokens half_width"]:
+    """Return the angle of each pair of channels: half of the pairs turn with the row, half with the column.
+
+    Args:
+        width: channels of a head, a multiple of 4.
+        height: rows of the grid.
+        columns: columns of the grid.
+        prefix: tokens in front, which do not turn.
+        base: ratio of the slowest to the fastest turn.
+    """
+    omega = base ** -(torch.arange(width // 4) / (width // 4))
+    rows = torch.arange(height).repeat_interleave(columns)[:, None] * omega
+    across = torch.arange(columns).repeat(height)[:, None] * omega
+    return F.pad(torch.cat([rows, across], 1), (0, 0, prefix, 0))
+
+
+def rotate(
+    x: Float[Tensor, "batch heads tokens width"], angle: Float[Tensor, "tokens half_width"]
+) -> Float[Tensor, "batch heads tokens width"]:
+    """Turn consecutive pairs of channels (Su et al., RoFormer, 2021)."""
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
+
+
+def _check(
+    image_size: int,
+    token_size: int,
+    dim: int,
+    heads: int,
+    pool: str,
+    positions: str,
+    distilled: bool,
+) -> None:
+    if image_size < token_size:
+        raise ModelError(
+            f"vit cuts tokens of {token_size} pixels; an image of {image_size} has none.",
+            "Give a smaller token_size.",
+        )
+    if dim % heads:
+        raise ModelError(f"vit has width {dim}, not divisible by {heads} heads.")
+    if pool not in {"class", "mean", "ggem"}:
+        raise ModelError(f"vit cannot pool by '{pool}'.", "Choose class, mean or ggem.")
+    if positions not in {"learned", "sincos", "rotary"}:
+        raise ModelError(
+            f"vit has no '{positions}' positions.", "Choose learned, sincos or rotary."
+        )
+    if distilled and pool != "class":
+        raise ModelError("A distillation token goes with a class token.", "Use pool='class'.")
+    if positions != "learned" and (dim // heads) % 4:
+        raise ModelError(
+            f"{positions} positions need heads of a multiple of 4 channels, not {dim // heads}."
+        )
 
 
 build = VisionTransformer
+
+
+def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give weights in the layout of DeiT and timm our names."""
+    names = {
+        "patch_embed.proj.": "patch_embed.",
+        "cls_token": "class_token",
+        "dist_token": "distillation_token",
+        "reg_token": "register_tokens",
+        "head_dist.": "distillation_head.",
+        "fc_norm.": "pooled_norm.",
+    }
+    renamed = {}
+    for key, value in state_dict.items():
+        for old, new in names.items():
+            if key.startswith(old):
+                key = new + key.removeprefix(old)
+        renamed[key] = value
+    return renamed
+
+
+def resize(state_dict: Mapping[str, Tensor], model: VisionTransformer) -> dict[str, Tensor]:
+    """Resample learned positions to the grid of ``model``."""
+    resized = dict(state_dict)
+    if "pos_embed" in resized and model.pos_embed is not None:
+        size = (model.grid, model.grid)
+        resized["pos_embed"] = resize_positions(resized["pos_embed"], size, model._positioned)
+    return resized
+
+
+def from_reference(
+    state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]
+) -> VisionTransformer:
+    """Build the model from the arguments of DeiT's and timm's VisionTransformer and load their weights."""
+    model = VisionTransformer(
+        bands=kwargs.get("in_chans", 3),
+        num_classes=kwargs["num_classes"],
+        image_size=kwargs["img_size"],
+        token_size=kwargs["patch_size"],
+        dim=kwargs["embed_dim"],
+        depth=kwargs["depth"],
+        heads=kwargs["num_heads"],
+        mlp_ratio=kwargs.get("mlp_ratio", 4.0),
+        pool="class" if "cls_token" in state_dict else "mean",
+        distilled="dist_token" in state_dict,
+        registers=state_dict["reg_token"].shape[1] if "reg_token" in state_dict else 0,
+        layer_scale=1.0 if any("ls1" in key for key in state_dict) else None,
+    )
+    model.load_state_dict(rename(state_dict))
+    return model

@@ -1,0 +1,37 @@
+"""Pooling of tokens by generalised means (Radenović et al., 2018; Ko et al., GGeM, 2022)."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class GroupGeneralizedMean(nn.Module):
+    """Generalised mean over tokens, one learned exponent per group of channels (arXiv 2212.04114, eq. 3).
+
+    Exponent 1 is the mean (of values clamped at ``eps``), infinity the maximum. One group is GeM; a group per
+    attention head is GGeM. Negative values are clamped: that loss is part of the definition.
+
+    Args:
+        dim: channels.
+        groups: groups of consecutive channels.
+        exponent: first value of every exponent.
+        eps: smallest value, and smallest exponent.
+    """
+
+    def __init__(self, dim: int, groups: int, exponent: float = 3.0, eps: float = 1e-6) -> None:
+        super().__init__()
+        if dim % groups:
+            raise ValueError(f"{dim} channels cannot be divided into {groups} groups")
+        self.groups, self.eps = groups, eps
+        self.p = nn.Parameter(torch.full((groups,), float(exponent)))
+
+    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch dim"]:
+        """Pool the tokens; computed in float32 as exp(log-mean-exp(p log x) / p), which cannot overflow."""
+        logs = rearrange(x.float(), "b n (g c) -> b n g c", g=self.groups).clamp(min=self.eps).log()
+        p = self.p.float().clamp(min=self.eps)[:, None]
+        count = torch.tensor(x.shape[1], dtype=torch.float32, device=x.device).log()
+        pooled = ((torch.logsumexp(p * logs, 1) - count) / p).exp()
+        return rearrange(pooled, "b g c -> b (g c)").to(x.dtype)

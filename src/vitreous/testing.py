@@ -1,0 +1,237 @@
+"""What every architecture must be able to do; a conformance suite that anybody's model can be run through."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vitreous.catalog.registry import create_model
+from vitreous.layers.backbone import Backbone
+
+SIZES = (9, 15, 33)
+BANDS = (1, 3, 13, 200)
+CLASSES = 5
+
+
+def check_model(name: str) -> None:
+    """Run every quick check on a variant.
+
+    Args:
+        name: a registered variant; small ones (``*_test``) make this a matter of a second.
+
+    Raises:
+        AssertionError: a promise of ``layers/backbone.py`` is broken; the message says which.
+    """
+    for check in CHECKS:
+        check(name)
+
+
+def make(name: str, *, bands: int = 4, image_size: int = 15, seed: int = 0) -> Backbone:
+    """Build a variant with reproducible weights, none of them silent.
+
+    Zero-initialised parts (adapters, LayerScale, last layers) would hide what is behind them, so every parameter
+    that is constant is given some spread.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = create_model(name, bands=bands, num_classes=CLASSES, image_size=image_size)
+        assert isinstance(model, Backbone), f"{name} is no Backbone"
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.numel() == 1 or parameter.std() == 0:
+                    parameter.add_(0.05 * torch.randn_like(parameter).abs())
+    return model
+
+
+def images(count: int, bands: int, size: int, seed: int = 1) -> Tensor:
+    """Return random images ``(count, bands, size, size)``."""
+    return torch.randn(count, bands, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def check_sizes_and_bands(name: str) -> None:
+    """Finite scores of the right shape at several sizes and band counts; other bands are refused."""
+    for size in SIZES:
+        for bands in BANDS if size == SIZES[1] else BANDS[1:2]:
+            with torch.no_grad():
+                scores = make(name, bands=bands, image_size=size).eval()(images(2, bands, size))
+            assert scores.shape == (2, CLASSES), f"{name}: {tuple(scores.shape)} at size {size}"
+            assert torch.isfinite(scores).all(), f"{name}: not finite at size {size}, {bands} bands"
+
+
+def check_gradients(name: str) -> None:
+    """A gradient reaches every parameter."""
+    model = make(name).train()
+    for module in model.modules():
+        if hasattr(module, "p") and isinstance(module.p, float):
+            module.p = 0.0  # dropout and stochastic depth may silence a branch
+    model(images(8, 4, 15)).square().sum().backward()
+    silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().any()]
+    assert not silent, f"{name}: no gradient reaches {silent}"
+
+
+def check_evaluation(name: str) -> None:
+    """In eval mode, the same image gives the same scores, alone and in a batch."""
+    model = make(name).eval()
+    x = images(3, 4, 15)
+    with torch.no_grad():
+        together, again, alone = model(x), model(x), model(x[1:2])
+    assert torch.equal(together, again), f"{name}: evaluation is not deterministic"
+    torch.testing.assert_close(
+        together[1:2],
+        alone,
+        rtol=1e-4,
+        atol=1e-5,
+        msg=lambda m: f"{name}: depends on its batch. {m}",
+    )
+
+
+def check_single_image(name: str) -> None:
+    """Training works on a single image."""
+    make(name).train()(images(1, 4, 15)).sum().backward()
+
+
+def check_saving(name: str) -> None:
+    """Weights written and read back give the same bits; so does a copy."""
+    model, x = make(name).eval(), images(2, 4, 15)
+    other = make(name, seed=7).eval()
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        save_file(model.state_dict(), Path(folder) / "w.safetensors")
+        other.load_state_dict(load_file(Path(folder) / "w.safetensors"))
+        assert torch.equal(other(x), model(x)), f"{name}: saving changes the weights"
+        assert torch.equal(copy.deepcopy(model)(x), model(x)), f"{name}: a copy differs"
+
+
+def check_features(name: str) -> None:
+    """Levels have the channels and strides that are declared; the head reads ``forward_features``."""
+    model = make(name, image_size=33).eval()
+    x = images(2, 4, 33)
+    with torch.no_grad():
+        levels = model.forward_levels(x)
+        torch.testing.assert_close(model.forward_head(model.forward_features(x)), model(x))
+    assert len(levels) == len(model.feature_info), f"{name}: {len(levels)} levels"
+    for level, info in zip(levels, model.feature_info, strict=True):
+        assert level.shape[:2] == (2, info.channels), f"{name}: {tuple(level.shape)} is not {info}"
+        for side in level.shape[2:]:
+            assert 33 // info.stride <= side <= -(-33 // info.stride) + 1, f"{name}: {info}: {side}"
+
+
+def check_head(name: str) -> None:
+    """A new head has new classes and leaves the trunk alone."""
+    model, x = make(name).eval(), images(2, 4, 15)
+    with torch.no_grad():
+        before = model.forward_features(x)
+        model.reset_head(3)
+        after = model.forward_features(x)
+        assert model(x).shape == (2, 3), f"{name}: reset_head(3) gives {tuple(model(x).shape)}"
+    assert model.num_classes == 3
+    for old, new in zip(_tensors(before), _tensors(after), strict=True):
+        assert torch.equal(old, new), f"{name}: reset_head changes the features"
+
+
+def check_weight_decay(name: str) -> None:
+    """Only existing parameters are spared from weight decay, all vectors among them."""
+    model = make(name)
+    names = dict(model.named_parameters())
+    spared = model.no_weight_decay()
+    assert spared <= set(names), f"{name}: {spared - set(names)} do not exist"
+    assert {n for n, p in names.items() if p.ndim <= 1} <= spared
+
+
+def check_bands_parameters(name: str) -> None:
+    """``band_parameters`` name all parameters whose shape depends on the bands."""
+    few, many = (dict(make(name, bands=b).named_parameters()) for b in (3, 7))
+    differ = {n for n in few if few[n].shape != many[n].shape}
+    declared = set(make(name).band_parameters)
+    assert differ == declared, f"{name}: bands shape {differ}, band_parameters says {declared}"
+    for n in differ:
+        assert (few[n].shape[1], many[n].shape[1]) == (3, 7), f"{name}: axis 1 of {n} is not bands"
+
+
+def check_checkpointing(name: str) -> None:
+    """Activation checkpointing changes no gradient."""
+    found = []
+    for on in (False, True):
+        model = make(name).train()
+        model.checkpointing = on
+        torch.manual_seed(0)
+        model(images(4, 4, 15)).square().sum().backward()
+        found.append([p.grad for p in model.parameters()])
+    for plain, again in zip(*found, strict=True):
+        torch.testing.assert_close(plain, again, msg=lambda m: f"{name}: checkpointing differs. {m}")
+
+
+def check_bfloat16(name: str) -> None:
+    """Autocast to bfloat16 stays close."""
+    model, x = make(name).eval(), images(4, 4, 15)
+    with torch.no_grad():
+        exact = model(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = model(x).float()
+    error = (rough - exact).norm() / exact.norm()
+    assert error < 0.1, f"{name}: bfloat16 is {error:.1%} off"
+
+
+def check_compiled(name: str) -> None:
+    """``torch.compile`` equals eager (minutes; not one of the quick checks)."""
+    model, x = make(name).eval(), images(2, 4, 15)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(model)(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+def check_onnx(name: str) -> None:
+    """The exported graph equals eager, at a second batch size too (needs the extra ``deploy``)."""
+    import onnxruntime
+
+    model, x = make(name).eval(), images(2, 4, 15)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        torch.onnx.export(
+            model,
+            (x,),
+            path,
+            input_names=["image"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamo=True,
+            verbose=False,
+        )
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        for batch in (x, images(5, 4, 15)):
+            with torch.no_grad():
+                expected = model(batch)
+            found = torch.from_numpy(session.run(None, {"image": batch.numpy()})[0])
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def golden(name: str) -> list[float]:
+    """Return the scores that a variant gives today; a change of them must be meant."""
+    with torch.no_grad():
+        scores = make(name).eval()(images(2, 4, 15))
+    return [float(f"{value:.5g}") for value in scores.flatten().tolist()]
+
+
+def _tensors(features: object) -> list[Tensor]:
+    if isinstance(features, Tensor):
+        return [features]
+    assert isinstance(features, list | tuple)
+    return [tensor for part in features for tensor in _tensors(part)]
+
+
+CHECKS: tuple[Callable[[str], None], ...] = (
+    check_sizes_and_bands,
+    check_gradients,
+    check_evaluation,
+    check_single_image,
+    check_saving,
+    check_features,
+    check_head,
+    check_weight_decay,
+    check_bands_parameters,
+    check_checkpointing,
+    check_bfloat16,
+)

@@ -1,0 +1,42 @@
+"""The matrix: every registered architecture's smallest variant through every check."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vitreous import testing
+from vitreous.catalog.registry import cards
+
+MODELS = [f"{entry.slug}_test" for entry in cards() if entry.kind == "model"]
+GOLDEN = Path(__file__).with_name("golden.json")
+
+
+@pytest.mark.parametrize("check", testing.CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", MODELS)
+def test_contract(name, check):
+    check(name)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_golden_scores(name):
+    """After a change that is meant: python tests/models/test_conformance.py."""
+    known = json.loads(GOLDEN.read_text())
+    assert testing.golden(name) == pytest.approx(known[name], rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_compiled(name):
+    testing.check_compiled(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_onnx(name):
+    pytest.importorskip("onnxruntime")
+    testing.check_onnx(name)
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps({n: testing.golden(n) for n in MODELS}, indent=1) + "\n")
