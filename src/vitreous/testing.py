@@ -68,8 +68,8 @@ def check_gradients(name: str) -> None:
     """A gradient reaches every parameter."""
     model = make(name).train()
     for module in model.modules():
-        if hasattr(module, "p") and isinstance(module.p, float):
-            module.p = 0.0  # dropout and stochastic depth may silence a branch
+        if isinstance(getattr(module, "p", None), float):
+            module.__dict__["p"] = 0.0  # dropout and stochastic depth may silence a branch
     model(images(8, 4, 15)).square().sum().backward()
     silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().any()]
     assert not silent, f"{name}: no gradient reaches {silent}"
@@ -163,7 +163,9 @@ def check_checkpointing(name: str) -> None:
         model(images(4, 4, 15)).square().sum().backward()
         found.append([p.grad for p in model.parameters()])
     for plain, again in zip(*found, strict=True):
-        torch.testing.assert_close(plain, again, msg=lambda m: f"{name}: checkpointing differs. {m}")
+        torch.testing.assert_close(
+            plain, again, msg=lambda m: f"{name}: checkpointing differs. {m}"
+        )
 
 
 def check_bfloat16(name: str) -> None:

@@ -9,7 +9,9 @@ from vitreous.catalog.registry import cards, create_model, system_module
 from vitreous.inference.cost import count_cost
 
 ROWS = [
-    pytest.param(row, id=f"{row['variant']}-{row.get('image_size', '')}-{row.get('num_classes', '')}")
+    pytest.param(
+        row, id=f"{row['variant']}-{row.get('image_size', '')}-{row.get('num_classes', '')}"
+    )
     for entry in cards()
     if entry.kind == "model"
     for row in entry.published

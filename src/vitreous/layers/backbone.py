@@ -54,7 +54,9 @@ class Backbone(nn.Module):
     any_size = False
     stem_reach = 0
     band_parameters: ClassVar[tuple[str, ...]] = ()
-    undecayed: ClassVar[tuple[str, ...]] = ()  # ends of further names that weight decay leaves alone
+    undecayed: ClassVar[
+        tuple[str, ...]
+    ] = ()  # ends of further names that weight decay leaves alone
 
     def __init__(self, bands: int, num_classes: int, image_size: int) -> None:
         super().__init__()

@@ -66,8 +66,8 @@ class RelativePositionBias(nn.Module):
             return self._expand(height, width)
         table = self.table
         # The version counts changes in place; a table replaced or moved has another address.
-        key = (height, width, table.data_ptr(), table.device, table.dtype)
-        key += () if table.is_inference() else (table._version,)
+        version = 0 if table.is_inference() else table._version
+        key = (height, width, table.data_ptr(), table.device, table.dtype, version)
         if self._expanded is None or self._expanded[0] != key:
             self._expanded = key, self._expand(height, width)
         return self._expanded[1]

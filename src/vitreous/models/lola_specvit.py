@@ -403,7 +403,7 @@ class LolaSpecViT(Backbone):
         """Return the last level's normalised tokens from patches of the stem's output."""
         x = self._embed(stem)
         for level in self.levels:
-            for block in level:
+            for block in level.children():
                 x = self.run(block, x)
         return self.norm(x)
 
@@ -432,15 +432,13 @@ class LolaSpecViT(Backbone):
         x = self._embed(self.stem(x))
         maps = []
         for level in self.levels:
-            for block in level:
+            for block in level.children():
                 if isinstance(block, ReduceSize):
                     maps.append(x)
                 x = self.run(block, x)
         return [m.permute(0, 3, 1, 2) for m in (*maps, self.norm(x))]
 
-    def _embed(
-        self, stem: Float[Tensor, "batch dim size size"]
-    ) -> Float[Tensor, "batch h w dim"]:
+    def _embed(self, stem: Float[Tensor, "batch dim size size"]) -> Float[Tensor, "batch h w dim"]:
         x = self.patch_embed(self.spectral_attention(stem)).permute(0, 2, 3, 1)
         return self.pos_drop(x + self.pos_embed)
 

@@ -304,7 +304,8 @@ class VisionTransformer(Backbone):
         """Replace the classifiers by new ones."""
         super().reset_head(num_classes)
         if self.distillation_head is not None:
-            self.distillation_head = self.make_head(num_classes).to(self.head.weight)  # type: ignore[call-overload]
+            weight = next(self.head.parameters())
+            self.distillation_head = self.make_head(num_classes).to(weight.device, weight.dtype)
 
     def _block(self, number: int) -> Block:
         block = self.blocks[number]
