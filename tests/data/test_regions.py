@@ -195,6 +195,21 @@ def test_best_side():
     assert best_side(wide, (4, 5000), margin=10, most=100_000) in (1, *SIDES)
 
 
+@pytest.mark.parametrize("scene", [120, 600])
+def test_a_batch_is_drawn_from_many_places(scene):
+    """Of a class map in stripes, every batch has most classes: steps on one place unlearn the others."""
+    pixels = np.arange(0, scene * scene, 7)
+    side = best_side(pixels, (scene, scene), margin=2, most=512)
+    regions, _ = regions_of(scene, scene, pixels, half=1, margin=2, side=side)
+    plan = regions.plan(512, torch.Generator().manual_seed(0))
+    full = [group for group in plan if sum(len(m) for _, _, m in group) > 400]
+    assert len(full) > len(plan) / 2
+    for group in full:
+        members = torch.cat([m for _, _, m in group])
+        stripes = (regions.rows[members] * 8 // scene).bincount(minlength=8)
+        assert (stripes > 0).sum() >= 6
+
+
 @settings(deadline=None, max_examples=30)
 @given(labelled(), st.integers(0, 6), st.integers(1, 200))
 def test_the_best_side_computes_no_more_than_single_patches(scene, margin, most):

@@ -7,6 +7,7 @@ A region of one pixel is an ordinary patch, so both ways are one.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -23,7 +24,11 @@ from vitreous.layers.preprocess import Preprocess
 from vitreous.scenes.cube import read_window
 
 STRIP_VALUES = 2**25  # values of a scene held at once while it is reduced (128 MiB of float32)
-SIDES = (16, 24, 32, 48, 64, 96, 128, 192)  # regions larger than that strain memory in training
+AREA = 192**2  # pixels of regions, margins included, in one pass of a front-end: memory in training
+# Neighbouring pixels are of few classes. Steps on one place after another unlearn all others, and batch
+# statistics of one place are no statistics; so a batch is drawn from many.
+MIX = 16
+SIDES = (16, 24, 32, 48, 64, 96, 128)
 
 
 Group: TypeAlias = list[tuple[int, int, Tensor]]  # regions: first row, first column, their pixels
@@ -102,33 +107,47 @@ class PixelRegions:
     def plan(self, batch_size: int, generator: torch.Generator | None = None) -> list[Group]:
         """Divide all pixels into batches of regions.
 
+        Where the regions fit into one pass, every batch is drawn from all of them; else from ``MIX`` or more.
+
         Args:
             batch_size: most pixels of a batch.
             generator: shuffles pixels and regions and shifts their grid; None keeps the order of the scene.
         """
-        down, across = 0, 0
-        whole = self.side >= max(size - 2 * self.margin for size in self.cube.shape[1:])
-        if generator is not None and self.side > 1 and not whole:
-            down, across = torch.randint(self.side, (2,), generator=generator).tolist()
-        row, column = (self.rows + down) // self.side, (self.columns + across) // self.side
-        keys, inverse = torch.stack([row, column], 1).unique(dim=0, return_inverse=True)
+        count = len(self)
         order = (
-            torch.arange(len(self))
-            if generator is None
-            else torch.randperm(len(self), generator=generator)
+            torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
         )
-        by_region = order[torch.sort(inverse[order], stable=True).indices]
-        members = by_region.split(torch.bincount(inverse, minlength=len(keys)).tolist())
-        regions = [
-            (int(key[0]) * self.side - down, int(key[1]) * self.side - across, part)
-            for key, member in zip(keys, members, strict=True)
-            for part in member.split(batch_size)
-        ]
+        corners = self._corners(generator)
+        if self.side > 1 and _together(len(corners.unique(dim=0)), self.side, self.margin):
+            batches = order.tensor_split(-(-count // batch_size))
+            return [self._regions(part, corners, len(part)) for part in batches]
+        regions = self._regions(order, corners, _share(batch_size, self.side))
         if generator is not None:
             regions = [
                 regions[i] for i in torch.randperm(len(regions), generator=generator).tolist()
             ]
-        return _pack(regions, batch_size)
+        most = len(regions) if self.side == 1 else _regions_at_once(self.side, self.margin)
+        return _pack(regions, batch_size, most)
+
+    def _corners(self, generator: torch.Generator | None) -> Int[Tensor, "pixels 2"]:
+        """Return the first row and column of each pixel's region."""
+        down, across = 0, 0
+        whole = self.side >= max(size - 2 * self.margin for size in self.cube.shape[1:])
+        if generator is not None and self.side > 1 and not whole:
+            down, across = torch.randint(self.side, (2,), generator=generator).tolist()
+        shift = torch.tensor([down, across])
+        return (torch.stack([self.rows, self.columns], 1) + shift) // self.side * self.side - shift
+
+    def _regions(self, order: Tensor, corners: Tensor, most: int) -> Group:
+        """Gather pixels into their regions, at most ``most`` in each, keeping their order."""
+        keys, inverse = corners[order].unique(dim=0, return_inverse=True)
+        by_region = order[torch.sort(inverse, stable=True).indices]
+        members = by_region.split(torch.bincount(inverse, minlength=len(keys)).tolist())
+        return [
+            (int(key[0]), int(key[1]), part)
+            for key, member in zip(keys, members, strict=True)
+            for part in member.split(most)
+        ]
 
     def collate(self, group: Group, generator: torch.Generator | None = None) -> RegionBatch:
         """Cut one batch of the plan; with a generator, turn each region into one of its eight orientations."""
@@ -163,18 +182,37 @@ def best_side(pixels: npt.NDArray[np.int64], shape: tuple[int, int], margin: int
         pixels: flat indices.
         shape: height and width of the scene.
         margin: context on each side of a region.
-        most: pixels that may share a region.
+        most: pixels of a batch.
     """
     rows, columns = np.divmod(pixels, shape[1])
 
-    def cost(side: int) -> int:
+    def cost(side: int) -> float:
         _, counts = np.unique(np.stack([rows // side, columns // side]), axis=1, return_counts=True)
-        return int((-(-counts // most)).sum()) * (side + 2 * margin) ** 2
+        if side > 1 and _together(len(counts), side, margin):
+            regions = -(-len(pixels) // most) * len(counts)
+        elif side > 1 and _regions_at_once(side, margin) < MIX:
+            return math.inf
+        else:
+            regions = int((-(-counts // _share(most, side))).sum())
+        return regions * (side + 2 * margin) ** 2
 
-    sides = [side for side in (1, *SIDES) if side < max(shape)]
-    if max(shape) <= SIDES[-1]:
-        sides.append(max(shape))
+    sides = [side for side in (1, *SIDES, max(shape)) if side <= max(shape)]
     return min(sides, key=cost)
+
+
+def _regions_at_once(side: int, margin: int) -> int:
+    """Return how many regions may share a pass of the front-end."""
+    return AREA // (side + 2 * margin) ** 2
+
+
+def _together(regions: int, side: int, margin: int) -> bool:
+    """Tell whether all regions may share a pass."""
+    return regions <= _regions_at_once(side, margin)
+
+
+def _share(batch_size: int, side: int) -> int:
+    """Return how many pixels of a batch may come from one region."""
+    return batch_size if side == 1 else max(1, batch_size // MIX)
 
 
 def reduce_scene(
@@ -229,14 +267,13 @@ def pad_border(
     return np.pad(window, around, mode="reflect")
 
 
-def _pack(
-    regions: list[tuple[int, int, Tensor]], batch_size: int
-) -> list[list[tuple[int, int, Tensor]]]:
-    groups: list[list[tuple[int, int, Tensor]]] = []
+def _pack(regions: Group, batch_size: int, most: int) -> list[Group]:
+    """Put regions into batches of at most ``batch_size`` pixels and ``most`` regions."""
+    groups: list[Group] = []
     room = 0
     for region in regions:
         count = len(region[2])
-        if count > room or not groups:
+        if not groups or count > room or len(groups[-1]) == most:
             groups.append([])
             room = batch_size
         groups[-1].append(region)

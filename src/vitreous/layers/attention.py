@@ -24,14 +24,15 @@ def attention(
         scale: factor of the scores; width^-0.5 where not given.
     """
     batch = query.shape[:-3]
+    if bias is not None and bias.ndim == 3:
+        bias = bias[None]  # the fused kernels take a bias of two or four axes, not of three
     if len(batch) == 1:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
     # The fused kernels only take one batch dimension.
     if bias is not None:
-        shared = bias.ndim == 3 or bias.shape[:-3].numel() == 1
         bias = (
             bias.reshape(1, *bias.shape[-3:])
-            if shared
+            if bias.shape[:-3].numel() == 1
             else bias.expand(*batch, *bias.shape[-3:]).flatten(0, -4)
         )
     query, key, value = (x.flatten(0, len(batch) - 1) for x in (query, key, value))

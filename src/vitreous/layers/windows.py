@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -58,6 +57,8 @@ class RelativePositionBias(nn.Module):
         self.window = window
         self.table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
         nn.init.trunc_normal_(self.table, std=0.02)
+        self.index: Tensor
+        self.register_buffer("index", relative_index(window), persistent=False)
         self._expanded: tuple[tuple[Any, ...], Tensor] | None = None
 
     def forward(self, height: int, width: int) -> Float[Tensor, "heads tokens tokens"]:
@@ -73,7 +74,7 @@ class RelativePositionBias(nn.Module):
         return self._expanded[1]
 
     def _expand(self, height: int, width: int) -> Tensor:
-        index = relative_index(height, width, self.window, self.table.device)
+        index = self.index[:height, :width, :height, :width].reshape(height * width, -1)
         return self.table[index].permute(2, 0, 1).contiguous()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -81,13 +82,8 @@ class RelativePositionBias(nn.Module):
         return {**super().__getstate__(), "_expanded": None}
 
 
-@functools.lru_cache(maxsize=128)
-def relative_index(
-    height: int, width: int, window: int, device: torch.device
-) -> Int[Tensor, "tokens tokens"]:
+def relative_index(window: int) -> Int[Tensor, "row column row column"]:
     """Return the row of a position table for each pair of tokens: offsets down and across, row by row."""
-    rows = torch.arange(height, device=device).repeat_interleave(width)
-    columns = torch.arange(width, device=device).repeat(height)
-    down = rows[:, None] - rows[None, :] + window - 1
-    across = columns[:, None] - columns[None, :] + window - 1
-    return down * (2 * window - 1) + across
+    at = torch.arange(window)
+    offset = at[:, None] - at[None, :] + window - 1
+    return offset[:, None, :, None] * (2 * window - 1) + offset[None, :, None, :]

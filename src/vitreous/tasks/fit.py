@@ -385,7 +385,9 @@ class ClassifyTask(L.LightningModule):
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum, norm.training = None, True  # None: the plain mean over all batches
-        for regions, _ in EpochBatches(self.data.train, self.recipe, None, 0, 1):
+        for regions, _ in EpochBatches(
+            self.data.train, self.recipe, 0, 0, 1
+        ):  # mixed as in training
             self.average(regions.to(self.device))
         self.average.eval()
 
