@@ -59,13 +59,3 @@ def in_own_process(script: str, arguments: dict[str, Any]) -> dict[str, Any]:
 def forget_peak() -> None:
     """Begin the measurement of :func:`peak_memory` anew."""
     Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory() -> int:
-    """Return the largest resident size of this process in bytes, since it began or :func:`forget_peak`.
-
-    Not ``getrusage``: what that tells begins with the size of the process that started this one.
-    """
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found is not None
-    return int(found[1]) * 1024

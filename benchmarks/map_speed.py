@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from _common import RESULTS, forget_peak, in_own_process, peak_memory, show
+from _common import RESULTS, forget_peak, in_own_process, show
 from rich.console import Console
 
 from vitreous.catalog.results import write_result

@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LISTED = 30  # names in a message; more would bury it
+
 
 class VitreousError(Exception):
     """Something the user can mend.
@@ -48,9 +50,10 @@ class CheckpointError(VitreousError):
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
-    """Return ``Did you mean 'x'?`` for the nearest of ``options``, or the list of them all."""
+    """Return ``Did you mean 'x'?`` for the nearest of ``options``, or a list of what there is."""
     known = sorted(options)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if near:
         return "Did you mean " + " or ".join(f"'{n}'" for n in near) + "?"
-    return "Known: " + ", ".join(known) + "."
+    more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
+    return "Known: " + ", ".join(known[:LISTED]) + more + "."

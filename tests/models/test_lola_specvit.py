@@ -7,7 +7,7 @@ from vitreous.catalog.registry import card
 from vitreous.errors import CheckpointError, ModelError
 from vitreous.layers.attention import attention
 from vitreous.layers.windows import padding_bias, partition
-from vitreous.models.lola_specvit import BandDropout, LolaSpecViT, WindowAttention
+from vitreous.models.lola_specvit import BandDropout, LolaSpecViT, SpectralConv, WindowAttention
 
 TEST = card("lola_specvit").variants["lola_specvit_test"]
 BASE = card("lola_specvit").variants["lola_specvit_base"]
@@ -213,3 +213,21 @@ def test_reset_head_keeps_the_trunk():
     model.reset_head(3)
     assert model(x).shape == (1, 3)
     assert torch.equal(model.forward_features(x), features)
+
+
+@pytest.mark.parametrize("bands", [1, 2, 15])
+@pytest.mark.parametrize("kernel", [(7, 3, 3), (5, 3, 3), (1, 1, 1), (3, 5, 1)])
+def test_a_spectral_convolution_is_a_3d_convolution(bands, kernel):
+    torch.manual_seed(0)
+    conv = SpectralConv(1, 4, kernel)
+    plain = nn.Conv3d(1, 4, kernel, padding=conv.padding)
+    plain.load_state_dict(conv.state_dict())
+    x = torch.randn(2, 1, bands, 6, 7)
+    found, expected = (module(x).square().sum() for module in (conv, plain))
+    torch.testing.assert_close(conv(x), plain(x), rtol=1e-5, atol=1e-5)
+    for own, other in zip(
+        torch.autograd.grad(found, conv.parameters()),
+        torch.autograd.grad(expected, plain.parameters()),
+        strict=True,
+    ):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-3)

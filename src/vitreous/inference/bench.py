@@ -1,0 +1,175 @@
+"""How fast a network is on this machine, and how much memory it takes."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vitreous.catalog.registry import create_model
+from vitreous.errors import VitreousError
+from vitreous.inference.cost import count_cost
+
+WARM_UP = 2  # calls before the clock runs: allocation, choice of kernels
+ENOUGH_SECONDS = 20.0  # of measuring one setting: slow networks repeat less often ...
+FEWEST = 5  # ... but never less than this
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured.
+
+    Attributes:
+        model: name of a variant.
+        bands: channels of the image.
+        image_size: side of the image in pixels.
+        batch: images per call.
+        repeats: calls on the clock.
+        backward: also the gradients, as in training.
+        num_classes: classes of the head.
+        threads: threads of the processor; 0 for all.
+    """
+
+    model: str
+    bands: int = 3
+    image_size: int = 224
+    batch: int = 8
+    repeats: int = 15
+    backward: bool = False
+    num_classes: int = 1000
+    threads: int = 0
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was found.
+
+    Attributes:
+        setting: what was measured.
+        parameters: weights of the network.
+        macs: multiply-adds of one image, forward.
+        milliseconds: median time of a call.
+        spread: quartiles of it.
+        images_per_second: of the median.
+        peak_memory_mib: what the calls added to the process's memory, weights included.
+    """
+
+    setting: Setting
+    parameters: int
+    macs: int
+    milliseconds: float
+    spread: tuple[float, float]
+    images_per_second: float
+    peak_memory_mib: float
+
+
+def measure_apart(setting: Setting) -> Figures:
+    """Measure in a process of its own: peak memory belongs to a process, and so do caches.
+
+    Raises:
+        VitreousError: the measurement failed, for want of memory perhaps.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "vitreous.inference.bench", json.dumps(asdict(setting))],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it was stopped"])[-1]
+        raise VitreousError(
+            f"{setting.model} could not be measured: {last}.", "Try a smaller --batch."
+        )
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    return Figures(**{**found, "setting": setting, "spread": tuple(found["spread"])})
+
+
+def measure(setting: Setting) -> Figures:
+    """Measure in this process; calls on random images, after a warm-up."""
+    if setting.threads:
+        torch.set_num_threads(setting.threads)
+    torch.manual_seed(0)
+    before = peak_memory()
+    model = create_model(
+        setting.model,
+        bands=setting.bands,
+        num_classes=setting.num_classes,
+        image_size=setting.image_size,
+    )
+    cost = count_cost(model, setting.bands, setting.image_size)
+    images = torch.randn(setting.batch, setting.bands, setting.image_size, setting.image_size)
+    model.train(setting.backward)
+
+    def call() -> None:
+        if setting.backward:
+            model.zero_grad(set_to_none=True)
+            model(images).sum().backward()
+        else:
+            with torch.inference_mode():
+                model(images)
+
+    seconds = timed(call, setting.repeats)
+    low, middle, high = np.percentile(seconds, [25, 50, 75])
+    return Figures(
+        setting,
+        cost.parameters,
+        cost.macs,
+        1e3 * float(middle),
+        (1e3 * float(low), 1e3 * float(high)),
+        setting.batch / float(middle),
+        (peak_memory() - before) / 2**20,
+    )
+
+
+def timed(call: Callable[[], object], repeats: int) -> list[float]:
+    """Return the seconds of each of ``repeats`` calls, fewer where they are slow."""
+    for _ in range(WARM_UP):
+        call()
+    seconds: list[float] = []
+    while len(seconds) < repeats and (sum(seconds) < ENOUGH_SECONDS or len(seconds) < FEWEST):
+        started = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def write_csv(path: Path, rows: list[dict[str, object]]) -> None:
+    """Write rows of equal keys."""
+    import csv
+    import io
+
+    from vitreous.files import write_text
+
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def peak_memory() -> int:
+    """Return the largest resident size of this process so far, in bytes.
+
+    Where Linux tells it, not by ``getrusage``: that begins with the size of the process that started this one.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)
+        if found is not None:
+            return int(found[1]) * 1024
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(measure(Setting(**json.loads(sys.argv[1]))))))
