@@ -1,0 +1,133 @@
+"""Our architectures against straightforward transcriptions of themselves, in one run on the CPU.
+
+The transcription is the same network with the same weights, its attention written out as the papers have it
+(product, softmax, product) instead of fused, and relative position biases expanded anew at every call. Both take turns, so that
+whatever else the machine does hits both alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from statistics import median
+from typing import Any
+
+import torch
+from _common import RESULTS, show
+from rich.console import Console
+from torch import nn
+
+from vitreous.catalog.registry import create_model
+from vitreous.catalog.results import write_result
+from vitreous.inference.bench import timed
+from vitreous.layers.attention import AttentionCore
+from vitreous.layers.windows import RelativePositionBias
+
+RESULT = RESULTS / "architectures.json"
+TITLE = "Architectures against straightforward transcriptions"
+VARIANTS = (
+    "vit_small",
+    "swin_tiny",
+    "convnext_tiny",
+    "crossvit_small",
+    "cvt_13",
+    "t2t_vit_14",
+    "tnt_small",
+    "efficientvit_m4",
+    "efficientformer_l1",
+    "spectformer_xsmall",
+)
+ROUNDS = 5
+console = Console(stderr=True, soft_wrap=True)
+
+
+class Uncached(RelativePositionBias):
+    """A relative position bias that is expanded at every call."""
+
+    def forward(self, height: int, width: int) -> torch.Tensor:
+        """Return the bias."""
+        return self._expand(height, width)
+
+
+def transcribed(model: nn.Module) -> nn.Module:
+    """Return a copy that computes the same step by step."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, AttentionCore):
+            module.explicit = True
+        for name, child in module.named_children():
+            if type(child) is RelativePositionBias:
+                plain = Uncached(child.window, child.table.shape[1])
+                plain.load_state_dict(child.state_dict())
+                setattr(module, name, plain)
+    return model
+
+
+def compare(name: str, batch: int, size: int, rounds: int) -> dict[str, Any]:
+    """Time both, forward and forward with backward."""
+    torch.manual_seed(0)
+    ours = create_model(name, bands=3, num_classes=1000, image_size=size)
+    plain = transcribed(ours)
+    images = torch.randn(batch, 3, size, size)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours.eval()(images), plain.eval()(images), rtol=1e-3, atol=1e-4)
+    row: dict[str, Any] = {"model": name}
+    for way in ("forward", "forward and backward"):
+        seconds: dict[str, list[float]] = {"ours": [], "transcribed": []}
+        for _ in range(rounds):
+            for label, model in (("ours", ours), ("transcribed", plain)):
+                seconds[label].append(median(timed(lambda m=model, w=way: _call(m, images, w), 3)))
+        row[f"{way}, ms"] = round(1e3 * median(seconds["ours"]), 1)
+        row[f"{way}, transcribed ms"] = round(1e3 * median(seconds["transcribed"]), 1)
+        pairs = zip(seconds["transcribed"], seconds["ours"], strict=True)
+        row[f"{way}, times faster"] = round(median(b / a for b, a in pairs), 3)
+    console.print(str(row), highlight=False)
+    return row
+
+
+def _call(model: nn.Module, images: torch.Tensor, way: str) -> None:
+    if way == "forward":
+        model.eval()
+        with torch.inference_mode():
+            model(images)
+    else:
+        model.train()
+        model.zero_grad(set_to_none=True)
+        model(images).sum().backward()
+
+
+def conclude(rows: list[dict[str, Any]]) -> str:
+    """Say whether ours is slower anywhere."""
+    words = []
+    for way in ("forward", "forward and backward"):
+        ratios = {row["model"]: row[f"{way}, times faster"] for row in rows}
+        slower = [name for name, ratio in ratios.items() if ratio < 0.98]
+        words.append(
+            f"{way.capitalize()}: {median(ratios.values()):.2f} times the speed in the median, "
+            + (f"slower for {', '.join(slower)}." if slower else "nowhere slower.")
+        )
+    return " ".join(words)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", default=list(VARIANTS))
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    given = parser.parse_args()
+    rows = [compare(name, given.batch, given.image_size, given.rounds) for name in given.models]
+    show(TITLE, rows)
+    print(conclude(rows))
+    if given.models == list(VARIANTS):
+        write_result(
+            RESULT,
+            title=TITLE,
+            command="python benchmarks/architectures.py",
+            rows=rows,
+            conclusion=conclude(rows),
+        )
+
+
+if __name__ == "__main__":
+    main()
