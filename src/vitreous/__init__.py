@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 from vitreous._version import __version__
 
 if TYPE_CHECKING:
+    from vitreous.catalog.registry import card as model_card  # noqa: F401
     from vitreous.catalog.registry import create_model as create_model
     from vitreous.catalog.registry import from_reference as from_reference
     from vitreous.catalog.registry import list_models as list_models
     from vitreous.errors import VitreousError as VitreousError
     from vitreous.inference.predict import predict_scene as predict_scene
+    from vitreous.layers.bands import Bands as Bands
+    from vitreous.layers.bands import adapt_bands as adapt_bands
     from vitreous.recipe import Recipe as Recipe
     from vitreous.recipe import load_recipe as load_recipe
     from vitreous.recipe import make_recipe as make_recipe
@@ -25,21 +28,31 @@ if TYPE_CHECKING:
     from vitreous.tasks.classify import evaluate as evaluate
     from vitreous.tasks.classify import train as train
     from vitreous.tasks.runs import load_run as load_run
+    from vitreous.tasks.weights import convert as convert
+    from vitreous.tasks.weights import load_model as load_model
+    from vitreous.tasks.weights import save_model as save_model
 
+# Where each name lives; a home ends in ``:name`` where it has another name there.
 _HOMES = {
+    "Bands": "vitreous.layers.bands",
     "Recipe": "vitreous.recipe",
     "VitreousError": "vitreous.errors",
+    "adapt_bands": "vitreous.layers.bands",
+    "convert": "vitreous.tasks.weights",
     "create_model": "vitreous.catalog.registry",
     "evaluate": "vitreous.tasks.classify",
     "from_reference": "vitreous.catalog.registry",
     "list_models": "vitreous.catalog.registry",
+    "load_model": "vitreous.tasks.weights",
     "load_recipe": "vitreous.recipe",
     "load_run": "vitreous.tasks.runs",
     "load_sample": "vitreous.scenes.samples",
     "make_recipe": "vitreous.recipe",
+    "model_card": "vitreous.catalog.registry:card",
     "open_labels": "vitreous.scenes",
     "open_scene": "vitreous.scenes",
     "predict_scene": "vitreous.inference.predict",
+    "save_model": "vitreous.tasks.weights",
     "train": "vitreous.tasks.classify",
 }
 
@@ -49,7 +62,8 @@ __all__ = ["__version__", *_HOMES]
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'vitreous' has no attribute '{name}'")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    home, _, there = _HOMES[name].partition(":")
+    return getattr(importlib.import_module(home), there or name)
 
 
 def __dir__() -> list[str]:

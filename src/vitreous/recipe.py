@@ -61,12 +61,21 @@ class Recipe(BaseModel):
     patch_size: int = _setting(
         15, "Model", "Side of the square patch around a pixel.", ge=1, le=129
     )
-    mode: Literal["scene", "patch"] = _setting(
+    mode: Literal["scene", "patch", "dense"] = _setting(
         "scene",
         "Model",
-        "Compute the front-end once per region (scene) or once per patch (as published).",
+        "Compute the front-end once per region (scene), once per patch (as published), or label all pixels of a tile "
+        "at once (dense).",
     )
-    init: str | None = _setting(None, "Model", "Run folder whose weights to start from.")
+    tile_size: int = _setting(
+        64, "Model", "Side of a tile in pixels (mode 'dense').", ge=16, le=512
+    )
+    decoder: Literal["fpn", "upernet"] = _setting(
+        "fpn", "Model", "From a network's maps to each pixel: feature pyramid, or UPerNet (dense)."
+    )
+    init: str | None = _setting(
+        None, "Model", "Run folder or model file (.safetensors) whose weights to start from."
+    )
     adapt: Literal["scratch", "lora_only", "head_only", "pretrain_then_lora"] = _setting(
         "scratch",
         "Model",
@@ -86,14 +95,18 @@ class Recipe(BaseModel):
         "reflect", "Preprocessing", "What lies beyond the scene's edge."
     )
 
-    epochs: int = _setting(24, "Training", "Rounds of training.", ge=1)
+    epochs: int | None = _setting(
+        None, "Training", "Rounds of training (automatic: about 1000 steps).", ge=1
+    )
     passes: int = _setting(
         2,
         "Training",
         "Passes over the pixels per epoch; a shared front-end takes one for all.",
         ge=1,
     )
-    batch_size: int = _setting(64, "Training", "Training pixels per step.", ge=1)
+    batch_size: int = _setting(
+        64, "Training", "Training pixels per step (mode 'dense': those of a few tiles).", ge=1
+    )
     learning_rate: float = _setting(3e-3, "Training", "Peak learning rate of the adapters.", gt=0)
     base_rate_factor: float = _setting(
         1.0, "Training", "Learning rate of everything that is no adapter, as a factor.", gt=0
@@ -115,14 +128,20 @@ class Recipe(BaseModel):
     )
     noise: float = _setting(0.05, "Training", "Gaussian noise on the reduced channels.", ge=0)
     mixup: float = _setting(
-        0.3, "Training", "Beta parameter of mixing patches and labels in pairs; 0: never.", ge=0
+        0.3,
+        "Training",
+        "Beta parameter of mixing patches and labels in pairs; 0: never (never in mode 'dense').",
+        ge=0,
     )
     clip: float = _setting(1.0, "Training", "Gradient norm limit.", gt=0)
     ema: float = _setting(
         0.98, "Training", "Decay of the weight average used for evaluation.", ge=0, lt=1
     )
     patience: int = _setting(
-        0, "Training", "Stop after so many epochs without progress; 0: never.", ge=0
+        0,
+        "Training",
+        "Stop after so many epochs without progress on the validation pixels and keep the best weights; 0: train to the end and keep the last.",
+        ge=0,
     )
     seed: int = _setting(0, "Training", "Seed for everything.", ge=0)
     devices: int = _setting(1, "Training", "Processes (DDP).", ge=1)
@@ -145,10 +164,12 @@ class Recipe(BaseModel):
     def _consistent(self) -> Recipe:
         if self.patch_size % 2 == 0:
             raise ValueError("patch_size must be odd: a patch has a centre pixel")
-        if self.patch_norm and self.mode == "scene":
+        if self.patch_norm and self.mode != "patch":
             raise ValueError(
-                "patch_norm needs mode 'patch': scene mode has no patches before the front-end"
+                f"patch_norm needs mode 'patch': {self.mode} mode has no patches before the front-end"
             )
+        if self.mode == "dense" and self.tile_size < self.patch_size:
+            raise ValueError("tile_size must not be smaller than patch_size")
         if (self.test_labels is not None) != (self.split == "files"):
             raise ValueError("split 'files' and test_labels go together")
         return self

@@ -7,7 +7,20 @@ from vitreous.inference.bench import Setting, measure
 
 
 def test_models_are_compared(cli, tmp_path):
-    arguments = "--bands 5 --image-size 12 --batch 2 --repeats 3 --num-classes 4 --threads 1".split()
+    arguments = [
+        "--bands",
+        "5",
+        "--image-size",
+        "12",
+        "--batch",
+        "2",
+        "--repeats",
+        "3",
+        "--num-classes",
+        "4",
+        "--threads",
+        "1",
+    ]
     table, picture = tmp_path / "t.csv", tmp_path / "p.png"
     files = ("--csv", table, "--plot", picture)
     done = cli("bench", "models", "vit_test", *arguments, *files, timeout=280)

@@ -22,6 +22,7 @@ CHANGES = {
     "baselines": ("svm,vit_tiny", ["svm", "vit_tiny"]),
     "split": ("random", "random"),
     "mode": ("patch", "patch"),
+    "decoder": ("upernet", "upernet"),
     "adapt": ("lora_only", "lora_only"),
     "reduction": ("none", "none"),
     "padding": ("zero", "zero"),
@@ -79,11 +80,11 @@ def test_an_option_sets_its_setting_and_no_other(name):
 
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("epochs: 7\nmap: false\nbaselines: [svm]\nbatch_size: 9\n")
-    default = Recipe().epochs
-    resolved = _dry("--recipe", recipe, "--epochs", default, "--map", "--baselines", "")
+    recipe.write_text("passes: 7\nmap: false\nbaselines: [svm]\nbatch_size: 9\n")
+    default = Recipe().passes
+    resolved = _dry("--recipe", recipe, "--passes", default, "--map", "--baselines", "")
     # Flags that repeat a default win over the file, too: they were given.
-    assert (resolved["epochs"], resolved["map"], resolved["baselines"]) == (default, True, [])
+    assert (resolved["passes"], resolved["map"], resolved["baselines"]) == (default, True, [])
     assert resolved["batch_size"] == 9
 
 

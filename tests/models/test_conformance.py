@@ -39,4 +39,5 @@ def test_onnx(name):
 
 
 if __name__ == "__main__":
-    GOLDEN.write_text(json.dumps({n: testing.golden(n) for n in MODELS}, indent=1) + "\n")
+    lines = [f"{json.dumps(name)}: {json.dumps(testing.golden(name))}" for name in MODELS]
+    GOLDEN.write_text("{\n" + ",\n".join(lines) + "\n}\n")

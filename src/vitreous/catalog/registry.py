@@ -15,7 +15,7 @@ import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError, did_you_mean
@@ -95,7 +95,7 @@ def create_model(
         if key not in known:
             raise ModelError(f"{name} has no argument '{key}'.", did_you_mean(key, known))
     try:
-        model: nn.Module = builder(
+        model: Any = builder(
             bands=bands,
             num_classes=num_classes,
             image_size=image_size,
@@ -107,7 +107,8 @@ def create_model(
         raise ModelError(
             f"{name} cannot be built with {changes}: {error}.", "Change or drop these arguments."
         ) from error
-    return model
+    model.variant, model.arguments = name, dict(changes)  # what a file needs to rebuild it
+    return cast("nn.Module", model)
 
 
 def from_reference(

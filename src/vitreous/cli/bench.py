@@ -135,9 +135,7 @@ def _draw(path: Path, rows: list[dict[str, Any]]) -> None:
     for row in shown:
         at = (row["images_per_second"], row[key])
         axes.scatter(*at, s=12 + 2 * row["parameters"] / 1e6, color=BLUE, alpha=0.7, lw=0)
-        axes.annotate(
-            row["model"], at, (5, 4), textcoords="offset points", fontsize=8, color=INK
-        )
+        axes.annotate(row["model"], at, (5, 4), textcoords="offset points", fontsize=8, color=INK)
     axes.set_xscale("log")
     axes.set_xlabel(f"images/s on this machine (batch {rows[0]['batch']})", color=MUTED)
     axes.set_ylabel(f"{label}; area: parameters", color=MUTED)

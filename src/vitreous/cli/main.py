@@ -7,7 +7,18 @@ from typing import Annotated
 import typer
 
 from vitreous._version import __version__
-from vitreous.cli import demo, doctor, evaluate, info, predict, reproduce, systems, train
+from vitreous.cli import (
+    bench,
+    convert,
+    demo,
+    doctor,
+    evaluate,
+    info,
+    predict,
+    reproduce,
+    systems,
+    train,
+)
 from vitreous.cli.boundary import BoundaryGroup
 
 app = typer.Typer(
@@ -49,6 +60,8 @@ app.command("train")(train.command())
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("systems")(systems.systems)
+app.command("convert")(convert.convert)
+app.add_typer(bench.bench, name="bench")
 app.command("reproduce")(reproduce.reproduce)
 app.command("doctor")(doctor.doctor)
 

@@ -104,6 +104,15 @@ class PixelRegions:
     def __len__(self) -> int:
         return len(self.classes)
 
+    @property
+    def shared(self) -> bool:
+        """Whether pixels share a front-end, on one pass of which the rest of a network takes many steps."""
+        return self.side > 1
+
+    def steps(self, batch_size: int) -> float:
+        """Return how many training steps of ``batch_size`` pixels make one pass over all of them."""
+        return len(self) / batch_size
+
     def plan(self, batch_size: int, generator: torch.Generator | None = None) -> list[Group]:
         """Divide all pixels into batches of regions.
 

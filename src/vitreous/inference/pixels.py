@@ -7,9 +7,10 @@ import numpy.typing as npt
 import xarray as xr
 
 from vitreous.data.pixels import tiles
-from vitreous.inference.windows import Job, SceneClassifier, Window
+from vitreous.inference.windows import Job, SceneClassifier, Window, aligned, step_of
 
 TILE = 64  # side of the tiles that are read: large enough to share context, small enough to skip empty ground
+STEPS = 4  # the same, in steps of a classifier whose windows begin on a grid
 
 
 def classify_pixels(
@@ -27,8 +28,13 @@ def classify_pixels(
     """
     job = Job(classifier, np.asarray(classifier.contract.select(scene), dtype=np.int64), False)
     found = np.zeros(len(pixels), dtype=np.int64)
-    for tile in tiles(pixels, scene.sizes["x"], TILE):
+    step = step_of(classifier)
+    for tile in tiles(pixels, scene.sizes["x"], TILE if step == 1 else STEPS * step):
         height, width = tile.rows.stop - tile.rows.start, tile.columns.stop - tile.columns.start
-        window = Window(tile.rows.start, tile.columns.start, height, width)
-        found[tile.members] = job.score(job.read(scene, window)).classes.ravel()[tile.inside]
+        wanted = Window(tile.rows.start, tile.columns.start, height, width)
+        window = aligned(wanted, step, scene.sizes["y"], scene.sizes["x"])
+        classes = job.score(job.read(scene, window)).classes
+        top, left = wanted.row - window.row, wanted.column - window.column
+        inner = classes[top : top + height, left : left + width]
+        found[tile.members] = inner.ravel()[tile.inside]
     return found

@@ -24,6 +24,7 @@ from vitreous.inference.windows import (
     Scored,
     Window,
     plan_windows,
+    step_of,
     window_side,
 )
 
@@ -121,7 +122,7 @@ def predict_scene(
     bands = np.asarray(classifier.contract.select(scene), dtype=np.int64)
     grid = Grid.of(scene)
     side = window or window_side(len(bands), classifier.num_classes, classifier.margin)
-    windows = plan_windows(grid.height, grid.width, side)
+    windows = plan_windows(grid.height, grid.width, side, step_of(classifier))
     job = Job(classifier, bands, probabilities is not None)
     classes = Classes(class_names, class_colors)
     pixels = grid.height * grid.width

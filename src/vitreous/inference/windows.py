@@ -26,7 +26,8 @@ class SceneClassifier(Protocol):
     """What a trained system offers to map a scene (see docs/architecture.md).
 
     A classifier may also have an attribute ``padding``: ``reflect`` (the default) mirrors the scene at its
-    edge, ``zero`` leaves NaN there, which the classifier treats as "nothing".
+    edge, ``zero`` leaves NaN there, which the classifier treats as "nothing". Where it has an attribute ``step``,
+    its windows begin at multiples of that many pixels of the scene, and end there or at the scene's edge.
     """
 
     @property
@@ -123,18 +124,46 @@ def window_side(bands: int, num_classes: int, margin: int) -> int:
     return min(MAX_SIDE, max(MIN_SIDE, side))
 
 
-def plan_windows(height: int, width: int, side: int) -> list[Window]:
-    """Divide a scene into windows of at most ``side`` x ``side`` pixels, nearly equal ones, row by row."""
+def plan_windows(height: int, width: int, side: int, step: int = 1) -> list[Window]:
+    """Divide a scene into windows, nearly equal ones, row by row.
+
+    Args:
+        height: rows of the scene.
+        width: columns of the scene.
+        side: largest side of a window; where it is smaller than ``step``, a window has ``step``.
+        step: windows begin at multiples of it.
+    """
     return [
         Window(row, column, row_end - row, column_end - column)
-        for row, row_end in _cuts(height, side)
-        for column, column_end in _cuts(width, side)
+        for row, row_end in _cuts(height, side, step)
+        for column, column_end in _cuts(width, side, step)
     ]
 
 
-def _cuts(size: int, side: int) -> list[tuple[int, int]]:
-    count = -(-size // side)
-    edges = [size * k // count for k in range(count + 1)]
+def aligned(window: Window, step: int, height: int, width: int) -> Window:
+    """Return the smallest window around ``window`` that begins at multiples of ``step``, and ends so or with the scene.
+
+    Args:
+        window: a rectangle of the scene.
+        step: see :class:`SceneClassifier`.
+        height: rows of the scene.
+        width: columns of the scene.
+    """
+    row, column = window.row // step * step, window.column // step * step
+    below = min(height, -(-window.rows.stop // step) * step)
+    after = min(width, -(-window.columns.stop // step) * step)
+    return Window(row, column, below - row, after - column)
+
+
+def step_of(classifier: SceneClassifier) -> int:
+    """Return the distance of the places where a classifier's windows may begin."""
+    return int(getattr(classifier, "step", 1))
+
+
+def _cuts(size: int, side: int, step: int) -> list[tuple[int, int]]:
+    cells = -(-size // step)
+    count = -(-cells // max(1, side // step))
+    edges = [min(size, cells * k // count * step) for k in range(count + 1)]
     return list(itertools.pairwise(edges))
 
 

@@ -45,6 +45,8 @@ class Backbone(nn.Module):
         any_size: whether other image sizes than ``image_size`` are accepted.
         checkpointing: compute activations again in the backward pass instead of keeping them.
         band_parameters: names of the parameters whose second axis counts bands (see ``layers/bands.py``).
+        variant: the name that it was made by, and
+        arguments: what differs from that variant's own; ``create_model`` sets both.
         stem_reach: how far a front-end shared by overlapping patches looks around a pixel (``docs/architecture.md``).
     """
 
@@ -62,6 +64,8 @@ class Backbone(nn.Module):
         super().__init__()
         self.bands, self.num_classes, self.image_size = bands, num_classes, image_size
         self.checkpointing = False
+        self.variant: str | None = None
+        self.arguments: dict[str, Any] = {}
 
     # -- to be written by each architecture ---------------------------------------------------------------
 

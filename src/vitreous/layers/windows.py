@@ -77,6 +77,11 @@ class RelativePositionBias(nn.Module):
         index = self.index[:height, :width, :height, :width].reshape(height * width, -1)
         return self.table[index].permute(2, 0, 1).contiguous()
 
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        if self.index.is_meta:  # built without memory, and no file holds it
+            self.index = relative_index(self.window)
+
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle without the expanded bias."""
         return {**super().__getstate__(), "_expanded": None}

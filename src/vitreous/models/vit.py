@@ -154,7 +154,10 @@ class VisionTransformer(Backbone):
         heads: attention heads.
         token_size: side of a token in pixels; 16, or on small images what leaves 7 x 7 tokens.
         mlp_ratio: hidden width of the feed-forward over the token width.
-        pool: ``class`` (class token), ``mean``, or ``ggem`` (group generalised mean) over the patches.
+        pool: ``class`` (class token), or over the patches ``mean``, ``max``, ``gem`` (generalised mean) or ``ggem``
+            (generalised mean per group of channels, one group per head).
+        norm_last: normalise after pooling instead of before, as MAE does with the mean; None: only with ``max``,
+            ``gem`` and ``ggem``, which need the trunk's own values.
         positions: ``learned``, ``sincos`` (fixed) or ``rotary`` (fixed, on queries and keys).
         distilled: add a distillation token with its own head (DeiT).
         registers: further tokens that nobody reads (Darcet et al., 2024).
@@ -181,6 +184,7 @@ class VisionTransformer(Backbone):
         token_size: int | None = None,
         mlp_ratio: float = 4.0,
         pool: str = "class",
+        norm_last: bool | None = None,
         positions: str = "learned",
         distilled: bool = False,
         registers: int = 0,
@@ -190,6 +194,10 @@ class VisionTransformer(Backbone):
         super().__init__(bands, num_classes, image_size)
         self.token_size = token_size or stem_stride(image_size, 16, cells=7)
         _check(image_size, self.token_size, dim, heads, pool, positions, distilled)
+        if norm_last and pool == "class":
+            raise ModelError(
+                "norm_last goes with pooled patches.", "Use another pool than 'class'."
+            )
         self.num_features, self.pool, self.positions = dim, pool, positions
         self.grid = image_size // self.token_size
         self.feature_info = [FeatureInfo(dim, self.token_size)] * min(4, depth)
@@ -206,10 +214,10 @@ class VisionTransformer(Backbone):
         self.blocks = nn.ModuleList(
             Block(dim, heads, mlp_ratio, rate, layer_scale) for rate in rates
         )
-        # Generalised means need values of the trunk, not normalised ones: their norm follows (as MAE's).
-        late = pool == "ggem"
+        late = pool in {"max", "gem", "ggem"} if norm_last is None else norm_last
+        groups = {"gem": 1, "ggem": heads}.get(pool)
         self.norm = nn.Identity() if late else nn.LayerNorm(dim, eps=1e-6)
-        self.pooling = GroupGeneralizedMean(dim, heads) if late else nn.Identity()
+        self.pooling = GroupGeneralizedMean(dim, groups) if groups else nn.Identity()
         self.pooled_norm = nn.LayerNorm(dim, eps=1e-6) if late else nn.Identity()
         self.head = self.make_head(num_classes)
         self.distillation_head = self.make_head(num_classes) if distilled else None
@@ -270,17 +278,26 @@ class VisionTransformer(Backbone):
             tokens = self.run(block, tokens, turn)
         return self.norm(tokens)
 
+    def pool_tokens(
+        self, features: Float[Tensor, "batch tokens dim"]
+    ) -> Float[Tensor, "batch dim"]:
+        """Return the one vector per image that the head reads."""
+        patches = features[:, self.prefix :]
+        if self.pool == "class":
+            pooled = features[:, 0]
+        elif self.pool == "mean":
+            pooled = patches.mean(1)
+        elif self.pool == "max":
+            pooled = patches.amax(1)
+        else:
+            pooled = self.pooling(patches)
+        return self.pooled_norm(pooled)
+
     def forward_head(
         self, features: Float[Tensor, "batch tokens dim"]
     ) -> Float[Tensor, "batch classes"]:
         """Classify the pooled tokens; with a distillation token, the mean of both heads."""
-        if self.pool == "class":
-            pooled = features[:, 0]
-        elif self.pool == "mean":
-            pooled = features[:, self.prefix :].mean(1)
-        else:
-            pooled = self.pooled_norm(self.pooling(features[:, self.prefix :]))
-        logits = self.head(pooled)
+        logits = self.head(self.pool_tokens(features))
         if self.distillation_head is None:
             return logits
         return (logits + self.distillation_head(features[:, 1])) / 2
@@ -356,8 +373,8 @@ def _check(
         )
     if dim % heads:
         raise ModelError(f"vit has width {dim}, not divisible by {heads} heads.")
-    if pool not in {"class", "mean", "ggem"}:
-        raise ModelError(f"vit cannot pool by '{pool}'.", "Choose class, mean or ggem.")
+    if pool not in {"class", "mean", "max", "gem", "ggem"}:
+        raise ModelError(f"vit cannot pool by '{pool}'.", "Choose class, mean, max, gem or ggem.")
     if positions not in {"learned", "sincos", "rotary"}:
         raise ModelError(
             f"vit has no '{positions}' positions.", "Choose learned, sincos or rotary."
@@ -415,6 +432,7 @@ def from_reference(
         heads=kwargs["num_heads"],
         mlp_ratio=kwargs.get("mlp_ratio", 4.0),
         pool="class" if "cls_token" in state_dict else "mean",
+        norm_last=True if "fc_norm.weight" in state_dict else None,
         distilled="dist_token" in state_dict,
         registers=state_dict["reg_token"].shape[1] if "reg_token" in state_dict else 0,
         layer_scale=1.0 if any("ls1" in key for key in state_dict) else None,

@@ -44,6 +44,20 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], Any]:
     Raises:
         CheckpointError: missing, truncated, not ours, or with an absurd number of tensors.
     """
+    tensors, header = read_safetensors(path)
+    if header is None:
+        raise CheckpointError(
+            f"{path} was not written by vitreous.", "Give a model.safetensors of a run folder."
+        )
+    return tensors, header
+
+
+def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], Any]:
+    """Read anybody's safetensors file: its tensors, and our header in it, or None where there is none.
+
+    Raises:
+        CheckpointError: missing, truncated, or with an absurd number of tensors.
+    """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(
@@ -58,16 +72,11 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], Any]:
                     f"{path} claims {len(names)} tensors.", "It is no checkpoint of ours."
                 )
             header = json.loads((file.metadata() or {}).get("vitreous", "null"))
-            tensors = {name: file.get_tensor(name) for name in names}
+            return {name: file.get_tensor(name) for name in names}, header
     except (SafetensorError, ValueError, OSError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is damaged: {error}.", "Restore the file, or train again."
         ) from error
-    if header is None:
-        raise CheckpointError(
-            f"{path} was not written by vitreous.", "Give a model.safetensors of a run folder."
-        )
-    return tensors, header
 
 
 def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
@@ -160,3 +169,6 @@ def load_exactly(model: torch.nn.Module, tensors: Mapping[str, Tensor], what: st
             "They belong to another model or other settings; nothing was loaded.",
         )
     model.load_state_dict(dict(tensors), assign=True)
+    # A buffer that no file holds would stay without memory, and indexing by it gives whatever lies around.
+    empty = [name for name, buffer in model.named_buffers() if buffer.is_meta]
+    assert not empty, f"{what} was built without memory and does not fill {empty}"

@@ -15,19 +15,21 @@ import numpy.typing as npt
 import torch
 from rich.console import Console
 
-from vitreous.catalog.registry import card, create_model, system_module
+from vitreous.catalog.registry import card, system_module
 from vitreous.catalog.results import versions
 from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.contract import BandContract
 from vitreous.data.pixels import spectra_at
 from vitreous.data.regions import PixelRegions, best_side, reduce_scene
 from vitreous.data.splits import Split
+from vitreous.data.tiles import TilePixels
 from vitreous.errors import ConfigError, ModelError, VitreousError
 from vitreous.files import read_json, write_json
+from vitreous.inference.dense_classifier import DenseClassifier
 from vitreous.inference.maps import no_georeference_warning
-from vitreous.inference.patch_classifier import PatchClassifier
 from vitreous.inference.pixels import classify_pixels
 from vitreous.inference.predict import Prediction, predict_scene
+from vitreous.layers.bands import Bands
 from vitreous.layers.preprocess import Preprocess
 from vitreous.methods.adapt import lora
 from vitreous.models._pixel_estimator import PixelEstimator
@@ -37,9 +39,11 @@ from vitreous.tasks import runs
 from vitreous.tasks.labelled import LabelledScene, open_labelled
 from vitreous.tasks.metrics import scores
 from vitreous.tasks.runs import CONFIG, METRICS, MODEL, SPLIT, STATE, load_run
+from vitreous.tasks.weights import is_model_file, load_model
 
 TASK = "classify"
 MAP = "map.tif"
+DECODER_WIDTH = 64  # of mode dense
 RUN_FOLDER = "VITREOUS_RUN_FOLDER"  # tells the further processes of DDP where the first one writes
 
 
@@ -47,7 +51,7 @@ RUN_FOLDER = "VITREOUS_RUN_FOLDER"  # tells the further processes of DDP where t
 class Trained:
     """A trained system, and what its training took."""
 
-    classifier: PatchClassifier | PixelEstimator
+    classifier: runs.Network | PixelEstimator
     seconds: float
     parameters: int | None = None
     trainable: int | None = None
@@ -113,12 +117,12 @@ def evaluate(path: str | Path) -> dict[str, Any]:
     split = _fitting(run.split, data)
     parameters = (
         runs.parameter_counts(run.classifier)[0]
-        if isinstance(run.classifier, PatchClassifier)
+        if isinstance(run.classifier, runs.Network)
         else None
     )
     row = {
         "name": run.name,
-        "kind": "model" if isinstance(run.classifier, PatchClassifier) else "estimator",
+        "kind": "model" if isinstance(run.classifier, runs.Network) else "estimator",
         "parameters": parameters,
         "trainable": None,
         "train_seconds": None,
@@ -175,9 +179,11 @@ def fit_and_score(
     return trained, row
 
 
-def receptive_size(classifier: PatchClassifier | PixelEstimator) -> int:
-    """Return the side of the square of pixels that one prediction depends on."""
-    return 2 * classifier.margin + 1
+def receptive_size(classifier: runs.Network | PixelEstimator) -> int:
+    """Return the side of the square around a training pixel that is learned from."""
+    if isinstance(classifier, PixelEstimator):
+        return 2 * classifier.margin + 1
+    return classifier.receptive_size
 
 
 # -- steps of train ---------------------------------------------------------------------------------------
@@ -321,7 +327,8 @@ def _fit_network(
     from vitreous.tasks.fit import ClassifyTask, fit
 
     torch.manual_seed(recipe.seed)
-    classifier, model_args, adapted = _make_classifier(recipe, data, split, contract)
+    console = Console(stderr=True, quiet=not show)
+    classifier, model_args, adapted = _make_classifier(recipe, data, split, contract, console)
     if recipe.adapt == "lora_only":
         lora.freeze_base(classifier, also_train="net.head.")
     elif recipe.adapt == "head_only":
@@ -334,18 +341,13 @@ def _fit_network(
 
 
 def _make_classifier(
-    recipe: Recipe, data: LabelledScene, split: Split, contract: BandContract
-) -> tuple[PatchClassifier, dict[str, Any], dict[str, Any] | None]:
+    recipe: Recipe, data: LabelledScene, split: Split, contract: BandContract, console: Console
+) -> tuple[runs.Network, dict[str, Any], dict[str, Any] | None]:
     """Return what is to be trained, and the arguments that rebuild its network and adapters."""
-    settings: dict[str, Any] = {
-        "patch_size": recipe.patch_size,
-        "mode": recipe.mode,
-        "patch_norm": recipe.patch_norm,
-        "padding": recipe.padding,
-    }
+    settings = _settings(recipe)
     count = len(data.class_names)
     model_args, adapted = recipe.model_args, None
-    if recipe.init is None:
+    if recipe.init is None or is_model_file(recipe.init):
         preprocess = Preprocess.fit(
             spectra_at(data.scene, contract.select(data.scene), split.pixels(TRAIN)),
             reduction=recipe.reduction,
@@ -353,13 +355,14 @@ def _make_classifier(
             whiten=recipe.whiten,
             standardize=recipe.standardize,
         )
-        net = create_model(
-            recipe.model,
-            bands=preprocess.channels,
-            num_classes=count,
-            image_size=recipe.patch_size,
-            **model_args,
-        )
+        if recipe.init is None:
+            net = runs.make_net(
+                recipe.model, settings, bands=preprocess.channels, num_classes=count, **model_args
+            )
+        else:
+            net, model_args = _start_from_file(
+                recipe, contract, settings, preprocess.channels, count, console
+            )
     else:
         start, model_args, adapted = _start_from(recipe, contract, settings)
         preprocess, net = start.preprocess, start.net
@@ -370,15 +373,24 @@ def _make_classifier(
         adapted = {"rank": 8, "alpha": 16.0}
     if adapted is not None:  # also where only a new head lacks its adapter
         net = lora.apply(net, **adapted)
-    return PatchClassifier(net, preprocess, contract, **settings), model_args, adapted
+    return runs.make_classifier(net, preprocess, contract, settings), model_args, adapted
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """Return the classifier's settings, as its checkpoint keeps them."""
+    shared = {"mode": recipe.mode, "patch_size": recipe.patch_size, "padding": recipe.padding}
+    if recipe.mode != "dense":
+        return {**shared, "patch_norm": recipe.patch_norm}
+    own = {"tile_size": recipe.tile_size, "decoder": recipe.decoder, "width": DECODER_WIDTH}
+    return {**shared, **own}
 
 
 def _start_from(
     recipe: Recipe, contract: BandContract, settings: dict[str, Any]
-) -> tuple[PatchClassifier, dict[str, Any], dict[str, Any] | None]:
+) -> tuple[runs.Network, dict[str, Any], dict[str, Any] | None]:
     """Load the run that training starts from; its preprocessing comes along, because its weights expect it."""
     start = load_run(str(recipe.init))
-    if not isinstance(start.classifier, PatchClassifier) or start.name != recipe.model:
+    if not isinstance(start.classifier, runs.Network) or start.name != recipe.model:
         raise ModelError(
             f"The run {recipe.init} trained '{start.name}', not '{recipe.model}'.",
             f"Use --model {start.name}.",
@@ -386,7 +398,7 @@ def _start_from(
     if start.classifier.settings() != settings:
         raise ModelError(
             f"The run {recipe.init} was trained with {start.classifier.settings()}, not {settings}.",
-            "Use the same patch size, mode, patch_norm and padding.",
+            "Use the same settings.",
         )
     if recipe.model_args not in ({}, start.model_args):
         raise ModelError(
@@ -410,18 +422,52 @@ def _start_from(
     return start.classifier.requires_grad_(True), start.model_args, start.adapted
 
 
+def _start_from_file(
+    recipe: Recipe,
+    contract: BandContract,
+    settings: dict[str, Any],
+    channels: int,
+    count: int,
+    console: Console,
+) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """Load a model file for the recipe's channels, with a new head, and say what became of it."""
+    # Components have no wavelengths; bands that are only scaled keep theirs.
+    centres = contract.wavelengths if recipe.reduction == "none" else None
+    net, report = load_model(
+        str(recipe.init),
+        bands=Bands(channels, centres),
+        num_classes=count,
+        image_size=runs.image_size(settings),
+        new_head=True,
+    )
+    made = report.made
+    if made.name != recipe.model:
+        raise ModelError(
+            f"{recipe.init} holds '{made.name}', not '{recipe.model}'.", f"Use --model {made.name}."
+        )
+    if recipe.model_args not in ({}, made.model_args):
+        raise ModelError(
+            f"{recipe.init} has the model arguments {made.model_args}, not {recipe.model_args}.",
+            "Leave --model-args out: they come with the weights.",
+        )
+    console.print(f"starting from {report}", highlight=False, markup=False, soft_wrap=True)
+    return runs.with_decoder(net, settings), made.model_args
+
+
 def _training_data(
-    recipe: Recipe, data: LabelledScene, split: Split, classifier: PatchClassifier
+    recipe: Recipe, data: LabelledScene, split: Split, classifier: runs.Network
 ) -> Any:
     from vitreous.tasks.fit import PARTS, TrainingData
 
     pixels = {role: split.pixels(role) for role in (TRAIN, VAL)}
+    dense = isinstance(classifier, DenseClassifier)
+    reach = classifier.radius if dense else classifier.margin
     cube = reduce_scene(
         data.scene,
         classifier.contract.select(data.scene),
         classifier.preprocess,
         np.concatenate(list(pixels.values())),
-        reach=classifier.margin,
+        reach=reach,
         padding=recipe.padding,
     )
     width = data.scene.sizes["x"]
@@ -429,16 +475,22 @@ def _training_data(
     def regions(role: int) -> PixelRegions | None:
         if len(pixels[role]) == 0:
             return None
-        shared = recipe.mode == "scene" and classifier.margin > classifier.radius
+        classes = data.classes_at(pixels[role]) - 1
+        if isinstance(classifier, DenseClassifier):
+            side = classifier.tile_size - 2 * reach
+            return TilePixels(
+                cube, pixels[role], classes, width=width, half=0, margin=reach, side=side
+            )
+        shared = recipe.mode == "scene" and reach > classifier.radius
         most = recipe.batch_size * PARTS
-        side = best_side(pixels[role], split.roles.shape, classifier.margin, most) if shared else 1
+        side = best_side(pixels[role], split.roles.shape, reach, most) if shared else 1
         return PixelRegions(
             cube,
             pixels[role],
-            data.classes_at(pixels[role]) - 1,
+            classes,
             width=width,
             half=classifier.radius,
-            margin=classifier.margin,
+            margin=reach,
             side=side,
         )
 
@@ -512,7 +564,7 @@ def _measure(
 
 
 def _test_figures(
-    classifier: PatchClassifier | PixelEstimator,
+    classifier: runs.Network | PixelEstimator,
     data: LabelledScene,
     split: Split,
     class_names: list[str],

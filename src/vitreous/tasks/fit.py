@@ -26,9 +26,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from vitreous.data.regions import PixelRegions, RegionBatch, orient
+from vitreous.data.regions import Group, PixelRegions, RegionBatch, orient
 from vitreous.errors import ConfigError, VitreousError
 from vitreous.files import write_text
+from vitreous.inference.dense_classifier import DenseClassifier
 from vitreous.inference.patch_classifier import PatchClassifier
 from vitreous.methods.adapt import lora
 from vitreous.recipe import Recipe
@@ -52,6 +53,8 @@ COLUMNS = (
     "val_kappa",
 )
 PARTS = 16  # most steps of a network on one pass of its front-end
+STEPS = 1000  # of a training, where no number of epochs is given ...
+FEWEST_EPOCHS = 8  # ... however many the pixels are
 VALIDATIONS = 20  # of one training
 SAVE_SHARE = 20  # saving the state may take one part in so many of the time
 HEAD = "head."
@@ -90,8 +93,8 @@ class EpochBatches(IterableDataset[tuple[RegionBatch, int]]):
         plan = regions.plan(batch_pixels(regions, recipe), generator)
         if epoch is not None:
             if (
-                regions.side == 1
-            ):  # regions of many pixels pass several times over each; single patches as often
+                not regions.shared
+            ):  # regions pass several times over each pixel; all others as often
                 for _ in range(recipe.passes - 1):
                     plan += regions.plan(batch_pixels(regions, recipe), generator)
             # Every process takes as many steps.
@@ -99,10 +102,7 @@ class EpochBatches(IterableDataset[tuple[RegionBatch, int]]):
         self.plan = plan[rank::world]
         together = [plan[start : start + world] for start in range(0, len(plan), world)]
         self.parts = [
-            max(
-                -(-sum(len(region[2]) for region in group) // recipe.batch_size) for group in groups
-            )
-            for groups in together
+            max(steps_on(regions, group, recipe) for group in groups) for groups in together
         ]
 
     def __len__(self) -> int:
@@ -122,7 +122,17 @@ def _loader(batches: EpochBatches) -> DataLoader[tuple[RegionBatch, int]]:
 
 def batch_pixels(regions: PixelRegions, recipe: Recipe) -> int:
     """Return how many pixels may share one pass of the front-end."""
-    return recipe.batch_size * (PARTS if regions.side > 1 else 1)
+    return recipe.batch_size * (PARTS if regions.shared else 1)
+
+
+def steps_on(regions: PixelRegions, group: Group, recipe: Recipe) -> int:
+    """Return how many steps one batch is good for: one, unless its pixels share a front-end."""
+    return -(-sum(len(region[2]) for region in group) // recipe.batch_size) if regions.shared else 1
+
+
+def automatic_epochs(regions: PixelRegions, recipe: Recipe) -> int:
+    """Return how many rounds over the pixels of ``regions`` make about ``STEPS`` steps."""
+    return max(FEWEST_EPOCHS, round(STEPS / (regions.steps(recipe.batch_size) * recipe.passes)))
 
 
 def stream(*key: int) -> torch.Generator:
@@ -139,7 +149,7 @@ def stream_seed(*key: int) -> int:
 
 
 class ClassifyTask(L.LightningModule):
-    """Trains a patch classifier; what is evaluated is the average of its weights.
+    """Trains a network on labelled pixels; what is evaluated is the average of its weights.
 
     Args:
         classifier: the classifier; its preprocessing is fitted and stays fixed.
@@ -148,12 +158,15 @@ class ClassifyTask(L.LightningModule):
         class_names: for the metrics.
     """
 
-    def __init__(self, classifier: PatchClassifier, data: TrainingData, recipe: Recipe) -> None:
+    def __init__(
+        self, classifier: PatchClassifier | DenseClassifier, data: TrainingData, recipe: Recipe
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.classifier = classifier
         self.average = copy.deepcopy(classifier).requires_grad_(False)
         self.data, self.recipe = data, recipe
+        self.epochs = recipe.epochs or automatic_epochs(data.train, recipe)
         self.history: list[dict[str, float | int]] = []
         self.best: dict[str, Tensor] | None = None
         self.best_score, self.best_epoch, self.elapsed = -1.0, -1, 0.0
@@ -217,10 +230,7 @@ class ClassifyTask(L.LightningModule):
         )
         self.sums.zero_()
         self._started = time.perf_counter()
-        if (
-            self.recipe.adapt == "pretrain_then_lora"
-            and self.current_epoch >= self.recipe.epochs // 2
-        ):
+        if self.recipe.adapt == "pretrain_then_lora" and self.current_epoch >= self.epochs // 2:
             lora.freeze_base(self.classifier)
 
     def _rate(self, epochs: float, peak: float, adapter: bool) -> float:
@@ -232,7 +242,7 @@ class ClassifyTask(L.LightningModule):
         if recipe.schedule == "constant":
             return peak
         if recipe.schedule == "cosine":
-            return peak * cosine((epochs - warm) / max(recipe.epochs - warm, 1))
+            return peak * cosine((epochs - warm) / max(self.epochs - warm, 1))
         return cyclic_rate(
             epochs - warm,
             peak,
@@ -265,7 +275,7 @@ class ClassifyTask(L.LightningModule):
     def _parts(self, count: int, parts: int) -> list[Tensor]:
         """Divide ``count`` pixels at random into ``parts``, once for each pass over a shared region."""
         steps = []
-        for _ in range(self.recipe.passes if self.data.train.side > 1 else 1):
+        for _ in range(self.recipe.passes if self.data.train.shared else 1):
             order = torch.randperm(count)
             # Another process may have more pixels in this step: the last parts then repeat some.
             steps += [
@@ -282,7 +292,7 @@ class ClassifyTask(L.LightningModule):
         ):  # the front-end is not symmetric, so this differs from turning the region
             index = orient(index, int(torch.randint(8, ())))
         patches = self.classifier.read_patches(image, index)
-        if self.recipe.mixup == 0:
+        if self.recipe.mixup == 0 or self.recipe.mode == "dense":  # these are scores, not patches
             logits = self.classifier.score(patches)
             loss = self._cross_entropy(logits, classes)
         else:
@@ -402,7 +412,8 @@ class ClassifyTask(L.LightningModule):
         self.history.append(row)
         if self.logger is not None:
             self.logger.log_metrics(dict(row), step=self.global_step)
-        if self.validated != self.current_epoch:
+        # A validation part of few fields says little about others: only who stops by it chooses by it.
+        if self.validated != self.current_epoch or not self.recipe.patience:
             return
         if row["val_oa"] > self.best_score:
             self.improved_epoch = self.current_epoch
@@ -467,8 +478,8 @@ class ClassifyTask(L.LightningModule):
         if self.best is not None:  # it may have been killed after its last epoch
             self._stop_when_patience_ends(len(self.history) - 1)
 
-    def result(self) -> PatchClassifier:
-        """Return the classifier with the weights to use: the best average, or the last.
+    def result(self) -> PatchClassifier | DenseClassifier:
+        """Return the classifier with the weights to use: the last average, or with patience the best.
 
         Raises:
             VitreousError: these are no numbers.
@@ -552,16 +563,16 @@ def fit(task: ClassifyTask, folder: Path, *, resume: bool, show: bool = True) ->
         devices=recipe.devices,
         strategy=DDPStrategy(find_unused_parameters=True) if recipe.devices > 1 else "auto",
         precision="bf16-mixed" if recipe.precision == "bf16" else "32-true",
-        max_epochs=recipe.epochs,
+        max_epochs=task.epochs,
         reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
-        check_val_every_n_epoch=max(1, recipe.epochs // VALIDATIONS),
+        check_val_every_n_epoch=max(1, task.epochs // VALIDATIONS),
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
         logger=_tensorboard(folder) if recipe.tensorboard else False,
-        callbacks=[StateKeeper(folder), EpochProgress(recipe.epochs, show)],
+        callbacks=[StateKeeper(folder), EpochProgress(task.epochs, show)],
         plugins=[SafetensorsIO()],
         default_root_dir=folder,
     )

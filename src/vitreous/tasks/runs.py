@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -15,12 +15,16 @@ from vitreous.data.contract import BandContract
 from vitreous.data.splits import Split
 from vitreous.errors import CheckpointError, VitreousError
 from vitreous.files import read_json
+from vitreous.inference.dense_classifier import DenseClassifier
 from vitreous.inference.patch_classifier import PatchClassifier
+from vitreous.layers.decoders import DenseNet
 from vitreous.layers.preprocess import Preprocess
 from vitreous.methods.adapt import lora
 from vitreous.models._pixel_estimator import PixelEstimator
 from vitreous.recipe import Recipe, make_recipe
 from vitreous.tasks.checkpoint import load_exactly, load_tensors, save_tensors
+
+Network: TypeAlias = PatchClassifier | DenseClassifier
 
 SCHEMA = 1
 LARGEST_ARGUMENT = 256  # of a model, unless a tensor in its file is that large
@@ -48,7 +52,7 @@ class Run:
     """
 
     path: Path
-    classifier: PatchClassifier | PixelEstimator
+    classifier: Network | PixelEstimator
     class_names: list[str]
     class_colors: list[str]
     name: str
@@ -88,7 +92,7 @@ def new_run_folder(runs: str | Path, task: str, name: str) -> Path:
 
 def save_run_model(
     path: Path,
-    classifier: PatchClassifier | PixelEstimator,
+    classifier: Network | PixelEstimator,
     *,
     name: str,
     model_args: dict[str, Any],
@@ -105,7 +109,7 @@ def save_run_model(
         "class_names": class_names,
         "class_colors": class_colors,
     }
-    if isinstance(classifier, PatchClassifier):
+    if isinstance(classifier, Network):
         header |= {
             "kind": "model",
             "bands": classifier.preprocess.channels,
@@ -181,27 +185,61 @@ def load_run(path: str | Path) -> Run:
 
 def _network(
     header: dict[str, Any], tensors: dict[str, torch.Tensor], contract: BandContract
-) -> PatchClassifier:
+) -> Network:
     settings = header["settings"]
-    _check_counts(header["model_args"], tensors)
+    check_counts(header["model_args"], tensors)
     # On the meta device nothing is allocated before the file's own tensors prove the claimed sizes.
     with torch.device("meta"):
-        net = create_model(
+        net = make_net(
             header["name"],
+            settings,
             bands=header["bands"],
             num_classes=header["num_classes"],
-            image_size=settings["patch_size"],
             **header["model_args"],
         )
         if header["lora"] is not None:
             net = lora.apply(net, **header["lora"])
         preprocess = Preprocess(len(contract.used), header["bands"])
-    classifier = PatchClassifier(net, preprocess, contract, **settings)
+    classifier = make_classifier(net, preprocess, contract, settings)
     load_exactly(classifier, tensors, header["name"])
     return classifier.eval()
 
 
-def _check_counts(model_args: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+def make_net(
+    name: str, settings: dict[str, Any], *, bands: int, num_classes: int, **model_args: Any
+) -> nn.Module:
+    """Build the network of a classifier with such ``settings()``, with fresh weights.
+
+    Raises:
+        ModelError: the model cannot be built so, or has no levels for a decoder.
+    """
+    size = image_size(settings)
+    net = create_model(name, bands=bands, num_classes=num_classes, image_size=size, **model_args)
+    return with_decoder(net, settings)
+
+
+def image_size(settings: dict[str, Any]) -> int:
+    """Return the side in pixels of the images that a classifier with such ``settings()`` gives its network."""
+    return int(settings["tile_size" if settings["mode"] == "dense" else "patch_size"])
+
+
+def with_decoder(net: nn.Module, settings: dict[str, Any]) -> nn.Module:
+    """Put a decoder behind an architecture where every pixel is labelled at once."""
+    dense = settings["mode"] == "dense"
+    return DenseNet(net, settings["decoder"], settings["width"]) if dense else net
+
+
+def make_classifier(
+    net: nn.Module, preprocess: Preprocess, contract: BandContract, settings: dict[str, Any]
+) -> Network:
+    """Join what :func:`make_net` made with its preprocessing and bands."""
+    if not isinstance(net, DenseNet):
+        return PatchClassifier(net, preprocess, contract, **settings)
+    own = {name: settings[name] for name in ("patch_size", "tile_size", "padding")}
+    return DenseClassifier(net, preprocess, contract, **own)
+
+
+def check_counts(model_args: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     """Refuse more layers than the file could hold, before they are made one by one."""
     most = max([LARGEST_ARGUMENT, *(max(tensor.shape, default=0) for tensor in tensors.values())])
     for key, value in model_args.items():

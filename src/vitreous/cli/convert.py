@@ -1,0 +1,170 @@
+"""``vitreous convert``: others' published weights as a model file of ours."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vitreous.cli.options import key_values, split_commas
+from vitreous.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from vitreous.layers.bands import Bands
+    from vitreous.tasks.weights import LoadReport
+
+SHOWN = 12  # names of tensors in a cell
+
+
+def convert(
+    file: Annotated[
+        str,
+        typer.Argument(
+            help="Weights: .pth, .pt, .bin, .ckpt or .safetensors, or hf://user/name/file."
+        ),
+    ],
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", metavar="NAME", help="The variant they belong to (see 'vitreous systems')."
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--out", metavar="OUT.safetensors", help="Model file (NAME.safetensors)."
+        ),
+    ] = None,
+    model_args: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Changes to the variant that the weights need."),
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Side of the images that the model takes (as trained)."
+        ),
+    ] = None,
+    bands: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Bands that the model shall read (those of the weights)."
+        ),
+    ] = None,
+    wavelengths: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NM,NM,...",
+            help="Centres of the bands that they were trained on, e.g. 665,560,490.",
+        ),
+    ] = None,
+    classes: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Classes of a new head (keep the weights' own)."),
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(metavar="METHOD", help="How the first layer is made for other bands."),
+    ] = "auto",
+    partial: Annotated[
+        bool,
+        typer.Option("--partial", help="Accept weights that do not fill the model."),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the report on every tensor as JSON.")
+    ] = False,
+) -> None:
+    """Convert the weights that authors or timm published, and report on every tensor.
+
+    Nothing in the file is run. Weights that do not fill the model are refused.
+    """
+    from vitreous.catalog.registry import card
+
+    card(model)  # an unknown name is told at once, before PyTorch is loaded
+    place = out or Path(f"{model}.safetensors")
+    if place.resolve() == Path(file).resolve():
+        raise ConfigError(f"{place} is the file to read.", "Name another with --out.")
+
+    from rich.console import Console
+
+    from vitreous.tasks import weights
+
+    try:
+        net, report = weights.convert(
+            file,
+            model,
+            bands=bands,
+            num_classes=classes,
+            image_size=image_size,
+            model_args=key_values(model_args or [], "--model-args"),
+            source_bands=described_bands(wavelengths),
+            method=method,
+            partial=partial,
+        )
+    except weights.PartialLoadError as error:
+        Console(stderr=True).print(report_table(error.report))
+        raise
+    weights.save_model(net, place, bands=report.bands, origin=Path(file).name)
+    if as_json:
+        typer.echo(json.dumps({**report.to_json(), "out": str(place)}, indent=1))
+    else:
+        Console().print(report_table(report))
+        typer.echo(str(place))
+
+
+def described_bands(wavelengths: str | None) -> Bands | None:
+    """Read the centres of bands from ``NM,NM,...``.
+
+    Raises:
+        ConfigError: a word that is no number.
+    """
+    if wavelengths is None:
+        return None
+
+    from vitreous.layers.bands import Bands
+
+    try:
+        centres = tuple(float(word) for word in split_commas([wavelengths]))
+    except ValueError as error:
+        raise ConfigError(
+            f"--wavelengths '{wavelengths}' is no list of numbers.", "Write it as 665,560,490."
+        ) from error
+    return Bands(len(centres), centres)
+
+
+def report_table(report: LoadReport) -> Table:
+    """Return one row per fate that tensors of a file met, with their number and their names."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    made = report.made
+    known = "" if made.bands.wavelengths is None else " (wavelengths known)"
+    about = (
+        f"{made.name}: {made.bands.count} bands{known}, {made.num_classes} classes, "
+        f"images of {made.image_size} x {made.image_size}"
+    )
+    table = Table("tensors", "number", "names", title=escape(about), title_justify="left")
+    table.columns[1].justify = "right"
+    fates = {
+        "used": report.used,
+        f"of them, bands adapted by '{report.method}'": report.adapted,
+        "of them, resized": report.resized,
+        "of them, joined or split": report.rewritten,
+        "new head": report.reset,
+        **{f"[yellow]{what}[/]": names for what, names in report.complaints.items()},
+        "not needed": report.derived,
+    }
+    for fate, names in fates.items():
+        if names or "missing" in fate or "left over" in fate:
+            table.add_row(fate, str(len(names)), escape(listed(names)))
+    return table
+
+
+def listed(names: tuple[str, ...]) -> str:
+    """Return the first names, and how many more there are."""
+    more = f", and {len(names) - SHOWN} more (--json)" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

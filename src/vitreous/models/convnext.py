@@ -1,0 +1,335 @@
+"""ConvNeXt: a convolutional network brought step by step to the design of a Swin Transformer."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitreous.catalog.card import Card
+from vitreous.errors import ModelError
+from vitreous.layers import backbone
+from vitreous.layers.backbone import Backbone, FeatureInfo, linear_rates
+from vitreous.layers.drop import DropPath
+from vitreous.layers.mlp import Mlp
+from vitreous.layers.scale import LayerScale
+
+CARD = Card(
+    slug="convnext",
+    title="A ConvNet for the 2020s",
+    kind="model",
+    summary="Depth-wise 7 x 7 convolution, LayerNorm and a feed-forward per block; four stages, no attention.",
+    when="As the convolutional baseline that every transformer has to beat, and for images of any size.",
+    paper="arXiv 2201.03545, CVPR 2022",
+    year=2022,
+    source_licence="MIT (facebookresearch/ConvNeXt): re-implemented from the paper",
+    tasks=["classify"],
+    variants={
+        "convnext_tiny": {"dims": [96, 192, 384, 768], "depths": [3, 3, 9, 3]},
+        "convnext_small": {"dims": [96, 192, 384, 768], "depths": [3, 3, 27, 3]},
+        "convnext_base": {"dims": [128, 256, 512, 1024], "depths": [3, 3, 27, 3]},
+        "convnext_large": {"dims": [192, 384, 768, 1536], "depths": [3, 3, 27, 3]},
+        "convnext_xlarge": {"dims": [256, 512, 1024, 2048], "depths": [3, 3, 27, 3]},
+        "convnext_iso_small": {
+            "dims": [384, 384, 384, 384],
+            "depths": [4, 5, 4, 5],
+            "isotropic": True,
+            "layer_scale": None,
+        },
+        "convnext_iso_base": {
+            "dims": [768, 768, 768, 768],
+            "depths": [4, 5, 4, 5],
+            "isotropic": True,
+            "layer_scale": None,
+        },
+        "convnext_iso_large": {
+            "dims": [1024, 1024, 1024, 1024],
+            "depths": [9, 9, 9, 9],
+            "isotropic": True,
+            "layer_scale": None,
+        },
+        "convnext_test": {"dims": [8, 12, 16, 24], "depths": [1, 1, 2, 1]},
+    },
+    published=[
+        {"variant": "convnext_tiny", "parameters_m": 28.589, "gmacs": 4.5, "top1": 82.1},
+        {"variant": "convnext_small", "parameters_m": 50.224, "gmacs": 8.7, "top1": 83.1},
+        {"variant": "convnext_base", "parameters_m": 88.591, "gmacs": 15.4, "top1": 83.8},
+        {"variant": "convnext_base", "image_size": 384, "gmacs": 45.0, "top1": 85.1},
+        {"variant": "convnext_large", "parameters_m": 197.767, "gmacs": 34.4, "top1": 84.3},
+        {"variant": "convnext_large", "image_size": 384, "gmacs": 101.0, "top1": 85.5},
+        {"variant": "convnext_xlarge", "parameters_m": 350.0, "gmacs": 60.9, "top1": 87.0},
+        {"variant": "convnext_xlarge", "image_size": 384, "gmacs": 179.0, "top1": 87.8},
+        {"variant": "convnext_iso_small", "parameters_m": 22.31, "gmacs": 4.3, "top1": 78.7},
+        {"variant": "convnext_iso_base", "parameters_m": 87.08, "gmacs": 16.9, "top1": 82.0},
+        {"variant": "convnext_iso_large", "parameters_m": 306.0, "gmacs": 59.7, "top1": 82.6},
+    ],
+    recipe={
+        "epochs": 300,
+        "warmup_epochs": 20,
+        "optimizer": "AdamW",
+        "learning_rate": "4e-3 at batch 4096",
+        "schedule": "cosine",
+        "weight_decay": "0.05, not on norms, biases and layer scale",
+        "augmentation": "RandAugment 9/0.5, mixup 0.8, cutmix 1.0, random erasing 0.25, label smoothing 0.1",
+        "drop_path": {"tiny": 0.1, "small": 0.4, "base": 0.5, "large": 0.5},
+        "weight_average": 0.9999,
+        "fine_tuning": "30 epochs, 5e-5 at batch 512, weight decay 1e-8, layer decay 0.7 to 0.9, head_scale 0.001",
+    },
+    claim="A pure convolutional network beats Swin at equal cost (ImageNet-1k: 82.1 against 81.3 %, tiny).",
+    miniature="Two-stage nets of about 100 k parameters on handwritten digits: ConvNeXt blocks against shifted-window "
+    "attention and ResNet bottlenecks, kernels of 7 against kernels of 3.",
+    notes=[
+        "Accuracies of xlarge are those of pre-training on ImageNet-22k, all others of ImageNet-1k alone. The "
+        "published GFLOPs are multiply-adds.",
+        "Every step floors: rows and columns that do not fill a cell at the end are left out, as in the reference.",
+        "Below 128 pixels the stem's patches shrink from 4 pixels, below 64 (isotropic: from 16, below 64), so that "
+        "4 x 4 cells remain as far as they can (stem_stride).",
+        "The isotropic form has one stage in the paper; here its blocks are cut in four parts of equal width, so that "
+        "dense heads find four levels. Nothing is computed differently.",
+        "The levels for dense heads are the stages' outputs; the LayerNorm that the reference's detection backbone "
+        "puts on each belongs to the dense head.",
+        "Layer scale starts at 1e-6: an untrained network is nearly a stack of down-samplings. Trained from scratch "
+        "for few steps, a larger layer_scale learns faster.",
+    ],
+)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of a map; its result lies channels-last in memory, as the blocks want it."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, eps=1e-6)
+
+    def forward(self, x: Float[Tensor, "batch dim h w"]) -> Float[Tensor, "batch dim h w"]:
+        """Normalise every cell."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Block(nn.Module):
+    """Depth-wise convolution, one norm, one feed-forward, one residual branch (fig. 4 of the paper).
+
+    The point-wise part works on the last axis, which on channels-last memory is a change of view.
+
+    Args:
+        dim: channels.
+        kernel: side of the depth-wise kernel, odd.
+        mlp_ratio: hidden width of the feed-forward over the channels.
+        layer_scale: first value of the branch's factors; None leaves them out.
+        drop_path: stochastic depth.
+    """
+
+    def __init__(
+        self, dim: int, kernel: int, mlp_ratio: float, layer_scale: float | None, drop_path: float
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.scale = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Float[Tensor, "batch dim h w"]) -> Float[Tensor, "batch dim h w"]:
+        """Apply the block."""
+        mixed = rearrange(self.conv(x), "b d h w -> b h w d")
+        mixed = self.scale(self.mlp(self.norm(mixed)))
+        return x + self.drop_path(rearrange(mixed, "b h w d -> b d h w"))
+
+
+class ConvNeXt(Backbone):
+    """ConvNeXt (arXiv 2201.03545), hierarchical or isotropic (its section 3.3).
+
+    Args:
+        bands: channels of the input.
+        num_classes: classes.
+        image_size: side of the image in pixels. Other sizes are accepted too; what does not fill a cell at the end is
+            left out at every step.
+        dims: channels of each stage.
+        depths: blocks of each stage.
+        kernel: side of the depth-wise kernels, odd.
+        mlp_ratio: hidden width of the feed-forwards over the channels.
+        layer_scale: first value of LayerScale; None leaves it out.
+        isotropic: patches of 16 pixels without a norm, and no down-sampling between the stages.
+        stem_stride: side of the stem's patches in pixels; 4 (isotropic: 16), or less on small images.
+        head_scale: factor of the classifier's first weights (fine-tuning starts from 0.001).
+        drop_path: stochastic depth of the last block, growing linearly from 0.
+
+    Raises:
+        ModelError: an image too small for its last map, widths or depths that do not fit, or an even kernel.
+    """
+
+    any_size = True
+    band_parameters = ("downs.0.0.weight",)
+
+    def __init__(
+        self,
+        bands: int,
+        num_classes: int,
+        image_size: int = 224,
+        *,
+        dims: Sequence[int] = (96, 192, 384, 768),
+        depths: Sequence[int] = (3, 3, 9, 3),
+        kernel: int = 7,
+        mlp_ratio: float = 4.0,
+        layer_scale: float | None = 1e-6,
+        isotropic: bool = False,
+        stem_stride: int | None = None,
+        head_scale: float = 1.0,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__(bands, num_classes, image_size)
+        _check(dims, depths, kernel, isotropic)
+        step = 1 if isotropic else 2
+        later = step ** (len(dims) - 1)
+        stride = stem_stride or backbone.stem_stride(image_size, 16 if isotropic else 4, later)
+        self.last_stride, self.num_features, self.head_scale = stride * later, dims[-1], head_scale
+        self._check_size(image_size, image_size)
+        self.feature_info = [FeatureInfo(dim, stride * step**k) for k, dim in enumerate(dims)]
+        # The first "down-sampling" is the stem.
+        norm = nn.Identity() if isotropic else ChannelNorm(dims[0])
+        self.downs = nn.ModuleList(
+            [nn.Sequential(nn.Conv2d(bands, dims[0], stride, stride=stride), norm)]
+        )
+        for before, dim in itertools.pairwise(dims):
+            between = nn.Sequential(ChannelNorm(before), nn.Conv2d(before, dim, 2, stride=2))
+            self.downs.append(nn.Identity() if isotropic else between)
+        rates = iter(linear_rates(drop_path, sum(depths)))
+        self.stages = nn.ModuleList(
+            nn.ModuleList(
+                Block(dim, kernel, mlp_ratio, layer_scale, next(rates)) for _ in range(depth)
+            )
+            for dim, depth in zip(dims, depths, strict=True)
+        )
+        self.norm = nn.LayerNorm(dims[-1], eps=1e-6)
+        self.head = self.make_head(num_classes)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        for module in [*self.downs.modules(), *self.stages.modules()]:
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
+
+    def make_head(self, num_classes: int) -> nn.Module:
+        """Return a new linear classifier, its weights scaled by ``head_scale``."""
+        head = super().make_head(num_classes)
+        with torch.no_grad():
+            for parameter in head.parameters():
+                parameter.mul_(self.head_scale)
+        return head
+
+    def check(self, x: Tensor) -> None:
+        """Refuse images of other bands, and such as have no cell on the last map."""
+        super().check(x)
+        self._check_size(x.shape[2], x.shape[3])
+
+    def _check_size(self, height: int, width: int) -> None:
+        if min(height, width) < self.last_stride:
+            raise ModelError(
+                f"This convnext needs images of {self.last_stride} pixels or more, not {height} x {width}.",
+                "Build it with a smaller stem_stride or fewer stages.",
+            )
+
+    def forward_features(
+        self, x: Float[Tensor, "batch bands height width"]
+    ) -> Float[Tensor, "batch dim h w"]:
+        """Return the last stage's map."""
+        return self.forward_levels(x)[-1]
+
+    def forward_head(self, features: Float[Tensor, "batch dim h w"]) -> Float[Tensor, "batch c"]:
+        """Classify the normalised mean of all cells: the norm follows the pooling."""
+        return self.head(self.norm(features.mean((2, 3))))
+
+    def forward_levels(
+        self, x: Float[Tensor, "batch bands height width"]
+    ) -> list[Float[Tensor, "batch dim h w"]]:
+        """Return the map behind each stage, not normalised; heights and widths are floored."""
+        levels = []
+        for down, stage in zip(self.downs, self.stages, strict=True):
+            x = down(x)
+            assert isinstance(stage, nn.ModuleList)
+            for block in stage:
+                x = self.run(block, x)
+            levels.append(x)
+        return levels
+
+
+def _check(dims: Sequence[int], depths: Sequence[int], kernel: int, isotropic: bool) -> None:
+    if len(dims) != len(depths) or not dims:
+        raise ModelError(
+            f"convnext has {len(dims)} widths for {len(depths)} depths.",
+            "Give one of each for every stage.",
+        )
+    if kernel % 2 == 0:
+        raise ModelError(
+            f"convnext cannot centre a kernel of {kernel} cells.", "Give an odd kernel."
+        )
+    if isotropic and len(set(dims)) > 1:
+        raise ModelError(
+            f"An isotropic convnext has one width, not {list(dims)}.", "Repeat one width in dims."
+        )
+
+
+build = ConvNeXt
+
+_NAMES = {
+    "downsample_layers.": "downs.",
+    "stem.": "downs.0.0.",
+    "dwconv.": "conv.",
+    "pwconv1.": "mlp.fc1.",
+    "pwconv2.": "mlp.fc2.",
+    "gamma": "scale.gamma",
+}
+
+
+def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give weights in the authors' layout, hierarchical or isotropic, our names."""
+    depth = sum(bool(re.fullmatch(r"blocks\.\d+\.dwconv\.weight", key)) for key in state_dict)
+    places = [(stage, at) for stage, part in enumerate(_quarters(depth)) for at in range(part)]
+    renamed = {}
+    for key, value in state_dict.items():
+        if found := re.match(r"blocks\.(\d+)\.", key):
+            stage, at = places[int(found[1])]
+            key = f"stages.{stage}.{at}.{key[found.end() :]}"
+        for old, new in _NAMES.items():
+            key = re.sub(rf"(^|\.){re.escape(old)}", rf"\g<1>{new}", key)
+        renamed[key] = value
+    return renamed
+
+
+def _quarters(depth: int) -> list[int]:
+    """Return how many of an isotropic network's blocks lie in each of four parts, or fewer where it is that short."""
+    parts = min(4, depth)
+    ends = [depth * k // parts for k in range(parts + 1)] if parts else [0]
+    return [end - start for start, end in itertools.pairwise(ends)]
+
+
+def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) -> ConvNeXt:
+    """Build the model from the arguments of the authors' ConvNeXt or ConvNeXtIsotropic and load their weights."""
+    isotropic = "stem.weight" in state_dict
+    if isotropic:
+        depths = _quarters(kwargs.get("depth", 18))
+        dims = [kwargs.get("dim", 384)] * len(depths)
+    else:
+        depths = kwargs.get("depths", [3, 3, 9, 3])
+        dims = kwargs.get("dims", [96, 192, 384, 768])
+    scale = kwargs.get("layer_scale_init_value", 0 if isotropic else 1e-6)
+    model = ConvNeXt(
+        bands=kwargs.get("in_chans", 3),
+        num_classes=kwargs.get("num_classes", 1000),
+        dims=dims,
+        depths=depths,
+        layer_scale=scale if scale > 0 else None,
+        isotropic=isotropic,
+        stem_stride=16 if isotropic else 4,
+        head_scale=kwargs.get("head_init_scale", 1.0),
+        drop_path=kwargs.get("drop_path_rate", 0.0),
+    )
+    model.load_state_dict(rename(state_dict))
+    return model

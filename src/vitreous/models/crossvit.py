@@ -1,0 +1,628 @@
+"""CrossViT: two branches with tokens of different size, each class token asking the other branch's patches."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitreous.catalog.card import Card
+from vitreous.errors import ModelError
+from vitreous.layers.attention import AttentionCore
+from vitreous.layers.backbone import Backbone, FeatureInfo, init_linear, linear_rates, stem_stride
+from vitreous.layers.drop import DropPath
+from vitreous.layers.mlp import Mlp
+from vitreous.layers.positions import resize_positions
+
+CARD = Card(
+    slug="crossvit",
+    title="CrossViT: Cross-Attention Multi-Scale Vision Transformer for Image Classification",
+    kind="model",
+    summary="Two plain ViT branches see small and large patches; class tokens attend over the other branch's patches.",
+    when="When objects of different size matter and a second scale should cost little.",
+    paper="arXiv 2103.14899, ICCV 2021",
+    year=2021,
+    source_licence="Apache-2.0 (IBM/CrossViT): re-implemented from the equations",
+    tasks=["classify"],
+    variants={
+        "crossvit_tiny": {
+            "dims": [96, 192],
+            "depths": [[1, 4, 1], [1, 4, 1], [1, 4, 1]],
+            "heads": [3, 3],
+            "mlp_ratio": [4, 4],
+        },
+        "crossvit_small": {
+            "dims": [192, 384],
+            "depths": [[1, 4, 1], [1, 4, 1], [1, 4, 1]],
+            "heads": [6, 6],
+            "mlp_ratio": [4, 4],
+        },
+        "crossvit_base": {
+            "dims": [384, 768],
+            "depths": [[1, 4, 1], [1, 4, 1], [1, 4, 1]],
+            "heads": [12, 12],
+            "mlp_ratio": [4, 4],
+        },
+        "crossvit_9": {
+            "dims": [128, 256],
+            "depths": [[1, 3, 1], [1, 3, 1], [1, 3, 1]],
+            "heads": [4, 4],
+        },
+        "crossvit_15": {
+            "dims": [192, 384],
+            "depths": [[1, 5, 1], [1, 5, 1], [1, 5, 1]],
+            "heads": [6, 6],
+        },
+        "crossvit_18": {
+            "dims": [224, 448],
+            "depths": [[1, 6, 1], [1, 6, 1], [1, 6, 1]],
+            "heads": [7, 7],
+        },
+        "crossvit_9_dagger": {
+            "dims": [128, 256],
+            "depths": [[1, 3, 1], [1, 3, 1], [1, 3, 1]],
+            "heads": [4, 4],
+            "conv_stem": True,
+        },
+        "crossvit_15_dagger": {
+            "dims": [192, 384],
+            "depths": [[1, 5, 1], [1, 5, 1], [1, 5, 1]],
+            "heads": [6, 6],
+            "conv_stem": True,
+        },
+        "crossvit_18_dagger": {
+            "dims": [224, 448],
+            "depths": [[1, 6, 1], [1, 6, 1], [1, 6, 1]],
+            "heads": [7, 7],
+            "conv_stem": True,
+        },
+        "crossvit_test": {
+            "dims": [8, 16],
+            "depths": [[1, 2, 1], [1, 1, 2]],
+            "heads": [2, 2],
+            "mlp_ratio": [2, 2],
+            "conv_stem": True,
+        },
+    },
+    published=[
+        {"variant": "crossvit_tiny", "parameters_m": 7.01, "gmacs": 1.56, "top1": 73.4},
+        {"variant": "crossvit_small", "parameters_m": 26.86, "gmacs": 5.62, "top1": 81.0},
+        {"variant": "crossvit_base", "parameters_m": 105.03, "gmacs": 21.19, "top1": 82.2},
+        {"variant": "crossvit_9", "parameters_m": 8.55, "gmacs": 1.84, "top1": 73.9},
+        {"variant": "crossvit_15", "parameters_m": 27.53, "gmacs": 5.79, "top1": 81.5},
+        {"variant": "crossvit_18", "parameters_m": 43.27, "gmacs": 9.03, "top1": 82.5},
+        {"variant": "crossvit_9_dagger", "parameters_m": 8.78, "gmacs": 1.98, "top1": 77.1},
+        {"variant": "crossvit_15_dagger", "parameters_m": 28.21, "gmacs": 6.11, "top1": 82.3},
+        {"variant": "crossvit_18_dagger", "parameters_m": 44.27, "gmacs": 9.47, "top1": 82.8},
+        {
+            "variant": "crossvit_15_dagger",
+            "image_size": 384,
+            "parameters_m": 28.50,
+            "gmacs": 21.40,
+            "top1": 83.5,
+        },
+        {
+            "variant": "crossvit_18_dagger",
+            "image_size": 384,
+            "parameters_m": 44.61,
+            "gmacs": 32.41,
+            "top1": 83.9,
+        },
+    ],
+    recipe={
+        "optimizer": "AdamW",
+        "batch_size": 4096,
+        "learning_rate": 4e-3,
+        "weight_decay": 0.1,
+        "epochs": 300,
+        "warmup_epochs": 30,
+        "schedule": "cosine",
+        "drop_path": 0.1,
+        "label_smoothing": 0.1,
+        "mixup": 0.8,
+        "cutmix": 1.0,
+        "random_erasing": 0.25,
+        "augmentation": "RandAugment m9, repeated",
+    },
+    claim="About two points above DeiT for little more arithmetic (CrossViT-15 81.5 against DeiT-S 79.8), and cross-"
+    "attention of class tokens beats no fusion, fusion of all tokens, and sums of tokens.",
+    miniature="Indian Pines, 6 principal components, patches of 24 pixels, branches with tokens of 3 and 4 pixels: "
+    "cross-attention against the same network that adds class tokens, and against one branch with as many parameters.",
+    notes=[
+        "Parameters and multiply-adds are measured; the paper rounds them (7.01 M is its 6.9, 105.03 M its 104.7).",
+        "Branch sizes follow one rule that gives all published ones (240 and 224; 408 and 384): the small branch has "
+        "sqrt(2) times as many tokens per side as the large one, so twice as many in all.",
+        "On small images the large token shrinks until 7 x 7 fit, the small one is 3/4 of it, rounded up; an image "
+        "whose side is no multiple of a branch's token is resampled to it, as the paper does for the small branch.",
+        "Images of another size than the network was built for are resampled to the branches' sizes, as in the "
+        "authors' code, which compares only the height; here both sides are compared.",
+        "With two or more cross-attention blocks in a row, the authors' code keeps only the class token after the "
+        "first, so that the others attend over itself alone. Here the patches stay; lone_class_token=True is theirs. "
+        "No published network has more than one block.",
+        "The authors count 0 cross-attention blocks where there is one; depths here say 1.",
+        "Stochastic depth grows linearly over the large branch's blocks; a multi-scale block's cross-attention has the "
+        "rate of the last of them.",
+        "The convolutional stem is published for tokens of 12 and 16 pixels; for smaller ones its strides shrink, the "
+        "kernels stay.",
+    ],
+)
+
+# Strides of the convolutional stem's three layers, by the side of a token in pixels.
+STEM_STRIDES = {
+    16: (4, 2, 2),
+    12: (4, 3, 1),
+    8: (2, 2, 2),
+    6: (2, 3, 1),
+    4: (1, 2, 2),
+    3: (1, 3, 1),
+    2: (1, 2, 1),
+    1: (1, 1, 1),
+}
+
+
+class Details(NamedTuple):
+    """What all blocks of a network share; see :class:`CrossViT`."""
+
+    qkv_bias: bool
+    cross_scale: float | None
+    lone_class_token: bool
+    norm_eps: float
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention.
+
+    Args:
+        dim: token width.
+        heads: number of heads.
+        qkv_bias: give queries, keys and values a bias.
+    """
+
+    def __init__(self, dim: int, heads: int, qkv_bias: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.core = AttentionCore()
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        """Attend."""
+        qkv = rearrange(self.qkv(x), "b n (c h d) -> c b h n d", c=3, h=self.heads)
+        return self.proj(rearrange(self.core(*qkv.unbind(0)), "b h n d -> b n (h d)"))
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each on a normalised residual branch.
+
+    Args:
+        dim: token width.
+        heads: number of heads.
+        mlp_ratio: hidden width of the feed-forward over the token width.
+        drop_path: stochastic depth.
+        details: what all blocks share.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, mlp_ratio: float, drop_path: float, details: Details
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=details.norm_eps)
+        self.attn = Attention(dim, heads, details.qkv_bias)
+        self.norm2 = nn.LayerNorm(dim, eps=details.norm_eps)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        """Apply the block."""
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class CrossAttention(nn.Module):
+    """The first token asks all tokens, itself among them: linear in their number (eqs. 4 and 5).
+
+    Args:
+        dim: token width.
+        heads: number of heads.
+        drop_path: stochastic depth.
+        details: what all blocks share.
+    """
+
+    def __init__(self, dim: int, heads: int, drop_path: float, details: Details) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(dim, eps=details.norm_eps)
+        self.query = nn.Linear(dim, dim, bias=details.qkv_bias)
+        self.key_value = nn.Linear(dim, 2 * dim, bias=details.qkv_bias)
+        self.core = AttentionCore(details.cross_scale)
+        self.proj = nn.Linear(dim, dim)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch 1 dim"]:
+        """Return the first token with what it learned."""
+        normed = self.norm(x)
+        query = rearrange(self.query(normed[:, :1]), "b n (h d) -> b h n d", h=self.heads)
+        key, value = rearrange(
+            self.key_value(normed), "b n (c h d) -> c b h n d", c=2, h=self.heads
+        ).unbind(0)
+        mixed = rearrange(self.core(query, key, value), "b h n d -> b n (h d)")
+        return x[:, :1] + self.drop_path(self.proj(mixed))
+
+
+class Fusion(nn.Module):
+    """One direction of a multi-scale block: a class token visits the other branch's patches (section 3.3).
+
+    Args:
+        dim: width of the class token.
+        other: width of the other branch, in which the attention takes place.
+        heads: the other branch's heads.
+        depth: cross-attention blocks in a row.
+        drop_path: stochastic depth.
+        details: what all blocks share.
+    """
+
+    def __init__(
+        self, dim: int, other: int, heads: int, depth: int, drop_path: float, details: Details
+    ) -> None:
+        super().__init__()
+        self.lone_class_token = details.lone_class_token
+        self.proj = _project(dim, other, details.norm_eps)
+        self.blocks = nn.ModuleList(
+            CrossAttention(other, heads, drop_path, details) for _ in range(depth)
+        )
+        self.back = _project(other, dim, details.norm_eps)
+
+    def forward(
+        self,
+        class_token: Float[Tensor, "batch 1 dim"],
+        patches: Float[Tensor, "batch patches other"],
+    ) -> Float[Tensor, "batch 1 dim"]:
+        """Return the new class token; the old one lives on only in what was projected."""
+        token = self.proj(class_token)
+        for number, block in enumerate(self.blocks):
+            alone = number > 0 and self.lone_class_token
+            token = block(token if alone else torch.cat([token, patches], 1))
+        return self.back(token)
+
+
+class MultiScaleBlock(nn.Module):
+    """Blocks of each branch, then both class tokens cross over at the same time (fig. 3).
+
+    Args:
+        dims: widths of the branches.
+        heads: attention heads of the branches.
+        mlp_ratio: hidden width of the feed-forward over the token width, per branch.
+        depth: blocks of the small branch, of the large branch, and of cross-attention.
+        rates: stochastic depth of each of the longer branch's blocks.
+        details: what all blocks share.
+    """
+
+    def __init__(
+        self,
+        dims: Sequence[int],
+        heads: Sequence[int],
+        mlp_ratio: Sequence[float],
+        depth: Sequence[int],
+        rates: Sequence[float],
+        details: Details,
+    ) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.Sequential(*(Block(dim, head, ratio, rate, details) for rate in rates[:length]))
+            for dim, head, ratio, length in zip(dims, heads, mlp_ratio, depth[:2], strict=True)
+        )
+        last = rates[-1] if rates else 0.0
+        self.fusions = nn.ModuleList(
+            Fusion(dims[i], dims[1 - i], heads[1 - i], depth[2], last, details) for i in range(2)
+        )
+
+    def forward(
+        self, small: Float[Tensor, "batch tokens dim"], large: Float[Tensor, "batch fewer wider"]
+    ) -> tuple[Float[Tensor, "batch tokens dim"], Float[Tensor, "batch fewer wider"]]:
+        """Return the tokens of both branches; fusion changes only the class tokens, which come first."""
+        small, large = self.branches[0](small), self.branches[1](large)
+        from_large = self.fusions[0](small[:, :1], large[:, 1:])
+        from_small = self.fusions[1](large[:, :1], small[:, 1:])
+        return torch.cat([from_large, small[:, 1:]], 1), torch.cat([from_small, large[:, 1:]], 1)
+
+
+class Branch(nn.Module):
+    """Where a branch begins: its image, cut into tokens with their positions.
+
+    Args:
+        bands: channels of the image.
+        dim: token width.
+        token_size: side of a token in pixels of the branch's image.
+        size: side of the branch's image, to which others are resampled.
+        conv_stem: three convolutions instead of one (dagger).
+    """
+
+    def __init__(self, bands: int, dim: int, token_size: int, size: int, conv_stem: bool) -> None:
+        super().__init__()
+        self.size = size
+        embed = _conv_stem if conv_stem else _patches
+        self.patch_embed = embed(bands, dim, token_size)
+        self.class_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + (size // token_size) ** 2, dim))
+        nn.init.trunc_normal_(self.class_token, std=0.02)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+    def forward(
+        self, x: Float[Tensor, "batch bands height width"]
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Return the class token and the patches with their positions."""
+        if x.shape[2:] != (self.size, self.size):
+            x = F.interpolate(x, (self.size, self.size), mode="bicubic", align_corners=False)
+        patches = rearrange(self.patch_embed(x), "b d h w -> b (h w) d")
+        return torch.cat([self.class_token.expand(len(x), -1, -1), patches], 1) + self.pos_embed
+
+
+class CrossViT(Backbone):
+    """Dual-branch vision transformer (arXiv 2103.14899).
+
+    Images of any size are resampled to the two sizes at which the branches work.
+
+    Args:
+        bands: channels of the input.
+        num_classes: classes.
+        image_size: side of the image in pixels.
+        dims: widths of the small and the large branch (small and large are its tokens).
+        depths: of each multi-scale block: blocks of the small branch, of the large one, and of cross-attention.
+        heads: attention heads per branch.
+        mlp_ratio: hidden width of the feed-forward over the token width, per branch.
+        token_sizes: sides of the branches' tokens; 12 and 16, or on small images what leaves 7 x 7 large tokens.
+        branch_sizes: sides of the branches' images; where not given, what holds whole large tokens, and twice as
+            many small ones.
+        conv_stem: embed patches by three convolutions (dagger) instead of one.
+        qkv_bias: give queries, keys and values a bias.
+        cross_scale: factor of the scores in cross-attention; head width^-0.5 where not given (the authors' first
+            weights were trained with another).
+        lone_class_token: repeat cross-attention without the patches, as the authors' code does.
+        norm_eps: of the normalisations.
+        drop_path: stochastic depth of the last block, growing linearly from 0.
+
+    Raises:
+        ModelError: not two branches, heads that do not divide the width, an image smaller than a token, or a token
+            for which there is no convolutional stem.
+    """
+
+    head: nn.ModuleList
+    any_size = True
+    band_parameters = ("branches.0.patch_embed.0.weight", "branches.1.patch_embed.0.weight")
+    undecayed = ("pos_embed", "class_token")
+
+    def __init__(
+        self,
+        bands: int,
+        num_classes: int,
+        image_size: int = 224,
+        *,
+        dims: Sequence[int] = (192, 384),
+        depths: Sequence[Sequence[int]] = ((1, 5, 1),) * 3,
+        heads: Sequence[int] = (6, 6),
+        mlp_ratio: Sequence[float] = (3, 3),
+        token_sizes: Sequence[int] | None = None,
+        branch_sizes: Sequence[int] | None = None,
+        conv_stem: bool = False,
+        qkv_bias: bool = True,
+        cross_scale: float | None = None,
+        lone_class_token: bool = False,
+        norm_eps: float = 1e-6,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__(bands, num_classes, image_size)
+        tokens = tuple(token_sizes or default_token_sizes(image_size))
+        _check_blocks(dims, heads, mlp_ratio, depths)
+        sizes = _checked_sizes(image_size, tokens, branch_sizes, conv_stem)
+        self.dims, self.num_features = tuple(dims), sum(dims)
+        self.grids = [size // token for size, token in zip(sizes, tokens, strict=True)]
+        self.feature_info = [
+            FeatureInfo(dim, max(1, image_size // grid))
+            for dim, grid in zip(dims, self.grids, strict=True)
+        ]
+        self.branches = nn.ModuleList(
+            Branch(bands, dim, token, size, conv_stem)
+            for dim, token, size in zip(dims, tokens, sizes, strict=True)
+        )
+        lengths = [max(depth[:2]) for depth in depths]
+        rates = linear_rates(drop_path, sum(lengths))
+        starts = [sum(lengths[:number]) for number in range(len(lengths))]
+        details = Details(qkv_bias, cross_scale, lone_class_token, norm_eps)
+        self.blocks = nn.ModuleList(
+            MultiScaleBlock(dims, heads, mlp_ratio, depth, rates[start : start + length], details)
+            for depth, start, length in zip(depths, starts, lengths, strict=True)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(dim, eps=norm_eps) for dim in dims)
+        init_linear(self)
+        self.head = self.make_head(num_classes)
+
+    def make_head(self, num_classes: int) -> nn.ModuleList:
+        """Return one linear classifier per branch."""
+        heads = nn.ModuleList(nn.Linear(dim, num_classes) for dim in self.dims)
+        init_linear(heads)
+        return heads
+
+    def forward_features(
+        self, x: Float[Tensor, "batch bands height width"]
+    ) -> tuple[Float[Tensor, "batch tokens dim"], Float[Tensor, "batch fewer wider"]]:
+        """Return the normalised tokens of the small and of the large branch, class tokens first."""
+        small, large = (branch(x) for branch in self.branches)
+        for block in self.blocks:
+            small, large = self.run(block, small, large)
+        return self.norms[0](small), self.norms[1](large)
+
+    def forward_head(
+        self, features: tuple[Float[Tensor, "batch tokens dim"], Float[Tensor, "batch fewer wider"]]
+    ) -> Float[Tensor, "batch classes"]:
+        """Return the mean of the two classifiers' scores."""
+        small, large = features
+        return (self.head[0](small[:, 0]) + self.head[1](large[:, 0])) / 2
+
+    def forward_levels(
+        self, x: Float[Tensor, "batch bands height width"]
+    ) -> list[Float[Tensor, "batch channels h w"]]:
+        """Return the patches' maps of the small and of the large branch."""
+        return [
+            rearrange(tokens[:, 1:], "b (h w) d -> b d h w", h=grid)
+            for tokens, grid in zip(self.forward_features(x), self.grids, strict=True)
+        ]
+
+
+def default_token_sizes(image_size: int) -> tuple[int, int]:
+    """Return the sides of small and large tokens: 12 and 16, less on images with fewer than 7 x 7 of them."""
+    large = stem_stride(image_size, 16, cells=7)
+    return -(-3 * large // 4), large
+
+
+def default_branch_sizes(image_size: int, token_sizes: Sequence[int]) -> tuple[int, int]:
+    """Return the sides of the branches' images: whole large tokens, and sqrt(2) as many small ones per side."""
+    small, large = token_sizes
+    cells = image_size // large
+    return small * round(2**0.5 * cells), large * cells
+
+
+def _project(dim: int, out: int, eps: float) -> nn.Sequential:
+    """Normalise before a class token changes its branch."""
+    return nn.Sequential(nn.LayerNorm(dim, eps=eps), nn.GELU(), nn.Linear(dim, out))
+
+
+def _patches(bands: int, dim: int, token_size: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(bands, dim, token_size, stride=token_size))
+
+
+def _conv_stem(bands: int, dim: int, token_size: int) -> nn.Sequential:
+    first, second, third = STEM_STRIDES[token_size]
+    return nn.Sequential(
+        nn.Conv2d(bands, dim // 4, 7, stride=first, padding=3),
+        nn.ReLU(),
+        # A stride as wide as the kernel tiles the map, so nothing is padded.
+        nn.Conv2d(dim // 4, dim // 2, 3, stride=second, padding=0 if second == 3 else 1),
+        nn.ReLU(),
+        nn.Conv2d(dim // 2, dim, 3, stride=third, padding=1),
+    )
+
+
+def _check_blocks(
+    dims: Sequence[int],
+    heads: Sequence[int],
+    mlp_ratio: Sequence[float],
+    depths: Sequence[Sequence[int]],
+) -> None:
+    if any(len(given) != 2 for given in (dims, heads, mlp_ratio)):
+        raise ModelError(
+            "crossvit has two branches.", "Give two values each for dims, heads and mlp_ratio."
+        )
+    if any(len(depth) != 3 or min(depth[:2]) < 0 or depth[2] < 1 for depth in depths):
+        raise ModelError(
+            f"crossvit cannot be built with depths {depths}.",
+            "Give three numbers per multi-scale block: small, large, and at least one of cross-attention.",
+        )
+    for dim, count in zip(dims, heads, strict=True):
+        if dim % count:
+            raise ModelError(
+                f"crossvit has width {dim}, not divisible by {count} heads.", "Change either."
+            )
+
+
+def _checked_sizes(
+    image_size: int, tokens: Sequence[int], given: Sequence[int] | None, conv_stem: bool
+) -> tuple[int, ...]:
+    """Return the sides of the branches' images, once they are known to fit the tokens."""
+    if len(tokens) != 2 or (given is not None and len(given) != 2):
+        raise ModelError(
+            "crossvit has two branches.", "Give two values each for token_sizes and branch_sizes."
+        )
+    sizes = tuple(given or default_branch_sizes(image_size, tokens))
+    for token, size in zip(tokens, sizes, strict=True):
+        if size < token:
+            raise ModelError(
+                f"crossvit cuts tokens of {token} pixels; an image of {image_size} has none.",
+                "Give smaller token_sizes.",
+            )
+        if conv_stem and (token not in STEM_STRIDES or size % token):
+            raise ModelError(
+                f"crossvit has no convolutional stem for tokens of {token} on {size} pixels.",
+                f"Choose tokens of {sorted(STEM_STRIDES)} that divide branch_sizes, or conv_stem=False.",
+            )
+    return sizes
+
+
+build = CrossViT
+
+_NAMES = (
+    (r"^patch_embed\.(\d)\.proj\.(weight|bias)$", r"branches.\1.patch_embed.0.\2"),
+    (r"^patch_embed\.(\d)\.proj\.", r"branches.\1.patch_embed."),
+    (r"^pos_embed\.(\d)$", r"branches.\1.pos_embed"),
+    (r"^cls_token\.(\d)$", r"branches.\1.class_token"),
+    (r"^norm\.(\d)\.", r"norms.\1."),
+    (r"^(blocks\.\d+)\.blocks\.", r"\1.branches."),
+    (r"\.projs\.(\d)\.", r".fusions.\1.proj."),
+    (r"\.revert_projs\.(\d)\.", r".fusions.\1.back."),
+    (r"\.fusion\.(\d)\.(norm1|attn)\.", r".fusions.\1.blocks.0.\2."),
+    (r"\.fusion\.(\d)\.(\d+)\.", r".fusions.\1.blocks.\2."),
+    (r"(fusions\.\d\.blocks\.\d+\.)norm1\.", r"\1norm."),
+    (r"(fusions\.\d\.blocks\.\d+\.)attn\.proj\.", r"\1proj."),
+    (r"(fusions\.\d\.blocks\.\d+\.)attn\.wq\.", r"\1query."),
+    (r"(fusions\.\d\.blocks\.\d+\.)attn\.wk\.", r"\1key_value."),
+)
+
+
+def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give weights in the authors' layout our names; their keys and values become one layer."""
+    renamed = {}
+    for key, value in state_dict.items():
+        if ".attn.wv." in key:
+            continue
+        if ".attn.wk." in key:
+            value = torch.cat([value, state_dict[key.replace(".wk.", ".wv.")]])
+        for old, new in _NAMES:
+            key = re.sub(old, new, key)
+        renamed[key] = value
+    return renamed
+
+
+def resize(state_dict: Mapping[str, Tensor], model: CrossViT) -> dict[str, Tensor]:
+    """Resample the branches' positions to the grids of ``model``."""
+    resized = dict(state_dict)
+    for number, grid in enumerate(model.grids):
+        name = f"branches.{number}.pos_embed"
+        if name in resized:
+            resized[name] = resize_positions(resized[name], (grid, grid), prefix=1)
+    return resized
+
+
+def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) -> CrossViT:
+    """Build the model from the arguments of the authors' VisionTransformer and load their weights."""
+    size = kwargs.get("img_size", 224)
+    sizes = [size, size] if isinstance(size, int) else list(size)
+    model = CrossViT(
+        bands=kwargs.get("in_chans", 3),
+        num_classes=kwargs.get("num_classes", 1000),
+        image_size=sizes[1],
+        dims=kwargs.get("embed_dim", (192, 384)),
+        depths=[[*d[:2], max(1, d[2])] for d in kwargs.get("depth", [[1, 3, 1]] * 3)],
+        heads=kwargs.get("num_heads", (6, 12)),
+        mlp_ratio=list(kwargs.get("mlp_ratio", (2, 2)))[:2],
+        token_sizes=kwargs.get("patch_size", (8, 16)),
+        branch_sizes=sizes,
+        conv_stem=kwargs.get("multi_conv", False),
+        qkv_bias=kwargs.get("qkv_bias", False),
+        cross_scale=kwargs.get("qk_scale"),
+        lone_class_token=True,
+        norm_eps=_norm_eps(kwargs.get("norm_layer")),
+        drop_path=kwargs.get("drop_path_rate", 0.0),
+    )
+    model.load_state_dict(rename(state_dict))
+    return model
+
+
+def _norm_eps(norm_layer: Any) -> float:
+    """Return the eps of a partial of LayerNorm, or of a description such as ``LayerNorm eps=1e-6``."""
+    stated = re.search(r"eps=([\d.e+-]+)", str(norm_layer))
+    return float(stated[1]) if stated else 1e-5

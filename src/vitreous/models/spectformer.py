@@ -1,0 +1,731 @@
+"""SpectFormer: the first blocks mix tokens with a learned Fourier filter, the others with attention."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitreous.catalog.card import Card
+from vitreous.errors import ModelError
+from vitreous.layers.attention import AttentionCore
+from vitreous.layers.backbone import Backbone, FeatureInfo, init_linear, linear_rates, stem_stride
+from vitreous.layers.drop import DropPath
+from vitreous.layers.mlp import Mlp
+from vitreous.layers.positions import resize_positions
+
+CARD = Card(
+    slug="spectformer",
+    title="SpectFormer: Frequency and Attention is what you need in a Vision Transformer",
+    kind="model",
+    summary="A ViT whose first blocks filter the token map in the Fourier domain and whose others attend.",
+    when="As a ViT or a pyramid whose early, large maps are mixed globally without attention's cost.",
+    paper="arXiv 2304.06446 (WACV 2025)",
+    year=2025,
+    source_licence="none (badripatro/SpectFormers has no licence file): re-implemented from the equations",
+    tasks=["classify"],
+    variants={
+        "spectformer_tiny": {"dims": [256], "depths": [12], "heads": [4], "mlp_ratios": [4.0]},
+        "spectformer_xsmall": {"dims": [384], "depths": [12], "heads": [6], "mlp_ratios": [4.0]},
+        "spectformer_small": {
+            "dims": [384],
+            "depths": [19],
+            "heads": [6],
+            "mlp_ratios": [4.0],
+            "drop_path": 0.15,
+        },
+        "spectformer_base": {
+            "dims": [512],
+            "depths": [19],
+            "heads": [8],
+            "mlp_ratios": [4.0],
+            "drop_path": 0.25,
+        },
+        "spectformer_h_small": {
+            "dims": [64, 128, 320, 448],
+            "depths": [3, 4, 6, 3],
+            "heads": [2, 4, 10, 14],
+            "mlp_ratios": [8.0, 8.0, 4.0, 4.0],
+            "alpha": 7,
+            "stem_dim": 32,
+            "token_labels": True,
+        },
+        "spectformer_h_base": {
+            "dims": [64, 128, 320, 512],
+            "depths": [3, 4, 12, 3],
+            "heads": [2, 4, 10, 16],
+            "mlp_ratios": [8.0, 8.0, 4.0, 4.0],
+            "alpha": 7,
+            "stem_dim": 64,
+            "token_labels": True,
+        },
+        "spectformer_h_large": {
+            "dims": [96, 192, 384, 512],
+            "depths": [3, 6, 18, 3],
+            "heads": [3, 6, 12, 16],
+            "mlp_ratios": [8.0, 8.0, 4.0, 4.0],
+            "alpha": 9,
+            "stem_dim": 64,
+            "token_labels": True,
+        },
+        "spectformer_test": {
+            "dims": [16],
+            "depths": [3],
+            "heads": [2],
+            "mlp_ratios": [2.0],
+            "alpha": 1,
+            "token_size": 3,
+        },
+        "spectformer_h_test": {
+            "dims": [8, 8, 12, 16],
+            "depths": [1, 1, 1, 1],
+            "heads": [2, 2, 2, 2],
+            "mlp_ratios": [2.0, 2.0, 2.0, 2.0],
+            "alpha": 2,
+            "stem_dim": 8,
+            "token_labels": True,
+        },
+    },
+    published=[
+        {
+            "variant": "spectformer_tiny",
+            "parameters_m": 9.16,
+            "gmacs": 1.84,
+            "readme_gmacs": 1.8,
+            "top1": 76.9,
+        },
+        {
+            "variant": "spectformer_xsmall",
+            "parameters_m": 20.03,
+            "gmacs": 3.99,
+            "readme_gmacs": 4.0,
+            "top1": 80.2,
+        },
+        {
+            "variant": "spectformer_small",
+            "parameters_m": 32.45,
+            "gmacs": 6.63,
+            "readme_gmacs": 6.6,
+            "top1": 81.7,
+        },
+        {
+            "variant": "spectformer_base",
+            "parameters_m": 57.16,
+            "gmacs": 11.56,
+            "readme_gmacs": 11.5,
+            "top1": 82.1,
+        },
+        {
+            "variant": "spectformer_h_small",
+            "parameters_m": 22.23,
+            "gmacs": 4.07,
+            "readme_gmacs": 3.9,
+            "top1": 84.3,
+        },
+        {
+            "variant": "spectformer_h_base",
+            "parameters_m": 33.05,
+            "gmacs": 6.61,
+            "readme_gmacs": 6.3,
+            "top1": 85.0,
+        },
+        {
+            "variant": "spectformer_h_large",
+            "parameters_m": 54.68,
+            "gmacs": 13.2,
+            "readme_gmacs": 12.7,
+            "top1": 85.7,
+        },
+    ],
+    recipe={
+        "optimizer": "AdamW",
+        "learning_rate": "5e-4 x batch size / 512",
+        "batch_size": 1024,
+        "weight_decay": 0.05,
+        "epochs": 300,
+        "warmup_epochs": 5,
+        "schedule": "cosine to 1e-5",
+        "clip": 1.0,
+        "augmentation": "RandAugment m9, mixup 0.8, cutmix 1, label smoothing 0.1; H: token labels instead, 310 epochs",
+    },
+    claim="Spectral blocks first and attention after them beat all-spectral, all-attention and the reverse order "
+    "(H-S 84.3 % ImageNet top-1, about 2 points over GFNet-H and LIT of its size).",
+    miniature="On Indian Pines with as many parameters, 2 spectral of 6 blocks come within half a point of the better "
+    "of none and all, and cost fewer multiply-adds than none.",
+    notes=[
+        "A spectral block of the one-resolution family has one residual around filter and feed-forward together; "
+        "one of the H family has two. Both as in the authors' code.",
+        "The authors' code fixes 6 heads, which do not divide the widths of tiny and base; ours have 4 and 8, so a "
+        "head is 64 channels wide in all four.",
+        "Their README says 22 M parameters for XS; their code has 20.03 M. Its multiply-adds (readme_gmacs) of the H "
+        "family leave out the products of attention, those of the other family do not; ours count them always. "
+        "Fourier transforms are never counted.",
+        "alpha counts the spectral blocks over all stages. In the H family it fills the first two stages.",
+        "A filter belongs to a grid. On another grid its kernel, irfft2 of the filter, is padded with zeros or cropped "
+        "around its origin: it keeps its shape in cells. The authors' code takes one size only; GFNet interpolates.",
+        "With token labels the scores are those of the class token plus half the largest of any cell, in training "
+        "too; the authors train both heads on labels per cell and mix tokens, which belongs to a training recipe.",
+        "On small images patches shrink so that 7 x 7 remain (one-resolution), or the stem's stride of 4 does, so "
+        "that the last map keeps 4 x 4 cells (H). Maps of H round up, patches leave out what does not fill one.",
+    ],
+)
+
+
+def resize_filter(
+    weight: Float[Tensor, "rows half_columns dim 2"], size: tuple[int, int]
+) -> Float[Tensor, "new_rows new_half_columns dim 2"]:
+    """Carry the filter of a square grid to another grid: pad or crop its kernel around the origin.
+
+    The response to a kernel smaller than both grids is the same on both, up to their edges.
+
+    Args:
+        weight: real and imaginary parts of the filter.
+        size: rows and columns wanted.
+    """
+    side = weight.shape[0]
+    if (side, side) == size:
+        return weight
+    kernel = torch.fft.irfft2(torch.view_as_complex(weight), s=(side, side), dim=(0, 1))
+    kernel = torch.fft.fftshift(kernel, dim=(0, 1))
+    edges = []  # the origin of a shifted kernel is at side // 2
+    for new in reversed(size):
+        before = new // 2 - side // 2
+        edges += [before, new - side - before]
+    kernel = torch.fft.ifftshift(F.pad(kernel, (0, 0, *edges)), dim=(0, 1))
+    return torch.view_as_real(torch.fft.rfft2(kernel, dim=(0, 1)))
+
+
+class SpectralGate(nn.Module):
+    """Multiply each frequency of each channel by a learned complex number: a convolution over the whole map.
+
+    Args:
+        dim: channels.
+        grid: side of the map in cells.
+    """
+
+    def __init__(self, dim: int, grid: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(grid, grid // 2 + 1, dim, 2) * 0.02)
+
+    def forward(self, x: Float[Tensor, "batch h w dim"]) -> Float[Tensor, "batch h w dim"]:
+        """Filter; in float32, because a Fourier transform has no other."""
+        size = (x.shape[1], x.shape[2])
+        gate = torch.view_as_complex(resize_filter(self.weight.float(), size))
+        spectrum = torch.fft.rfft2(x.float(), dim=(1, 2), norm="ortho")
+        # The size, because half a spectrum does not tell odd widths from even ones.
+        return torch.fft.irfft2(spectrum * gate, s=size, dim=(1, 2), norm="ortho").to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention among all cells of a map.
+
+    Args:
+        dim: channels.
+        heads: number of heads.
+    """
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.core = AttentionCore()
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Float[Tensor, "batch h w dim"]) -> Float[Tensor, "batch h w dim"]:
+        """Attend."""
+        query, key, value = rearrange(
+            self.qkv(x), "b h w (c g d) -> c b g (h w) d", c=3, g=self.heads
+        ).unbind(0)
+        mixed = self.core(query, key, value)
+        return self.proj(rearrange(mixed, "b g (h w) d -> b h w (g d)", h=x.shape[1]))
+
+
+class ConvMlp(nn.Module):
+    """A feed-forward with a depthwise 3 x 3 convolution before its activation.
+
+    Args:
+        dim: channels of input and output.
+        hidden: channels between.
+    """
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Float[Tensor, "batch h w dim"]) -> Float[Tensor, "batch h w dim"]:
+        """Apply the layers."""
+        hidden = self.dwconv(self.fc1(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.fc2(self.act(hidden))
+
+
+class Block(nn.Module):
+    """Mixer and feed-forward, each on a normalised residual branch.
+
+    Args:
+        dim: channels.
+        mixer: among the cells.
+        mlp: in each cell.
+        drop_path: stochastic depth.
+        eps: of the norms.
+    """
+
+    def __init__(
+        self, dim: int, mixer: nn.Module, mlp: nn.Module, drop_path: float, eps: float
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps)
+        self.mixer = mixer
+        self.norm2 = nn.LayerNorm(dim, eps)
+        self.mlp = mlp
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Float[Tensor, "batch h w dim"]) -> Float[Tensor, "batch h w dim"]:
+        """Apply both branches."""
+        x = x + self.drop_path(self.mixer(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class OneBranchBlock(Block):
+    """Mixer and feed-forward, one after the other on a single residual branch, as in GFNet."""
+
+    def forward(self, x: Float[Tensor, "batch h w dim"]) -> Float[Tensor, "batch h w dim"]:
+        """Apply the branch."""
+        return x + self.drop_path(self.mlp(self.norm2(self.mixer(self.norm1(x)))))
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches with learned positions.
+
+    Args:
+        bands: channels of the image.
+        dim: channels of the map.
+        side: of a patch in pixels.
+        grid: side of the map in cells.
+    """
+
+    def __init__(self, bands: int, dim: int, side: int, grid: int) -> None:
+        super().__init__()
+        self.pixels = nn.Conv2d(bands, dim, side, side)
+        self.positions = nn.Parameter(torch.zeros(1, grid**2, dim))
+        nn.init.trunc_normal_(self.positions, std=0.02)
+
+    def forward(
+        self, x: Float[Tensor, "batch bands height width"]
+    ) -> Float[Tensor, "batch h w dim"]:
+        """Return the map."""
+        patches = self.pixels(x).permute(0, 2, 3, 1)
+        size = (patches.shape[1], patches.shape[2])
+        return patches + resize_positions(self.positions, size).unflatten(1, size)
+
+
+class Stem(nn.Module):
+    """Four convolutions, of which the first and the last take strides.
+
+    Args:
+        bands: channels of the image.
+        hidden: channels between.
+        dim: channels of the map.
+        stride: 4, or 2 or 1 for small images.
+    """
+
+    def __init__(self, bands: int, hidden: int, dim: int, stride: int) -> None:
+        super().__init__()
+        self.pixels = nn.Conv2d(bands, hidden, 7, min(stride, 2), padding=3, bias=False)
+        self.hidden = nn.Sequential(nn.BatchNorm2d(hidden), nn.ReLU(inplace=True))
+        for _ in range(2):
+            self.hidden.append(nn.Conv2d(hidden, hidden, 3, padding=1, bias=False))
+            self.hidden.extend([nn.BatchNorm2d(hidden), nn.ReLU(inplace=True)])
+        self.reduce = Reduce(hidden, dim, max(stride // 2, 1))
+
+    def forward(
+        self, x: Float[Tensor, "batch bands height width"]
+    ) -> Float[Tensor, "batch h w dim"]:
+        """Return the map."""
+        return self.reduce(self.hidden(self.pixels(x)).permute(0, 2, 3, 1))
+
+
+class Reduce(nn.Module):
+    """A 3 x 3 convolution with a stride, and a norm.
+
+    Args:
+        dim: channels of the input.
+        out_dim: channels of the output.
+        stride: cells of the input per cell of the output and side.
+    """
+
+    def __init__(self, dim: int, out_dim: int, stride: int = 2) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(dim, out_dim, 3, stride, padding=1)
+        self.norm = nn.LayerNorm(out_dim)  # its eps is 1e-5 also where the blocks' is not
+
+    def forward(self, x: Float[Tensor, "batch h w dim"]) -> Float[Tensor, "batch h2 w2 out_dim"]:
+        """Return the smaller map."""
+        return self.norm(self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+
+
+class ClassBlock(nn.Module):
+    """The class token, first the mean of all cells, attends to itself and the cells (Touvron et al., CaiT, 2021).
+
+    Args:
+        dim: token width.
+        heads: number of heads.
+        mlp_ratio: hidden width of the feed-forward over the token width.
+        eps: of the norms.
+    """
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: float, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(dim, eps)
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.core = AttentionCore()
+        self.proj = nn.Linear(dim, dim)
+        self.norm2 = nn.LayerNorm(dim, eps)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def attend(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch 1 dim"]:
+        """Return what the first token gathers."""
+        query = rearrange(self.q(tokens[:, :1]), "b n (g d) -> b g n d", g=self.heads)
+        key, value = rearrange(
+            self.kv(tokens), "b n (c g d) -> c b g n d", c=2, g=self.heads
+        ).unbind(0)
+        return self.proj(rearrange(self.core(query, key, value), "b g n d -> b n (g d)"))
+
+    def forward(self, cells: Float[Tensor, "batch cells dim"]) -> Float[Tensor, "batch tokens dim"]:
+        """Return the class token followed by the unchanged cells."""
+        token = cells.mean(1, keepdim=True)
+        token = token + self.attend(self.norm1(torch.cat([token, cells], 1)))
+        token = token + self.mlp(self.norm2(token))
+        return torch.cat([token, cells], 1)
+
+
+class SpectFormer(Backbone):
+    """SpectFormer (arXiv 2304.06446), of one resolution or a pyramid of stages (H).
+
+    Args:
+        bands: channels of the input.
+        num_classes: classes.
+        image_size: side of the image in pixels.
+        dims: channels of each stage; one stage is the plain family, several are the H family.
+        depths: blocks of each stage.
+        heads: attention heads of each stage.
+        mlp_ratios: hidden width of the feed-forwards over the width, of each stage.
+        alpha: how many blocks are spectral: the first ones.
+        attention_first: the last ``alpha`` blocks are spectral instead (the ablation).
+        token_size: side of a patch in pixels, of the plain family; 16, or on small images what leaves 7 x 7 patches.
+            What does not fill a patch at the end is left out.
+        stem_dim: channels inside the stem, of the H family.
+        stem_stride: stride of the stem, of the H family; 4, or on small images what leaves 4 x 4 cells on the last
+            map. Maps round up.
+        token_labels: add a head on the cells, of the H family; half its largest score is added to the class token's.
+        drop_path: stochastic depth of the last block, growing linearly from 0.
+        norm_eps: of the norms in and after the blocks.
+
+    Raises:
+        ModelError: lists of different lengths, heads that do not divide their width, an image smaller than a patch,
+            or another stem stride than 1, 2 or 4.
+    """
+
+    any_size = True
+    band_parameters = ("embeds.0.pixels.weight",)
+    undecayed = ("positions",)
+
+    def __init__(
+        self,
+        bands: int,
+        num_classes: int,
+        image_size: int = 224,
+        *,
+        dims: Sequence[int] = (384,),
+        depths: Sequence[int] = (12,),
+        heads: Sequence[int] = (6,),
+        mlp_ratios: Sequence[float] = (4.0,),
+        alpha: int = 4,
+        attention_first: bool = False,
+        token_size: int | None = None,
+        stem_dim: int = 32,
+        stem_stride: int | None = None,
+        token_labels: bool = False,
+        drop_path: float = 0.0,
+        norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__(bands, num_classes, image_size)
+        _check(dims, depths, heads, mlp_ratios, token_labels)
+        self.pyramid, self.num_features = len(dims) > 1, dims[-1]
+        self.stride = _first_stride(image_size, token_size, stem_stride, len(dims))
+        self._check_size(image_size, image_size)
+        grids = _grids(image_size, self.stride, len(dims))
+        first = (
+            Stem(bands, stem_dim, dims[0], self.stride)
+            if self.pyramid
+            else PatchEmbed(bands, dims[0], self.stride, grids[0])
+        )
+        reductions = [Reduce(a, b) for a, b in itertools.pairwise(dims)]
+        self.embeds = nn.ModuleList([first, *reductions])
+        spectral = [number < alpha for number in range(sum(depths))]
+        mixers = iter(spectral[::-1] if attention_first else spectral)
+        rates = iter(linear_rates(drop_path, sum(depths)))
+        self.stages = nn.ModuleList()
+        for dim, depth, count, ratio, grid in zip(
+            dims, depths, heads, mlp_ratios, grids, strict=True
+        ):
+            shape = self.pyramid, dim, count, ratio, grid, norm_eps
+            self.stages.append(
+                nn.ModuleList(_block(next(mixers), next(rates), *shape) for _ in range(depth))
+            )
+        self.norms = nn.ModuleList(nn.LayerNorm(dim, norm_eps) for dim in dims)
+        self.class_block = (
+            ClassBlock(dims[-1], heads[-1], mlp_ratios[-1], norm_eps) if self.pyramid else None
+        )
+        self.head = self.make_head(num_classes)
+        self.cell_head = self.make_head(num_classes) if token_labels else None
+        self._set_levels(dims, depths)
+        self._init_weights()
+
+    def _set_levels(self, dims: Sequence[int], depths: Sequence[int]) -> None:
+        """Levels are the stages, or quarters of the blocks where there is but one stage."""
+        if self.pyramid:
+            self.feature_info = [
+                FeatureInfo(dim, self.stride * 2**stage) for stage, dim in enumerate(dims)
+            ]
+            self.level_ends = [sum(depths[: stage + 1]) for stage in range(len(dims))]
+        else:
+            count = min(4, depths[0])
+            self.feature_info = [FeatureInfo(dims[0], self.stride)] * count
+            self.level_ends = [depths[0] * (k + 1) // count for k in range(count)]
+
+    def _init_weights(self) -> None:
+        init_linear(self)
+        if self.pyramid:
+            for part in self.modules():
+                if isinstance(part, nn.Conv2d):
+                    # As in the authors' code: fan-out over the groups.
+                    fan_out = part.kernel_size[0] ** 2 * part.out_channels // part.groups
+                    nn.init.normal_(part.weight, std=(2 / fan_out) ** 0.5)
+                    if part.bias is not None:
+                        nn.init.zeros_(part.bias)
+
+    def _check_size(self, height: int, width: int) -> None:
+        if not self.pyramid and min(height, width) < self.stride:
+            raise ModelError(
+                f"spectformer cuts patches of {self.stride} pixels; an image of {height} x {width} has none.",
+                "Give a smaller token_size, or larger images.",
+            )
+
+    def check(self, x: Tensor) -> None:
+        """Refuse images that do not fit, in words."""
+        super().check(x)
+        self._check_size(x.shape[2], x.shape[3])
+
+    def _trunk(
+        self, x: Float[Tensor, "batch bands height width"], wanted: Collection[int] = ()
+    ) -> tuple[Float[Tensor, "batch h w dim"], list[Float[Tensor, "batch channels h w"]]]:
+        """Return the last block's map, and the normalised maps after the blocks with the wanted numbers."""
+        maps, number = [], 0
+        for embed, blocks, norm in zip(self.embeds, self.stages, self.norms, strict=True):
+            x = embed(x)
+            for block in blocks.children():
+                x = self.run(block, x)
+                number += 1
+                if number in wanted:
+                    maps.append(norm(x).permute(0, 3, 1, 2))
+            if norm is not self.norms[-1]:
+                x = norm(x)
+        return x, maps
+
+    def forward_features(
+        self, x: Float[Tensor, "batch bands height width"]
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Return the last block's cells, normalised; in the H family after the class token."""
+        cells = self._trunk(x)[0].flatten(1, 2)
+        return self.norms[-1](cells if self.class_block is None else self.class_block(cells))
+
+    def forward_head(
+        self, features: Float[Tensor, "batch tokens dim"]
+    ) -> Float[Tensor, "batch classes"]:
+        """Classify the mean of the cells, or the class token."""
+        if not self.pyramid:
+            return self.head(features.mean(1))
+        scores = self.head(features[:, 0])
+        if self.cell_head is None:
+            return scores
+        return scores + 0.5 * self.cell_head(features[:, 1:]).amax(1)
+
+    def forward_levels(
+        self, x: Float[Tensor, "batch bands height width"]
+    ) -> list[Float[Tensor, "batch channels h w"]]:
+        """Return the map of each stage; of one stage, the maps after each quarter of its blocks."""
+        return self._trunk(x, self.level_ends)[1]
+
+    def reset_head(self, num_classes: int) -> None:
+        """Replace the classifiers by new ones."""
+        super().reset_head(num_classes)
+        if self.cell_head is not None:
+            weight = next(self.head.parameters())
+            self.cell_head = self.make_head(num_classes).to(weight.device, weight.dtype)
+
+
+def _block(
+    spectral: bool,
+    drop_path: float,
+    pyramid: bool,
+    dim: int,
+    heads: int,
+    mlp_ratio: float,
+    grid: int,
+    eps: float,
+) -> Block:
+    mixer = SpectralGate(dim, grid) if spectral else Attention(dim, heads)
+    mlp = (ConvMlp if pyramid else Mlp)(dim, int(dim * mlp_ratio))
+    kind = OneBranchBlock if spectral and not pyramid else Block
+    return kind(dim, mixer, mlp, drop_path, eps)
+
+
+def _first_stride(image_size: int, token_size: int | None, stem: int | None, stages: int) -> int:
+    if stages == 1:
+        return token_size or stem_stride(image_size, 16, cells=7)
+    stride = stem or stem_stride(image_size, 4, later=2 ** (stages - 1))
+    if stride not in {1, 2, 4}:
+        raise ModelError(f"spectformer's stem has no stride {stride}.", "Choose 1, 2 or 4.")
+    return stride
+
+
+def _grids(image_size: int, stride: int, stages: int) -> list[int]:
+    """Return the side of each stage's map: patches leave the rest out, strided convolutions round up."""
+    if stages == 1:
+        return [image_size // stride]
+    return [-(-image_size // (stride * 2**stage)) for stage in range(stages)]
+
+
+def _check(
+    dims: Sequence[int],
+    depths: Sequence[int],
+    heads: Sequence[int],
+    mlp_ratios: Sequence[float],
+    token_labels: bool,
+) -> None:
+    if not len(dims) == len(depths) == len(heads) == len(mlp_ratios) > 0:
+        raise ModelError(
+            "spectformer has dims, depths, heads and mlp_ratios of different lengths.",
+            "Give one value per stage in each.",
+        )
+    for dim, count in zip(dims, heads, strict=True):
+        if dim % count:
+            raise ModelError(
+                f"spectformer has width {dim}, not divisible by {count} heads.",
+                "Change the width or the heads.",
+            )
+    if token_labels and len(dims) == 1:
+        raise ModelError(
+            "spectformer has token labels in its H family only.",
+            "Use several stages, or leave out.",
+        )
+
+
+build = SpectFormer
+
+_NAMES = [
+    # one resolution
+    (r"patch_embed\.proj\.", "embeds.0.pixels."),
+    (r"pos_embed$", "embeds.0.positions"),
+    (r"blocks\.(\d+)\.", r"stages.0.\1."),
+    (r"norm\.", "norms.0."),
+    # H
+    (r"patch_embed1\.conv\.0\.", "embeds.0.pixels."),
+    (r"patch_embed1\.(proj|norm)\.", r"embeds.0.reduce.\1."),
+    (r"post_network\.0\.(?:attn\.)?", "class_block."),
+    (r"aux_head\.", "cell_head."),
+]
+_NUMBERED = {"patch_embed": "embeds", "block": "stages", "norm": "norms"}  # from 1 there, 0 here
+
+
+def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give weights in the authors' two layouts our names, and join queries with their keys and values."""
+    loose = dict(state_dict)
+    for key in list(loose):
+        others = key.replace(".attn.q.", ".attn.kv.")
+        if key.startswith("block") and others != key and others in loose:
+            joined = torch.cat([loose.pop(key), loose.pop(others)])
+            loose[key.replace(".attn.q.", ".attn.qkv.")] = joined
+    return {_our_name(key): value for key, value in loose.items()}
+
+
+def _our_name(key: str) -> str:
+    for old, new in _NAMES:
+        key = re.sub(f"^{old}", new, key)
+    key = re.sub(
+        r"^(patch_embed|block|norm)(\d)\.",
+        lambda found: f"{_NUMBERED[found[1]]}.{int(found[2]) - 1}.",
+        key,
+    )
+    # The second to last of the stem's convolutions; the first one is apart here.
+    key = re.sub(r"^embeds\.0\.conv\.(\d)", lambda f: f"embeds.0.hidden.{int(f[1]) - 1}", key)
+    key = re.sub(r"^(stages\.\d\.\d+)\.(?:filter|attn)\.(?:complex_)?", r"\1.mixer.", key)
+    return key.replace(".dwconv.dwconv.", ".dwconv.")
+
+
+def resize(state_dict: Mapping[str, Tensor], model: SpectFormer) -> dict[str, Tensor]:
+    """Carry filters and positions to the grids of ``model``."""
+    resized = dict(state_dict)
+    for name, own in model.named_parameters():
+        if name not in resized or resized[name].shape == own.shape:
+            continue
+        if name.endswith("positions"):
+            side = round(own.shape[1] ** 0.5)
+            resized[name] = resize_positions(resized[name], (side, side))
+        elif name.endswith("mixer.weight"):
+            resized[name] = resize_filter(resized[name], (own.shape[0], own.shape[0]))
+    return resized
+
+
+def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) -> SpectFormer:
+    """Build the model from the arguments of either of the authors' two SpectFormers and load their weights."""
+    spectral = sum(key.endswith("complex_weight") for key in state_dict)
+    shared = {
+        "bands": kwargs.get("in_chans", 3),
+        "num_classes": kwargs.get("num_classes", 1000),
+        "alpha": spectral,
+        "drop_path": kwargs.get("drop_path_rate", 0.0),
+    }
+    own = _h_arguments if "patch_embed1.proj.weight" in state_dict else _plain_arguments
+    model = SpectFormer(**shared, **own(state_dict, kwargs))
+    model.load_state_dict(rename(state_dict))
+    return model
+
+
+def _plain_arguments(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "image_size": kwargs.get("img_size", 224),
+        "token_size": kwargs.get("patch_size", 16),
+        "dims": [kwargs.get("embed_dim", 768)],
+        "depths": [kwargs.get("depth", 12)],
+        "heads": [6],  # whatever the width
+        "mlp_ratios": [kwargs.get("mlp_ratio", 4.0)],
+    }
+
+
+def _h_arguments(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    # The authors' class takes no image size: the first filter's grid tells.
+    return {
+        "image_size": 4 * state_dict["block1.0.attn.complex_weight"].shape[0],
+        "stem_stride": 4,
+        "stem_dim": kwargs.get("stem_hidden_dim", 32),
+        "dims": kwargs.get("embed_dims", [64, 128, 320, 448]),
+        "depths": kwargs.get("depths", [3, 4, 6, 3]),
+        "heads": kwargs.get("num_heads", [2, 4, 10, 14]),
+        "mlp_ratios": kwargs.get("mlp_ratios", [8, 8, 4, 4]),
+        "token_labels": "aux_head.weight" in state_dict,
+        # Their class norms with PyTorch's own eps unless it is given a layer, as by their named sizes.
+        "norm_eps": getattr(kwargs.get("norm_layer"), "keywords", {}).get("eps", 1e-5),
+    }

@@ -1,0 +1,555 @@
+"""Swin Transformer: attention inside windows, whose grid moves by half a window from block to block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from vitreous.catalog.card import Card
+from vitreous.errors import ModelError
+from vitreous.layers.attention import AttentionCore
+from vitreous.layers.backbone import Backbone, FeatureInfo, init_linear, linear_rates, stem_stride
+from vitreous.layers.drop import DropPath
+from vitreous.layers.mlp import Mlp
+from vitreous.layers.positions import resize_positions
+from vitreous.layers.windows import RelativePositionBias, partition, reverse
+
+CARD = Card(
+    slug="swin",
+    title="Swin Transformer: Hierarchical Vision Transformer using Shifted Windows",
+    kind="model",
+    summary="A pyramid whose attention stays inside windows; every second block shifts them, so that they mix.",
+    when="As the trunk of dense tasks, or for images so large that global attention costs too much.",
+    paper="arXiv 2103.14030; ICCV 2021",
+    year=2021,
+    source_licence="MIT (microsoft/Swin-Transformer): re-implemented from the equations",
+    tasks=["classify"],
+    variants={
+        "swin_tiny": {
+            "dim": 96,
+            "depths": [2, 2, 6, 2],
+            "heads": [3, 6, 12, 24],
+            "window": 7,
+            "drop_path": 0.2,
+        },
+        "swin_small": {
+            "dim": 96,
+            "depths": [2, 2, 18, 2],
+            "heads": [3, 6, 12, 24],
+            "window": 7,
+            "drop_path": 0.3,
+        },
+        "swin_base": {
+            "dim": 128,
+            "depths": [2, 2, 18, 2],
+            "heads": [4, 8, 16, 32],
+            "window": 7,
+            "drop_path": 0.5,
+        },
+        "swin_base_384": {
+            "dim": 128,
+            "depths": [2, 2, 18, 2],
+            "heads": [4, 8, 16, 32],
+            "window": 12,
+            "drop_path": 0.5,
+        },
+        "swin_large": {
+            "dim": 192,
+            "depths": [2, 2, 18, 2],
+            "heads": [6, 12, 24, 48],
+            "window": 7,
+            "drop_path": 0.2,
+        },
+        "swin_large_384": {
+            "dim": 192,
+            "depths": [2, 2, 18, 2],
+            "heads": [6, 12, 24, 48],
+            "window": 12,
+            "drop_path": 0.2,
+        },
+        "swin_test": {
+            "dim": 8,
+            "depths": [2, 2],
+            "heads": [2, 4],
+            "window": 4,
+            "mlp_ratio": 2.0,
+        },
+    },
+    published=[
+        {"variant": "swin_tiny", "parameters_m": 28.288, "gmacs": 4.49, "top1": 81.2},
+        {"variant": "swin_small", "parameters_m": 49.606, "gmacs": 8.75, "top1": 83.2},
+        {"variant": "swin_base", "parameters_m": 87.768, "gmacs": 15.44, "top1": 83.5},
+        {
+            "variant": "swin_base_384",
+            "image_size": 384,
+            "parameters_m": 87.904,
+            "gmacs": 47.11,
+            "top1": 84.5,
+        },
+        {
+            "variant": "swin_large",
+            "parameters_m": 196.532,
+            "gmacs": 34.49,
+            "top1": 86.3,
+            "source": "pre-trained on ImageNet-22K",
+        },
+        {
+            "variant": "swin_large_384",
+            "image_size": 384,
+            "parameters_m": 196.736,
+            "gmacs": 103.95,
+            "top1": 87.3,
+            "source": "pre-trained on ImageNet-22K",
+        },
+    ],
+    recipe={
+        "optimizer": "adamw",
+        "learning_rate": 1e-3,
+        "batch_size": 1024,
+        "weight_decay": 0.05,
+        "epochs": 300,
+        "warmup_epochs": 20,
+        "schedule": "cosine",
+        "clip": 5.0,
+        "label_smoothing": 0.1,
+        "mixup": 0.8,
+        "cutmix": 1.0,
+        "random_augment": "m9, std 0.5",
+        "erasing": 0.25,
+        "jitter": 0.4,
+    },
+    claim="81.3 % on ImageNet with the budget of DeiT-S (79.8 %), at a cost that is linear in the image's size; "
+    "shifting the windows is worth 1.1 points of it.",
+    miniature="Scenes of 32 x 32 pixels with two glyphs in different windows: same or different? Shifted windows "
+    "at least 3 points above windows that stay where they are; the multiply-adds of window attention grow 4 "
+    "times, not 16, as the side doubles.",
+    notes=[
+        "The published costs are the authors' own count, which includes the normalisations; ours does not.",
+        "The authors' classifier takes sizes that divide evenly. Here what is missing is padded with zeros below "
+        "and on the right, as in their detection code, but no cell attends to cells that padding added.",
+        "Pairs of cells that are not neighbours are hidden by -inf, the authors subtract 100.",
+        "A stage whose map is no larger than a window is one window without a shift, as published; on images "
+        "that are not square this is decided for each axis by itself.",
+        "Patches are 4 pixels at 224, and smaller on smaller images, so that 4 x 4 cells remain (token_size).",
+        "Left out: dropout (0 in every published setting) and the Swin-MLP variants of the authors' code.",
+    ],
+)
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention within windows, with relative positions (eq. 4).
+
+    Args:
+        dim: token width.
+        heads: number of heads.
+        window: side of the largest window.
+        qkv_bias: give the projections to query, key and value a bias.
+        scale: factor of the scores; (dim / heads)^-0.5 where not given.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, window: int, qkv_bias: bool, scale: float | None
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.position = RelativePositionBias(window, heads)
+        self.core = AttentionCore(scale)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch windows tokens dim"],
+        window: tuple[int, int],
+        mask: Float[Tensor, "windows 1 tokens tokens"] | None,
+    ) -> Float[Tensor, "batch windows tokens dim"]:
+        """Attend within each window; ``mask`` is added to the scores."""
+        query, key, value = rearrange(
+            self.qkv(x), "b n t (c h d) -> c b n h t d", c=3, h=self.heads
+        ).unbind(0)
+        bias = self.position(*window)
+        mixed = self.core(query, key, value, bias if mask is None else bias + mask)
+        return self.proj(rearrange(mixed, "b n h t d -> b n t (h d)"))
+
+
+class Block(nn.Module):
+    """Attention in windows and feed-forward, each on a normalised residual branch (eq. 3).
+
+    Args:
+        dim: token width.
+        heads: number of heads.
+        window: side of a window.
+        shifted: move the windows by half their side.
+        mlp_ratio: hidden width of the feed-forward over the token width.
+        drop_path: stochastic depth.
+        qkv_bias: see :class:`WindowAttention`.
+        scale: see :class:`WindowAttention`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        window: int,
+        shifted: bool,
+        mlp_ratio: float,
+        drop_path: float,
+        qkv_bias: bool,
+        scale: float | None,
+    ) -> None:
+        super().__init__()
+        self.window, self.shifted = window, shifted
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, heads, window, qkv_bias, scale)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch height width dim"],
+        mask: Float[Tensor, "windows 1 tokens tokens"] | None,
+    ) -> Float[Tensor, "batch height width dim"]:
+        """Apply the block; ``mask`` is what :func:`window_mask` gives for this map."""
+        x = x + self.drop_path(self._attend(self.norm1(x), mask))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def _attend(
+        self,
+        x: Float[Tensor, "batch height width dim"],
+        mask: Float[Tensor, "windows 1 tokens tokens"] | None,
+    ) -> Float[Tensor, "batch height width dim"]:
+        height, width = x.shape[1:3]
+        window, shift = window_grid(height, width, self.window, self.shifted)
+        x = pad_to(x, window)
+        padded = (x.shape[1], x.shape[2])
+        if any(shift):
+            x = x.roll((-shift[0], -shift[1]), (1, 2))
+        x = reverse(self.attn(partition(x, window), window, mask), window, *padded)
+        if any(shift):
+            x = x.roll(shift, (1, 2))
+        return x[:, :height, :width]
+
+
+class PatchMerging(nn.Module):
+    """Join 2 x 2 neighbours into one token of twice the width (section 3.1).
+
+    Args:
+        dim: token width.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(
+        self, x: Float[Tensor, "batch height width dim"]
+    ) -> Float[Tensor, "batch half_height half_width twice_dim"]:
+        """Halve the sides, rounded up."""
+        # The neighbours' order is down first, then across.
+        x = rearrange(pad_to(x, (2, 2)), "b (h r) (w c) d -> b h w (c r d)", r=2, c=2)
+        return self.reduction(self.norm(x))
+
+
+class Stage(nn.Module):
+    """Blocks on maps of one size, windows in place and shifted by turns.
+
+    Args:
+        merge: what makes the maps from those of the stage before.
+        blocks: the blocks; all have the same window.
+    """
+
+    def __init__(self, merge: nn.Module, blocks: Sequence[Block]) -> None:
+        super().__init__()
+        self.merge = merge
+        self.blocks = nn.ModuleList(blocks)
+
+    def plan(
+        self, x: Float[Tensor, "batch height width dim"]
+    ) -> Iterator[tuple[Block, Tensor | None]]:
+        """Give each block with the mask that it needs for maps like ``x``; equal masks are made once."""
+        made: dict[bool, Tensor | None] = {}
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            if block.shifted not in made:
+                made[block.shifted] = window_mask(x, block.window, block.shifted)
+            yield block, made[block.shifted]
+
+
+class SwinTransformer(Backbone):
+    """Swin Transformer (arXiv 2103.14030).
+
+    Sides that a stem cell, a merge or a window does not divide are padded with zeros below and on the right; no
+    token attends to padding. Images of other sizes than ``image_size`` work with the windows it was built with.
+
+    Args:
+        bands: channels of the input.
+        num_classes: classes; with 0 the pooled features are returned.
+        image_size: side of the image in pixels: decides ``token_size`` and the windows of stages with small maps.
+        dim: token width of the first stage; each further stage doubles it.
+        depths: blocks of each stage.
+        heads: attention heads of each stage.
+        window: side of a window in tokens; a stage with fewer tokens per side is one window.
+        token_size: side of a token of the first stage in pixels; 4, or on small images what leaves 4 x 4 tokens in
+            the last stage.
+        mlp_ratio: hidden width of the feed-forward over the token width.
+        drop_path: stochastic depth of the last block, growing linearly from 0.
+        shift: move the windows of every second block by half their side (the paper's ablation turns it off).
+        absolute_positions: add learned positions to the tokens of the first stage.
+        qkv_bias: give the projections to query, key and value a bias.
+        scale: factor of the attention scores; (width of a head)^-0.5 where not given.
+        stem_norm: normalise the tokens of the first stage.
+
+    Raises:
+        ModelError: depths and heads of unequal numbers, heads that do not divide a width, or no window.
+    """
+
+    any_size = True
+    band_parameters = ("patch_embed.weight",)
+    undecayed = ("pos_embed", "position.table")
+
+    def __init__(
+        self,
+        bands: int,
+        num_classes: int,
+        image_size: int = 224,
+        *,
+        dim: int = 96,
+        depths: Sequence[int] = (2, 2, 6, 2),
+        heads: Sequence[int] = (3, 6, 12, 24),
+        window: int = 7,
+        token_size: int | None = None,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        shift: bool = True,
+        absolute_positions: bool = False,
+        qkv_bias: bool = True,
+        scale: float | None = None,
+        stem_norm: bool = True,
+    ) -> None:
+        super().__init__(bands, num_classes, image_size)
+        _check(dim, depths, heads, window)
+        stages = len(depths)
+        self.token_size = token_size or stem_stride(image_size, 4, later=2 ** (stages - 1))
+        dims = [dim * 2**stage for stage in range(stages)]
+        self.num_features = dims[-1]
+        self.feature_info = [
+            FeatureInfo(width, self.token_size * 2**stage) for stage, width in enumerate(dims)
+        ]
+        self.patch_embed = nn.Conv2d(bands, dim, self.token_size, stride=self.token_size)
+        self.patch_norm = nn.LayerNorm(dim) if stem_norm else nn.Identity()
+        self.grid = -(-image_size // self.token_size)
+        self.pos_embed = (
+            nn.Parameter(torch.zeros(1, self.grid**2, dim)) if absolute_positions else None
+        )
+        rates = iter(linear_rates(drop_path, sum(depths)))
+        self.stages = nn.ModuleList()
+        for stage, (width, depth) in enumerate(zip(dims, depths, strict=True)):
+            side = min(window, -(-self.grid // 2**stage))
+            blocks = [
+                Block(
+                    width,
+                    heads[stage],
+                    side,
+                    shift and number % 2 == 1,
+                    mlp_ratio,
+                    next(rates),
+                    qkv_bias,
+                    scale,
+                )
+                for number in range(depth)
+            ]
+            self.stages.append(Stage(PatchMerging(width // 2) if stage else nn.Identity(), blocks))
+        self.norm = nn.LayerNorm(self.num_features)
+        self.head = self.make_head(num_classes)
+        init_linear(self)
+        if self.pos_embed is not None:
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+    def make_head(self, num_classes: int) -> nn.Module:
+        """Return a linear classifier, or nothing for 0 classes."""
+        return super().make_head(num_classes) if num_classes else nn.Identity()
+
+    def embed(self, x: Float[Tensor, "batch bands height width"]) -> Float[Tensor, "batch h w dim"]:
+        """Return the tokens of the first stage, one per started cell of ``token_size`` pixels."""
+        below, right = (-side % self.token_size for side in x.shape[2:])
+        if below or right:
+            x = F.pad(x, (0, right, 0, below))
+        x = self.patch_norm(rearrange(self.patch_embed(x), "b d h w -> b h w d"))
+        if self.pos_embed is None:
+            return x
+        table = resize_positions(self.pos_embed, (x.shape[1], x.shape[2]))
+        return x + rearrange(table, "1 (h w) d -> 1 h w d", h=x.shape[1])
+
+    def pyramid(
+        self, x: Float[Tensor, "batch bands height width"]
+    ) -> Iterator[Float[Tensor, "batch h w dim"]]:
+        """Give the map of each stage."""
+        x = self.embed(x)
+        for stage in self.stages:
+            assert isinstance(stage, Stage)
+            x = stage.merge(x)
+            for block, mask in stage.plan(x):
+                x = self.run(block, x, mask)
+            yield x
+
+    def forward_features(
+        self, x: Float[Tensor, "batch bands height width"]
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Return the last stage's tokens, normalised."""
+        *_, last = self.pyramid(x)
+        return rearrange(self.norm(last), "b h w d -> b (h w) d")
+
+    def forward_head(
+        self, features: Float[Tensor, "batch tokens dim"]
+    ) -> Float[Tensor, "batch classes"]:
+        """Classify the mean of the tokens."""
+        return self.head(features.mean(1))
+
+    def forward_levels(
+        self, x: Float[Tensor, "batch bands height width"]
+    ) -> list[Float[Tensor, "batch channels h w"]]:
+        """Return the maps of all stages, the last one normalised."""
+        *maps, last = self.pyramid(x)
+        return [rearrange(m, "b h w d -> b d h w") for m in (*maps, self.norm(last))]
+
+
+def window_grid(
+    height: int, width: int, window: int, shifted: bool
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the sides of the windows on a map, and how far they are shifted down and across.
+
+    An axis no longer than a window is not cut, and there is nothing to shift along it.
+    """
+    rows, columns = (min(window, length) for length in (height, width))
+    down, across = (window // 2 if shifted and n > window else 0 for n in (height, width))
+    return (rows, columns), (down, across)
+
+
+def window_mask(
+    x: Float[Tensor, "batch height width dim"], window: int, shifted: bool
+) -> Float[Tensor, "windows 1 tokens tokens"] | None:
+    """Return 0 for pairs of tokens that may attend to each other, -inf for others; None where all may.
+
+    Rolling a map puts cells of opposite edges into one window, and padding adds cells that do not exist. Tokens only
+    attend to tokens of their own kind.
+    """
+    height, width = x.shape[1:3]
+    sides, shift = window_grid(height, width, window, shifted)
+    if not any(shift) and height % sides[0] == 0 and width % sides[1] == 0:
+        return None
+    rows = axis_kinds(height, sides[0], shift[0], x.device)
+    columns = axis_kinds(width, sides[1], shift[1], x.device)
+    kinds = 3 * rows[:, None] + columns[None, :]
+    kinds = rearrange(kinds, "(i h) (j w) -> (i j) 1 (h w)", h=sides[0], w=sides[1])
+    apart: Bool[Tensor, "windows 1 tokens tokens"] = kinds[..., :, None] != kinds[..., None, :]
+    return x.new_zeros(apart.shape).masked_fill(apart, float("-inf"))
+
+
+def axis_kinds(length: int, window: int, shift: int, device: torch.device) -> Int[Tensor, "padded"]:
+    """Return the kind of each row or column of a padded and rolled map: 0 as it was, 1 wrapped around, 2 padding."""
+    padded = length + -length % window
+    source = (torch.arange(padded, device=device) + shift) % padded
+    return (source < shift).long() + 2 * (source >= length).long()
+
+
+def pad_to(
+    x: Float[Tensor, "batch height width dim"], multiple: tuple[int, int]
+) -> Float[Tensor, "batch padded_height padded_width dim"]:
+    """Pad a map with zeros below and on the right to a multiple of a size."""
+    below, right = -x.shape[1] % multiple[0], -x.shape[2] % multiple[1]
+    return F.pad(x, (0, 0, 0, right, 0, below)) if below or right else x
+
+
+def _check(dim: int, depths: Sequence[int], heads: Sequence[int], window: int) -> None:
+    if not depths or len(depths) != len(heads):
+        raise ModelError(
+            f"swin has {len(depths)} stages of blocks and heads for {len(heads)}.",
+            "Give depths and heads one number per stage.",
+        )
+    for stage, count in enumerate(heads):
+        if dim * 2**stage % count:
+            raise ModelError(
+                f"swin's stage {stage + 1} has width {dim * 2**stage}, not divisible by {count} heads.",
+                "Change dim or heads.",
+            )
+    if window < 1:
+        raise ModelError(f"swin has no windows of {window} tokens.", "Give a window of 1 or more.")
+
+
+build = SwinTransformer
+
+
+def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the authors' weights our names; masks and position indices, which follow from the size, are left out."""
+    names = {
+        "patch_embed.proj.": "patch_embed.",
+        "patch_embed.norm.": "patch_norm.",
+        "absolute_pos_embed": "pos_embed",
+        "relative_position_bias_table": "position.table",
+        "layers.": "stages.",
+    }
+    renamed = {}
+    for key, value in state_dict.items():
+        if key.endswith(("attn_mask", "relative_position_index")):
+            continue
+        for old, new in names.items():
+            key = key.replace(old, new)
+        if ".downsample." in key:  # theirs ends a stage, ours begins the next
+            _, stage, rest = key.split(".", 2)
+            key = f"stages.{int(stage) + 1}.{rest.replace('downsample', 'merge')}"
+        renamed[key] = value
+    return renamed
+
+
+def resize(state_dict: Mapping[str, Tensor], model: SwinTransformer) -> dict[str, Tensor]:
+    """Resample position tables to the windows, and learned positions to the grid, of ``model``, bicubically."""
+    wanted = model.state_dict()
+    resized = dict(state_dict)
+    for name, table in state_dict.items():
+        if name.endswith("position.table") and name in wanted:
+            side = round(wanted[name].shape[0] ** 0.5)
+            resized[name] = resize_positions(table[None], (side, side))[0]
+    if "pos_embed" in resized:
+        resized["pos_embed"] = resize_positions(resized["pos_embed"], (model.grid, model.grid))
+    return resized
+
+
+def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) -> SwinTransformer:
+    """Build the model from the arguments of the authors' SwinTransformer and load its weights.
+
+    Raises:
+        ModelError: images or patches that are not square.
+    """
+    model = SwinTransformer(
+        bands=kwargs.get("in_chans", 3),
+        num_classes=kwargs.get("num_classes", 1000),
+        image_size=_side(kwargs.get("img_size", 224), "images"),
+        token_size=_side(kwargs.get("patch_size", 4), "patches"),
+        dim=kwargs.get("embed_dim", 96),
+        depths=kwargs.get("depths", (2, 2, 6, 2)),
+        heads=kwargs.get("num_heads", (3, 6, 12, 24)),
+        window=kwargs.get("window_size", 7),
+        mlp_ratio=kwargs.get("mlp_ratio", 4.0),
+        drop_path=kwargs.get("drop_path_rate", 0.1),
+        absolute_positions=kwargs.get("ape", False),
+        qkv_bias=kwargs.get("qkv_bias", True),
+        scale=kwargs.get("qk_scale") or None,
+        stem_norm=kwargs.get("patch_norm", True),
+    )
+    model.load_state_dict(rename(state_dict))
+    return model
+
+
+def _side(size: int | Sequence[int], what: str) -> int:
+    sides = {size} if isinstance(size, int) else set(size)
+    if len(sides) != 1:
+        raise ModelError(f"swin is built for square {what}, not {size}.", "Give one side.")
+    return sides.pop()

@@ -1,0 +1,112 @@
+"""Small trainings on images in memory, for claims in miniature: the same few lines for every system compared.
+
+For scenes there is ``tasks/classify.py``. This is for everything else a paper's claim may need: rendered glyphs,
+digits, patches with known answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from vitreous.tasks.schedules import cosine
+
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+def cross_entropy(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
+    """Return the loss of a classifier on one batch."""
+    return F.cross_entropy(model(images), classes)
+
+
+def fit_images(
+    model: nn.Module,
+    images: Float[Tensor, "count bands height width"],
+    classes: Int[Tensor, "count"],
+    *,
+    epochs: int,
+    batch_size: int = 64,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.05,
+    warmup: float = 0.1,
+    clip: float = 1.0,
+    seed: int = 0,
+    loss: Loss = cross_entropy,
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+) -> None:
+    """Train in place with AdamW, linear warm-up and a cosine to zero.
+
+    Args:
+        model: the network; left in eval mode.
+        images: all training images.
+        classes: their classes from 0.
+        epochs: rounds over the images.
+        batch_size: images per step; a last batch of fewer is left out of the round.
+        learning_rate: its peak.
+        weight_decay: of all parameters but vectors and those that the model spares.
+        warmup: share of the steps.
+        clip: gradient norm limit.
+        seed: of the order, of dropout, and of ``augment``.
+        loss: of (model, images, classes).
+        augment: changes a batch of images, drawing from the generator it is given.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    optimizer = torch.optim.AdamW(_groups(model, weight_decay), lr=learning_rate, foreach=True)
+    batch_size = min(batch_size, len(images))
+    steps = epochs * (len(images) // batch_size)
+    step = 0
+    model.train()
+    for _ in range(epochs):
+        order = torch.randperm(len(images), generator=generator)
+        for start in range(0, len(images) - batch_size + 1, batch_size):
+            part = order[start : start + batch_size]
+            batch = images[part] if augment is None else augment(images[part], generator)
+            rate = learning_rate * _rate(step / steps, warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad(set_to_none=True)
+            loss(model, batch, classes[part]).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+            optimizer.step()
+            step += 1
+    model.eval()
+
+
+@torch.inference_mode()
+def predict_images(
+    model: nn.Module, images: Float[Tensor, "count bands height width"], batch_size: int = 256
+) -> Float[Tensor, "count classes"]:
+    """Return the scores of all images."""
+    model.eval()
+    return torch.cat([model(part) for part in images.split(batch_size)])
+
+
+def accuracy(
+    model: nn.Module,
+    images: Float[Tensor, "count bands height width"],
+    classes: Int[Tensor, "count"],
+) -> float:
+    """Return the share of images classified right."""
+    return float((predict_images(model, images).argmax(1) == classes).float().mean())
+
+
+def _rate(done: float, warmup: float) -> float:
+    if done < warmup:
+        return (done + 0.01) / (warmup + 0.01)
+    return cosine((done - warmup) / max(1 - warmup, 1e-9))
+
+
+def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    spared: set[str] = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()  # type: ignore[operator]
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    plain = [p for n, p in named if n in spared or p.ndim <= 1]
+    decayed = [p for n, p in named if n not in spared and p.ndim > 1]
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]

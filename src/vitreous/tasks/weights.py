@@ -1,0 +1,642 @@
+"""Architectures in files: our own, and what others published.
+
+It lives in ``tasks`` because it needs the catalogue, the layers and the checkpoint format, and nothing below needs it.
+A model file is a safetensors file with a :class:`Blueprint` in its header: weights and description cannot be separated,
+reading it runs no code, and weights for other bands, classes or image sizes are made on the way in. What became of
+every tensor is told (:class:`LoadReport`); a file that does not fill the model is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitreous.catalog.registry import card, create_model, system_module
+from vitreous.catalog.results import versions
+from vitreous.errors import CheckpointError, ModelError, VitreousError
+from vitreous.layers.backbone import Backbone
+from vitreous.layers.bands import Bands, adapt_bands, resize_kernel
+from vitreous.tasks import hub
+from vitreous.tasks.checkpoint import load_exactly, load_tensors, save_tensors
+from vitreous.tasks.foreign import read_foreign
+from vitreous.tasks.runs import check_counts
+
+SCHEMA = 1
+KIND = "architecture"
+MOST_CLASSES, MOST_IMAGE_SIZE = 2**17, 4096
+# Sides of the images that published weights were trained on, the usual one first.
+PUBLISHED_SIZES = (224, 384, 256, 288, 448, 512)
+# Tensors that references keep but do not learn: they follow from the sizes, or only count training steps.
+DERIVED = (
+    "relative_position_index",
+    "relative_coords_table",
+    "attn_mask",
+    "attention_bias_idxs",
+    "num_batches_tracked",
+)
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What rebuilds an architecture, and what it was made for.
+
+    Attributes:
+        name: the variant.
+        model_args: arguments that differ from the variant's.
+        bands: the bands that it reads.
+        num_classes: classes of its head.
+        image_size: side of its images in pixels.
+    """
+
+    name: str
+    model_args: dict[str, Any]
+    bands: Bands
+    num_classes: int
+    image_size: int
+
+    def build(self) -> Backbone:
+        """Build the architecture, with fresh weights or, on the meta device, with none.
+
+        Raises:
+            ModelError: it makes no network.
+        """
+        net = create_model(
+            self.name,
+            bands=self.bands.count,
+            num_classes=self.num_classes,
+            image_size=self.image_size,
+            **self.model_args,
+        )
+        assert isinstance(net, Backbone)
+        return net
+
+    def build_empty(self) -> Backbone:
+        """Build it without memory for its weights, to learn their names and shapes."""
+        with torch.device("meta"):
+            return self.build()
+
+    @classmethod
+    def from_json(cls, value: Any) -> Blueprint:
+        """Rebuild a blueprint from a file's header.
+
+        Raises:
+            VitreousError, LookupError, TypeError, ValueError: the values are no blueprint.
+        """
+        made = cls(
+            str(value["name"]),
+            {str(key): part for key, part in value["model_args"].items()},
+            Bands.from_json(value["bands"]),
+            int(value["num_classes"]),
+            int(value["image_size"]),
+        )
+        if not (1 <= made.num_classes <= MOST_CLASSES and 1 <= made.image_size <= MOST_IMAGE_SIZE):
+            raise ValueError(f"{made.num_classes} classes on images of {made.image_size} pixels")
+        return made
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of every tensor. Names are the model's own.
+
+    Attributes:
+        source: the file.
+        part: where in the file its weights were (``model_ema``, ...); empty where they were all of it.
+        made: what the model is now.
+        used: filled from the file, the resized and adapted ones among them.
+        resized: resampled for another image size.
+        adapted: made for other bands.
+        method: how (see :func:`~vitreous.layers.bands.adapt_bands`); None where the bands are the same.
+        unmatched: bands of the file that no band of the model resembles.
+        reset: of a new head.
+        missing: of the model, not in the file: fresh.
+        left_over: in the file, without a place in the model.
+        misshapen: in both, but of another shape, in words.
+        derived: in the file, but following from the model's sizes.
+        rewritten: names in the file of tensors that were joined, split or turned to become the model's.
+    """
+
+    source: str
+    part: str
+    made: Blueprint
+    used: tuple[str, ...] = ()
+    resized: tuple[str, ...] = ()
+    adapted: tuple[str, ...] = ()
+    method: str | None = None
+    unmatched: tuple[int, ...] = ()
+    reset: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    left_over: tuple[str, ...] = ()
+    misshapen: tuple[str, ...] = ()
+    derived: tuple[str, ...] = ()
+    rewritten: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every tensor found its place and every place its tensor."""
+        return not any(self.complaints.values())
+
+    @property
+    def complaints(self) -> dict[str, tuple[str, ...]]:
+        """What keeps a load from being complete."""
+        return {
+            "missing": self.missing,
+            "left over": self.left_over,
+            "of another shape": self.misshapen,
+        }
+
+    @property
+    def bands(self) -> Bands:
+        """The bands that the model reads now."""
+        return self.made.bands
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """Say in one line what was done."""
+        parts = [f"{len(self.used)} tensors of {self.source}"]
+        if self.method is not None:
+            parts.append(f"bands adapted by '{self.method}'")
+        if self.unmatched:
+            parts.append(f"{len(self.unmatched)} bands without a counterpart")
+        if self.resized:
+            parts.append(f"{len(self.resized)} resized")
+        if self.reset:
+            parts.append(f"new head of {self.made.num_classes} classes")
+        parts += [f"{len(names)} {what}" for what, names in self.complaints.items() if names]
+        return ", ".join(parts)
+
+
+class PartialLoadError(CheckpointError):
+    """Weights that do not fill their model; ``report`` says which."""
+
+    def __init__(self, report: LoadReport) -> None:
+        complaints = [
+            f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            for what, names in report.complaints.items()
+            if names
+        ]
+        super().__init__(
+            f"The weights in {report.source} do not fit {report.made.name}: {'; '.join(complaints)}. "
+            "Nothing was loaded.",
+            "Name the variant, arguments and image size that they belong to, or ask for a partial load.",
+        )
+        self.report = report
+
+
+def save_model(
+    model: Backbone,
+    path: str | Path,
+    *,
+    bands: Bands | None = None,
+    origin: str = "",
+    push_to: str | None = None,
+) -> Path:
+    """Write a bare architecture, its weights and what rebuilds it, into one safetensors file.
+
+    Args:
+        model: made by ``create_model`` or ``load_model``.
+        path: the file, ``*.safetensors``.
+        bands: what is known of its bands; their number alone where None.
+        origin: where the weights come from, in words.
+        push_to: also upload it to this repository of the Hugging Face hub, ``user/name``.
+
+    Returns:
+        The file.
+
+    Raises:
+        ModelError: a model that was not made by name, whose parts were changed since, or that reads other bands.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ModelError(f"{path} is no name of a model file.", "End it in .safetensors.")
+    if push_to is not None:
+        hub.check_repository(push_to)
+    made = blueprint(model, bands)
+    _check_rebuilds(model, made)
+    header = {
+        "schema": SCHEMA,
+        "kind": KIND,
+        **asdict(made),
+        "origin": origin,
+        "versions": versions(),
+    }
+    save_tensors(path, model.state_dict(), header)
+    if push_to is not None:
+        hub.push(path, push_to)
+    return path
+
+
+def blueprint(model: Backbone, bands: Bands | None = None) -> Blueprint:
+    """Return what rebuilds a model that was made by name.
+
+    Raises:
+        ModelError: it was not, or it reads other bands than are described.
+    """
+    if model.variant is None:
+        raise ModelError(
+            f"This {type(model).__name__} was not made by name, so a file could not say how to rebuild it.",
+            "Make it with create_model(NAME, ...).",
+        )
+    if bands is not None and bands.count != model.bands:
+        raise ModelError(
+            f"The model reads {model.bands} bands, not {bands.count}.", "Describe its own bands."
+        )
+    return Blueprint(
+        model.variant,
+        dict(model.arguments),
+        bands or Bands(model.bands),
+        model.num_classes,
+        model.image_size,
+    )
+
+
+def load_model(
+    path: str | Path,
+    bands: int | Bands | None = None,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    *,
+    method: str = "auto",
+    new_head: bool = False,
+    partial: bool = False,
+) -> tuple[Backbone, LoadReport]:
+    """Load a model file, for the bands, classes and image size that are asked for.
+
+    Args:
+        path: what :func:`save_model` or :func:`convert` wrote, or ``hf://user/name`` on the Hugging Face hub.
+        bands: the bands that it shall read, or how many; those of the file where None.
+        num_classes: classes; where they are not as many as the file's, the head is new.
+        image_size: side of the images in pixels.
+        method: how the first layer is made for other bands (:func:`~vitreous.layers.bands.adapt_bands`).
+        new_head: replace the head even where the number of classes is the same: they are other classes.
+        partial: accept a file that does not fill the model; what is missing is fresh.
+
+    Returns:
+        The model, in evaluation mode, and the report.
+
+    Raises:
+        CheckpointError: a damaged file, one of another kind, or (:class:`PartialLoadError`) a partial one.
+        ModelError: bands that it cannot be adapted to, or an image size that it cannot have.
+    """
+    file = hub.local(path)
+    tensors, header = load_tensors(file)
+    made = _described(header, tensors, file)
+    wanted = replace(
+        made,
+        bands=_bands_wanted(bands, made.bands),
+        num_classes=made.num_classes if num_classes is None else num_classes,
+        image_size=made.image_size if image_size is None else image_size,
+    )
+    return assemble(
+        tensors,
+        made,
+        wanted,
+        source=str(path),
+        method=method,
+        new_head=new_head,
+        partial=partial,
+    )
+
+
+def convert(
+    path: str | Path,
+    name: str,
+    *,
+    bands: int | Bands | None = None,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    source_bands: Bands | None = None,
+    method: str = "auto",
+    partial: bool = False,
+) -> tuple[Backbone, LoadReport]:
+    """Load what others published: a state dict in the layout of an architecture's authors or of timm.
+
+    Bands and classes are read off the weights' shapes.
+
+    Args:
+        path: a ``.pth``, ``.pt``, ``.bin``, ``.ckpt`` or ``.safetensors`` file, or ``hf://user/name/file``.
+        name: the variant that the weights belong to.
+        bands: the bands that the model shall read, or how many; those of the weights where None. Needed where the
+            weights do not depend on the number of bands.
+        num_classes: classes; where the weights have other ones or no head, the head is new.
+        image_size: side of the images in pixels; where None, a usual one that the weights fit, else 224.
+        model_args: arguments that differ from the variant's.
+        source_bands: what is known of the bands that the weights were trained on.
+        method: how the first layer is made for other bands.
+        partial: accept weights that do not fill the model; what is missing is fresh.
+
+    Returns:
+        The model, in evaluation mode, and the report.
+
+    Raises:
+        CheckpointError: a damaged file, one with code in it, or (:class:`PartialLoadError`) weights that do not fit.
+        ModelError: no such variant or argument, or bands that cannot be adapted or told from the weights.
+    """
+    if card(name).kind != "model":
+        raise ModelError(f"'{name}' is no network.", "Give the name of a model with weights.")
+    file = hub.local(path)
+    foreign = read_foreign(file)
+    if foreign.header is not None:
+        raise CheckpointError(f"{path} was written by vitreous already.", "Use load_model.")
+    count = bands.count if isinstance(bands, Bands) else bands
+    probe = Blueprint(
+        name,
+        dict(model_args or {}),
+        Bands(count or 3),
+        2 if num_classes is None else num_classes,
+        PUBLISHED_SIZES[0] if image_size is None else image_size,
+    )
+    tensors = _renamed(foreign.tensors, probe, str(path))
+    gone = _gone(foreign.tensors, tensors)
+    if image_size is None:
+        probe = _usual_size(tensors, probe)
+    found = _count_bands(tensors, probe) or count
+    if found is None:
+        raise ModelError(
+            f"The weights of {name} serve any number of bands.", "Say how many it shall read."
+        )
+    own = source_bands if source_bands is not None else Bands(found)
+    if own.count != found:
+        raise ModelError(
+            f"The weights in {path} read {found} bands; {own.count} are described.",
+            "Describe the bands that they were trained on.",
+        )
+    classes = _count_classes(tensors, probe)
+    if classes is None and num_classes is None:
+        raise CheckpointError(f"{path} has no head.", "Say how many classes a new one shall have.")
+    made = replace(probe, bands=own, num_classes=probe.num_classes if classes is None else classes)
+    wanted = replace(
+        made,
+        bands=_bands_wanted(bands, own),
+        num_classes=made.num_classes if num_classes is None else num_classes,
+    )
+    model, report = assemble(
+        tensors,
+        made,
+        wanted,
+        source=str(path),
+        part=foreign.part,
+        method=method,
+        partial=partial,
+        headless=classes is None and num_classes is not None,
+    )
+    dropped = tuple(key for key in gone if key.endswith(DERIVED))
+    rewritten = tuple(key for key in gone if key not in dropped)
+    return model, replace(report, derived=report.derived + dropped, rewritten=rewritten)
+
+
+def assemble(
+    tensors: Mapping[str, Tensor],
+    made: Blueprint,
+    wanted: Blueprint,
+    *,
+    source: str,
+    part: str = "",
+    method: str = "auto",
+    new_head: bool = False,
+    partial: bool = False,
+    headless: bool = False,
+) -> tuple[Backbone, LoadReport]:
+    """Build a model and fill it with weights that were made for other bands, classes or image size.
+
+    Args:
+        tensors: weights under the model's own names.
+        made: what they were made for.
+        wanted: what the model shall be.
+        source: where they come from, for messages.
+        part: where in that file they were.
+        method: how the first layer is made for other bands.
+        new_head: replace the head even where the number of classes is the same.
+        partial: accept missing and left-over tensors.
+        headless: the weights have no head; it is new.
+
+    Raises:
+        PartialLoadError: tensors are missing or left over.
+        ModelError: bands that cannot be adapted.
+    """
+    trunk = replace(wanted, num_classes=made.num_classes)
+    # Nothing is allocated before the file's own tensors prove the sizes.
+    empty = trunk.build_empty()
+    shapes = {key: value.shape for key, value in empty.state_dict().items()}
+    types = {key: value.dtype for key, value in empty.state_dict().items()}
+    derived = tuple(key for key in tensors if key not in shapes and key.endswith(DERIVED))
+    weights = {key: value for key, value in tensors.items() if key not in derived}
+    weights, adapted, how, unmatched = _adapt(weights, empty, made.bands, wanted.bands, method)
+    weights, resized = _resize(weights, empty, wanted.name, shapes)
+    fits = {key: weights[key] for key in shapes if key in weights and _fits(key, weights, shapes)}
+    head = head_parameters(trunk) if headless else ()
+    report = LoadReport(
+        source,
+        part,
+        wanted,
+        used=tuple(fits),
+        resized=tuple(key for key in resized if key in fits),
+        adapted=tuple(key for key in adapted if key in fits),
+        method=how,
+        unmatched=unmatched,
+        missing=tuple(key for key in shapes if key not in weights and key not in head),
+        left_over=tuple(key for key in weights if key not in shapes),
+        misshapen=tuple(
+            f"{key} {tuple(weights[key].shape)} instead of {tuple(shapes[key])}"
+            for key in shapes
+            if key in weights and key not in fits
+        ),
+        derived=derived,
+    )
+    if not report.complete and (not partial or not fits):
+        raise PartialLoadError(report)
+    own = {key: value.to(types[key], copy=True) for key, value in fits.items()}
+    if len(own) == len(shapes):
+        model = empty
+        load_exactly(model, own, wanted.name)
+    else:
+        _check_worth(shapes, own, source)
+        model = trunk.build()
+        model.load_state_dict(own, strict=False)
+    renewed = head
+    if new_head or wanted.num_classes != made.num_classes:
+        model.reset_head(wanted.num_classes)
+        renewed = head_parameters(wanted)
+    report = replace(
+        report, reset=renewed, used=tuple(key for key in report.used if key not in renewed)
+    )
+    return model.eval(), report
+
+
+def head_parameters(made: Blueprint) -> tuple[str, ...]:
+    """Name the parameters whose shape depends on the number of classes."""
+    few, many = (
+        replace(made, num_classes=made.num_classes + more).build_empty().state_dict()
+        for more in (0, 1)
+    )
+    return tuple(key for key in few if key in many and few[key].shape != many[key].shape)
+
+
+def is_model_file(path: str | Path) -> bool:
+    """Tell whether a name is that of a model file, here or on the hub, rather than of a run folder."""
+    return hub.is_remote(path) or Path(path).suffix == ".safetensors"
+
+
+# -- steps --------------------------------------------------------------------------------------------------
+
+
+def _described(header: Any, tensors: Mapping[str, Tensor], path: Path) -> Blueprint:
+    """Read a model file's header, and refuse one that claims more than its tensors can hold."""
+    if not isinstance(header, dict) or header.get("kind") != KIND:
+        raise CheckpointError(
+            f"{path} holds no bare architecture.",
+            "A trained run is loaded by its folder (load_run); others' weights go through convert.",
+        )
+    if header.get("schema") != SCHEMA:
+        raise CheckpointError(
+            f"{path} has the format {header.get('schema')}; this version reads {SCHEMA}.",
+            "Update vitreous.",
+        )
+    try:
+        made = Blueprint.from_json(header)
+        check_counts(made.model_args, dict(tensors))
+        made.build_empty()
+    # Building from a damaged description can fail in any of these ways.
+    except (
+        VitreousError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:
+        raise CheckpointError(
+            f"The description in {path} is damaged: {error!r}.", "Restore the file."
+        ) from error
+    return made
+
+
+def _check_rebuilds(model: Backbone, made: Blueprint) -> None:
+    """Refuse to write what could not be read."""
+    own = {key: value.shape for key, value in model.state_dict().items()}
+    again = {key: value.shape for key, value in made.build_empty().state_dict().items()}
+    changed = [key for key in {**own, **again} if own.get(key) != again.get(key)]
+    if changed:
+        raise ModelError(
+            f"The model is no plain {made.name} any more: {', '.join(changed[:3])} differ.",
+            "Save it before adapters are added or layers replaced, or keep it as a run.",
+        )
+
+
+def _bands_wanted(bands: int | Bands | None, own: Bands) -> Bands:
+    if bands is None:
+        return own
+    if isinstance(bands, Bands):
+        return bands
+    return own if bands == own.count else Bands(bands)
+
+
+def _renamed(tensors: dict[str, Tensor], probe: Blueprint, source: str) -> dict[str, Tensor]:
+    """Give foreign tensors the model's names, unless they have them already."""
+    rename = getattr(system_module(probe.name), "rename", None)
+    if rename is None or set(probe.build_empty().state_dict()) <= set(tensors):
+        return tensors
+    try:
+        renamed: dict[str, Tensor] = rename(tensors)
+    except (LookupError, ValueError, RuntimeError, TypeError) as error:
+        raise CheckpointError(
+            f"The weights in {source} have not the layout of {probe.name}: {error!r}.",
+            "Name the architecture that they belong to.",
+        ) from error
+    return renamed
+
+
+def _gone(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
+    """Name the tensors that renaming did not hand on as they were."""
+    kept = {id(value) for value in after.values()}
+    return [key for key, value in before.items() if id(value) not in kept]
+
+
+def _usual_size(tensors: Mapping[str, Tensor], probe: Blueprint) -> Blueprint:
+    """Return ``probe`` for the image size at which most of the tensors have the right shape; the usual one in doubt."""
+
+    def fitting(made: Blueprint) -> int:
+        own = made.build_empty().state_dict()
+        return sum(key in tensors and tensors[key].shape == own[key].shape for key in own)
+
+    return max((replace(probe, image_size=size) for size in PUBLISHED_SIZES), key=fitting)
+
+
+def _count_bands(tensors: Mapping[str, Tensor], probe: Blueprint) -> int | None:
+    """Return the number of bands that the weights read, or None where they do not tell."""
+    for name in probe.build_empty().band_parameters:
+        if name in tensors and tensors[name].ndim > 1:
+            return int(tensors[name].shape[1])
+    return None
+
+
+def _count_classes(tensors: Mapping[str, Tensor], probe: Blueprint) -> int | None:
+    """Return the number of classes of the weights' head, or None where they have none."""
+    few, many = (replace(probe, num_classes=count).build_empty().state_dict() for count in (2, 3))
+    for name, value in few.items():
+        differ = [axis for axis, n in enumerate(value.shape) if many[name].shape[axis] != n]
+        if differ and name in tensors and tensors[name].ndim == value.ndim:
+            return int(tensors[name].shape[differ[0]])
+    return None
+
+
+def _adapt(
+    tensors: dict[str, Tensor], model: Backbone, source: Bands, target: Bands, method: str
+) -> tuple[dict[str, Tensor], list[str], str | None, tuple[int, ...]]:
+    """Make the first layers for other bands; return what was done, how, and for which bands it was guessed."""
+    done = dict(tensors)
+    names = []
+    how: str | None = None
+    unmatched: tuple[int, ...] = ()
+    for name in model.band_parameters:
+        if name not in done or done[name].ndim < 2 or done[name].shape[1] != source.count:
+            continue  # told as left over
+        done[name], made, unmatched = adapt_bands(done[name], source, target, method)
+        if made != "same":
+            names.append(name)
+            how = made
+    return done, names, how, unmatched
+
+
+def _resize(
+    tensors: dict[str, Tensor], model: Backbone, name: str, shapes: Mapping[str, torch.Size]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Resample what depends on the image's size, as the architecture says, and kernels of patches."""
+    if all(_fits(key, tensors, shapes) for key in tensors if key in shapes):
+        return tensors, []
+    done = dict(tensors)
+    resize = getattr(system_module(name), "resize", None)
+    if resize is not None:
+        try:
+            done = resize(done, model)
+        except (RuntimeError, LookupError, ValueError, TypeError):
+            done = dict(tensors)  # weights of another model: told as left over
+    for key in model.band_parameters:
+        if key in done and done[key].ndim == len(shapes[key]) == 4:
+            rows, columns = shapes[key][2:]
+            done[key] = resize_kernel(done[key], (rows, columns))
+    return done, [key for key in done if key in tensors and done[key].shape != tensors[key].shape]
+
+
+def _fits(key: str, tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> bool:
+    return tensors[key].shape == shapes[key]
+
+
+def _check_worth(shapes: Mapping[str, torch.Size], own: Mapping[str, Tensor], source: str) -> None:
+    """Refuse to build a giant for a few small tensors."""
+    total = sum(shape.numel() for shape in shapes.values())
+    given = sum(tensor.numel() for tensor in own.values())
+    if total > 2**24 and total > 10 * given:
+        raise CheckpointError(
+            f"{source} fills {given:,} of the model's {total:,} values.",
+            "Name the variant that it belongs to.",
+        )
