@@ -2,7 +2,7 @@
 
 The same trunk is trained both ways on the fixed split of the built-in scene (695 training pixels) and maps it. Each way
 has a process of its own and one thread, and is timed in seconds of the processor, which do not depend on who else
-uses the machine. Settings other than the mode and the number of passes are the defaults of ``vitreous train``.
+uses the machine. All settings but the mode are the defaults of ``vitreous train``; both ways take about 1000 steps.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ TRUNK = {
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "patch": {"mode": "patch"},
-    "dense, fpn": {"mode": "dense", "decoder": "fpn", "passes": 4},
-    "dense, upernet": {"mode": "dense", "decoder": "upernet", "passes": 4},
+    "dense, fpn": {"mode": "dense", "decoder": "fpn"},
+    "dense, upernet": {"mode": "dense", "decoder": "upernet"},
 }
 REPEATS = 3
 console = Console(stderr=True, soft_wrap=True)

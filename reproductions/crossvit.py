@@ -1,7 +1,9 @@
 """CrossViT's claim in miniature: what a second branch is worth, and how it should be asked (arXiv 2103.14899).
 
-Indian Pines in six principal components, patches of 24 pixels, tokens of 3 and 4 pixels. Training and test pixels come
-from different blocks, so that no test pixel lies inside a training patch. Three networks, trained alike:
+Indian Pines in six principal components, patches of 24 pixels, tokens of 3 and 4 pixels. The claim is judged on pixels
+drawn at random, as is usual for this scene: test pixels lie inside training patches, so the accuracies compare systems
+and say little else. On separate blocks, where they do not, patches this large are memorised field by field; one seed
+shows what is left. Three networks, trained alike:
 
 - cross-attention: CrossViT itself;
 - sum: the same branches, but class tokens are projected and added (the paper's class token fusion);
@@ -26,7 +28,7 @@ from torch import Tensor, nn
 
 from vitreous.catalog.results import percent, write_result
 from vitreous.data.regions import orient
-from vitreous.data.splits import TEST, TRAIN, buffered_blocks
+from vitreous.data.splits import TEST, TRAIN, Split, buffered_blocks, stratified_random
 from vitreous.inference.cost import count_cost
 from vitreous.layers.preprocess import Preprocess
 from vitreous.models.crossvit import CrossAttention, CrossViT, Details, MultiScaleBlock
@@ -36,7 +38,9 @@ from vitreous.tasks.miniature import accuracy, fit_images
 
 COMPONENTS, SIDE, TOKENS = 6, 24, (3, 4)
 DIMS, DEPTH, HEADS, RATIO = (32, 64), (1, 2, 1), (2, 4), 2
-SEEDS, EPOCHS, TRAIN_IMAGES, TEST_IMAGES, BATCH = 3, 15, 480, 1500, 24
+EPOCHS, BATCH, TEST_PATCHES = 15, 24, 1500
+TRAIN_SHARE = 0.05  # of the labelled pixels, at random
+SEEDS = {"random": 3, "blocks": 1}
 SLACK_OF_SUM = 0.5  # points that cross-attention may be behind the sum
 MOST_GROWTH = 2.2  # of its cost, when tokens double
 
@@ -70,40 +74,49 @@ class SumBlock(MultiScaleBlock):
 def main(quick: bool = False) -> None:
     """Train and count everything and write ``results/crossvit.json``; ``quick`` does so in little and writes nothing."""
     started = time.perf_counter()
-    seeds, epochs, images = (1, 1, 64) if quick else (SEEDS, EPOCHS, TRAIN_IMAGES)
-    records = []
-    for seed in range(seeds):
-        train, test = patches(seed, images, 64 if quick else TEST_IMAGES)
-        for name in (OURS, SUM, SINGLE):
-            torch.manual_seed(seed)
-            model = make(name)
-            fit_images(model, *train, epochs=epochs, batch_size=BATCH, seed=seed, augment=turn)
-            cost = count_cost(model, COMPONENTS, SIDE)
-            records.append(
-                {
-                    "system": name,
-                    "seed": seed,
-                    "oa": accuracy(model, *test),
-                    "parameters": cost.parameters,
-                    "macs": cost.macs,
-                }
-            )
-            print(f"{name:16} seed {seed}  OA {100 * records[-1]['oa']:.2f}", file=sys.stderr)
+    records = [
+        measure(protocol, seed, name, quick)
+        for protocol, seeds in SEEDS.items()
+        for seed in range(1 if quick else seeds)
+        for name in (OURS, SUM, SINGLE)
+    ]
     growth = cross_attention_macs(2 * 64) / cross_attention_macs(64)
     if quick:
         return
     write_result(
         RESULT,
-        title="crossvit: class tokens that ask the other branch (Indian Pines, blocks)",
+        title="crossvit: class tokens that ask the other branch (Indian Pines)",
         command="vitreous reproduce crossvit",
         rows=summary(records),
         conclusion=conclude(records, growth),
         growth=growth,
-        epochs=epochs,
-        training_patches=images,
+        epochs=EPOCHS,
         seconds=time.perf_counter() - started,
         runs=records,
     )
+
+
+def measure(protocol: str, seed: int, name: str, quick: bool) -> dict[str, Any]:
+    """Train and score one network."""
+    train, test = patches(protocol, seed, *(2 * [64] if quick else (None, TEST_PATCHES)))
+    torch.manual_seed(seed)
+    model = make(name)
+    epochs = 1 if quick else EPOCHS
+    fit_images(model, *train, epochs=epochs, batch_size=BATCH, seed=seed, augment=turn)
+    cost = count_cost(model, COMPONENTS, SIDE)
+    record = {
+        "protocol": protocol,
+        "system": name,
+        "seed": seed,
+        "oa": accuracy(model, *test),
+        "train_oa": accuracy(model, *train),
+        "commonest": float(torch.bincount(test[1]).max() / len(test[1])),
+        "train_patches": len(train[0]),
+        "parameters": cost.parameters,
+        "macs": cost.macs,
+    }
+    print(f"{protocol} {name:16} seed {seed}  OA {100 * record['oa']:.2f}", file=sys.stderr)
+    return record
 
 
 def make(name: str) -> nn.Module:
@@ -158,17 +171,26 @@ def single_branch(parameters: int) -> VisionTransformer:
     return min(models, key=lambda m: abs(sum(p.numel() for p in m.parameters()) - parameters))
 
 
-def patches(seed: int, train: int, test: int) -> tuple[tuple[Tensor, Tensor], ...]:
-    """Return patches and classes to train on and to test with, drawn from separate blocks of the scene."""
+def draw_split(protocol: str, labels: Any, seed: int) -> Split:
+    """Divide the labelled pixels at random, or by blocks: no test pixel lies inside a training patch."""
+    if protocol == "random":
+        return stratified_random(labels, train_fraction=TRAIN_SHARE, val_fraction=0, seed=seed)
+    with warnings.catch_warnings():
+        # Some classes fill one block only: they are trained, not tested.
+        warnings.simplefilter("ignore", UserWarning)
+        return buffered_blocks(
+            labels, patch_size=SIDE, train_fraction=0.5, val_fraction=0, seed=seed
+        )
+
+
+def patches(
+    protocol: str, seed: int, train: int | None, test: int
+) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Return patches and classes to train on and to test with, at most so many of each."""
     sample = load_sample("indian_pines")
     cube, labels = np.asarray(sample.scene.values, np.float32), np.asarray(sample.labels.values)
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # some classes fill one block only: trained, not tested
-        split = buffered_blocks(
-            sample.labels, patch_size=SIDE, train_fraction=0.5, val_fraction=0, seed=seed
-        )
+    split = draw_split(protocol, sample.labels, seed)
+    train = train or round(TRAIN_SHARE * (labels > 0).sum())
     learned = Preprocess.fit(
         cube.reshape(len(cube), -1).T[split.pixels(TRAIN)], components=COMPONENTS
     )
@@ -207,17 +229,20 @@ def cross_attention_macs(tokens: int) -> int:
 
 
 def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return one row per network, over its seeds."""
+    """Return one row per protocol and network, over its seeds."""
     rows = []
-    for name in (OURS, SUM, SINGLE):
-        own = [r for r in records if r["system"] == name]
+    for protocol, name in dict.fromkeys((r["protocol"], r["system"]) for r in records):
+        own = _of(records, protocol, name)
         rows.append(
             {
+                "protocol": protocol,
                 "system": name,
                 "seeds": len(own),
+                "training patches": own[0]["train_patches"],
                 "parameters": own[0]["parameters"],
                 "M multiply-adds": round(own[0]["macs"] / 1e6, 1),
                 "OA %": percent([r["oa"] for r in own]),
+                "OA on training %": percent([r["train_oa"] for r in own]),
             }
         )
     return rows
@@ -225,16 +250,36 @@ def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def conclude(records: Sequence[dict[str, Any]], growth: float) -> str:
     """Say in words what the numbers say of the claim, also where it does not hold."""
-    cross, added, single = (
-        100 * mean(r["oa"] for r in records if r["system"] == name) for name in (OURS, SUM, SINGLE)
-    )
+    cross, added, single = (_points(records, "random", name) for name in (OURS, SUM, SINGLE))
+    best = max(_points(records, "blocks", name) for name in (OURS, SUM, SINGLE))
+    commonest = 100 * _of(records, "blocks", OURS)[0]["commonest"]
     return (
-        f"Cross-attention is {cross - single:+.1f} points from a single branch with as many parameters; that it is not "
-        f"behind: {_verdict(cross >= single)}. It is {cross - added:+.1f} points from adding class tokens; that it is at "
-        f"most {SLACK_OF_SUM} points behind: {_verdict(cross >= added - SLACK_OF_SUM)}. Twice the tokens cost "
-        f"{growth:.2f} times the multiply-adds of cross-attention; that it is less than {MOST_GROWTH} times: "
-        f"{_verdict(growth < MOST_GROWTH)}."
+        f"Drawn at random, cross-attention is {cross - single:+.1f} points from a single branch with as many parameters, "
+        f"ahead on {_wins(records, SINGLE)} seeds; that it is not behind: {_verdict(cross >= single)}. It is "
+        f"{cross - added:+.1f} points from adding class tokens, ahead on {_wins(records, SUM)} seeds; that it is at most {SLACK_OF_SUM} points behind: {_verdict(cross >= added - SLACK_OF_SUM)}. Twice the "
+        f"tokens cost {growth:.2f} times the multiply-adds of cross-attention; that it is less than {MOST_GROWTH} times: "
+        f"{_verdict(growth < MOST_GROWTH)}. On blocks the best of the three reaches {best:.1f} % where the commonest "
+        f"class alone makes {commonest:.1f} %: with patches of {SIDE} pixels of so small a scene, "
+        + (
+            "what these networks learned does not carry over."
+            if best < commonest + 10
+            else "some of it carries over."
+        )
     )
+
+
+def _wins(records: Sequence[dict[str, Any]], other: str) -> str:
+    ours, theirs = (_of(records, "random", name) for name in (OURS, other))
+    won = sum(a["oa"] > b["oa"] for a, b in zip(ours, theirs, strict=True))
+    return f"{won} of {len(ours)}"
+
+
+def _points(records: Sequence[dict[str, Any]], protocol: str, name: str) -> float:
+    return 100 * mean(r["oa"] for r in _of(records, protocol, name))
+
+
+def _of(records: Sequence[dict[str, Any]], protocol: str, name: str) -> list[dict[str, Any]]:
+    return [r for r in records if (r["protocol"], r["system"]) == (protocol, name)]
 
 
 def _verdict(holds: bool) -> str:

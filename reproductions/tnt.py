@@ -77,10 +77,11 @@ def digits(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Move a batch up, down, left or right; what enters is empty."""
-    down, right = torch.randint(0, 2 * SHIFT + 1, (2,), generator=generator).tolist()
+    """Move each image up, down, left or right; what enters is empty."""
     padded = F.pad(images, (SHIFT,) * 4, value=-1.0)
-    return padded[:, :, down : down + images.shape[2], right : right + images.shape[3]]
+    places = padded.unfold(2, images.shape[2], 1).unfold(3, images.shape[3], 1)
+    down, right = torch.randint(0, 2 * SHIFT + 1, (2, len(images)), generator=generator)
+    return places[torch.arange(len(images)), :, down, right]
 
 
 def build(arm: str) -> torch.nn.Module:

@@ -6,8 +6,9 @@ import torch
 
 from vitreous.data.regions import Group, PixelRegions
 
-# A step on one tile would be a step on its few classes; more tiles would make steps rare where labels are.
-TILES = 4
+# A step on one tile would be a step on its few classes. Of the same number of tiles, twice as many steps of two were
+# better than steps of four (94.2 against 93.1 % OA on the fixed split of Indian Pines, one run each).
+TILES = 2
 AREA = 512**2  # pixels of the tiles of a step: memory in training
 
 

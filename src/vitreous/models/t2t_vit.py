@@ -383,7 +383,7 @@ class T2TViT(Backbone):
         tokens = self.run(self.tokenizer, x)
         height, width = tokens.shape[2:]
         tokens = rearrange(tokens, "b d h w -> b (h w) d")
-        tokens = torch.cat([self.class_token.expand(len(x), -1, -1), tokens], 1)
+        tokens = torch.cat([self.class_token.expand(x.shape[0], -1, -1), tokens], 1)
         return tokens + resize_positions(self.positions, (height, width), prefix=1), height
 
     def forward_features(
