@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 INPUTS := pyproject.toml constraints.txt
+# Processes that share the tests, one thread each.
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format docs bench clean
@@ -15,7 +17,7 @@ demo: $(VENV)/.core  ## Install, train on the built-in scene, write map and repo
 	$(BIN)/vitreous demo
 
 test: $(VENV)/.dev  ## Run the tests
-	MPLBACKEND=Agg $(BIN)/python -m pytest $(ARGS)
+	MPLBACKEND=Agg OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(VENV)/.dev  ## Check format, style and types
 	$(BIN)/ruff format --check .

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
@@ -140,16 +140,16 @@ def conclude(records: Sequence[dict[str, Any]]) -> str:
     """Say in words what the numbers say of the claim, also where it does not hold."""
     points = {arm: [100 * r["oa"] for r in records if r["system"] == arm] for arm in ARMS}
     over = {arm: mean(points[OURS]) - mean(points[arm]) for arm in ARMS}
-    by_seed = ", ".join(
-        f"{ours - max(others):+.1f}"
-        for ours, *others in zip(*(points[arm] for arm in (OURS, ATTENTION, SPECTRAL)), strict=True)
-    )
+    arms = (points[arm] for arm in (OURS, ATTENTION, SPECTRAL))
+    gains = [ours - max(others) for ours, *others in zip(*arms, strict=True)]
+    spread = "less" if abs(mean(gains)) < stdev(gains) else "more"
     gain = min(over[ATTENTION], over[SPECTRAL])
     macs = {r["system"]: r["macs"] for r in records}
     saved = 1 - macs[OURS] / macs[ATTENTION]
     return (
         f"With 2 of 6 blocks spectral OA is {gain:+.1f} points from the better of none and all; that it is at most "
-        f"{SLACK} behind: {_verdict(gain >= -SLACK)}. Seed by seed the difference is {by_seed}. It is "
+        f"{SLACK} behind: {_verdict(gain >= -SLACK)}. Seed by seed it is {', '.join(f'{g:+.1f}' for g in gains)}: "
+        f"the mean is {spread} than its spread. It is "
         f"{over[REVERSED]:+.1f} from the reverse order; that it is better: {_verdict(over[REVERSED] > 0)}. It takes "
         f"{saved:.0%} fewer multiply-adds than attention alone, not counting Fourier transforms; that it takes "
         f"fewer: {_verdict(saved > 0)}."

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -146,14 +146,16 @@ def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def conclude(records: Sequence[dict[str, Any]], share: float) -> str:
     """Say in words what the numbers say of the claim, also where it does not hold."""
-    ours, silent, plain = (
-        100 * mean(r["accuracy"] for r in records if r["system"] == arm) for arm in ARMS
-    )
+    points = {arm: [100 * r["accuracy"] for r in records if r["system"] == arm] for arm in ARMS}
+    ours, silent, plain = (mean(points[arm]) for arm in ARMS)
+    gains = [a - b for a, b in zip(points[OURS], points[PLAIN], strict=True)]
+    spread = "less" if abs(mean(gains)) < stdev(gains) else "more"
     return (
         f"TNT is {ours - plain:+.1f} points from the plain ViT, where the claim demands {GAIN:+.1f}: "
-        f"{_verdict(ours >= plain + GAIN)}. It is {ours - silent:+.1f} from itself without attention among words; "
-        f"that it is at most {SLACK} behind: {_verdict(ours >= silent - SLACK)}. Of TNT-S's multiply-adds a plain "
-        f"ViT of its width does without {share:.0%}, less than {SHARE:.0%}: {_verdict(share < SHARE)}."
+        f"{_verdict(ours >= plain + GAIN)}. Seed by seed it is {', '.join(f'{gain:+.1f}' for gain in gains)}: the mean "
+        f"is {spread} than its spread. It is {ours - silent:+.1f} from itself without attention among words; that it "
+        f"is at most {SLACK} behind: {_verdict(ours >= silent - SLACK)}. Of TNT-S's multiply-adds a plain ViT of its "
+        f"width does without {share:.0%}, less than {SHARE:.0%}: {_verdict(share < SHARE)}."
     )
 
 

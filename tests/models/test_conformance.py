@@ -34,7 +34,8 @@ def test_compiled(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_onnx(name):
-    pytest.importorskip("onnxruntime")
+    for package in ("onnxruntime", "onnxscript"):
+        pytest.importorskip(package)
     testing.check_onnx(name)
 
 

@@ -273,7 +273,7 @@ class Stage(nn.Module):
         if self.pos_embed is not None:
             tokens = tokens + resize_positions(self.pos_embed, (height, width))
         if self.class_token is not None:
-            tokens = torch.cat([self.class_token.expand(len(x), -1, -1), tokens], 1)
+            tokens = torch.cat([self.class_token.expand(x.shape[0], -1, -1), tokens], 1)
         return tokens, height
 
     def cells(

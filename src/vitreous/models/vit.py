@@ -248,7 +248,7 @@ class VisionTransformer(Backbone):
         size = (patches.shape[2], patches.shape[3])
         tokens = rearrange(patches, "b d h w -> b (h w) d")
         front = [
-            token.expand(len(x), -1, -1)
+            token.expand(x.shape[0], -1, -1)
             for token in (self.class_token, self.distillation_token)
             if token is not None
         ]
@@ -264,7 +264,7 @@ class VisionTransformer(Backbone):
                 tokens.shape[-1] // self._block(0).attn.heads, *size, self.prefix
             ).to(tokens)
         if self.register_tokens is not None:
-            registers = self.register_tokens.expand(len(x), -1, -1)
+            registers = self.register_tokens.expand(x.shape[0], -1, -1)
             head, patches = tokens[:, : len(front)], tokens[:, len(front) :]
             tokens = torch.cat([head, registers, patches], 1)
         return tokens, turn
