@@ -60,8 +60,9 @@ def test_a_window_equals_its_pixels_crops(model, settings):
     expected = naive(classifier, window)
     assert expected.std(axis=(1, 2)).max() > 0.01  # the classifier tells pixels apart
     probabilities = classifier.classify(window)
-    # Dividing by the spread of a nearly constant patch magnifies rounding.
-    tolerance = 3e-3 if classifier.patch_norm else 2e-5
+    # Scores of this network span twenty units, which magnifies rounding (float64 tells); dividing by the spread of a
+    # nearly constant patch does so even more.
+    tolerance = 3e-3 if classifier.patch_norm else 5e-4
     np.testing.assert_allclose(probabilities, expected, atol=tolerance)
     assert not probabilities[:, 1, 2].any()
     valid = np.ones((6, 9), bool)
@@ -91,9 +92,9 @@ def test_halves_of_a_window_make_the_whole(settings, monkeypatch):
     side = 2 * classifier.margin
     whole = classifier.classify(window)
     halves = [classifier.classify(window[:, :, : 3 + side]), classifier.classify(window[:, :, 3:])]
-    np.testing.assert_allclose(np.concatenate(halves, axis=2), whole, atol=2e-5)
+    np.testing.assert_allclose(np.concatenate(halves, axis=2), whole, atol=5e-4)
     monkeypatch.setattr("vitreous.inference.patch_classifier.CHUNK", 5)
-    np.testing.assert_allclose(classifier.classify(window), whole, atol=2e-5)
+    np.testing.assert_allclose(classifier.classify(window), whole, atol=5e-4)
 
 
 def test_modes_differ_only_through_the_patch_borders():

@@ -58,7 +58,10 @@ def test_a_trained_adapter_merges_away():
 
 def test_targets_choose_layers():
     adapted = lora.apply(model(), targets="*.qkv")
-    assert [name for name, _ in lora.adapters(adapted)] == ["blocks.0.qkv", "blocks.1.qkv"]
+    assert [name for name, _ in lora.adapters(adapted)] == [
+        "blocks.0.attn.qkv",
+        "blocks.1.attn.qkv",
+    ]
 
 
 def test_lola_specvit_brings_its_own():

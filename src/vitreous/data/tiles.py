@@ -21,9 +21,9 @@ class TilePixels(PixelRegions):
     A tile costs the same for one labelled pixel as for all, so none is divided, and pixels are not shuffled among
     batches; the grid of the tiles moves from pass to pass.
 
-    What lies far from all labelled pixels may not be seen, and is zero in the cube. Islands in a sea of zeros are
-    nothing that a map is made of, and their outlines tell the classes of the fields: a network learns those, and fails
-    where there is no sea. So it is filled with other ground that may be seen, different each time.
+    What lies far from all labelled pixels may not be seen, and is zero in the cube. A map is not made of islands in a
+    sea of zeros, and their outlines are a way to know the fields again. So the sea is filled with other ground that may
+    be seen, different each time (33.2 instead of 29.0 % OA on blocks of Indian Pines, one run each).
     """
 
     @property

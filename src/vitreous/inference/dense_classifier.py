@@ -29,8 +29,8 @@ class DenseClassifier(nn.Module):
     are squares of a sine and a cosine and so sum to one. Windows that begin on the grid, and end there or where the
     scene does, see the very tiles that their neighbours see: the map depends on them by rounding alone.
 
-    In training, a tile holds only what is within ``patch_size // 2`` of a training or validation pixel; everything
-    else is zero. So no more of the scene is learned from than a classifier of patches of that size sees.
+    In training, a tile holds only what is within ``patch_size // 2`` of a training or validation pixel (see
+    ``data/tiles.py``). So no more of the scene is learned from than a classifier of patches of that size sees.
 
     Args:
         net: the network with its decoder, built for images of ``tile_size``.

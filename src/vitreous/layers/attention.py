@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -28,6 +29,8 @@ def attention(
         bias = bias[None]  # the fused kernels take a bias of two or four axes, not of three
     if len(batch) == 1:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
+    if torch.compiler.is_exporting():  # a graph for other runtimes gains nothing from our detour
+        return _attention(query, key, value, bias, scale)
     # The fused kernels only take one batch dimension.
     if bias is not None:
         bias = (
@@ -38,6 +41,14 @@ def attention(
     query, key, value = (x.flatten(0, len(batch) - 1) for x in (query, key, value))
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
     return mixed.unflatten(0, batch)
+
+
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float | None
+) -> Tensor:
+    """Compute :func:`attention` step by step."""
+    scores = query * (query.shape[-1] ** -0.5 if scale is None else scale) @ key.transpose(-2, -1)
+    return (scores if bias is None else scores + bias).softmax(-1) @ value
 
 
 class MatMul(nn.Module):

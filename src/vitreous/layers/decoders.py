@@ -1,7 +1,7 @@
 """Light decoders: from a network's maps, fine to coarse, to class scores of every pixel.
 
-Norms are taken over the channels of each cell by itself. In training most of a tile is zero, in use none of it is:
-statistics over a map, let alone a batch, would be of something else.
+Norms are taken over the channels of each cell by itself. What surrounds a pixel is not the same in training and in use
+(see ``data/tiles.py``): statistics over a map, let alone a batch, would be of something else.
 """
 
 from __future__ import annotations
