@@ -173,6 +173,7 @@ def main(quick: bool = False) -> None:
         }
         for name in makers
     ]
+    conclusion = conclude(rows, runs)
     if quick:
         return
     write_result(
@@ -180,7 +181,7 @@ def main(quick: bool = False) -> None:
         title="convnext: its block against window attention and ResNet's (digits, 100 k parameters)",
         command="vitreous reproduce convnext",
         rows=rows,
-        conclusion=conclude(rows, runs),
+        conclusion=conclusion,
         epochs=EPOCHS,
         train_images=TRAIN_IMAGES,
         seconds=time.perf_counter() - started,

@@ -9,7 +9,7 @@
   anew, the result is held against the whole network narrowed uniformly to no less time.
 
 Times are CPU time of one thread: of one image the median of 50 runs; of parts and networks, for batches large enough that
-arithmetic and not calls takes the time, the smallest of 10. A machine's speed drifts, so what the table predicts and what
+arithmetic and not calls takes the time, the smallest of 20. A machine's speed drifts, so what the table predicts and what
 a network takes in the end are both held against the whole network, measured in turns with it.
 """
 
@@ -36,7 +36,7 @@ from vitreous.models.efficientformer import EfficientFormer, MapBlock, fuse
 from vitreous.tasks.miniature import accuracy, fit_images, predict_images
 
 SIDE, SEEDS, EPOCHS, TRAIN_IMAGES, VALIDATION_IMAGES = 16, 3, 12, 500, 300
-RUNS, TABLE_RUNS, TIMED_BATCH = 50, 10, 64
+RUNS, TABLE_RUNS, TIMED_BATCH = 50, 20, 64
 FASTER, LEFT, ERROR, SLACK = 0.8, 0.7, 0.10, 0.5  # what the claim demands; the last in points
 WIDTH_STEP = 4
 SMALL: dict[str, Any] = {"heads": 2, "key_dim": 8, "value_dim": 16, "layer_scale": 0.1}
@@ -195,16 +195,28 @@ class Table:
             total += self.seconds[key]
         return total
 
-    def narrowed(self, shape: Shape) -> Shape:
-        """Return the whole network, narrowed uniformly as far as it takes no less time than ``shape``."""
-        whole, wanted = Shape(), self.predict(shape)
-        found = whole
-        for percents in range(98, 30, -2):
-            dims = tuple(2 * round(dim * percents / 200) for dim in whole.dims)
-            if self.predict(replace(whole, dims=dims)) < wanted:
-                return found
-            found = replace(whole, dims=dims)
-        return found
+
+def narrowed(shape: Shape, runs: int) -> Shape:
+    """Return the whole network, narrowed uniformly as far as it still takes no less time than ``shape``.
+
+    Both are measured in turns, not looked up: an error of the table must not favour either.
+    """
+    whole = found = Shape()
+    for percents in range(96, 20, -4):
+        dims = tuple(2 * max(1, round(dim * percents / 200)) for dim in whole.dims)
+        option = replace(whole, dims=dims)
+        seconds = measured({"wanted": shape, "option": option}, runs)
+        if seconds["option"] < seconds["wanted"]:
+            break
+        found = option
+    return found
+
+
+def measured(shapes: dict[str, Shape], runs: int) -> dict[str, float]:
+    """Return the CPU seconds that whole networks take for a batch, batch norms folded."""
+    images = torch.zeros(TIMED_BATCH, 1, SIDE, SIDE)
+    nets = {name: fuse(shape.build().eval()) for name, shape in shapes.items()}
+    return cpu_seconds({name: lambda net=net: net(images) for name, net in nets.items()}, runs)
 
 
 def _parts(shape: Shape) -> Iterator[Part]:
@@ -288,6 +300,7 @@ def main(quick: bool = False) -> None:
                 "accuracy %": percent([r["accuracy"] for r in own]),
             }
         )
+    conclusion = conclude(rows, records)
     if quick:
         return
     write_result(
@@ -295,7 +308,7 @@ def main(quick: bool = False) -> None:
         title="efficientformer: time of one image, and latency-driven slimming (digits)",
         command="vitreous reproduce efficientformer",
         rows=rows,
-        conclusion=conclude(rows, records),
+        conclusion=conclusion,
         epochs=EPOCHS,
         train_images=TRAIN_IMAGES,
         seconds=time.perf_counter() - started,
@@ -336,7 +349,7 @@ def compare_slimming(table: Table, epochs: int, seed: int) -> list[dict[str, Any
     digits = Digits(seed)
     slimmed = Supernet(digits, epochs, seed).slim(table)
     records = []
-    for system, shape in (("slimmed", slimmed), ("narrowed", table.narrowed(slimmed))):
+    for system, shape in (("slimmed", slimmed), ("narrowed", narrowed(slimmed, table.runs))):
         torch.manual_seed(seed)
         net = shape.build()
         fit(net, digits, epochs, seed)
@@ -353,11 +366,8 @@ def compare_slimming(table: Table, epochs: int, seed: int) -> list[dict[str, Any
                 "predicted_share": table.predict(shape) / table.predict(Shape()),
             }
         )
-    images = torch.zeros(TIMED_BATCH, 1, SIDE, SIDE)
     shapes = {r["system"]: Shape(r["dims"], r["slots"]) for r in records} | {"whole": Shape()}
-    nets = {name: fuse(shape.build().eval()) for name, shape in shapes.items()}
-    calls = {name: lambda net=net: net(images) for name, net in nets.items()}
-    seconds = cpu_seconds(calls, table.runs)
+    seconds = measured(shapes, table.runs)
     return [
         {**r, "seconds": seconds[r["system"]], "share": seconds[r["system"]] / seconds["whole"]}
         for r in records
@@ -367,15 +377,15 @@ def compare_slimming(table: Table, epochs: int, seed: int) -> list[dict[str, Any
 def conclude(rows: list[dict[str, Any]], records: list[dict[str, Any]]) -> str:
     """Say in words what the numbers say of the claim, also where it does not hold."""
     ratio = rows[0]["CPU ms"] / rows[2]["CPU ms"]
-    slimmed, narrowed = ([r for r in records if r["system"] == s] for s in ("slimmed", "narrowed"))
+    slimmed, uniform = ([r for r in records if r["system"] == s] for s in ("slimmed", "narrowed"))
     error = max(abs(r["share"] / r["predicted_share"] - 1) for r in slimmed)
-    gain = 100 * (mean(r["accuracy"] for r in slimmed) - mean(r["accuracy"] for r in narrowed))
+    gain = 100 * (mean(r["accuracy"] for r in slimmed) - mean(r["accuracy"] for r in uniform))
     return (
         f"efficientformer_l1 takes {ratio:.2f} of the plain ViT's time on one image, where at most {FASTER} is allowed: "
         f"{_verdict(ratio <= FASTER)}. The time of the slimmed networks, {mean(r['share'] for r in slimmed):.0%} of "
         f"the whole, is at most {error:.1%} from what the table of parts predicts, where {ERROR:.0%} are allowed: "
-        f"{_verdict(error <= ERROR)}. They are {gain:+.2f} points of accuracy from networks narrowed uniformly to the "
-        f"same time, where at most {SLACK} behind is allowed: {_verdict(gain >= -SLACK)}."
+        f"{_verdict(error <= ERROR)}. They are {gain:+.2f} points of accuracy from networks narrowed uniformly to "
+        f"{mean(r['share'] for r in uniform):.0%}, where at most {SLACK} behind is allowed: {_verdict(gain >= -SLACK)}."
     )
 
 
