@@ -192,7 +192,8 @@ def conclude(records: Sequence[dict[str, Any]]) -> str:
     """Say who is best under each protocol."""
     words = [
         "Means and standard deviations over seeds. Fixed: the literature's 695 training pixels, tested on the "
-        "other 9580 of today's ground truth. All but blocks share most test pixels with training patches."
+        "other 9580 of today's ground truth. All but blocks share most test pixels with training patches. Times are "
+        "of a machine that did other work beside."
     ]
     for protocol in PROTOCOLS:
         means = {

@@ -308,7 +308,7 @@ def main() -> None:
         write_result(
             RESULT,
             title=TITLE,
-            command="python benchmarks/map_speed.py",
+            command=f"python benchmarks/map_speed.py --repeats {given.repeats}",
             rows=rows,
             conclusion=conclude(rows, agreed),
             agreement=agreed,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vitreous.inference.predict import predict_scene as predict_scene
     from vitreous.layers.bands import Bands as Bands
     from vitreous.layers.bands import adapt_bands as adapt_bands
+    from vitreous.methods._apply import apply as apply
     from vitreous.recipe import Recipe as Recipe
     from vitreous.recipe import load_recipe as load_recipe
     from vitreous.recipe import make_recipe as make_recipe
@@ -38,6 +39,7 @@ _HOMES = {
     "Recipe": "vitreous.recipe",
     "VitreousError": "vitreous.errors",
     "adapt_bands": "vitreous.layers.bands",
+    "apply": "vitreous.methods._apply",
     "convert": "vitreous.tasks.weights",
     "create_model": "vitreous.catalog.registry",
     "evaluate": "vitreous.tasks.classify",

@@ -23,7 +23,7 @@ def images(n=3):
 def test_applying_changes_no_output_and_not_the_original(form):
     plain = model()
     before = copy.deepcopy(plain.state_dict())
-    adapted = lora.apply(plain, rank=2, **form)
+    adapted = vitreous.apply(plain, "lora", rank=2, **form).model
     torch.testing.assert_close(adapted(images()), plain(images()))
     assert (
         len(list(lora.adapters(adapted))) == 9
@@ -32,7 +32,7 @@ def test_applying_changes_no_output_and_not_the_original(form):
 
 
 def test_only_adapters_move():
-    adapted = lora.apply(model(), rank=2)
+    adapted = vitreous.apply(model(), "lora", rank=2).model
     lora.freeze_base(adapted)
     before = copy.deepcopy(adapted.state_dict())
     trainable = [p for p in adapted.parameters() if p.requires_grad]
@@ -46,7 +46,7 @@ def test_only_adapters_move():
 
 
 def test_a_trained_adapter_merges_away():
-    adapted = lora.apply(model(), rank=2, residual=True)
+    adapted = vitreous.apply(model(), "lora", rank=2, residual=True).model
     for name, p in adapted.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(p, std=0.1)
@@ -57,7 +57,7 @@ def test_a_trained_adapter_merges_away():
 
 
 def test_targets_choose_layers():
-    adapted = lora.apply(model(), targets="*.qkv")
+    adapted = vitreous.apply(model(), "lora", targets="*.qkv").model
     assert [name for name, _ in lora.adapters(adapted)] == [
         "blocks.0.attn.qkv",
         "blocks.1.attn.qkv",
@@ -66,7 +66,7 @@ def test_targets_choose_layers():
 
 def test_lola_specvit_brings_its_own():
     own = model("lola_specvit_test")
-    adapted = lora.apply(own, rank=2)
+    adapted = vitreous.apply(own, "lora", rank=2).model
     before, after = dict(lora.adapters(own)), dict(lora.adapters(adapted))
     assert all(
         after[name].lora_down.shape == layer.lora_down.shape for name, layer in before.items()
@@ -82,7 +82,7 @@ def test_lola_specvit_brings_its_own():
 @pytest.mark.parametrize("arguments", [{"targets": "nothing*"}, {"rank": 0}])
 def test_adapting_nothing_is_refused(arguments):
     with pytest.raises(ModelError):
-        lora.apply(model(), **arguments)
+        vitreous.apply(model(), "lora", **arguments)
 
 
 def test_freezing_needs_an_adapter():

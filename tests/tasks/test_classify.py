@@ -337,7 +337,7 @@ def test_added_adapters_survive_a_second_start(tmp_path, places):
     second = run(tmp_path, **write_scene(tmp_path / "two", labels), name="second", init=str(first))
     for path, classes in ((first, 3), (second, 2)):
         loaded = load_run(path)
-        assert loaded.adapted == {"rank": 8, "alpha": 16.0}
+        assert [entry["name"] for entry in loaded.methods] == ["lora"]
         assert loaded.model_args == {"depth": 1}
         assert loaded.classifier.num_classes == classes
         before = weights(path)

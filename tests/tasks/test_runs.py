@@ -71,9 +71,10 @@ def test_a_run_comes_back_as_it_was(trained, name):
 def test_what_rebuilds_the_network_is_kept(trained):
     run = load_run(trained["adapted"])
     assert run.model_args == {"depth": 1}
-    assert run.adapted == {"rank": 8, "alpha": 16.0}
+    assert [entry["name"] for entry in run.methods] == ["lora"]
+    assert run.methods[0]["settings"]["rank"] == 8
     assert len(run.classifier.net.blocks) == 1
-    assert load_run(trained["network"]).adapted is None
+    assert load_run(trained["network"]).methods == []
 
 
 def test_weights_are_on_the_cpu_in_evaluation(trained):
@@ -110,7 +111,11 @@ def edit(**changes):
         edit(contract={"bands": 2, "used": [7], "wavelengths": None, "unit": "dn"}),
         edit(name="lola_specvit_unknown"),
         edit(name="vit_test"),
-        edit(lora={"rank": 8, "alpha": 16.0}, name="vit_test"),
+        edit(methods=[{"name": "lora", "settings": {}}], name="vit_test"),
+        edit(methods=[{"name": "svm", "settings": {}}]),
+        edit(methods=[{"name": "lora", "settings": {"ranks": 8}}]),
+        edit(methods=[{"name": "lora", "settings": {}}] * 4),
+        edit(methods="lora"),
         lambda header: header.pop("class_names"),
         lambda header: header.pop("settings"),
     ],
@@ -205,7 +210,6 @@ def test_saving_keeps_what_the_classifier_computes(tmp_path):
         classifier,
         name="lola_specvit_test",
         model_args={},
-        adapted=None,
         class_names=["a", "b", "c"],
         class_colors=["#000000"] * 3,
     )

@@ -27,6 +27,7 @@ class Card:
         year: of publication.
         source_licence: licence of the authors' code (we re-implement; none of it is copied).
         tasks: what it can be trained for.
+        models: of a method: the models that it serves, by shell patterns of their variants.
         variants: variant name (starts with the slug) to constructor arguments.
         published: rows of published or measured facts, e.g. parameter counts per variant.
         recipe: the paper's training settings.
@@ -44,6 +45,7 @@ class Card:
     year: int = 0
     source_licence: str = ""
     tasks: list[str] = field(default_factory=list)
+    models: list[str] = field(default_factory=list)
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     published: list[dict[str, Any]] = field(default_factory=list)
     recipe: dict[str, Any] = field(default_factory=dict)

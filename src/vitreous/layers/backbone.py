@@ -47,6 +47,7 @@ class Backbone(nn.Module):
         band_parameters: names of the parameters whose second axis counts bands (see ``layers/bands.py``).
         variant: the name that it was made by, and
         arguments: what differs from that variant's own; ``create_model`` sets both.
+        methods: what was applied to it (``methods/_apply.py``).
         stem_reach: how far a front-end shared by overlapping patches looks around a pixel (``docs/architecture.md``).
     """
 
@@ -66,6 +67,7 @@ class Backbone(nn.Module):
         self.checkpointing = False
         self.variant: str | None = None
         self.arguments: dict[str, Any] = {}
+        self.methods: list[dict[str, Any]] = []
 
     # -- to be written by each architecture ---------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -67,8 +67,11 @@ CARD = Card(
 )
 
 
+Carry: TypeAlias = dict[str, Tensor]
+
+
 class Trace(NamedTuple):
-    """What a token reducer may look at: the attention's inputs of this block, ``(batch, heads, tokens, width)``."""
+    """The attention's inputs of one block, ``(batch, heads, tokens, width)``."""
 
     query: Tensor
     key: Tensor
@@ -107,8 +110,9 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Attention and feed-forward, each on a normalised residual branch.
 
-    ``between`` is the seam for token reduction: where set, it is called with the tokens after the attention and the
-    attention's :class:`Trace`, and returns the tokens to go on with.
+    ``reducer`` is the seam for token reduction: where set, it takes the place of :meth:`attend`. It is called with the
+    tokens, this block, and what the reducer of the block before has handed on (None at first), and returns the tokens
+    after the attention, fewer or not, and what to hand on.
 
     Args:
         dim: token width.
@@ -125,21 +129,36 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, heads)
         self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
-        self.between: nn.Module | None = None
+        self.reducer: nn.Module | None = None
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.drop_path = DropPath(drop_path)
 
     def forward(
-        self, x: Float[Tensor, "batch tokens dim"], turn: Tensor | None = None
-    ) -> Float[Tensor, "batch kept dim"]:
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        turn: Tensor | None = None,
+        carry: Carry | None = None,
+    ) -> tuple[Float[Tensor, "batch kept dim"], Carry | None]:
         """Apply the block."""
-        trace = self.attn.project(self.norm1(x), turn)
-        x = x + self.drop_path(self.ls1(self.attn.mix(trace)))
-        if self.between is not None:
-            x = self.between(x, trace)
-        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+        if self.reducer is None:
+            x = self.attend(x, turn)
+        else:
+            x, carry = self.reducer(x, self, carry)
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x)))), carry
+
+    def attend(
+        self, x: Float[Tensor, "batch tokens dim"], turn: Tensor | None = None
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Apply the attention's branch."""
+        return self.add(x, self.attn.mix(self.attn.project(self.norm1(x), turn)))
+
+    def add(
+        self, x: Float[Tensor, "batch tokens dim"], mixed: Float[Tensor, "batch tokens dim"]
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Add what the attention gave, scaled and with stochastic depth, to the tokens."""
+        return x + self.drop_path(self.ls1(mixed))
 
 
 class VisionTransformer(Backbone):
@@ -274,8 +293,9 @@ class VisionTransformer(Backbone):
     ) -> Float[Tensor, "batch tokens dim"]:
         """Return the last block's tokens: class, distillation and register tokens first, normalised."""
         tokens, turn = self.embed(x)
+        carry = None
         for block in self.blocks:
-            tokens = self.run(block, tokens, turn)
+            tokens, carry = self.run(block, tokens, turn, carry)
         return self.norm(tokens)
 
     def pool_tokens(
@@ -305,13 +325,22 @@ class VisionTransformer(Backbone):
     def forward_levels(
         self, x: Float[Tensor, "batch bands height width"]
     ) -> list[Float[Tensor, "batch dim h w"]]:
-        """Return the patches' maps after each quarter of the blocks; all have the stride of a token."""
+        """Return the patches' maps after each quarter of the blocks; all have the stride of a token.
+
+        Raises:
+            ModelError: tokens are reduced, so that there is no map.
+        """
+        if any(self._block(number).reducer is not None for number in range(len(self.blocks))):
+            raise ModelError(
+                "A network with reduced tokens has no maps for a decoder.",
+                "Use it patch by patch, or without token reduction.",
+            )
         tokens, turn = self.embed(x)
         height = x.shape[2] // self.token_size
         wanted = [len(self.blocks) * (k + 1) // len(self.feature_info) for k in range(4)]
         maps = []
         for number, block in enumerate(self.blocks, start=1):
-            tokens = self.run(block, tokens, turn)
+            tokens, _ = self.run(block, tokens, turn)
             if number in wanted:
                 patches = self.norm(tokens)[:, self.prefix :]
                 maps.append(rearrange(patches, "b (h w) d -> b d h w", h=height))

@@ -31,6 +31,7 @@ from vitreous.inference.pixels import classify_pixels
 from vitreous.inference.predict import Prediction, predict_scene
 from vitreous.layers.bands import Bands
 from vitreous.layers.preprocess import Preprocess
+from vitreous.methods._apply import applied, apply, reinstall
 from vitreous.methods.adapt import lora
 from vitreous.models._pixel_estimator import PixelEstimator
 from vitreous.recipe import Recipe
@@ -56,7 +57,6 @@ class Trained:
     parameters: int | None = None
     trainable: int | None = None
     model_args: dict[str, Any] = field(default_factory=dict)
-    adapted: dict[str, Any] | None = None
 
 
 def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool = True) -> Path:
@@ -328,7 +328,7 @@ def _fit_network(
 
     torch.manual_seed(recipe.seed)
     console = Console(stderr=True, quiet=not show)
-    classifier, model_args, adapted = _make_classifier(recipe, data, split, contract, console)
+    classifier, model_args = _make_classifier(recipe, data, split, contract, console)
     if recipe.adapt == "lora_only":
         lora.freeze_base(classifier, also_train="net.head.")
     elif recipe.adapt == "head_only":
@@ -337,16 +337,16 @@ def _fit_network(
     parameters, trainable = runs.parameter_counts(classifier)
     task = ClassifyTask(classifier, _training_data(recipe, data, split, classifier), recipe)
     fit(task, folder, resume=resume, show=show)
-    return Trained(task.result(), task.elapsed, parameters, trainable, model_args, adapted)
+    return Trained(task.result(), task.elapsed, parameters, trainable, model_args)
 
 
 def _make_classifier(
     recipe: Recipe, data: LabelledScene, split: Split, contract: BandContract, console: Console
-) -> tuple[runs.Network, dict[str, Any], dict[str, Any] | None]:
-    """Return what is to be trained, and the arguments that rebuild its network and adapters."""
+) -> tuple[runs.Network, dict[str, Any]]:
+    """Return what is to be trained, and the arguments that rebuild its network."""
     settings = _settings(recipe)
     count = len(data.class_names)
-    model_args, adapted = recipe.model_args, None
+    model_args = recipe.model_args
     if recipe.init is None or is_model_file(recipe.init):
         preprocess = Preprocess.fit(
             spectra_at(data.scene, contract.select(data.scene), split.pixels(TRAIN)),
@@ -364,16 +364,15 @@ def _make_classifier(
                 recipe, contract, settings, preprocess.channels, count, console
             )
     else:
-        start, model_args, adapted = _start_from(recipe, contract, settings)
+        start, model_args = _start_from(recipe, contract, settings)
         preprocess, net = start.preprocess, start.net
         if start.num_classes != count:
             net.reset_head(count)  # type: ignore[operator]
+            reinstall(net, applied(net))  # the new head gets what the old one had
     needs_adapters = recipe.adapt in {"lora_only", "pretrain_then_lora"}
     if needs_adapters and not any(True for _ in lora.adapters(net)):
-        adapted = {"rank": 8, "alpha": 16.0}
-    if adapted is not None:  # also where only a new head lacks its adapter
-        net = lora.apply(net, **adapted)
-    return runs.make_classifier(net, preprocess, contract, settings), model_args, adapted
+        net = apply(net, "lora").model
+    return runs.make_classifier(net, preprocess, contract, settings), model_args
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
@@ -387,7 +386,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
 
 def _start_from(
     recipe: Recipe, contract: BandContract, settings: dict[str, Any]
-) -> tuple[runs.Network, dict[str, Any], dict[str, Any] | None]:
+) -> tuple[runs.Network, dict[str, Any]]:
     """Load the run that training starts from; its preprocessing comes along, because its weights expect it."""
     start = load_run(str(recipe.init))
     if not isinstance(start.classifier, runs.Network) or start.name != recipe.model:
@@ -419,7 +418,7 @@ def _start_from(
     start.classifier.load_state_dict(
         {name: t.clone() for name, t in start.classifier.state_dict().items()}, assign=True
     )
-    return start.classifier.requires_grad_(True), start.model_args, start.adapted
+    return start.classifier.requires_grad_(True), start.model_args
 
 
 def _start_from_file(
@@ -523,7 +522,6 @@ def _keep(folder: Path, recipe: Recipe, trained: Trained, data: LabelledScene) -
         trained.classifier,
         name=recipe.model,
         model_args=trained.model_args,
-        adapted=trained.adapted,
         class_names=data.class_names,
         class_colors=data.class_colors,
     )

@@ -19,7 +19,7 @@ from vitreous.inference.dense_classifier import DenseClassifier
 from vitreous.inference.patch_classifier import PatchClassifier
 from vitreous.layers.decoders import DenseNet
 from vitreous.layers.preprocess import Preprocess
-from vitreous.methods.adapt import lora
+from vitreous.methods._apply import applied, reinstall
 from vitreous.models._pixel_estimator import PixelEstimator
 from vitreous.recipe import Recipe, make_recipe
 from vitreous.tasks.checkpoint import load_exactly, load_tensors, save_tensors
@@ -48,7 +48,6 @@ class Run:
         class_colors: their ``#rrggbb``.
         name: the system's name.
         model_args: what differs from the variant's own arguments.
-        adapted: arguments of the LoRA adapters that were added, or None.
     """
 
     path: Path
@@ -57,7 +56,11 @@ class Run:
     class_colors: list[str]
     name: str
     model_args: dict[str, Any]
-    adapted: dict[str, Any] | None
+
+    @property
+    def methods(self) -> list[dict[str, Any]]:
+        """What was applied to its network, first to last."""
+        return applied(self.classifier.net) if isinstance(self.classifier, Network) else []
 
     @property
     def recipe(self) -> Recipe:
@@ -96,7 +99,6 @@ def save_run_model(
     *,
     name: str,
     model_args: dict[str, Any],
-    adapted: dict[str, Any] | None,
     class_names: list[str],
     class_colors: list[str],
 ) -> None:
@@ -115,7 +117,7 @@ def save_run_model(
             "bands": classifier.preprocess.channels,
             "num_classes": classifier.num_classes,
             "model_args": model_args,
-            "lora": adapted,
+            "methods": applied(classifier.net),
             "settings": classifier.settings(),
         }
         tensors = classifier.state_dict()
@@ -166,7 +168,6 @@ def load_run(path: str | Path) -> Run:
             header["class_colors"],
             header["name"],
             header.get("model_args", {}),
-            header.get("lora"),
         )
     # Building from a damaged description can fail in any of these ways.
     except (
@@ -197,8 +198,7 @@ def _network(
             num_classes=header["num_classes"],
             **header["model_args"],
         )
-        if header["lora"] is not None:
-            net = lora.apply(net, **header["lora"])
+        reinstall(net, header["methods"])
         preprocess = Preprocess(len(contract.used), header["bands"])
     classifier = make_classifier(net, preprocess, contract, settings)
     load_exactly(classifier, tensors, header["name"])

@@ -9,7 +9,7 @@ every tensor is told (:class:`LoadReport`); a file that does not fill the model 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from vitreous.catalog.results import versions
 from vitreous.errors import CheckpointError, ModelError, VitreousError
 from vitreous.layers.backbone import Backbone
 from vitreous.layers.bands import Bands, adapt_bands, resize_kernel
+from vitreous.methods._apply import applied, reinstall
 from vitreous.tasks import hub
 from vitreous.tasks.checkpoint import load_exactly, load_tensors, save_tensors
 from vitreous.tasks.foreign import read_foreign
@@ -51,6 +52,7 @@ class Blueprint:
         bands: the bands that it reads.
         num_classes: classes of its head.
         image_size: side of its images in pixels.
+        methods: what was applied to it, first to last.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Blueprint:
     bands: Bands
     num_classes: int
     image_size: int
+    methods: list[dict[str, Any]] = field(default_factory=list)
 
     def build(self) -> Backbone:
         """Build the architecture, with fresh weights or, on the meta device, with none.
@@ -73,7 +76,7 @@ class Blueprint:
             **self.model_args,
         )
         assert isinstance(net, Backbone)
-        return net
+        return reinstall(net, self.methods)
 
     def build_empty(self) -> Backbone:
         """Build it without memory for its weights, to learn their names and shapes."""
@@ -93,6 +96,7 @@ class Blueprint:
             Bands.from_json(value["bands"]),
             int(value["num_classes"]),
             int(value["image_size"]),
+            value["methods"],
         )
         if not (1 <= made.num_classes <= MOST_CLASSES and 1 <= made.image_size <= MOST_IMAGE_SIZE):
             raise ValueError(f"{made.num_classes} classes on images of {made.image_size} pixels")
@@ -254,6 +258,7 @@ def blueprint(model: Backbone, bands: Bands | None = None) -> Blueprint:
         bands or Bands(model.bands),
         model.num_classes,
         model.image_size,
+        applied(model),
     )
 
 

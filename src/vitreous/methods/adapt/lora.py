@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,6 +25,7 @@ CARD = Card(
     year=2021,
     source_licence="MIT (microsoft/LoRA): re-implemented from the equations",
     tasks=["classify"],
+    models=["*"],
     variants={
         "lora": {},
         "lora_gated": {"gate": True},
@@ -36,7 +38,7 @@ CARD = Card(
 )
 
 
-def apply(
+def install(
     model: nn.Module,
     *,
     rank: int = 8,
@@ -44,8 +46,8 @@ def apply(
     gate: bool = False,
     residual: bool = False,
     targets: str = "*",
-) -> nn.Module:
-    """Return a copy of ``model`` whose matching linear layers carry adapters; its outputs are the same.
+) -> list[dict[str, Any]]:
+    """Give the matching linear layers of ``model`` adapters; its outputs stay the same.
 
     Args:
         model: any model; layers that carry adapters already are left as they are.
@@ -55,26 +57,32 @@ def apply(
         residual: adapters with a full-rank residual.
         targets: shell pattern of the names of layers to adapt, e.g. ``*.attn.*``.
 
+    Returns:
+        The layers' names and how many weights each adapter has.
+
     Raises:
         ModelError: no linear layer matches, or the rank makes no adapter.
     """
     if rank < 1:
         raise ModelError(f"LoRA needs a rank of at least 1, not {rank}.")
-    adapted = copy.deepcopy(model)
     found = [
         name
-        for name, layer in adapted.named_modules()
+        for name, layer in model.named_modules()
         if type(layer) is nn.Linear and fnmatch.fnmatch(name, targets)
     ]
-    if not found and not any(isinstance(layer, LoRALinear) for layer in adapted.modules()):
+    if not found and not any(isinstance(layer, LoRALinear) for layer in model.modules()):
         raise ModelError(
             f"No linear layer matches '{targets}'.", "Choose another pattern for 'targets'."
         )
+    rows = []
     for name in found:
-        layer = adapted.get_submodule(name)
+        layer = model.get_submodule(name)
         assert isinstance(layer, nn.Linear)
-        _replace(adapted, name, _adapt(layer, rank, alpha, gate, residual))
-    return adapted
+        adapted = _adapt(layer, rank, alpha, gate, residual)
+        model.set_submodule(name, adapted)
+        own = sum(p.numel() for key, p in adapted.named_parameters() if key.startswith("lora_"))
+        rows.append({"layer": name, "weights added": own})
+    return rows
 
 
 def merge(model: nn.Module) -> nn.Module:
@@ -85,7 +93,7 @@ def merge(model: nn.Module) -> nn.Module:
     """
     merged = copy.deepcopy(model)
     for name, layer in list(adapters(merged)):
-        _replace(merged, name, layer.merged())
+        merged.set_submodule(name, layer.merged())
     return merged
 
 
@@ -134,8 +142,3 @@ def _adapt(layer: nn.Linear, rank: int, alpha: float, gate: bool, residual: bool
         if layer.bias is not None:
             adapted.bias.copy_(layer.bias)
     return adapted.train(layer.training)
-
-
-def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
-    parent, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, layer)

@@ -1,0 +1,199 @@
+"""What is done to a model, by name: one call for every method, noted on the model so that a file can repeat it.
+
+A method is a file ``methods/<stage>/<slug>.py`` with its card and
+
+    install(model, **settings) -> rows           changes the structure in place and says what it touched;
+                                                 works without memory (meta device): a file fills in the tensors
+    calibrate(model, batches, **settings) -> rows    where the method measures activations (optional); one row
+                                                 per layer, in place of those of ``install``
+
+Both raise ModelError where the method cannot serve the model. Stages follow one another: a model is adapted
+(trained on), then its tokens are reduced, then it is quantized; never the other way round and no stage twice.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitreous.catalog.registry import card, system_module
+from vitreous.errors import ModelError, did_you_mean
+
+M = TypeVar("M", bound=nn.Module)
+STAGES = ("adapt", "reduce", "quantize")
+FEWEST_IMAGES = 8  # for calibration: quantiles of less say nothing
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a method has done.
+
+    Attributes:
+        method: its name.
+        settings: all of its settings, JSON-ready.
+        rows: one row per part that was touched.
+        notes: what a user should know, in sentences.
+    """
+
+    method: str
+    settings: dict[str, Any]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+class Applied(NamedTuple):
+    """A changed model and what was done to it."""
+
+    model: nn.Module
+    report: Report
+
+
+def apply(
+    model: nn.Module,
+    name: str,
+    *,
+    calibration: Sequence[Float[Tensor, "batch bands height width"]] | None = None,
+    **settings: Any,
+) -> Applied:
+    """Return a changed copy of a model, and a report.
+
+    Args:
+        model: any network; what has been applied to it before is kept.
+        name: a method or one of its variants (``vitreous methods`` lists them).
+        calibration: batches of inputs as the model gets them in use; asked for by methods that measure activations.
+        settings: the method's settings, where they differ from the variant's.
+
+    Raises:
+        ModelError: no such method or setting, one that cannot serve this model or comes too late, or calibration
+            data that is missing, too little, not finite or of a shape that the model does not take.
+    """
+    module, complete = _resolve(name, settings)
+    _check_stage(model, module, name)
+    calibrate = getattr(module, "calibrate", None)
+    if calibrate is not None:
+        _check_calibration(model, name, calibration)
+    changed = copy.deepcopy(model)
+    rows = module.install(changed, **complete)
+    if calibrate is not None:
+        training = changed.training
+        rows = calibrate(changed.eval(), calibration, **complete)
+        changed.train(training)
+    _note(changed, name, complete)
+    return Applied(changed, Report(name, complete, rows))
+
+
+def reinstall(model: M, methods: Sequence[dict[str, Any]]) -> M:
+    """Give a freshly built model the structure that methods have left; its tensors are loaded afterwards.
+
+    Args:
+        model: the plain model, changed in place.
+        methods: what :func:`applied` said of the model that was saved.
+
+    Raises:
+        ModelError: this is no list of methods that a model can have.
+    """
+    if len(methods) > len(STAGES):
+        raise ModelError(
+            f"{len(methods)} methods are more than a model can have.", "Restore the file."
+        )
+    methods, model.methods = [*methods], []  # type: ignore[assignment]
+    for entry in methods:
+        module, settings = _resolve(entry["name"], entry["settings"])
+        module.install(model, **settings)
+        _note(model, entry["name"], settings)
+    return model
+
+
+def applied(model: nn.Module) -> list[dict[str, Any]]:
+    """Return what was applied to a model, first to last: ``{"name", "settings"}``, JSON-ready."""
+    found: list[dict[str, Any]] = getattr(model, "methods", [])
+    return found
+
+
+def stage(name: str) -> str:
+    """Return the stage of a method: ``adapt``, ``reduce`` or ``quantize``."""
+    return system_module(name).__name__.split(".")[-2]
+
+
+def has(model: nn.Module, wanted: str) -> bool:
+    """Tell whether a method of a stage was applied."""
+    return any(stage(entry["name"]) == wanted for entry in applied(model))
+
+
+def _resolve(name: str, changes: dict[str, Any]) -> tuple[ModuleType, dict[str, Any]]:
+    """Return a method's file and its complete settings."""
+    entry = card(name)
+    if entry.kind != "method":
+        raise ModelError(
+            f"'{name}' is no method but a {entry.kind}.", "'vitreous methods' lists the methods."
+        )
+    if name not in entry.variants:
+        raise ModelError(
+            f"'{name}' has several variants.", f"Choose one of {', '.join(entry.variants)}."
+        )
+    module = system_module(name)
+    known = {
+        key: parameter.default
+        for key, parameter in inspect.signature(module.install).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    for key in changes:
+        if key not in known:
+            raise ModelError(f"{name} has no setting '{key}'.", did_you_mean(key, known))
+    complete = {**known, **entry.variants[name], **changes}
+    return module, {
+        key: list(value) if isinstance(value, tuple) else value for key, value in complete.items()
+    }
+
+
+def _note(model: nn.Module, name: str, settings: dict[str, Any]) -> None:
+    model.methods = [*applied(model), {"name": name, "settings": settings}]  # type: ignore[assignment]
+
+
+def _check_stage(model: nn.Module, module: ModuleType, name: str) -> None:
+    """Refuse a method that comes after a later one, or beside one of its own stage."""
+    own = module.__name__.split(".")[-2]
+    for entry in applied(model):
+        other = stage(entry["name"])
+        if STAGES.index(other) == STAGES.index(own):
+            raise ModelError(
+                f"The model has '{entry['name']}' already; '{name}' would come on top of it.",
+                "Apply one of them, to a model without the other.",
+            )
+        if STAGES.index(other) > STAGES.index(own):
+            raise ModelError(
+                f"'{name}' cannot come after '{entry['name']}'.",
+                "Adapt first, then reduce tokens, then quantize.",
+            )
+
+
+def _check_calibration(model: nn.Module, name: str, batches: Sequence[Tensor] | None) -> None:
+    """Refuse calibration data that would calibrate nothing, or wrongly."""
+    if batches is None or len(batches) == 0:
+        raise ModelError(
+            f"'{name}' measures activations and needs data for it.",
+            "Give calibration=[batch, ...] with inputs as in use.",
+        )
+    count = sum(len(batch) for batch in batches)
+    if count < FEWEST_IMAGES:
+        raise ModelError(
+            f"{count} images are too few to calibrate '{name}'.",
+            f"Give at least {FEWEST_IMAGES}; 32 and more are usual.",
+        )
+    for batch in batches:
+        if not batch.is_floating_point() or not torch.isfinite(batch).all():
+            raise ModelError(
+                "The calibration data holds NaN, infinite or integer values.",
+                "Give preprocessed inputs, without invalid pixels.",
+            )
+        check = getattr(model, "check", None)
+        if check is not None:
+            check(batch)
