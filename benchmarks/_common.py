@@ -56,5 +56,5 @@ def in_own_process(script: str, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def forget_peak() -> None:
-    """Begin the measurement of :func:`peak_memory` anew."""
+    """Begin the measurement of ``inference.bench.peak_memory`` anew."""
     Path("/proc/self/clear_refs").write_text("5")

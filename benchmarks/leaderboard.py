@@ -31,7 +31,7 @@ from vitreous.tasks.labelled import open_labelled
 RESULT = RESULTS / "leaderboard.json"
 TITLE = "Architectures on Indian Pines, small and trained alike"
 SEEDS = 3
-STEPS = 250
+STEPS = 120
 BUDGET: dict[str, Any] = {"mode": "patch", "passes": 1}
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "fixed": {"split": "fixed", "val_fraction": 0},

@@ -51,6 +51,7 @@ def work(way: str, run: str, scene: str, part: int, out: str) -> dict[str, Any]:
         ``seconds``, ``pixels``, ``classified`` (fewer than pixels where the time is extrapolated), and the peak of
         ``memory`` in bytes while it maps, with ``before``, what it has taken when mapping begins.
     """
+    from vitreous.inference.bench import peak_memory
     from vitreous.scenes import open_scene
     from vitreous.tasks.runs import load_run
 

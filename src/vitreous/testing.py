@@ -1,18 +1,22 @@
-"""What every architecture must be able to do; a conformance suite that anybody's model can be run through."""
+"""What every architecture and every method must be able to do: suites that anybody's own can be run through."""
 
 from __future__ import annotations
 
 import copy
+import fnmatch
+import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from vitreous.catalog.registry import create_model
+from vitreous.catalog.registry import card, create_model, stage
+from vitreous.errors import ModelError
 from vitreous.layers.backbone import Backbone
+from vitreous.methods._apply import Applied, applied, apply, reinstall
 
 SIZES = (9, 15, 33)
 BANDS = (1, 3, 13, 200)
@@ -188,9 +192,14 @@ def check_compiled(name: str) -> None:
 
 def check_onnx(name: str) -> None:
     """The exported graph equals eager, at a second batch size too (needs the extra ``deploy``)."""
+    _compare_onnx(make(name).eval(), name)
+
+
+def _compare_onnx(model: nn.Module, what: str) -> None:
+    """Export a network for images of 15 x 15 with 4 bands, and compare its scores at two batch sizes."""
     import onnxruntime
 
-    model, x = make(name).eval(), images(2, 4, 15)
+    x = images(2, 4, 15)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         torch.onnx.export(
@@ -207,7 +216,9 @@ def check_onnx(name: str) -> None:
             with torch.no_grad():
                 expected = model(batch)
             found = torch.from_numpy(session.run(None, {"image": batch.numpy()})[0])
-            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(
+                found, expected, rtol=1e-3, atol=1e-4, msg=lambda m: f"{what}: {m}"
+            )
 
 
 def golden(name: str) -> list[float]:
@@ -215,6 +226,137 @@ def golden(name: str) -> list[float]:
     with torch.no_grad():
         scores = make(name).eval()(images(2, 4, 15))
     return [float(f"{value:.5g}") for value in scores.flatten().tolist()]
+
+
+# -- methods ------------------------------------------------------------------------------------------------
+
+
+def check_method(name: str, model: str) -> None:
+    """Run every quick check of a method on a model.
+
+    Args:
+        name: a variant of a registered method.
+        model: a registered variant of a model; small ones (``*_test``) make this a matter of a second.
+
+    Raises:
+        AssertionError: a promise of ``methods/_apply.py`` is broken; the message says which.
+    """
+    if not serves(name, model):
+        check_refusal(name, model)
+        return
+    for check in METHOD_CHECKS:
+        check(name, model)
+
+
+def serves(name: str, model: str) -> bool:
+    """Tell whether a method's card names a model."""
+    return any(fnmatch.fnmatch(model, pattern) for pattern in card(name).models)
+
+
+def changed(name: str, model: str) -> Applied:
+    """Apply a method to a model with reproducible weights, calibrated on random images where it asks for them."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return apply(make(model).eval(), name, calibration=[images(16, 4, 15, seed=2)])
+
+
+def check_refusal(name: str, model: str) -> None:
+    """What the card does not name is refused in words."""
+    try:
+        changed(name, model)
+    except ModelError as error:
+        assert error.fix, f"{name}: refuses {model} without saying what to do"
+        return
+    raise AssertionError(f"{name} serves {model}, which its card does not name")
+
+
+def check_method_scores(name: str, model: str) -> None:
+    """The changed model gives finite scores, the same ones alone and in a batch; the given one is left as it was."""
+    plain, x = make(model).eval(), images(3, 4, 15)
+    before = copy.deepcopy(plain.state_dict())
+    new = apply(plain, name, calibration=[images(16, 4, 15, seed=2)]).model
+    assert new is not plain
+    assert not applied(plain), f"{name}: notes itself on the given model"
+    for key, value in plain.state_dict().items():
+        assert torch.equal(value, before[key]), f"{name}: changes {key} of the given model"
+    with torch.no_grad():
+        together, again, alone = new(x), new(x), new(x[1:2])
+    assert together.shape == (3, CLASSES)
+    assert torch.isfinite(together).all()
+    assert torch.equal(together, again), f"{name} on {model}: evaluation is not deterministic"
+    torch.testing.assert_close(
+        together[1:2],
+        alone,
+        rtol=1e-3,
+        atol=1e-4,
+        msg=lambda m: f"{name} on {model}: depends on its batch. {m}",
+    )
+
+
+def check_method_report(name: str, model: str) -> None:
+    """The report names what was touched, in plain values, and the model notes the method with all settings."""
+    new, report = changed(name, model)
+    assert report.rows, f"{name}: says nothing about what it did to {model}"
+    entry = applied(new)[-1]
+    assert entry == {"name": name, "settings": report.settings}
+    assert json.loads(json.dumps([entry, report.rows])) == [entry, report.rows]
+
+
+def check_method_saving(name: str, model: str) -> None:
+    """Rebuilt without memory and filled with the tensors, the model gives the same bits; so does a copy."""
+    new, x = changed(name, model).model.eval(), images(2, 4, 15)
+    with torch.device("meta"):
+        bare = create_model(model, bands=4, num_classes=CLASSES, image_size=15)
+        back = reinstall(bare, json.loads(json.dumps(applied(new))))
+    tensors = {key: value.clone() for key, value in new.state_dict().items()}
+    back.load_state_dict(tensors, assign=True)
+    assert not [k for k, t in back.named_buffers() if t.is_meta], f"{name}: buffers without memory"
+    with torch.no_grad():
+        expected = new(x)
+        assert torch.equal(back.eval()(x), expected), f"{name} on {model}: saving changes scores"
+        assert torch.equal(copy.deepcopy(new)(x), expected), f"{name} on {model}: a copy differs"
+
+
+def check_method_twice(name: str, model: str) -> None:
+    """A second time is refused."""
+    new = changed(name, model).model
+    try:
+        apply(new, name, calibration=[images(16, 4, 15, seed=2)])
+    except ModelError:
+        return
+    raise AssertionError(f"{name} can be applied twice")
+
+
+def check_method_head(name: str, model: str) -> None:
+    """The classifier can still be replaced."""
+    new = changed(name, model).model.eval()
+    new.reset_head(3)  # type: ignore[operator]
+    with torch.no_grad():
+        assert new(images(2, 4, 15)).shape == (2, 3)
+
+
+def check_method_training(name: str, model: str) -> None:
+    """A method of the stage ``adapt`` or ``reduce`` lets the model train."""
+    if stage(name) == "quantize":
+        return
+    new = changed(name, model).model.train()
+    new(images(4, 4, 15)).square().sum().backward()
+    assert any(p.grad is not None and bool(p.grad.abs().any()) for p in new.parameters())
+
+
+def check_method_onnx(name: str, model: str) -> None:
+    """The exported graph equals eager, at a second batch size too (needs the extra ``deploy``; seconds)."""
+    _compare_onnx(changed(name, model).model.eval(), f"{name} on {model}")
+
+
+METHOD_CHECKS: tuple[Callable[[str, str], None], ...] = (
+    check_method_scores,
+    check_method_report,
+    check_method_saving,
+    check_method_twice,
+    check_method_head,
+    check_method_training,
+)
 
 
 def _tensors(features: object) -> list[Tensor]:

@@ -1,6 +1,6 @@
 """Every system by name, found without importing any of them.
 
-A system is a file ``models/<slug>.py`` or ``methods/<room>/<slug>.py`` with ``CARD = Card(...)`` at its top. The
+A system is a file ``models/<slug>.py`` or ``methods/<stage>/<slug>.py`` with ``CARD = Card(...)`` at its top. The
 card is read from the source text, so listing a hundred systems costs milliseconds; building one imports its file
 and no other. Names of variants begin with the slug.
 """
@@ -62,6 +62,11 @@ def list_models(pattern: str = "*", kind: str | None = None) -> list[str]:
 def system_module(name: str) -> ModuleType:
     """Import the file of a system, by slug or variant name, and no other system."""
     return importlib.import_module(_catalogue()[1][card(name).slug])
+
+
+def stage(name: str) -> str:
+    """Return the stage of a method, which its folder is named after: ``adapt``, ``reduce`` or ``quantize``."""
+    return _catalogue()[1][card(name).slug].split(".")[-2]
 
 
 def create_model(

@@ -9,11 +9,13 @@ import typer
 from vitreous._version import __version__
 from vitreous.cli import (
     bench,
+    compress,
     convert,
     demo,
     doctor,
     evaluate,
     info,
+    methods,
     predict,
     reproduce,
     systems,
@@ -60,6 +62,8 @@ app.command("train")(train.command())
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("systems")(systems.systems)
+app.command("compress")(compress.compress)
+app.command("methods")(methods.methods)
 app.command("convert")(convert.convert)
 app.add_typer(bench.bench, name="bench")
 app.command("reproduce")(reproduce.reproduce)

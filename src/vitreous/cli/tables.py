@@ -79,3 +79,16 @@ def _short(count: int | None) -> str:
     if count is None:
         return "-"
     return f"{count / 1e6:.3g} M" if count >= 1e6 else f"{count / 1e3:.3g} k"
+
+
+def compress_table(rows: list[dict[str, Any]]) -> Table:
+    """Return what a method cost and brought: one row per figure."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("figure", no_wrap=True)
+    for heading in ("before", "after", "after / before"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        before, after = row["before"], row["after"]
+        ratio = f"{after / before:.2f}" if before else "-"
+        table.add_row(row["figure"], f"{before:,.2f}", f"{after:,.2f}", ratio)
+    return table

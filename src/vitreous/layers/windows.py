@@ -87,6 +87,27 @@ class RelativePositionBias(nn.Module):
         return {**super().__getstate__(), "_expanded": None}
 
 
+class DistanceBias(RelativePositionBias):
+    """A learned score per head and pair of distances, down and across, between two cells (as in LeViT).
+
+    Args:
+        window: distances each way, from 0 to ``window - 1``; farther ones count as the last.
+        heads: number of heads.
+    """
+
+    def __init__(self, window: int, heads: int) -> None:
+        super().__init__(window, heads)
+        self.table = nn.Parameter(torch.zeros(window**2, heads))
+
+    def _expand(self, height: int, width: int) -> Tensor:
+        rows = torch.arange(height, device=self.table.device).repeat_interleave(width)
+        columns = torch.arange(width, device=self.table.device).repeat(height)
+        down, across = (
+            (at[:, None] - at).abs().clamp(max=self.window - 1) for at in (rows, columns)
+        )
+        return self.table[down * self.window + across].permute(2, 0, 1).contiguous()
+
+
 def relative_index(window: int) -> Int[Tensor, "row column row column"]:
     """Return the row of a position table for each pair of tokens: offsets down and across, row by row."""
     at = torch.arange(window)

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitreous.catalog.registry import card, system_module
+from vitreous.catalog.registry import card, stage, system_module
 from vitreous.errors import ModelError, did_you_mean
 
 M = TypeVar("M", bound=nn.Module)
@@ -76,7 +76,7 @@ def apply(
             data that is missing, too little, not finite or of a shape that the model does not take.
     """
     module, complete = _resolve(name, settings)
-    _check_stage(model, module, name)
+    _check_stage(model, name)
     calibrate = getattr(module, "calibrate", None)
     if calibrate is not None:
         _check_calibration(model, name, calibration)
@@ -118,11 +118,6 @@ def applied(model: nn.Module) -> list[dict[str, Any]]:
     return found
 
 
-def stage(name: str) -> str:
-    """Return the stage of a method: ``adapt``, ``reduce`` or ``quantize``."""
-    return system_module(name).__name__.split(".")[-2]
-
-
 def has(model: nn.Module, wanted: str) -> bool:
     """Tell whether a method of a stage was applied."""
     return any(stage(entry["name"]) == wanted for entry in applied(model))
@@ -158,9 +153,9 @@ def _note(model: nn.Module, name: str, settings: dict[str, Any]) -> None:
     model.methods = [*applied(model), {"name": name, "settings": settings}]  # type: ignore[assignment]
 
 
-def _check_stage(model: nn.Module, module: ModuleType, name: str) -> None:
+def _check_stage(model: nn.Module, name: str) -> None:
     """Refuse a method that comes after a later one, or beside one of its own stage."""
-    own = module.__name__.split(".")[-2]
+    own = stage(name)
     for entry in applied(model):
         other = stage(entry["name"])
         if STAGES.index(other) == STAGES.index(own):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers import backbone
+from vitreous.layers.adapter import AdapterSeam
 from vitreous.layers.backbone import Backbone, FeatureInfo, linear_rates
 from vitreous.layers.drop import DropPath
 from vitreous.layers.mlp import Mlp
@@ -131,14 +132,15 @@ class Block(nn.Module):
         self.conv = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.adapter = AdapterSeam(dim)
         self.scale = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Float[Tensor, "batch dim h w"]) -> Float[Tensor, "batch dim h w"]:
         """Apply the block."""
         mixed = rearrange(self.conv(x), "b d h w -> b h w d")
-        mixed = self.scale(self.mlp(self.norm(mixed)))
-        return x + self.drop_path(rearrange(mixed, "b h w d -> b d h w"))
+        branch = self.drop_path(self.scale(self.mlp(self.norm(mixed))))
+        return x + rearrange(self.adapter(mixed, branch), "b h w d -> b d h w")
 
 
 class ConvNeXt(Backbone):

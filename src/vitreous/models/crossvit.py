@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
+from vitreous.layers.adapter import AdapterSeam
 from vitreous.layers.attention import AttentionCore
 from vitreous.layers.backbone import Backbone, FeatureInfo, init_linear, linear_rates, stem_stride
 from vitreous.layers.drop import DropPath
@@ -217,12 +218,13 @@ class Block(nn.Module):
         self.attn = Attention(dim, heads, details.qkv_bias)
         self.norm2 = nn.LayerNorm(dim, eps=details.norm_eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.adapter = AdapterSeam(dim)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
         """Apply the block."""
         x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return x + self.adapter(x, self.drop_path(self.mlp(self.norm2(x))))
 
 
 class CrossAttention(nn.Module):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
+from vitreous.layers.adapter import AdapterSeam
 from vitreous.layers.attention import AttentionCore
 from vitreous.layers.backbone import Backbone, FeatureInfo, init_linear, linear_rates, stem_stride
 from vitreous.layers.convnorm import ConvNorm
@@ -228,6 +229,7 @@ class Block(nn.Module):
         self.attn = attn
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, hidden, act)
+        self.adapter = AdapterSeam(dim)
         self.drop_path = DropPath(drop_path)
 
     def forward(
@@ -235,7 +237,7 @@ class Block(nn.Module):
     ) -> Float[Tensor, "batch tokens dim"]:
         """Apply the block to a map of ``height`` rows."""
         x = x + self.drop_path(self.attn(self.norm1(x), height))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return x + self.adapter(x, self.drop_path(self.mlp(self.norm2(x))))
 
 
 class Stage(nn.Module):

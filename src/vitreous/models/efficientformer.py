@@ -20,7 +20,7 @@ from vitreous.layers.backbone import Backbone, FeatureInfo, init_linear, linear_
 from vitreous.layers.drop import DropPath
 from vitreous.layers.mlp import Mlp
 from vitreous.layers.scale import LayerScale
-from vitreous.layers.windows import RelativePositionBias
+from vitreous.layers.windows import DistanceBias
 
 CARD = Card(
     slug="efficientformer",
@@ -175,27 +175,6 @@ class MapBlock(nn.Module):
         """Apply the block."""
         x = x + self.drop_path(self.ls1(self.mixer(x)))
         return x + self.drop_path(self.ls2(self.mlp(x)))
-
-
-class DistanceBias(RelativePositionBias):
-    """A learned score per head and pair of distances, down and across, between two cells (as in LeViT).
-
-    Args:
-        grid: distances each way, from 0 to ``grid - 1``; farther ones count as the last.
-        heads: number of heads.
-    """
-
-    def __init__(self, grid: int, heads: int) -> None:
-        super().__init__(grid, heads)
-        self.table = nn.Parameter(torch.zeros(grid**2, heads))
-
-    def _expand(self, height: int, width: int) -> Tensor:
-        rows = torch.arange(height, device=self.table.device).repeat_interleave(width)
-        columns = torch.arange(width, device=self.table.device).repeat(height)
-        down, across = (
-            (at[:, None] - at).abs().clamp(max=self.window - 1) for at in (rows, columns)
-        )
-        return self.table[down * self.window + across].permute(2, 0, 1).contiguous()
 
 
 class Attention(nn.Module):

@@ -18,7 +18,7 @@ from vitreous.layers.attention import AttentionCore
 from vitreous.layers.backbone import Backbone, FeatureInfo, linear_rates, stem_stride
 from vitreous.layers.convnorm import ConvNorm
 from vitreous.layers.drop import DropPath
-from vitreous.layers.windows import RelativePositionBias, padding_bias, partition, reverse
+from vitreous.layers.windows import DistanceBias, padding_bias, partition, reverse
 
 CARD = Card(
     slug="efficientvit",
@@ -144,26 +144,6 @@ class FeedForward(nn.Module):
         return self.fc2(self.act(self.fc1(x)))
 
 
-class OffsetBias(RelativePositionBias):
-    """A learned score per head and distance (down, across) between two cells, whatever the direction.
-
-    Args:
-        window: side of the largest window; the table has its square many rows, row by row.
-        heads: number of heads.
-    """
-
-    def __init__(self, window: int, heads: int) -> None:
-        super().__init__(window, heads)
-        self.table = nn.Parameter(torch.zeros(window**2, heads))
-
-    def _expand(self, height: int, width: int) -> Tensor:
-        rows = torch.arange(height, device=self.table.device).repeat_interleave(width)
-        columns = torch.arange(width, device=self.table.device).repeat(height)
-        down = (rows[:, None] - rows[None, :]).abs()
-        across = (columns[:, None] - columns[None, :]).abs()
-        return self.table[down * self.window + across].permute(2, 0, 1).contiguous()
-
-
 class CascadedGroupAttention(nn.Module):
     """Each head attends with its own slice of channels, to which the previous head's output is added (eqs. 2-4).
 
@@ -184,7 +164,7 @@ class CascadedGroupAttention(nn.Module):
         self.mix_query = nn.ModuleList(
             ConvNorm(key_dim, key_dim, kernel, groups=key_dim) for kernel in kernels[:heads]
         )
-        self.position = OffsetBias(window, heads)
+        self.position = DistanceBias(window, heads)
         self.core = AttentionCore()
         self.act = nn.ReLU()
         self.proj = ConvNorm(dim, dim, gain=0.0)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
+from vitreous.layers.adapter import AdapterSeam
 from vitreous.layers.attention import AttentionCore
 from vitreous.layers.backbone import Backbone, FeatureInfo, linear_rates
 from vitreous.layers.drop import DropPath
@@ -274,6 +275,7 @@ class Block(nn.Module):
         self.attn = WindowAttention(dim, heads, window, linear, mask_padding)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(linear(dim, hidden), SwiGLU(hidden), linear(hidden, dim))
+        self.adapter = AdapterSeam(dim)
         self.drop_path = DropPath(drop_path)
 
     def forward(
@@ -281,7 +283,7 @@ class Block(nn.Module):
     ) -> Float[Tensor, "batch height width dim"]:
         """Apply the block."""
         x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return x + self.adapter(x, self.drop_path(self.mlp(self.norm2(x))))
 
 
 class ReduceSize(nn.Module):

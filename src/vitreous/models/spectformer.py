@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
+from vitreous.layers.adapter import AdapterSeam
 from vitreous.layers.attention import AttentionCore
 from vitreous.layers.backbone import Backbone, FeatureInfo, init_linear, linear_rates, stem_stride
 from vitreous.layers.drop import DropPath
@@ -287,12 +288,13 @@ class Block(nn.Module):
         self.mixer = mixer
         self.norm2 = nn.LayerNorm(dim, eps)
         self.mlp = mlp
+        self.adapter = AdapterSeam(dim)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Float[Tensor, "batch h w dim"]) -> Float[Tensor, "batch h w dim"]:
         """Apply both branches."""
         x = x + self.drop_path(self.mixer(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return x + self.adapter(x, self.drop_path(self.mlp(self.norm2(x))))
 
 
 class OneBranchBlock(Block):
@@ -300,7 +302,8 @@ class OneBranchBlock(Block):
 
     def forward(self, x: Float[Tensor, "batch h w dim"]) -> Float[Tensor, "batch h w dim"]:
         """Apply the branch."""
-        return x + self.drop_path(self.mlp(self.norm2(self.mixer(self.norm1(x)))))
+        mixed = self.mixer(self.norm1(x))
+        return x + self.adapter(mixed, self.drop_path(self.mlp(self.norm2(mixed))))
 
 
 class PatchEmbed(nn.Module):
@@ -393,6 +396,7 @@ class ClassBlock(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.norm2 = nn.LayerNorm(dim, eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.adapter = AdapterSeam(dim)
 
     def attend(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch 1 dim"]:
         """Return what the first token gathers."""
@@ -406,7 +410,7 @@ class ClassBlock(nn.Module):
         """Return the class token followed by the unchanged cells."""
         token = cells.mean(1, keepdim=True)
         token = token + self.attend(self.norm1(torch.cat([token, cells], 1)))
-        token = token + self.mlp(self.norm2(token))
+        token = token + self.adapter(token, self.mlp(self.norm2(token)))
         return torch.cat([token, cells], 1)
 
 

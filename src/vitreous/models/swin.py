@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
+from vitreous.layers.adapter import AdapterSeam
 from vitreous.layers.attention import AttentionCore
 from vitreous.layers.backbone import Backbone, FeatureInfo, init_linear, linear_rates, stem_stride
 from vitreous.layers.drop import DropPath
@@ -209,6 +210,7 @@ class Block(nn.Module):
         self.attn = WindowAttention(dim, heads, window, qkv_bias, scale)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.adapter = AdapterSeam(dim)
         self.drop_path = DropPath(drop_path)
 
     def forward(
@@ -218,7 +220,7 @@ class Block(nn.Module):
     ) -> Float[Tensor, "batch height width dim"]:
         """Apply the block; ``mask`` is what :func:`window_mask` gives for this map."""
         x = x + self.drop_path(self._attend(self.norm1(x), mask))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return x + self.adapter(x, self.drop_path(self.mlp(self.norm2(x))))
 
     def _attend(
         self,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
+from vitreous.layers.adapter import AdapterSeam
 from vitreous.layers.attention import AttentionCore
 from vitreous.layers.backbone import Backbone, FeatureInfo, init_linear, linear_rates
 from vitreous.layers.backbone import stem_stride as shrunk_stride
@@ -298,12 +299,13 @@ class Block(nn.Module):
         self.attn = Attention(dim, heads, qkv_bias, scale)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.adapter = AdapterSeam(dim)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
         """Apply the block."""
         x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return x + self.adapter(x, self.drop_path(self.mlp(self.norm2(x))))
 
 
 class T2TViT(Backbone):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
+from vitreous.layers.adapter import AdapterSeam
 from vitreous.layers.attention import AttentionCore
 from vitreous.layers.backbone import Backbone, FeatureInfo, init_linear, linear_rates, stem_stride
 from vitreous.layers.drop import DropPath
@@ -137,13 +138,14 @@ class Transformer(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.excite = Excite(dim) if excite else nn.Identity()
+        self.adapter = AdapterSeam(dim)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
         """Apply both branches."""
         if self.attn is not None and self.norm1 is not None:
             x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.excite(self.mlp(self.norm2(x))))
+        return x + self.adapter(x, self.drop_path(self.excite(self.mlp(self.norm2(x)))))
 
 
 class Excite(nn.Module):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
+from vitreous.layers.adapter import AdapterSeam
 from vitreous.layers.attention import AttentionCore
 from vitreous.layers.backbone import Backbone, FeatureInfo, init_linear, linear_rates, stem_stride
 from vitreous.layers.drop import DropPath
@@ -132,6 +133,7 @@ class Block(nn.Module):
         self.reducer: nn.Module | None = None
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.adapter = AdapterSeam(dim)
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.drop_path = DropPath(drop_path)
 
@@ -146,7 +148,8 @@ class Block(nn.Module):
             x = self.attend(x, turn)
         else:
             x, carry = self.reducer(x, self, carry)
-        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x)))), carry
+        branch = self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+        return x + self.adapter(x, branch), carry
 
     def attend(
         self, x: Float[Tensor, "batch tokens dim"], turn: Tensor | None = None

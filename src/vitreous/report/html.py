@@ -121,6 +121,7 @@ def _document(page: _Page) -> Markup:
     style = resources.files("vitreous.report").joinpath("report.css").read_text(encoding="utf-8")
     sections = [
         ("numbers", "Accuracy", _numbers(page)),
+        ("compression", "Compression", _compression(page)),
         ("maps", "Maps", _maps(page)),
         ("systems", "Systems compared", _systems(page)),
         ("classes", "Classes", _classes(page)),
@@ -396,6 +397,62 @@ def _legend(page: _Page) -> Markup:
     ]
     words = tag("p", tag("strong", "Classes"), " and their labelled pixels", class_="caption")
     return tag("div", words, tag("ul", *rows), class_="card legend")
+
+
+# --- compression ------------------------------------------------------------------------------------------
+
+
+def _compression(page: _Page) -> Markup | None:
+    """Show what a method cost and brought, and every layer it touched."""
+    done = page.record.compression
+    if done is None:
+        return None
+    rows = [
+        [row.figure, _figure(row.before), _figure(row.after), _times(row.before, row.after)]
+        for row in done.rows
+    ]
+    head = ("", "Before", "After", "After / before")
+    settings = ", ".join(
+        f"{plain(key, 60)} = {plain(value, 200)}" for key, value in done.settings.items()
+    )
+    parts = [
+        tag(
+            "p",
+            tag("strong", done.method),
+            f" applied to {done.source}",
+            f" ({settings})" if settings else "",
+        ),
+        *(tag("p", note) for note in done.notes),
+        _table(f"Before and after {done.method}", head, rows),
+    ]
+    cards = [tag("div", *parts, class_="card scroll")]
+    if done.layers:
+        keys = list(dict.fromkeys(key for layer in done.layers for key in layer))
+        cells = [[_cell(layer.get(key)) for key in keys] for layer in done.layers]
+        table = _table("Every part that was touched", [plain(key, 60) for key in keys], cells)
+        cards.append(
+            tag(
+                "details",
+                tag("summary", f"{len(cells)} parts touched"),
+                table,
+                class_="card scroll",
+            )
+        )
+    return join(*cards)
+
+
+def _figure(value: Number) -> str:
+    return MISSING if value is None else f"{value:,.2f}"
+
+
+def _times(before: Number, after: Number) -> str:
+    return f"{after / before:.2f}" if before and after is not None else MISSING
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return MISSING
+    return f"{value:.4g}" if isinstance(value, float) else plain(value, 200)
 
 
 # --- systems ----------------------------------------------------------------------------------------------

@@ -156,14 +156,35 @@ class Config(_Record):
     model: ModelEntry = ModelEntry()
 
 
+class Figure(_Record):
+    """One figure before and after compression."""
+
+    figure: Text
+    before: Number
+    after: Number
+
+
+class Compression(_Record):
+    """``compress.json``: what was done to the run that this one was made from."""
+
+    version: Literal[1] = Field(alias="schema")
+    source: Text = Field(alias="from")
+    method: Name
+    settings: dict[str, Any] = {}
+    rows: list[Figure] = []
+    layers: list[dict[str, Any]] = []
+    notes: list[Text] = []
+
+
 @dataclass(frozen=True)
 class RunRecord:
-    """A run folder as read; ``log`` and ``map_path`` are None where the run has none."""
+    """A run folder as read; what the run does not have is None."""
 
     metrics: Metrics
     config: Config
     log: Log | None
     map_path: Path | None
+    compression: Compression | None = None
 
 
 def read_record(run: Path) -> RunRecord:
@@ -172,12 +193,13 @@ def read_record(run: Path) -> RunRecord:
     Raises:
         VitreousError: ``metrics.json`` or ``config.json`` is missing or says impossible things.
     """
-    map_path = run / "map.tif"
+    map_path, compression = run / "map.tif", run / "compress.json"
     return RunRecord(
         metrics=_read(Metrics, run / "metrics.json"),
         config=_read(Config, run / "config.json"),
         log=read_log(run / "log.csv"),
         map_path=map_path if map_path.is_file() else None,
+        compression=_read(Compression, compression) if compression.is_file() else None,
     )
 
 

@@ -114,7 +114,7 @@ def evaluate(path: str | Path) -> dict[str, Any]:
     """
     run = load_run(path)
     data = open_labelled(run.recipe)
-    split = _fitting(run.split, data)
+    split = fitting(run.split, data)
     parameters = (
         runs.parameter_counts(run.classifier)[0]
         if isinstance(run.classifier, runs.Network)
@@ -129,7 +129,7 @@ def evaluate(path: str | Path) -> dict[str, Any]:
         "val": None,
         **_test_figures(run.classifier, data, split, run.class_names),
     }
-    return _metrics(data, split, receptive_size(run.classifier), [row])
+    return metrics_of(data, split, receptive_size(run.classifier), [row])
 
 
 def draw_split(recipe: Recipe, data: LabelledScene) -> Split:
@@ -229,13 +229,13 @@ def _sweep(folder: Path) -> None:
 def _split(recipe: Recipe, data: LabelledScene, folder: Path) -> Split:
     """Return the run's split: the saved one where there is one, so that resuming cannot change it."""
     if (folder / SPLIT).is_file():
-        return _fitting(Split.load(folder / SPLIT), data)
+        return fitting(Split.load(folder / SPLIT), data)
     split = draw_split(recipe, data)
     split.save(folder / SPLIT)
     return split
 
 
-def _fitting(split: Split, data: LabelledScene) -> Split:
+def fitting(split: Split, data: LabelledScene) -> Split:
     """Return a saved split, if it was made for labels of this size."""
     if split.roles.shape != data.labels.shape:
         raise VitreousError(
@@ -539,7 +539,7 @@ def _measure(
     row = _system_row(recipe.model, trained)
     if recipe.map:
         pixels = split.pixels(TEST)
-        prediction = _map(folder, recipe, trained, data, console)
+        prediction = map_scene(folder, recipe, trained.classifier, data, console)
         row["pixels_per_second"] = prediction.pixels_per_second
         predicted = _read_map(folder / MAP, pixels)
         row["test"] = scores(data.classes_at(pixels), predicted, data.class_names)
@@ -553,7 +553,7 @@ def _measure(
         if name != recipe.model:
             console.print(f"baseline {name}", highlight=False)
             rows.append(_baseline(name, recipe, data, split, folder))
-    write_json(folder / METRICS, _metrics(data, split, receptive_size(trained.classifier), rows))
+    write_json(folder / METRICS, metrics_of(data, split, receptive_size(trained.classifier), rows))
     if recipe.report:
         from vitreous.report.html import build_report
 
@@ -591,12 +591,17 @@ def _system_row(name: str, trained: Trained) -> dict[str, Any]:
     }
 
 
-def _map(
-    folder: Path, recipe: Recipe, trained: Trained, data: LabelledScene, console: Console
+def map_scene(
+    folder: Path,
+    recipe: Recipe,
+    classifier: runs.Network | PixelEstimator,
+    data: LabelledScene,
+    console: Console,
 ) -> Prediction:
+    """Map the recipe's scene into a run folder, showing progress."""
     with _mapping_bar(console) as advance:
         return predict_scene(
-            trained.classifier,
+            classifier,
             data.scene,
             folder / MAP,
             class_names=data.class_names,
@@ -654,9 +659,10 @@ def _baseline(
     return fit_and_score(own, data, split, folder / "baselines" / name)[1]
 
 
-def _metrics(
+def metrics_of(
     data: LabelledScene, split: Split, patch_size: int, systems: list[dict[str, Any]]
 ) -> dict[str, Any]:
+    """Return what ``metrics.json`` holds: the classes, the split and the systems' rows."""
     names, colors = data.class_names, data.class_colors
     return {
         "schema": 1,

@@ -1,0 +1,57 @@
+"""``vitreous compress``: make a trained run smaller or faster."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitreous.cli.options import check_run, key_values
+
+
+def compress(
+    run: Annotated[
+        Path, typer.Argument(help="Run folder of a trained network; it is not changed.")
+    ],
+    method: Annotated[str, typer.Option(help="What to do (see 'vitreous methods').")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Setting of the method, e.g. 'bits=[4, 4]'."
+        ),
+    ] = None,
+    images: Annotated[
+        int, typer.Option(min=8, metavar="N", help="Training pixels to calibrate on.")
+    ] = 64,
+    max_drop: Annotated[
+        float, typer.Option(min=0, metavar="POINTS", help="Overall accuracy that may be lost.")
+    ] = 0.5,
+) -> None:
+    """Apply a method to a trained run and write a new run, with what that cost and brought.
+
+    Calibration and the accuracy gate only see training and validation pixels. Where quantization loses too much,
+    the layers that suffer most are left as they are; where that does not help either, nothing is written.
+    """
+    check_run(run)
+
+    from rich.console import Console
+
+    from vitreous.cli.tables import compress_table
+    from vitreous.tasks.compress import compress as do
+
+    done = do(
+        run,
+        method,
+        key_values(settings or [], "--set"),
+        images=images,
+        max_drop=max_drop,
+        command=shlex.join(["vitreous", *sys.argv[1:]]),
+    )
+    console = Console()
+    console.print(compress_table(done.rows))
+    for note in done.notes:
+        console.print(note, highlight=False)
+    console.print(f"run {done.path}", highlight=False, soft_wrap=True)

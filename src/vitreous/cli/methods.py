@@ -1,0 +1,39 @@
+"""``vitreous methods``: what can be done to a model."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def methods(
+    pattern: Annotated[
+        str,
+        typer.Argument(help="Name, or a pattern such as 'ptq*'; one name shows its whole card."),
+    ] = "*",
+) -> None:
+    """List what can be done to a model, in the order in which it is done."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from vitreous.catalog.registry import cards, stage
+    from vitreous.cli.systems import card_table, matching
+
+    known = [entry for entry in cards() if entry.kind == "method"]
+    chosen = matching(known, pattern)
+    if not any(sign in pattern for sign in "*?["):
+        Console().print(card_table(chosen[0]))
+        return
+    table = Table("stage", "method", "settings", "serves", "what it is")
+    table.columns[1].no_wrap = True
+    order = ("adapt", "reduce", "quantize")
+    for entry in sorted(chosen, key=lambda e: order.index(stage(e.slug))):
+        settings = "\n".join(
+            ", ".join(f"{key}={value}" for key, value in own.items()) or "-"
+            for own in entry.variants.values()
+        )
+        served = "all" if entry.models == ["*"] else "\n".join(entry.models)
+        names = "\n".join(entry.variants)
+        table.add_row(stage(entry.slug), names, settings, served, entry.summary, end_section=True)
+    Console().print(table)

@@ -1,0 +1,425 @@
+"""Making a trained run smaller or faster, and telling what that cost: a new run beside the old one."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from vitreous.catalog.registry import card, stage
+from vitreous.catalog.results import versions
+from vitreous.data.blocks import TEST, TRAIN, VAL
+from vitreous.data.regions import reduce_scene
+from vitreous.data.splits import Split
+from vitreous.errors import ConfigError, ModelError, VitreousError
+from vitreous.files import read_json, write_json
+from vitreous.inference.bench import timed
+from vitreous.inference.cost import count_cost
+from vitreous.inference.pixels import classify_pixels
+from vitreous.layers.quantize import quantized_layers, set_enabled
+from vitreous.methods._apply import Report, apply
+from vitreous.tasks import classify, runs
+from vitreous.tasks.labelled import LabelledScene, open_labelled
+from vitreous.tasks.metrics import scores
+
+TABLE = "compress.json"
+BATCH = 32  # images of one calibration batch
+GATE_PIXELS = 2000  # the accuracy gate looks at no more
+FEWEST_GATE_PIXELS = 100  # of a validation part that can say something about half a point
+LATENCY_CALLS = 30
+ROUNDS = 2  # of measuring the speed of both in turn
+TIMED_PIXELS = 2000
+GAIN = 1.05  # times as fast, below which there is no gain to speak of
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What came of it.
+
+    Attributes:
+        path: the new run folder.
+        rows: the table, one row per figure: ``figure``, ``before``, ``after``.
+        layers: what the method says of each part it touched.
+        backed_off: layers that were left as they are, to keep the accuracy.
+        notes: what a user should know, in sentences.
+    """
+
+    path: Path
+    rows: list[dict[str, Any]]
+    layers: list[dict[str, Any]]
+    backed_off: list[str]
+    notes: list[str]
+
+
+@dataclass
+class _Job:
+    """One run, its data, and what is to be done to it."""
+
+    run: runs.Run
+    data: LabelledScene
+    split: Split
+    method: str
+    settings: dict[str, Any]
+    batches: list[Tensor]
+    console: Console
+    gate: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @property
+    def classifier(self) -> runs.Network:
+        """The trained classifier."""
+        assert isinstance(self.run.classifier, runs.Network)
+        return self.run.classifier
+
+    def accuracy(self, classifier: runs.Network) -> float:
+        """Return the share of the gate's pixels that are right, in percent."""
+        found = classify_pixels(classifier, self.data.scene, self.gate)
+        return 100 * float((found == self.data.classes_at(self.gate)).mean())
+
+    def changed(self, **more: Any) -> tuple[runs.Network, Report]:
+        """Return the classifier with the method applied."""
+        net, report = apply(
+            self.classifier.net, self.method, calibration=self.batches, **self.settings, **more
+        )
+        return with_net(self.classifier, net), report
+
+
+def compress(
+    path: str | Path,
+    method: str,
+    settings: dict[str, Any] | None = None,
+    *,
+    images: int = 64,
+    max_drop: float = 0.5,
+    command: str = "",
+    show: bool = True,
+) -> Compressed:
+    """Apply a method to a trained run, and write a new run with what it cost and brought.
+
+    The method is calibrated on training pixels. The gate compares both networks on the run's validation pixels, on
+    training pixels where there are too few, never on test pixels: those only tell the result.
+
+    Args:
+        path: the run's folder, which is left as it is.
+        method: a method's name, of the stage ``reduce`` or ``quantize``.
+        settings: the method's settings that differ from its variant's.
+        images: training pixels (or tiles, in mode ``dense``) to calibrate on.
+        max_drop: points of overall accuracy that may be lost on the gate's pixels.
+        command: the command line, kept for the report.
+        show: print progress.
+
+    Raises:
+        ModelError: the method cannot serve the model.
+        VitreousError: the accuracy cannot be kept, even with the sensitive half of the layers left as they are.
+    """
+    if stage(method) == "adapt":
+        raise ConfigError(
+            f"'{method}' adapts a model by training.", "Use it with 'vitreous train --adapt'."
+        )
+    job = _open(Path(path), method, settings or {}, images, Console(stderr=True, quiet=not show))
+    after, report, backed_off = _within(job, max_drop)
+    rows, row_before, row_after = _compare(job, after)
+    notes = _notes(job, rows, backed_off)
+    folder = runs.new_run_folder(
+        job.run.path.parents[1], classify.TASK, f"{job.run.path.name}-{method}"
+    )
+    try:
+        _write(job, folder, after, report, [row_after, row_before], command)
+        done = Compressed(folder, rows + _sizes(job, folder), report.rows, backed_off, notes)
+        write_json(
+            folder / TABLE,
+            {
+                "schema": 1,
+                "from": str(job.run.path),
+                "method": method,
+                "settings": report.settings,
+                "rows": done.rows,
+                "layers": done.layers,
+                "backed_off": backed_off,
+                "notes": notes,
+            },
+        )
+        if job.run.recipe.report:
+            from vitreous.report.html import build_report
+
+            build_report(folder, job.data.scene, job.data.labels, job.split)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return done
+
+
+def with_net(classifier: runs.Network, net: nn.Module) -> runs.Network:
+    """Return the same classifier around another network."""
+    own = runs.make_classifier(
+        net, classifier.preprocess, classifier.contract, classifier.settings()
+    )
+    return own.eval()
+
+
+# -- calibration --------------------------------------------------------------------------------------------
+
+
+def _open(path: Path, method: str, settings: dict[str, Any], images: int, console: Console) -> _Job:
+    run = runs.load_run(path)
+    if not isinstance(run.classifier, runs.Network):
+        raise ModelError(
+            f"{path} trained '{run.name}', which is no network.", "Compress a run of a network."
+        )
+    console.print(f"reading {run.recipe.scene}", highlight=False)
+    data = open_labelled(run.recipe)
+    split = classify.fitting(run.split, data)
+    batches = calibration_batches(run.classifier, data, split, images, run.recipe.seed)
+    pixels = split.pixels(VAL)
+    if len(pixels) < FEWEST_GATE_PIXELS:
+        pixels = split.pixels(TRAIN)
+    gate = _some(pixels, GATE_PIXELS, run.recipe.seed)
+    return _Job(run, data, split, method, settings, batches, console, gate)
+
+
+def calibration_batches(
+    classifier: runs.Network, data: LabelledScene, split: Split, images: int, seed: int
+) -> list[Tensor]:
+    """Return batches of what the network is given in training: images around some of the training pixels.
+
+    Returns:
+        ``(batch, channels, side, side)`` each: patches, or in mode ``dense`` tiles.
+    """
+    pixels = _some(split.pixels(TRAIN), images, seed)
+    side = runs.image_size(classifier.settings())
+    cube = reduce_scene(
+        data.scene,
+        classifier.contract.select(data.scene),
+        classifier.preprocess,
+        pixels,
+        reach=side // 2,
+        padding=classifier.padding,
+    )
+    rows, columns = np.divmod(
+        pixels, data.scene.sizes["x"]
+    )  # also where the crops begin: the border shifts both
+    crops = [
+        cube[:, r : r + side, c : c + side]
+        for r, c in zip(rows.tolist(), columns.tolist(), strict=True)
+    ]
+    return list(torch.stack(crops).split(BATCH))
+
+
+def _some(pixels: npt.NDArray[np.int64], most: int, seed: int) -> npt.NDArray[np.int64]:
+    """Return at most so many of the pixels, in their order."""
+    if len(pixels) <= most:
+        return pixels
+    return np.sort(np.random.default_rng(seed).choice(pixels, most, replace=False))
+
+
+# -- the gate -----------------------------------------------------------------------------------------------
+
+
+def _within(job: _Job, max_drop: float) -> tuple[runs.Network, Report, list[str]]:
+    """Apply the method, backing off layer by layer until the accuracy holds.
+
+    Raises:
+        VitreousError: it does not hold.
+    """
+    before = job.accuracy(job.classifier)
+    job.console.print(f"applying {job.method}", highlight=False)
+    classifier, report = job.changed()
+    drop = before - job.accuracy(classifier)
+    job.console.print(
+        f"{before:.2f} % of {len(job.gate)} pixels that choose, {-drop:+.2f} points",
+        highlight=False,
+    )
+    if drop <= max_drop:
+        return classifier, report, []
+    if stage(job.method) != "quantize":
+        raise VitreousError(
+            f"{job.method} costs {drop:.2f} points of OA, more than {max_drop:g}.",
+            "Choose gentler settings, or allow more with --max-drop.",
+        )
+    order = sensitivity(classifier, job.batches)
+    count = 1
+    while 2 * count <= len(order):
+        left = order[:count]
+        skip = [*job.settings.get("skip", []), *left]
+        classifier, report = job.changed(skip=skip)
+        drop = before - job.accuracy(classifier)
+        job.console.print(
+            f"{count} of {len(order)} layers left as they are: {-drop:+.2f} points", highlight=False
+        )
+        if drop <= max_drop:
+            return classifier, report, left
+        count *= 2
+    raise VitreousError(
+        f"{job.method} costs {drop:.2f} points of OA with half of the layers left as they are; {max_drop:g} are allowed.",
+        "Use more bits, or allow more with --max-drop.",
+    )
+
+
+@torch.inference_mode()
+def sensitivity(classifier: runs.Network, batches: Sequence[Tensor]) -> list[str]:
+    """Name the quantized layers, the one first that by itself changes the network's output most.
+
+    Args:
+        classifier: with a quantized network.
+        batches: its inputs, ``(batch, channels, side, side)``.
+    """
+    net = classifier.net
+    layers = dict(quantized_layers(net))
+    set_enabled(net, False)
+    plain = [net(batch) for batch in batches]
+    errors = {}
+    for name, layer in layers.items():
+        set_enabled(layer, True)
+        found = zip(batches, plain, strict=True)
+        errors[name] = sum(float((net(batch) - logits).square().sum()) for batch, logits in found)
+        set_enabled(layer, False)
+    set_enabled(net, True)
+    return sorted(errors, key=errors.__getitem__, reverse=True)
+
+
+# -- before and after ---------------------------------------------------------------------------------------
+
+
+def _compare(
+    job: _Job, after: runs.Network
+) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
+    """Measure both; return the table, and the rows of both for ``metrics.json``."""
+    job.console.print("measuring both", highlight=False)
+    both = {"before": job.classifier, "after": after}
+    pixels = job.split.pixels(TEST)
+    truth = job.data.classes_at(pixels)
+    tests = {
+        key: scores(truth, classify_pixels(one, job.data.scene, pixels), job.run.class_names)
+        for key, one in both.items()
+    }
+    speed = _in_turns(both, lambda one: _pixels_per_second(job, one), max)
+    latency = _in_turns(both, lambda one: _latency(one, job.batches[0][:1]), min)
+    macs = {key: _macs(one, job.batches[0]) for key, one in both.items()}
+    shares = {name: {key: 100 * tests[key][name] for key in both} for name in ("oa", "aa", "kappa")}
+    rows = [
+        *({"figure": f"{label}", **shares[name]} for name, label in _SHARES.items()),
+        {"figure": "multiply-adds of an image, M", **{k: v / 1e6 for k, v in macs.items()}},
+        {"figure": "pixels/s", **speed},
+        {"figure": "one image, ms", **{k: 1e3 * v for k, v in latency.items()}},
+    ]
+    parameters = {key: runs.parameter_counts(one)[0] for key, one in both.items()}
+    names = {"before": job.run.name, "after": f"{job.run.name} + {job.method}"}
+    row_before, row_after = (
+        {
+            "name": names[key],
+            "kind": card(job.run.name).kind,
+            "parameters": parameters[key],
+            "trainable": None,
+            "train_seconds": None,
+            "pixels_per_second": speed[key],
+            "val": None,
+            "test": tests[key],
+        }
+        for key in both
+    )
+    return rows, row_before, row_after
+
+
+_SHARES = {"oa": "OA, %", "aa": "AA, %", "kappa": "kappa x 100"}
+
+
+def _in_turns(
+    both: dict[str, runs.Network],
+    measure: Callable[[runs.Network], float],
+    best: Callable[[list[float]], float],
+) -> dict[str, float]:
+    """Measure both in turn, so that whatever else the machine does hits both alike."""
+    found: dict[str, list[float]] = {key: [] for key in both}
+    for _ in range(ROUNDS):
+        for key, one in both.items():
+            found[key].append(measure(one))
+    return {key: best(values) for key, values in found.items()}
+
+
+def _pixels_per_second(job: _Job, classifier: runs.Network) -> float:
+    """Return the speed on one window of the scene."""
+    side = int(TIMED_PIXELS**0.5)
+    height, width = (min(side, job.data.scene.sizes[axis]) for axis in ("y", "x"))
+    pixels = (np.arange(height)[:, None] * job.data.scene.sizes["x"] + np.arange(width)).ravel()
+    started = time.perf_counter()
+    classify_pixels(classifier, job.data.scene, pixels)
+    return len(pixels) / (time.perf_counter() - started)
+
+
+def _latency(classifier: runs.Network, image: Tensor) -> float:
+    """Return the median seconds of one image through the network."""
+    with torch.inference_mode():
+        return float(np.median(timed(lambda: classifier.net(image), LATENCY_CALLS)))
+
+
+def _macs(classifier: runs.Network, batch: Tensor) -> int:
+    return count_cost(classifier.net, *batch.shape[1:]).macs
+
+
+def _sizes(job: _Job, folder: Path) -> list[dict[str, Any]]:
+    """Return the row of the table that says how large the model files are."""
+    sizes = [(path / runs.MODEL).stat().st_size / 2**20 for path in (job.run.path, folder)]
+    return [{"figure": "model file, MiB", "before": sizes[0], "after": sizes[1]}]
+
+
+def _notes(job: _Job, rows: list[dict[str, Any]], backed_off: list[str]) -> list[str]:
+    """Say in words what the figures mean for a user."""
+    notes = []
+    speed = next(row for row in rows if row["figure"] == "pixels/s")
+    gain = speed["after"] / speed["before"]
+    if stage(job.method) == "quantize":
+        notes.append(
+            "In torch low-bit numbers are simulated: this run is no smaller and no faster. "
+            "'vitreous export' writes 8-bit models whose integer arithmetic is real."
+        )
+    elif gain < GAIN:
+        notes.append(f"No gain on this machine: {gain:.2f} times the speed.")
+    else:
+        notes.append(f"{gain:.2f} times as fast on this machine.")
+    if backed_off:
+        notes.append(f"Left as they are, to keep the accuracy: {', '.join(backed_off)}.")
+    return notes
+
+
+def _write(
+    job: _Job,
+    folder: Path,
+    after: runs.Network,
+    report: Report,
+    rows: list[dict[str, Any]],
+    command: str,
+) -> None:
+    """Write the new run: the model, what it was made from, and its metrics and map."""
+    recipe = job.run.recipe
+    config = read_json(job.run.path / runs.CONFIG)
+    config |= {"versions": versions(), "command": command}
+    config["compressed"] = {
+        "from": str(job.run.path),
+        "method": job.method,
+        "settings": report.settings,
+    }
+    write_json(folder / runs.CONFIG, config)
+    job.split.save(folder / runs.SPLIT)
+    if recipe.map:
+        prediction = classify.map_scene(folder, recipe, after, job.data, job.console)
+        rows[0]["pixels_per_second"] = prediction.pixels_per_second
+    metrics = classify.metrics_of(
+        job.data, job.split, classify.receptive_size(job.classifier), rows
+    )
+    write_json(folder / runs.METRICS, metrics)
+    runs.save_run_model(
+        folder,
+        after,
+        name=job.run.name,
+        model_args=job.run.model_args,
+        class_names=job.run.class_names,
+        class_colors=job.run.class_colors,
+    )
