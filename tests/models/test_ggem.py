@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import vitreous
 from vitreous.catalog.registry import card, create_model, from_reference
 from vitreous.errors import ModelError
 from vitreous.layers.pooling import GroupGeneralizedMean
@@ -163,3 +164,11 @@ def test_no_decay_on_exponents():
 def test_refuses_groups_that_do_not_divide():
     with pytest.raises(ModelError, match="divide 10 channels"):
         from_reference("ggem", {"p": torch.ones(4)}, {"C": 10, "G": 4})
+
+
+def test_a_trunk_serves_other_image_sizes(tmp_path):
+    model = vitreous.create_model("ggem_test", bands=4, num_classes=3, image_size=15)
+    path = vitreous.save_model(model, tmp_path / "model.safetensors")
+    larger, report = vitreous.load_model(path, image_size=33)
+    assert report.resized == ("pos_embed",)
+    assert larger(torch.zeros(1, 4, 33, 33)).shape == (1, 3)

@@ -11,6 +11,7 @@ from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.pooling import GroupGeneralizedMean
 from vitreous.models.vit import VisionTransformer
+from vitreous.models.vit import resize as resize  # a trunk for other image sizes, as of any ViT
 
 CARD = Card(
     slug="ggem",
