@@ -1,8 +1,8 @@
 """Our architectures against straightforward transcriptions of themselves, in one run on the CPU.
 
 The transcription is the same network with the same weights, its attention written out as the papers have it
-(product, softmax, product) instead of fused, and relative position biases expanded anew at every call. Both take turns, so that
-whatever else the machine does hits both alike.
+(product, softmax, product) instead of fused, and relative position biases expanded anew at every call. Both take turns on
+one thread, and the least processor time of each counts: what else the machine does matters little.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import nn
 
 from vitreous.catalog.registry import create_model
 from vitreous.catalog.results import write_result
-from vitreous.inference.bench import timed
+from vitreous.inference.bench import cpu_seconds
 from vitreous.layers.attention import AttentionCore
 from vitreous.layers.windows import RelativePositionBias
 
@@ -37,7 +37,7 @@ VARIANTS = (
     "efficientformer_l1",
     "spectformer_xsmall",
 )
-ROUNDS = 5
+ROUNDS = 7
 console = Console(stderr=True, soft_wrap=True)
 
 
@@ -62,14 +62,14 @@ def compare(name: str, batch: int, size: int, rounds: int) -> dict[str, Any]:
         torch.testing.assert_close(ours.eval()(images), plain.eval()(images), rtol=1e-3, atol=1e-4)
     row: dict[str, Any] = {"model": name}
     for way in ("forward", "forward and backward"):
-        seconds: dict[str, list[float]] = {"ours": [], "transcribed": []}
-        for _ in range(rounds):
-            for label, model in (("ours", ours), ("transcribed", plain)):
-                seconds[label].append(median(timed(lambda m=model, w=way: _call(m, images, w), 3)))
-        row[f"{way}, ms"] = round(1e3 * median(seconds["ours"]), 1)
-        row[f"{way}, transcribed ms"] = round(1e3 * median(seconds["transcribed"]), 1)
-        pairs = zip(seconds["transcribed"], seconds["ours"], strict=True)
-        row[f"{way}, times faster"] = round(median(b / a for b, a in pairs), 3)
+        calls = {
+            "ours": lambda w=way: _call(ours, images, w),
+            "plain": lambda w=way: _call(plain, images, w),
+        }
+        seconds = cpu_seconds(calls, rounds)
+        row[f"{way}, ms"] = round(1e3 * seconds["ours"], 1)
+        row[f"{way}, transcribed ms"] = round(1e3 * seconds["plain"], 1)
+        row[f"{way}, times faster"] = round(seconds["plain"] / seconds["ours"], 3)
     console.print(str(row), highlight=False)
     return row
 
@@ -101,10 +101,11 @@ def conclude(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=list(VARIANTS))
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     given = parser.parse_args()
+    torch.set_num_threads(1)
     rows = [compare(name, given.batch, given.image_size, given.rounds) for name in given.models]
     show(TITLE, rows)
     print(conclude(rows))

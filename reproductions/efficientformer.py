@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from vitreous.catalog.registry import create_model
 from vitreous.catalog.results import percent, write_result
+from vitreous.inference.bench import cpu_seconds
 from vitreous.inference.cost import count_cost
 from vitreous.models.efficientformer import EfficientFormer, MapBlock, fuse
 from vitreous.tasks.miniature import accuracy, fit_images, predict_images
@@ -240,22 +241,6 @@ def _parts(shape: Shape) -> Iterator[Part]:
 
 
 @torch.inference_mode()
-def cpu_seconds(
-    calls: dict[str, Callable[[], object]],
-    runs: int,
-    typical: Callable[[list[float]], float] = min,
-) -> dict[str, float]:
-    """Return the CPU time of each call, its smallest or another typical one; they take turns."""
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(runs + 2):
-        for name, call in calls.items():
-            start = time.process_time()
-            call()
-            if turn > 1:  # the first two warm up
-                found[name].append(time.process_time() - start)
-    return {name: typical(times) for name, times in found.items()}
-
-
 class Digits:
     """Digits enlarged to 16 x 16, divided at random into ``train``, ``validation`` and ``test``."""
 

@@ -130,7 +130,7 @@ def test_pools_the_trunk_and_normalises_after():
     x = images(3, 4, 15)
     tokens, turn = model.embed(x)
     for block in model.blocks:
-        tokens = block(tokens, turn)
+        tokens, _ = block(tokens, turn)
     assert tokens.shape[1] == 25  # no class token
     assert (tokens < 0).any()
     expected = []
