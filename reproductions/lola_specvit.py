@@ -185,7 +185,6 @@ def measure_adaptation(bench: Bench) -> None:
             trained.classifier,
             name=OURS,
             model_args=trained.model_args,
-            adapted=trained.adapted,
             class_names=first.class_names,
             class_colors=first.class_colors,
         )

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from vitreous.errors import ModelError
 from vitreous.layers.attention import attention
 from vitreous.layers.drop import DropPath
-from vitreous.layers.lora import LoRALinear
+from vitreous.layers.lora import LoRALinear, fold_lora
 from vitreous.layers.preprocess import Preprocess
 from vitreous.layers.windows import RelativePositionBias, padding_bias, partition, reverse
 
@@ -82,6 +82,30 @@ def test_merged_lora_is_one_linear_layer(residual):
 def test_gated_lora_is_not_merged():
     with pytest.raises(ModelError, match="gate"):
         lora(gate=True).merged()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
+def test_gated_lora_folds_into_plain_layers(residual, bias):
+    torch.manual_seed(1)
+    layer = LoRALinear(6, 10, bias, rank=3, alpha=12, gate=True, residual=residual, zero_init=False)
+    for p in layer.parameters():
+        torch.nn.init.normal_(p)
+    folded = layer.eval().folded()
+    x = torch.randn(5, 7, 6)
+    torch.testing.assert_close(folded(x), layer(x), rtol=1e-5, atol=1e-5)
+    plain = [m for m in folded.modules() if not list(m.children())]
+    assert {type(m) for m in plain} == {torch.nn.Linear}
+
+
+def test_lora_folds_wherever_it_is():
+    inner = torch.nn.Sequential(LoRALinear(10, 4, rank=2, zero_init=False))
+    model = torch.nn.Sequential(lora(gate=True), torch.nn.ReLU(), inner)
+    x = torch.randn(5, 6)
+    before = model(x)
+    fold_lora(model)
+    assert not any(isinstance(m, LoRALinear) for m in model.modules())
+    torch.testing.assert_close(model(x), before, rtol=1e-5, atol=1e-5)
 
 
 def test_gate_limits():

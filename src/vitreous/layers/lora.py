@@ -102,6 +102,10 @@ class LoRALinear(nn.Linear):
                 plain.bias.copy_(self.bias)
         return plain.train(self.training)
 
+    def folded(self) -> nn.Linear | FoldedLoRA:
+        """Return what computes the same in use, made of plain linear layers: one, or three behind a gate."""
+        return self.merged() if self.lora_gate is None else FoldedLoRA(self)
+
     def extra_repr(self) -> str:
         """Show the shape and the adapter's form."""
         form = "".join(
@@ -110,3 +114,49 @@ class LoRALinear(nn.Linear):
             if on is not None
         )
         return f"{super().extra_repr()}, rank={self.lora_down.shape[0]}, scaling={self.scaling:g}{form}"
+
+
+class FoldedLoRA(nn.Module):
+    """A gated :class:`LoRALinear` for use, as two plain linear layers that a method can see and replace.
+
+        y = b + sigmoid(g) * up(d),    (b, g, d) = joint(x)
+
+    ``joint`` holds W + R and its bias, G and D one below the other; ``up`` holds s U.
+
+    Args:
+        layer: the gated layer; it stays as it is.
+    """
+
+    def __init__(self, layer: LoRALinear) -> None:
+        super().__init__()
+        assert layer.lora_gate is not None
+        rank, outputs, has_bias = (
+            layer.lora_down.shape[0],
+            layer.out_features,
+            layer.bias is not None,
+        )
+        self.widths = [outputs, outputs, rank]
+        made = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+        self.joint = nn.Linear(layer.in_features, sum(self.widths), has_bias, **made)
+        self.up = nn.Linear(rank, outputs, bias=False, **made)
+        with torch.no_grad():
+            base = (
+                layer.weight if layer.lora_residual is None else layer.weight + layer.lora_residual
+            )
+            self.joint.weight.copy_(torch.cat([base, layer.lora_gate, layer.lora_down]))
+            self.up.weight.copy_(layer.scaling * layer.lora_up)
+            if has_bias:
+                self.joint.bias.zero_()[:outputs] = layer.bias
+        self.train(layer.training)
+
+    def forward(self, input: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
+        """Apply the layer."""
+        base, gate, down = self.joint(input).split(self.widths, -1)
+        return base + torch.sigmoid(gate) * self.up(down)
+
+
+def fold_lora(model: nn.Module) -> None:
+    """Replace every :class:`LoRALinear` in ``model`` by plain linear layers that compute the same in use."""
+    found = [(name, part) for name, part in model.named_modules() if isinstance(part, LoRALinear)]
+    for name, layer in found:
+        model.set_submodule(name, layer.folded())

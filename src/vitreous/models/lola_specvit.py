@@ -166,18 +166,14 @@ class SpectralConv(nn.Conv3d):
         bands, height, width = (side // 2 for side in kernel)
         super().__init__(inputs, outputs, kernel, padding=(bands, height, width))
 
-    def forward(
-        self, x: Float[Tensor, "batch inputs bands height width"]
-    ) -> Float[Tensor, "batch outputs bands height width"]:
-        """Convolve."""
-        if self.in_channels > 1 or x.device.type != "cpu":
-            return super().forward(x)
-        taps, bands = self.kernel_size[0], x.shape[2]
-        padded = F.pad(x[:, 0], (0, 0, 0, 0, taps // 2, taps // 2))
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Convolve ``(batch, inputs, bands, height, width)``."""
+        if self.in_channels > 1 or input.device.type != "cpu":
+            return super()._conv_forward(input, weight, bias)
+        taps, bands = self.kernel_size[0], input.shape[2]
+        padded = F.pad(input[:, 0], (0, 0, 0, 0, taps // 2, taps // 2))
         stacked = torch.stack([padded[:, tap : tap + bands] for tap in range(taps)], 2)
-        out = F.conv2d(
-            stacked.flatten(0, 1), self.weight[:, 0], self.bias, padding=self.padding[1:]
-        )
+        out = F.conv2d(stacked.flatten(0, 1), weight[:, 0], bias, padding=self.padding[1:])
         return rearrange(out, "(b t) o h w -> b o t h w", t=bands)
 
 

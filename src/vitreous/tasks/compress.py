@@ -229,9 +229,9 @@ def _within(job: _Job, max_drop: float) -> tuple[runs.Network, Report, list[str]
     Raises:
         VitreousError: it does not hold.
     """
-    before = job.accuracy(job.classifier)
     job.console.print(f"applying {job.method}", highlight=False)
     classifier, report = job.changed()
+    before = job.accuracy(job.classifier)
     drop = before - job.accuracy(classifier)
     job.console.print(
         f"{before:.2f} % of {len(job.gate)} pixels that choose, {-drop:+.2f} points",

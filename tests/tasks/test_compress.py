@@ -1,0 +1,187 @@
+"""Compressing a run: what comes of it, what is left alone, what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tiny_scene import tiny_recipe, write_scene
+from vitreous.errors import ConfigError, ModelError, VitreousError
+from vitreous.layers.quantize import quantized_layers
+from vitreous.tasks.classify import evaluate, train
+from vitreous.tasks.compress import calibration_batches, compress, sensitivity
+from vitreous.tasks.labelled import open_labelled
+from vitreous.tasks.runs import load_run
+
+VIT = {"model": "vit_test", "patch_size": 9, "mode": "patch"}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    return write_scene(tmp_path_factory.mktemp("scene"))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, places):
+    settings = {**VIT, **places, "epochs": 12, "map": True, "report": True}
+    return train(tiny_recipe(tmp_path_factory.mktemp("base"), **settings), show=False)
+
+
+def folders(base):
+    return sorted(path.name for path in base.parent.iterdir())
+
+
+def content(path):
+    return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def quantized(base):
+    before = content(base)
+    done = compress(base, "ptq_minmax", max_drop=100, show=False)
+    assert content(base) == before, "the source run was changed"
+    return done
+
+
+def test_the_new_run_is_a_run_like_any_other(base, quantized):
+    run = load_run(quantized.path)
+    assert [entry["name"] for entry in run.methods] == ["ptq_minmax"]
+    assert run.split.hash == load_run(base).split.hash
+    own = json.loads((quantized.path / "metrics.json").read_text())["systems"]
+    assert [row["name"] for row in own] == ["vit_test + ptq_minmax", "vit_test"]
+    assert evaluate(quantized.path)["systems"][0]["test"] == own[0]["test"]
+    assert own[1]["test"] == json.loads((base / "metrics.json").read_text())["systems"][0]["test"]
+    assert {"map.tif", "map.png", "report.html"} <= set(content(quantized.path))
+
+
+def test_the_table_says_what_the_run_holds(base, quantized):
+    rows = {row["figure"]: row for row in quantized.rows}
+    own = json.loads((quantized.path / "metrics.json").read_text())["systems"]
+    assert rows["OA, %"]["after"] == pytest.approx(100 * own[0]["test"]["oa"])
+    assert rows["OA, %"]["before"] == pytest.approx(100 * own[1]["test"]["oa"])
+    size = (quantized.path / "model.safetensors").stat().st_size / 2**20
+    assert rows["model file, MiB"]["after"] == pytest.approx(size)
+    assert rows["pixels/s"]["after"] > 0
+    saved = json.loads((quantized.path / "compress.json").read_text())
+    assert saved["rows"] == quantized.rows
+    assert saved["settings"]["bits"] == [8, 8]
+    assert any("simulated" in note for note in saved["notes"])
+
+
+def test_the_report_shows_it(quantized):
+    page = (quantized.path / "report.html").read_text()
+    assert "Compression" in page
+    assert "Before and after ptq_minmax" in page
+    assert "blocks.1.mlp.fc2" in page
+
+
+def test_calibration_is_what_training_sees(base):
+    run = load_run(base)
+    data = open_labelled(run.recipe)
+    (batch,) = calibration_batches(run.classifier, data, run.split, 20, seed=0)
+    assert batch.shape == (20, run.classifier.preprocess.channels, 9, 9)
+    # The middle of each image is the preprocessed spectrum of a training pixel.
+    bands = run.classifier.contract.select(data.scene)
+    spectra = torch.from_numpy(data.scene.values[bands].astype(np.float32))[None]
+    channels = run.classifier.preprocess(spectra)[0].flatten(1).T
+    training = channels[torch.from_numpy(run.split.pixels(1))]
+    distance = torch.cdist(batch[:, :, 4, 4], training).min(1).values
+    assert distance.max() < 1e-3
+
+
+def test_fewer_bits_lose_more_and_the_gate_backs_off(base, monkeypatch):
+    """With 2 bits everything breaks; the layers that suffer most come first and stay as they are."""
+    broken = compress(base, "ptq_minmax", {"bits": [2, 2]}, max_drop=100, show=False)
+    rows = {row["figure"]: row for row in broken.rows}
+    drop = rows["OA, %"]["before"] - rows["OA, %"]["after"]
+    assert drop > 10
+    known = folders(base)
+    try:
+        mended = compress(base, "ptq_minmax", {"bits": [3, 3]}, max_drop=5, show=False)
+    except VitreousError as error:
+        assert "half of the layers" in error.problem
+        assert folders(base) == known
+    else:
+        left = set(mended.backed_off)
+        quantized = {name for name, _ in quantized_layers(load_run(mended.path).classifier.net)}
+        assert not left & quantized
+
+
+def test_sensitivity_finds_the_layer_that_matters(base, quantized):
+    run = load_run(quantized.path)
+    data = open_labelled(run.recipe)
+    batches = calibration_batches(run.classifier, data, run.split, 16, seed=0)
+    with torch.no_grad():
+        before = [run.classifier.net(batch) for batch in batches]
+        layer = run.classifier.net.get_submodule("blocks.0.mlp.fc1")
+        layer.input_quantizer.scale.mul_(50)
+        first, *_ = sensitivity(run.classifier, batches)
+        layer.input_quantizer.scale.div_(50)
+        assert first == "blocks.0.mlp.fc1"
+        for batch, logits in zip(batches, before, strict=True):  # all quantizers are on again
+            torch.testing.assert_close(run.classifier.net(batch), logits)
+
+
+def test_a_loss_beyond_the_gate_writes_nothing(base):
+    known = folders(base)
+    with pytest.raises(VitreousError, match="half of the layers") as caught:
+        compress(base, "ptq_minmax", {"bits": [2, 2]}, max_drop=0.5, show=False)
+    assert "more bits" in caught.value.fix
+    assert folders(base) == known
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "kind", "words"),
+    [
+        ("lora", {}, ConfigError, "adapts a model by training"),
+        ("ptq_minmax", {"bit": [8, 8]}, ModelError, "no setting 'bit'"),
+        ("ptq_minmax", {"bits": [1, 8]}, ModelError, "1 bits"),
+        ("ptq_minmax", {"bits": [33, 8]}, ModelError, "33 bits"),
+        ("ptq", {}, ModelError, "several variants"),
+        ("vit_test", {}, ModelError, "no method"),
+        ("shrink", {}, ModelError, "shrink"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(base, method, settings, kind, words):
+    known = folders(base)
+    with pytest.raises(kind, match=words) as caught:
+        compress(base, method, settings, show=False)
+    assert caught.value.fix
+    assert folders(base) == known
+
+
+def test_a_second_time_is_refused(quantized):
+    with pytest.raises(ModelError, match="already"):
+        compress(quantized.path, "ptq_percentile", show=False)
+
+
+def test_an_estimator_is_refused(tmp_path, places):
+    settings = {**places, "model": "svm"}
+    path = train(tiny_recipe(tmp_path, **settings), show=False)
+    with pytest.raises(ModelError, match="no network"):
+        compress(path, "ptq_minmax", show=False)
+
+
+def test_dense_and_scene_runs_compress_too(tmp_path, places):
+    dense = {"mode": "dense", "model": "convnext_test", "tile_size": 16, "patch_size": 3}
+    scene = {"mode": "scene", "model": "lola_specvit_test", "patch_size": 5}
+    for settings in (dense, scene):
+        recipe = tiny_recipe(tmp_path, **settings, **places, epochs=6)
+        done = compress(train(recipe, show=False), "ptq_minmax", max_drop=100, show=False)
+        rows = {row["figure"]: row for row in done.rows}
+        assert rows["OA, %"]["after"] > rows["OA, %"]["before"] - 5
+
+
+def test_the_command(base, cli):
+    done = cli(
+        "compress", base, "--method", "ptq_minmax", "--set", "bits=[8, 8]", "--max-drop", "50"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "OA, %" in done.stdout
+    assert "after / before" in done.stdout
+    refused = cli("compress", base, "--method", "ptq_minmax", "--set", "bits=[8, 99]")
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr
