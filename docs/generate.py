@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vitreous.catalog.card import Card
-from vitreous.catalog.registry import cards
+from vitreous.catalog.registry import STAGES, cards, stage
 from vitreous.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,8 +36,25 @@ def rewrite(text: str) -> str:
     return SECTION.sub(lambda found: f"{found[1]}\n{SECTIONS[found[2]]()}\n{found[3]}", text)
 
 
+def methods_table() -> str:
+    """One line per method, in the order of the stages."""
+    own = [card for card in cards() if card.kind == "method"]
+    rows = [
+        {
+            "stage": stage(card.slug),
+            "method": f"`{card.slug}`",
+            "what it does": card.summary,
+            "when to pick it": card.when,
+            "serves": "all" if card.models == ["*"] else ", ".join(f"`{m}`" for m in card.models),
+            "variants": ", ".join(f"`{name}`" for name in card.variants),
+        }
+        for card in sorted(own, key=lambda card: STAGES.index(stage(card.slug)))
+    ]
+    return table(rows)
+
+
 def systems_table() -> str:
-    """One line per system."""
+    """One line per system that is trained."""
     rows = [
         {
             "system": f"`{card.slug}`",
@@ -47,6 +64,7 @@ def systems_table() -> str:
             "variants": ", ".join(f"`{name}`" for name in card.variants),
         }
         for card in cards()
+        if card.kind != "method"
     ]
     return table(rows)
 
@@ -154,6 +172,7 @@ def _default(value: Any) -> str:
 
 
 SECTIONS: dict[str, Callable[[], str]] = {
+    "methods_table": methods_table,
     "systems_table": systems_table,
     "system_pages": system_pages,
     "settings_table": settings_table,

@@ -76,10 +76,15 @@ class Recipe(BaseModel):
     init: str | None = _setting(
         None, "Model", "Run folder or model file (.safetensors) whose weights to start from."
     )
-    adapt: Literal["scratch", "lora_only", "head_only", "pretrain_then_lora"] = _setting(
+    adapt: Literal[
+        "scratch", "head_only", "lora_only", "adaptformer_only", "pretrain_then_lora"
+    ] = _setting(
         "scratch",
         "Model",
-        "What is trained: everything, adapters and head, the head alone, or all first and then adapters.",
+        "What is trained: everything, the head alone, a method's adapters and the head, or all first and then adapters.",
+    )
+    adapt_args: dict[str, Any] = _setting(
+        {}, "Model", "Settings of the method of --adapt, e.g. bottleneck=8."
     )
 
     reduction: Literal["pca", "none"] = _setting("pca", "Preprocessing", "Spectral reduction.")
@@ -172,7 +177,18 @@ class Recipe(BaseModel):
             raise ValueError("tile_size must not be smaller than patch_size")
         if (self.test_labels is not None) != (self.split == "files"):
             raise ValueError("split 'files' and test_labels go together")
+        if self.adapt_args and self.adapt_method is None:
+            raise ValueError(
+                f"adapt_args are settings of a method, and adapt '{self.adapt}' uses none"
+            )
         return self
+
+    @property
+    def adapt_method(self) -> str | None:
+        """The method whose adapters are trained: ``lora`` for ``lora_only`` and ``pretrain_then_lora``."""
+        if self.adapt in {"scratch", "head_only"}:
+            return None
+        return self.adapt.removeprefix("pretrain_then_").removesuffix("_only")
 
 
 def make_recipe(values: dict[str, Any]) -> Recipe:

@@ -9,7 +9,9 @@ import yaml
 from typer.testing import CliRunner
 
 import vitreous.tasks
+from vitreous.catalog.registry import cards, stage, system_module
 from vitreous.cli.main import app
+from vitreous.methods.adapt._freeze import MARKS
 from vitreous.recipe import Recipe
 
 # Another value than the default for every setting, as words and as the recipe should have it.
@@ -24,6 +26,7 @@ CHANGES = {
     "mode": ("patch", "patch"),
     "decoder": ("upernet", "upernet"),
     "adapt": ("lora_only", "lora_only"),
+    "adapt_args": ("bottleneck=8", {"bottleneck": 8}),
     "reduction": ("none", "none"),
     "padding": ("zero", "zero"),
     "schedule": ("cyclic", "cyclic"),
@@ -40,7 +43,11 @@ CHANGES = {
     "gain": ("0.25", 0.25),
     "ema": ("0.25", 0.25),
 }
-TOGETHER = {"patch_norm": ["--mode", "patch"], "test_labels": ["--split", "files"]}
+TOGETHER = {
+    "patch_norm": ["--mode", "patch"],
+    "test_labels": ["--split", "files"],
+    "adapt_args": ["--adapt", "adaptformer_only"],
+}
 
 
 def _run(*words):
@@ -76,6 +83,25 @@ def test_an_option_sets_its_setting_and_no_other(name):
     )
     del expected[name]
     assert resolved == expected
+
+
+def test_every_method_that_adapts_can_be_trained():
+    adapting = {
+        card.slug for card in cards() if card.kind == "method" if stage(card.slug) == "adapt"
+    }
+    assert {"lora", "adaptformer"} <= adapting
+    for slug in adapting:
+        recipe = Recipe(adapt=f"{slug}_only")
+        assert recipe.adapt_method == slug
+        assert system_module(slug).MARK in MARKS
+    assert Recipe(adapt="pretrain_then_lora").adapt_method == "lora"
+
+
+@pytest.mark.parametrize("adapt", ["scratch", "head_only"])
+def test_settings_of_no_method(adapt):
+    done = _run("--dry-run", "--adapt", adapt, "--adapt-args", "rank=2")
+    assert done.exit_code == 2
+    assert f"adapt '{adapt}' uses none" in done.output
 
 
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):

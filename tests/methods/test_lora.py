@@ -6,6 +6,7 @@ import torch
 import vitreous
 from vitreous.errors import ModelError
 from vitreous.methods.adapt import lora
+from vitreous.methods.adapt._freeze import freeze_base
 
 
 def model(name="vit_test"):
@@ -33,7 +34,7 @@ def test_applying_changes_no_output_and_not_the_original(form):
 
 def test_only_adapters_move():
     adapted = vitreous.apply(model(), "lora", rank=2).model
-    lora.freeze_base(adapted)
+    freeze_base(adapted)
     before = copy.deepcopy(adapted.state_dict())
     trainable = [p for p in adapted.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=0.1)
@@ -87,4 +88,4 @@ def test_adapting_nothing_is_refused(arguments):
 
 def test_freezing_needs_an_adapter():
     with pytest.raises(ModelError):
-        lora.freeze_base(model())
+        freeze_base(model())

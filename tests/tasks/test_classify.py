@@ -345,6 +345,85 @@ def test_added_adapters_survive_a_second_start(tmp_path, places):
         assert equal(weights(path), before)
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory, places):
+    """A finished run of a plain ViT."""
+    return run(tmp_path_factory.mktemp("plain"), **places, name="plain")
+
+
+def test_adaptformer_alone_trains(tmp_path, places, plain):
+    settings = {"adapt": "adaptformer_only", "adapt_args": {"bottleneck": 3}}
+    folder = run(tmp_path, **places, **settings, init=str(plain))
+    before, after = weights(plain), weights(folder)
+    added = after.keys() - before.keys()
+    assert added == {n for n in after if ".adapter." in n}
+    assert after["net.blocks.0.adapter.up.weight"].shape == (16, 3)
+    assert after["net.blocks.0.adapter.up.weight"].abs().max() > 0
+    moved = {n for n in before if not torch.equal(before[n], after[n])}
+    assert moved == {"net.head.weight", "net.head.bias"}
+    row = json.loads((folder / "metrics.json").read_text())["systems"][0]
+    assert row["trainable"] == sum(after[n].numel() for n in added | moved)
+    assert evaluate(folder)["systems"][0]["test"] == row["test"]
+
+
+def test_adapters_are_trained_on_for_other_classes(tmp_path, places, plain):
+    settings = {"adapt": "adaptformer_only", "adapt_args": {"bottleneck": 3, "head_norm": True}}
+    first = run(tmp_path, **places, **settings, init=str(plain), name="first")
+    two = write_scene(tmp_path / "two", tiny_labels(classes=2))
+    start = {**two, "adapt": "adaptformer_only", "init": str(first)}
+    for number, given in enumerate(({}, {"bottleneck": 3})):
+        second = load_run(run(tmp_path, **start, adapt_args=given, name=f"second{number}"))
+        assert second.methods == load_run(first).methods
+        assert second.classifier.num_classes == 2
+        assert any(name.endswith("head.0.running_mean") for name in weights(second.path))
+    with pytest.raises(ModelError, match="already") as caught:
+        run(tmp_path, **start, adapt_args={"bottleneck": 4})
+    assert "--adapt-args" in caught.value.fix
+    with pytest.raises(ModelError, match="has 'adaptformer' already"):
+        run(tmp_path, **{**start, "adapt": "lora_only"})
+
+
+def test_settings_of_a_method_are_checked_before_anything_is_done(tmp_path, places, base):
+    with pytest.raises(ModelError, match="no setting 'bottelneck'") as caught:
+        run(tmp_path, **places, adapt="adaptformer_only", adapt_args={"bottelneck": 3})
+    assert "bottleneck" in caught.value.fix
+    assert not (tmp_path / "runs").exists()
+    for value in (0, "many", [1]):
+        with pytest.raises(ModelError) as caught:
+            run(tmp_path, **places, adapt="lora_only", adapt_args={"rank": value})
+        assert caught.value.fix
+    with pytest.raises(ModelError, match="adapters of 'lora' already"):  # its architecture's own
+        run(tmp_path, **places, **START, adapt="lora_only", adapt_args={"rank": 2}, init=str(base))
+
+
+@pytest.mark.parametrize("adapt", ["head_only", "lora_only", "adaptformer_only"])
+def test_adapting_random_weights_is_said(tmp_path, places, plain, adapt, capsys):
+    for init, warned in ((None, True), (str(plain), False)):
+        recipe = tiny_recipe(tmp_path, **places, adapt=adapt, init=init, epochs=1)
+        train(recipe, show=True)
+        assert ("stays random" in capsys.readouterr().err) == warned
+
+
+def test_a_quantized_run_is_no_start(tmp_path, places, plain, monkeypatch):
+    monkeypatch.setattr(classify, "has", lambda net, stage: stage == "quantize")
+    with pytest.raises(ModelError, match="is quantized") as caught:
+        run(tmp_path, **places, init=str(plain))
+    assert caught.value.fix
+
+
+def test_a_model_file_with_adapters_is_a_start(tmp_path, places):
+    """Its head is new, and gets what the old one had."""
+    from vitreous.catalog.registry import create_model
+    from vitreous.methods._apply import apply
+    from vitreous.tasks.weights import save_model
+
+    net = create_model("vit_test", bands=4, num_classes=7, image_size=3)
+    path = save_model(apply(net, "lora", rank=2).model, tmp_path / "lora.safetensors")
+    folder = run(tmp_path, **places, init=str(path), adapt="lora_only")
+    assert load_run(folder).methods[0]["settings"]["rank"] == 2
+    assert "net.head.lora_up" in weights(folder)
+
+
 def test_a_start_with_other_settings_is_refused(tmp_path, base, places):
     start = {**places, **START, "init": str(base)}
     for changes, message in (

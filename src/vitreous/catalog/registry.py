@@ -23,6 +23,7 @@ from vitreous.errors import ModelError, did_you_mean
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+STAGES = ("adapt", "reduce", "quantize")  # of methods, in the order in which they are applied
 _ROOMS = ("models", "methods")
 _PACKAGE = Path(__file__).parents[1]
 

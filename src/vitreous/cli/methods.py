@@ -17,7 +17,7 @@ def methods(
     from rich.console import Console
     from rich.table import Table
 
-    from vitreous.catalog.registry import cards, stage
+    from vitreous.catalog.registry import STAGES, cards, stage
     from vitreous.cli.systems import card_table, matching
 
     known = [entry for entry in cards() if entry.kind == "method"]
@@ -27,8 +27,7 @@ def methods(
         return
     table = Table("stage", "method", "settings", "serves", "what it is")
     table.columns[1].no_wrap = True
-    order = ("adapt", "reduce", "quantize")
-    for entry in sorted(chosen, key=lambda e: order.index(stage(e.slug))):
+    for entry in sorted(chosen, key=lambda e: STAGES.index(stage(e.slug))):
         settings = "\n".join(
             ", ".join(f"{key}={value}" for key, value in own.items()) or "-"
             for own in entry.variants.values()

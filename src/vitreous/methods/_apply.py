@@ -24,11 +24,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitreous.catalog.registry import card, stage, system_module
+from vitreous.catalog.registry import STAGES, card, stage, system_module
 from vitreous.errors import ModelError, did_you_mean
 
 M = TypeVar("M", bound=nn.Module)
-STAGES = ("adapt", "reduce", "quantize")
 FEWEST_IMAGES = 8  # for calibration: quantiles of less say nothing
 
 
@@ -81,7 +80,14 @@ def apply(
     if calibrate is not None:
         _check_calibration(model, name, calibration)
     changed = copy.deepcopy(model)
-    rows = module.install(changed, **complete)
+    try:
+        rows = module.install(changed, **complete)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        if not settings:
+            raise
+        raise ModelError(
+            f"{name} cannot be applied with {settings}: {error}.", "Change or drop these settings."
+        ) from error
     if calibrate is not None:
         training = changed.training
         rows = calibrate(changed.eval(), calibration, **complete)
@@ -116,6 +122,19 @@ def applied(model: nn.Module) -> list[dict[str, Any]]:
     """Return what was applied to a model, first to last: ``{"name", "settings"}``, JSON-ready."""
     found: list[dict[str, Any]] = getattr(model, "methods", [])
     return found
+
+
+def complete_settings(name: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """Return all settings of a method, where they do not differ those of the variant.
+
+    Args:
+        name: a method or one of its variants.
+        changes: what differs.
+
+    Raises:
+        ModelError: no such method or setting (with the nearest known one).
+    """
+    return _resolve(name, changes)[1]
 
 
 def has(model: nn.Module, wanted: str) -> bool:

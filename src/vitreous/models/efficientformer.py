@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers import backbone
+from vitreous.layers.adapter import AdapterSeam
 from vitreous.layers.attention import AttentionCore
 from vitreous.layers.backbone import Backbone, FeatureInfo, init_linear, linear_rates
 from vitreous.layers.drop import DropPath
@@ -231,6 +232,7 @@ class TokenBlock(nn.Module):
         self.ls1 = _scale(dim, layer_scale)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.adapter = AdapterSeam(dim)
         self.ls2 = _scale(dim, layer_scale)
         self.drop_path = DropPath(drop_path)
 
@@ -239,7 +241,7 @@ class TokenBlock(nn.Module):
     ) -> Float[Tensor, "batch tokens dim"]:
         """Apply the block to the cells of a ``height x width`` map."""
         x = x + self.drop_path(self.ls1(self.mixer(self.norm1(x), height, width)))
-        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+        return x + self.adapter(x, self.drop_path(self.ls2(self.mlp(self.norm2(x)))))
 
 
 class EfficientFormer(Backbone):

@@ -103,9 +103,15 @@ class Attention(nn.Module):
             query, key = rotate(query, turn), rotate(key, turn)
         return Trace(query, key, value)
 
-    def mix(self, trace: Trace) -> Float[Tensor, "batch tokens dim"]:
-        """Attend, and join the heads."""
-        return self.proj(rearrange(self.core(*trace), "b h n d -> b n (h d)"))
+    def mix(self, trace: Trace, bias: Tensor | None = None) -> Float[Tensor, "batch tokens dim"]:
+        """Attend, and join the heads; ``bias`` is added to the scores."""
+        return self.join(self.core(*trace, bias))
+
+    def join(
+        self, mixed: Float[Tensor, "batch heads tokens width"]
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Put the heads side by side, and project."""
+        return self.proj(rearrange(mixed, "b h n d -> b n (h d)"))
 
 
 class Block(nn.Module):
@@ -113,7 +119,8 @@ class Block(nn.Module):
 
     ``reducer`` is the seam for token reduction: where set, it takes the place of :meth:`attend`. It is called with the
     tokens, this block, and what the reducer of the block before has handed on (None at first), and returns the tokens
-    after the attention, fewer or not, and what to hand on.
+    after the attention, fewer or not, and what to hand on. ``adapter`` is the seam for an adapter
+    (``layers/adapter.py``).
 
     Args:
         dim: token width.

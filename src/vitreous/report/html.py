@@ -413,7 +413,9 @@ def _compression(page: _Page) -> Markup | None:
     ]
     head = ("", "Before", "After", "After / before")
     settings = ", ".join(
-        f"{plain(key, 60)} = {plain(value, 200)}" for key, value in done.settings.items()
+        f"{plain(key, 60)} = {plain(value, 200)}"
+        for key, value in done.settings.items()
+        if value not in (None, [])
     )
     parts = [
         tag(

@@ -31,8 +31,8 @@ from vitreous.inference.pixels import classify_pixels
 from vitreous.inference.predict import Prediction, predict_scene
 from vitreous.layers.bands import Bands
 from vitreous.layers.preprocess import Preprocess
-from vitreous.methods._apply import applied, apply, reinstall
-from vitreous.methods.adapt import lora
+from vitreous.methods._apply import applied, apply, complete_settings, has, reinstall
+from vitreous.methods.adapt._freeze import freeze_base, is_adapter
 from vitreous.models._pixel_estimator import PixelEstimator
 from vitreous.recipe import Recipe
 from vitreous.scenes.cube import read_window
@@ -77,6 +77,8 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
     console = Console(stderr=True, quiet=not show)
     for name in (recipe.model, *recipe.baselines):
         _check_system(name)
+    if recipe.adapt_method is not None:
+        complete_settings(recipe.adapt_method, recipe.adapt_args)  # refuses unknown ones
     console.print(f"reading {recipe.scene}", highlight=False)
     data = open_labelled(recipe)
     contract = BandContract.of(data.scene)
@@ -329,11 +331,7 @@ def _fit_network(
     torch.manual_seed(recipe.seed)
     console = Console(stderr=True, quiet=not show)
     classifier, model_args = _make_classifier(recipe, data, split, contract, console)
-    if recipe.adapt == "lora_only":
-        lora.freeze_base(classifier, also_train="net.head.")
-    elif recipe.adapt == "head_only":
-        classifier.requires_grad_(False)
-        classifier.net.get_submodule("head").requires_grad_(True)
+    _freeze(classifier, recipe)
     parameters, trainable = runs.parameter_counts(classifier)
     task = ClassifyTask(classifier, _training_data(recipe, data, split, classifier), recipe)
     fit(task, folder, resume=resume, show=show)
@@ -369,10 +367,47 @@ def _make_classifier(
         if start.num_classes != count:
             net.reset_head(count)  # type: ignore[operator]
             reinstall(net, applied(net))  # the new head gets what the old one had
-    needs_adapters = recipe.adapt in {"lora_only", "pretrain_then_lora"}
-    if needs_adapters and not any(True for _ in lora.adapters(net)):
-        net = apply(net, "lora").model
+    if recipe.init is None and recipe.adapt.endswith("_only"):
+        console.print(
+            f"[yellow]adapt '{recipe.adapt}' without --init: what is not trained stays random[/yellow]",
+            highlight=False,
+        )
+    net = _with_adapters(net, recipe)
     return runs.make_classifier(net, preprocess, contract, settings), model_args
+
+
+def _with_adapters(net: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
+    """Return the network with the adapters that the recipe trains; those that it has already are kept.
+
+    Raises:
+        ModelError: it has adapters of another method or with other settings, or the method cannot serve it.
+    """
+    method = recipe.adapt_method
+    if method is None:
+        return net
+    noted = {card(entry["name"]).slug: entry["settings"] for entry in applied(net)}
+    mark = system_module(method).MARK
+    if method not in noted and not any(
+        is_adapter(name, mark) for name, _ in net.named_parameters()
+    ):
+        return apply(net, method, **recipe.adapt_args).model
+    own = noted.get(method, {})  # an architecture with adapters of its own has noted none
+    if any(key not in own or own[key] != value for key, value in recipe.adapt_args.items()):
+        raise ModelError(
+            f"The network has adapters of '{method}' already, which {recipe.adapt_args} would not change.",
+            "Leave --adapt-args out, or start from a network without adapters.",
+        )
+    return net
+
+
+def _freeze(classifier: runs.Network, recipe: Recipe) -> None:
+    """Let only those parameters train that the recipe names from the beginning."""
+    if recipe.adapt == "head_only":
+        classifier.requires_grad_(False)
+        classifier.net.get_submodule("head").requires_grad_(True)
+    elif recipe.adapt_method is not None and recipe.adapt.endswith("_only"):
+        mark = system_module(recipe.adapt_method).MARK
+        freeze_base(classifier, mark, also_train="net.head.")
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
@@ -413,6 +448,11 @@ def _start_from(
         raise ModelError(
             f"The run {recipe.init} was trained on other bands or another unit.",
             "Start from a run on this sensor, or train from scratch.",
+        )
+    if has(start.classifier.net, "quantize"):
+        raise ModelError(
+            f"The run {recipe.init} is quantized, and weights of few bits cannot be trained.",
+            "Start from the run that it was made of.",
         )
     # Loaded weights may be read-only views of the file; training needs its own.
     start.classifier.load_state_dict(

@@ -25,7 +25,7 @@ from vitreous.files import read_json, write_json
 from vitreous.inference.bench import timed
 from vitreous.inference.cost import count_cost
 from vitreous.inference.pixels import classify_pixels
-from vitreous.layers.quantize import quantized_layers, set_enabled
+from vitreous.layers.quantize import QuantMatMul, quantized_layers, set_enabled
 from vitreous.methods._apply import Report, apply
 from vitreous.tasks import classify, runs
 from vitreous.tasks.labelled import LabelledScene, open_labelled
@@ -306,6 +306,7 @@ def _compare(
     shares = {name: {key: 100 * tests[key][name] for key in both} for name in ("oa", "aa", "kappa")}
     rows = [
         *({"figure": f"{label}", **shares[name]} for name, label in _SHARES.items()),
+        {"figure": "weights at their bits, MiB", **{k: _weights(v) for k, v in both.items()}},
         {"figure": "multiply-adds of an image, M", **{k: v / 1e6 for k, v in macs.items()}},
         {"figure": "pixels/s", **speed},
         {"figure": "one image, ms", **{k: 1e3 * v for k, v in latency.items()}},
@@ -358,6 +359,15 @@ def _latency(classifier: runs.Network, image: Tensor) -> float:
     """Return the median seconds of one image through the network."""
     with torch.inference_mode():
         return float(np.median(timed(lambda: classifier.net(image), LATENCY_CALLS)))
+
+
+def _weights(classifier: runs.Network) -> float:
+    """Return what the weights take in MiB when each is stored in as many bits as it was rounded to."""
+    bits = 32 * sum(p.numel() for p in classifier.parameters())
+    for _, layer in quantized_layers(classifier):
+        if not isinstance(layer, QuantMatMul):
+            bits -= (32 - layer.weight_quantizer.bits) * layer.weight.numel()
+    return bits / 8 / 2**20
 
 
 def _macs(classifier: runs.Network, batch: Tensor) -> int:

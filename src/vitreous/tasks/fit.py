@@ -32,6 +32,7 @@ from vitreous.files import write_text
 from vitreous.inference.dense_classifier import DenseClassifier
 from vitreous.inference.patch_classifier import PatchClassifier
 from vitreous.methods.adapt import lora
+from vitreous.methods.adapt._freeze import freeze_base, is_adapter
 from vitreous.recipe import Recipe
 from vitreous.tasks.checkpoint import load_state, save_state
 from vitreous.tasks.metrics import oa_aa_kappa
@@ -206,7 +207,7 @@ class ClassifyTask(L.LightningModule):
         groups: dict[tuple[bool, bool], list[Tensor]] = {}
         for name, parameter in self.classifier.named_parameters():
             if parameter.requires_grad:
-                groups.setdefault(("lora_" in name, name not in plain), []).append(parameter)
+                groups.setdefault((is_adapter(name), name not in plain), []).append(parameter)
         return torch.optim.AdamW(
             [
                 {
@@ -231,7 +232,7 @@ class ClassifyTask(L.LightningModule):
         self.sums.zero_()
         self._started = time.perf_counter()
         if self.recipe.adapt == "pretrain_then_lora" and self.current_epoch >= self.epochs // 2:
-            lora.freeze_base(self.classifier)
+            freeze_base(self.classifier, lora.MARK)
 
     def _rate(self, epochs: float, peak: float, adapter: bool) -> float:
         recipe = self.recipe

@@ -21,7 +21,7 @@ from vitreous.catalog.results import versions
 from vitreous.errors import CheckpointError, ModelError, VitreousError
 from vitreous.layers.backbone import Backbone
 from vitreous.layers.bands import Bands, adapt_bands, resize_kernel
-from vitreous.methods._apply import applied, reinstall
+from vitreous.methods._apply import applied, has, reinstall
 from vitreous.tasks import hub
 from vitreous.tasks.checkpoint import load_exactly, load_tensors, save_tensors
 from vitreous.tasks.foreign import read_foreign
@@ -468,7 +468,13 @@ def assemble(
         model.load_state_dict(own, strict=False)
     renewed = head
     if new_head or wanted.num_classes != made.num_classes:
+        if has(model, "quantize"):
+            raise ModelError(
+                f"{source} is quantized, and a new head would not be.",
+                "Start from the model that it was made of.",
+            )
         model.reset_head(wanted.num_classes)
+        reinstall(model, applied(model))  # the new head gets what the old one had
         renewed = head_parameters(wanted)
     report = replace(
         report, reset=renewed, used=tuple(key for key in report.used if key not in renewed)

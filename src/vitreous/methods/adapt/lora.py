@@ -37,6 +37,8 @@ CARD = Card(
     notes=["Without the gate an adapted model merges back into plain linear layers, exactly."],
 )
 
+MARK = "lora_"  # what the names of its parameters begin with
+
 
 def install(
     model: nn.Module,
@@ -64,7 +66,9 @@ def install(
         ModelError: no linear layer matches, or the rank makes no adapter.
     """
     if rank < 1:
-        raise ModelError(f"LoRA needs a rank of at least 1, not {rank}.")
+        raise ModelError(
+            f"LoRA needs a rank of at least 1, not {rank}.", "Give 1 or more; 4 to 16 are usual."
+        )
     found = [
         name
         for name, layer in model.named_modules()
@@ -95,23 +99,6 @@ def merge(model: nn.Module) -> nn.Module:
     for name, layer in list(adapters(merged)):
         merged.set_submodule(name, layer.merged())
     return merged
-
-
-def freeze_base(model: nn.Module, also_train: str = "") -> None:
-    """Let only adapters train (and parameters whose name begins with ``also_train``, such as a new head).
-
-    Raises:
-        ModelError: the model carries no adapter.
-    """
-    if not any(True for _ in adapters(model)):
-        raise ModelError(
-            "The model carries no LoRA adapter to train.", "Apply the method 'lora' first."
-        )
-    for name, parameter in model.named_parameters():
-        chosen = "lora_" in name or (bool(also_train) and name.startswith(also_train))
-        parameter.requires_grad_(chosen)
-        if not chosen:
-            parameter.grad = None  # so that the optimiser skips it
 
 
 def set_cycle(model: nn.Module, factor: float) -> None:
