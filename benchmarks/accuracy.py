@@ -86,6 +86,7 @@ class Case:
         """Name the measurement together with everything that decides about its outcome."""
         model = OURS if system in (PER_PATCH, TRAINED_PER_PATCH) else system
         settings = self.recipe(OURS if system == PER_PATCH else system).model_dump()
+        settings = {k: v for k, v in settings.items() if v not in (None, {}, [])}  # what is set
         text = json.dumps([settings, card(model).variants[model]], sort_keys=True)
         return (
             f"{self.protocol}/{self.seed}/{system}/{hashlib.sha256(text.encode()).hexdigest()[:12]}"

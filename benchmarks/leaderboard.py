@@ -75,9 +75,10 @@ def recipe_of(name: str, protocol: str, seed: int) -> Recipe:
 
 def key(name: str, protocol: str, seed: int) -> str:
     """Name a training together with everything that decides about its outcome."""
+    recipe = recipe_of(name, protocol, seed).model_dump()
     settings = [
         STEPS,
-        recipe_of(name, protocol, seed).model_dump(),
+        {k: v for k, v in recipe.items() if v not in (None, {}, [])},  # what is set
         card(name).variants[name],
     ]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

@@ -86,6 +86,12 @@ class Recipe(BaseModel):
     adapt_args: dict[str, Any] = _setting(
         {}, "Model", "Settings of the method of --adapt, e.g. bottleneck=8."
     )
+    reduce: str | None = _setting(
+        None, "Model", "Token reduction to train with, e.g. evit (see 'vitreous methods')."
+    )
+    reduce_args: dict[str, Any] = _setting(
+        {}, "Model", "Settings of the method of --reduce, e.g. keep_rate=0.5."
+    )
 
     reduction: Literal["pca", "none"] = _setting("pca", "Preprocessing", "Spectral reduction.")
     standardize: bool = _setting(
@@ -181,6 +187,8 @@ class Recipe(BaseModel):
             raise ValueError(
                 f"adapt_args are settings of a method, and adapt '{self.adapt}' uses none"
             )
+        if self.reduce_args and self.reduce is None:
+            raise ValueError("reduce_args are settings of a method, and reduce names none")
         return self
 
     @property

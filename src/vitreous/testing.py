@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import functools
 import json
 import tempfile
 from collections.abc import Callable
@@ -255,6 +256,12 @@ def serves(name: str, model: str) -> bool:
 
 def changed(name: str, model: str) -> Applied:
     """Apply a method to a model with reproducible weights, calibrated on random images where it asks for them."""
+    return copy.deepcopy(_changed(name, model))
+
+
+@functools.lru_cache(maxsize=1)
+def _changed(name: str, model: str) -> Applied:
+    """Do what :func:`changed` says, once for all checks: a method may search for seconds."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return apply(make(model).eval(), name, calibration=[images(16, 4, 15, seed=2)])

@@ -27,6 +27,8 @@ CHANGES = {
     "decoder": ("upernet", "upernet"),
     "adapt": ("lora_only", "lora_only"),
     "adapt_args": ("bottleneck=8", {"bottleneck": 8}),
+    "reduce": ("evit", "evit"),
+    "reduce_args": ("keep_rate=0.5", {"keep_rate": 0.5}),
     "reduction": ("none", "none"),
     "padding": ("zero", "zero"),
     "schedule": ("cyclic", "cyclic"),
@@ -47,6 +49,7 @@ TOGETHER = {
     "patch_norm": ["--mode", "patch"],
     "test_labels": ["--split", "files"],
     "adapt_args": ["--adapt", "adaptformer_only"],
+    "reduce_args": ["--reduce", "evit"],
 }
 
 

@@ -19,6 +19,7 @@ from tiny_scene import (
 from vitreous.data.blocks import TEST, TRAIN
 from vitreous.data.splits import Split
 from vitreous.errors import ConfigError, ModelError, SplitError, VitreousError
+from vitreous.methods.reduce import evit
 from vitreous.scenes import numpy_files
 from vitreous.scenes.cube import make_scene
 from vitreous.tasks import classify
@@ -484,3 +485,29 @@ def test_a_stop_between_training_and_its_products(tmp_path, places, monkeypatch)
     assert row["train_seconds"] > 0
     assert row["trainable"] < row["parameters"]
     assert not (folder / "state.safetensors").exists()
+
+
+def test_a_network_trains_with_fewer_and_fewer_tokens(tmp_path, places):
+    """EViT keeps all patches at first; its final rate counts in use, and comes back with the run."""
+    changed = {"model": "vit_test", "patch_size": 9, "mode": "patch", "epochs": 4}
+    path = run(tmp_path, **places, **changed, reduce="evit", reduce_args={"keep_rate": 0.5})
+    loaded = load_run(path)
+    assert [entry["name"] for entry in loaded.methods] == ["evit"]
+    (reducer,) = evit.reducers(loaded.classifier)
+    assert reducer.keep_rate == 0.5
+    again = run(tmp_path, **places, **changed, name="again", init=str(path))
+    assert load_run(again).methods == loaded.methods
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"reduce": "lora"}, "does not reduce tokens"),
+        ({"reduce": "evit", "reduce_args": {"keep": 0.5}}, "no setting 'keep'"),
+        ({"reduce_args": {"keep_rate": 0.5}}, "reduce names none"),
+        ({"reduce": "evit", "model": "convnext_test"}, "plain Vision Transformer"),
+    ],
+)
+def test_token_reduction_that_cannot_be_is_refused(tmp_path, places, settings, words):
+    with pytest.raises(VitreousError, match=words):
+        run(tmp_path, **places, **{"patch_size": 9, "mode": "patch", **settings})

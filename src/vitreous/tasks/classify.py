@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from rich.console import Console
 
-from vitreous.catalog.registry import card, system_module
+from vitreous.catalog.registry import card, stage, system_module
 from vitreous.catalog.results import versions
 from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.contract import BandContract
@@ -79,6 +79,8 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
         _check_system(name)
     if recipe.adapt_method is not None:
         complete_settings(recipe.adapt_method, recipe.adapt_args)  # refuses unknown ones
+    if recipe.reduce is not None:
+        _check_reducer(recipe)
     console.print(f"reading {recipe.scene}", highlight=False)
     data = open_labelled(recipe)
     contract = BandContract.of(data.scene)
@@ -202,6 +204,16 @@ def _check_system(name: str) -> None:
     if name not in entry.variants:
         raise ModelError(
             f"'{name}' has several variants.", f"Choose one of {', '.join(entry.variants)}."
+        )
+
+
+def _check_reducer(recipe: Recipe) -> None:
+    """Refuse as a token reduction what is none, and settings that it does not have."""
+    assert recipe.reduce is not None
+    complete_settings(recipe.reduce, recipe.reduce_args)
+    if stage(recipe.reduce) != "reduce":
+        raise ConfigError(
+            f"'{recipe.reduce}' does not reduce tokens.", "'vitreous methods' lists what does."
         )
 
 
@@ -373,6 +385,8 @@ def _make_classifier(
             highlight=False,
         )
     net = _with_adapters(net, recipe)
+    if recipe.reduce is not None:
+        net = apply(net, recipe.reduce, **recipe.reduce_args).model
     return runs.make_classifier(net, preprocess, contract, settings), model_args
 
 
@@ -693,6 +707,9 @@ def _baseline(
             "model_args": {},
             "init": None,
             "adapt": "scratch",
+            "adapt_args": {},
+            "reduce": None,
+            "reduce_args": {},
             "devices": 1,  # the run's other processes have ended
         }
     )

@@ -33,6 +33,7 @@ from vitreous.inference.dense_classifier import DenseClassifier
 from vitreous.inference.patch_classifier import PatchClassifier
 from vitreous.methods.adapt import lora
 from vitreous.methods.adapt._freeze import freeze_base, is_adapter
+from vitreous.methods.reduce import evit
 from vitreous.recipe import Recipe
 from vitreous.tasks.checkpoint import load_state, save_state
 from vitreous.tasks.metrics import oa_aa_kappa
@@ -319,7 +320,7 @@ class ClassifyTask(L.LightningModule):
         )
 
     def _set_rates(self, batch_idx: int, within: float) -> None:
-        """Set the learning rate, and the adapters' scale where the schedule is cyclic."""
+        """Set the learning rate, the share of tokens kept, and the adapters' scale where the schedule is cyclic."""
         batches = max(int(self.trainer.num_training_batches), 1)
         now = self.current_epoch + (batch_idx + within) / batches
         for group in self._optimizer().param_groups:
@@ -327,6 +328,7 @@ class ClassifyTask(L.LightningModule):
         if self.recipe.schedule == "cyclic":
             cycle = {"first": self.recipe.cycle_epochs, "growth": self.recipe.cycle_growth}
             lora.set_cycle(self.classifier, cycle_factor(now, **cycle))
+        evit.set_progress(self.classifier, now / self.epochs)
 
     def _step(self) -> None:
         """Move the weights, and their average with them; faster at the start, where it is far from good."""

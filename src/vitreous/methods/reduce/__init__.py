@@ -1,0 +1,1 @@
+"""Fewer tokens in the later blocks of a plain Vision Transformer."""

@@ -1,0 +1,112 @@
+"""ToMe: merge the tokens whose keys are most alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitreous.catalog.card import Card
+from vitreous.errors import ModelError
+from vitreous.layers.matching import cosines, match
+from vitreous.layers.tokens import log_size
+from vitreous.methods.reduce._install import per_block, put, rows, trunk
+from vitreous.models.vit import Block, Carry
+
+CARD = Card(
+    slug="tome",
+    title="Token Merging: Your ViT But Faster",
+    kind="method",
+    summary="Between attention and feed-forward of every block, merges pairs of tokens whose keys are alike into their "
+    "mean, weighted by size.",
+    when="As the baseline of methods that merge tokens, or where no attention may be looked at: it stays fused.",
+    paper="arXiv 2210.09461",
+    year=2023,
+    source_licence="CC-BY-NC-4.0 (facebookresearch/ToMe): re-implemented from the paper",
+    tasks=["classify"],
+    models=[
+        "vit_tiny*",
+        "vit_small*",
+        "vit_base*",
+        "vit_large*",
+        "vit_patch",
+        "vit_test",
+        "ggem_*",
+    ],
+    variants={"tome": {}},
+    claim="Off the shelf, ViT-L and ViT-H run twice as fast for 0.2 to 0.3 points of top-1 accuracy.",
+    notes=[
+        "r = 13 in all blocks is the paper's setting for DeiT-S.",
+        "Patches alternate between the two halves, and tokens in front of them are in neither: with a class token the "
+        "paper's division, with a distillation token the two halves change places.",
+        "A model that pools its patches counts a merged token once; the paper's MAE models weigh it by size.",
+    ],
+)
+
+
+def install(model: nn.Module, *, r: int | Sequence[int] = 13) -> list[dict[str, Any]]:
+    """Let every block of a plain Vision Transformer merge tokens.
+
+    Args:
+        model: a model of the vit family.
+        r: tokens fewer per block, at most half of its patches; one for all blocks, or one for each. 0 leaves the
+            model as it is, bit for bit.
+
+    Returns:
+        The blocks and their tokens before and after.
+
+    Raises:
+        ModelError: r is negative or a fraction, or this is a model that the method cannot serve.
+    """
+    network = trunk(model, "tome")
+    amounts = per_block(r, len(network.blocks), "tome", "r")
+    for amount in amounts:
+        if amount < 0 or amount != int(amount):
+            raise ModelError(
+                f"'tome' cannot merge {amount:g} tokens.",
+                "Give r as a whole number; 0 merges none.",
+            )
+    reducers = {
+        number: Merging(int(amount), network.prefix) for number, amount in enumerate(amounts)
+    }
+    put(network, reducers)
+    return rows(network, reducers)
+
+
+class Merging(nn.Module):
+    """Applies the attention of one block, then merges tokens (section 3 of the paper).
+
+    Args:
+        r: tokens fewer.
+        prefix: tokens in front of the patches, which stay.
+    """
+
+    def __init__(self, r: int, prefix: int) -> None:
+        super().__init__()
+        self.r, self.prefix = r, prefix
+
+    def after(self, patches: int) -> int:
+        """Return how many of so many patches' tokens there will be."""
+        return patches - min(self.r, patches // 2)
+
+    def forward(
+        self, x: Float[Tensor, "batch tokens dim"], block: Block, carry: Carry | None
+    ) -> tuple[Float[Tensor, "batch kept dim"], Carry | None]:
+        """Return the tokens, and with ``size`` how many patches each stands for."""
+        trace = block.attn.project(block.norm1(x))
+        bias = log_size(carry["size"]) if carry else None
+        x = block.add(x, block.attn.mix(trace, bias))
+        patches = x.shape[1] - self.prefix
+        count = patches - self.after(patches)
+        if not count:
+            return x, carry
+        scores = cosines(trace.key.mean(1), self.prefix)
+        groups = match(scores, count, self.prefix, both_ways=False)
+        size = carry["size"] if carry else x.new_ones(x.shape[:2])
+        return groups.sum(x * groups.shares(size)), {"size": groups.sum(size)}
+
+    def extra_repr(self) -> str:
+        """Show the setting."""
+        return f"r={self.r}"
