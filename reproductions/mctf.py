@@ -22,8 +22,6 @@ from statistics import mean
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from vitreous.catalog.registry import create_model
@@ -32,10 +30,16 @@ from vitreous.inference.cost import count_cost
 from vitreous.layers.backbone import init_linear
 from vitreous.methods._apply import apply
 from vitreous.methods.reduce.mctf import Consistency
-from vitreous.tasks.miniature import cross_entropy, fit_images, predict_images
+from vitreous.tasks.miniature import (
+    GROUND,
+    cross_entropy,
+    divided_digits,
+    fit_images,
+    on_ground,
+    predict_images,
+)
 
-SEEDS, EPOCHS, TUNING, BATCH, TRAIN = 3, 20, 5, 32, 1200
-SIDE, DIGIT, SHIFT, TEXTURE = 32, 16, 2, 0.4
+SEEDS, EPOCHS, TUNING, BATCH = 3, 20, 5, 32
 RATE, TUNING_RATE = 2e-3, 2e-4
 INIT = 0.15  # spread of the first weights; narrow networks are nearly silent with 0.02
 COPIES = 2  # places of each test digit
@@ -83,9 +87,9 @@ def main(quick: bool = False) -> None:
 
 def measure(seed: int, epochs: int, tuning: int) -> list[dict[str, Any]]:
     """Train one network, reduce it in every way, and score all of them on the same images."""
-    digits, classes, test_digits, test_classes = divided(seed)
+    digits, classes, test_digits, test_classes = divided_digits(seed)
     generator = torch.Generator().manual_seed(1000 + seed)
-    test = torch.cat([placed(test_digits, generator) for _ in range(COPIES)])
+    test = torch.cat([on_ground(test_digits, generator) for _ in range(COPIES)])
     truth = test_classes.repeat(COPIES)
     dense = trained(seed, digits, classes, epochs)
     expected = predict_images(dense, test)
@@ -98,7 +102,7 @@ def measure(seed: int, epochs: int, tuning: int) -> list[dict[str, Any]]:
             "seed": seed,
             "accuracy": float((scores.argmax(1) == truth).float().mean()),
             "moved": float((scores - expected).norm() / (expected - expected.mean(0)).norm()),
-            "macs": count_cost(network, 1, SIDE).macs,
+            "macs": count_cost(network, 1, GROUND).macs,
         }
         records.append(record)
         print(record, file=sys.stderr)
@@ -108,7 +112,7 @@ def measure(seed: int, epochs: int, tuning: int) -> list[dict[str, Any]]:
 def trained(seed: int, digits: Tensor, classes: Tensor, epochs: int) -> nn.Module:
     """Return the dense network."""
     torch.manual_seed(seed)
-    dense = create_model("vit_test", bands=1, num_classes=10, image_size=SIDE, **NETWORK)
+    dense = create_model("vit_test", bands=1, num_classes=10, image_size=GROUND, **NETWORK)
     init_linear(dense, INIT)
     fit_images(
         dense,
@@ -118,7 +122,7 @@ def trained(seed: int, digits: Tensor, classes: Tensor, epochs: int) -> nn.Modul
         batch_size=BATCH,
         learning_rate=RATE,
         seed=seed,
-        augment=placed,
+        augment=on_ground,
     )
     return dense
 
@@ -144,32 +148,9 @@ def reduced(
             warmup=0.0,
             seed=seed,
             loss=Consistency(network, R_MAX) if arm == TUNED else cross_entropy,
-            augment=placed,
+            augment=on_ground,
         )
     return networks
-
-
-def divided(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return digits ``(count, 1, 16, 16)`` from 0 to 1 and their classes: to train with, then to test with."""
-    loaded = load_digits()
-    digits = torch.as_tensor(loaded.images, dtype=torch.float32)[:, None] / 16
-    digits = F.interpolate(digits, size=(DIGIT, DIGIT), mode="bilinear")
-    classes = torch.as_tensor(loaded.target)
-    order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(seed))
-    train, test = order[:TRAIN], order[TRAIN:]
-    return digits[train], classes[train], digits[test], classes[test]
-
-
-def placed(digits: Tensor, generator: torch.Generator) -> Tensor:
-    """Return images ``(count, 1, 32, 32)``: each digit somewhere on a texture of its own."""
-    count = len(digits)
-    coarse = torch.randn(count, 1, SIDE // 2, SIDE // 2, generator=generator)
-    images = TEXTURE * F.interpolate(coarse, size=(SIDE, SIDE), mode="bilinear")
-    first = (SIDE - DIGIT - SHIFT) // 2
-    corners = first + torch.randint(SHIFT + 1, (count, 2), generator=generator)
-    for image, digit, (row, column) in zip(images, digits, corners.tolist(), strict=True):
-        image[:, row : row + DIGIT, column : column + DIGIT] += 2 * digit
-    return images
 
 
 def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

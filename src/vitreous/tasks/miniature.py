@@ -110,3 +110,43 @@ def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
         {"params": decayed, "weight_decay": weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
+
+
+# -- digits on a ground: small images where few tokens matter ------------------------------------------------
+
+DIGIT, GROUND, TRAINING = 16, 32, 1200  # sides in pixels, and how many digits train
+SHIFT, TEXTURE = (
+    2,
+    0.4,
+)  # how far digits lie from the middle at most, and the ground's standard deviation
+
+
+def divided_digits(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return scikit-learn's digits, enlarged to ``(count, 1, 16, 16)`` from 0 to 1, and their classes.
+
+    Returns:
+        Digits and classes to train with, then to test with; each seed draws another division.
+    """
+    from sklearn.datasets import load_digits
+
+    loaded = load_digits()
+    digits = torch.as_tensor(loaded.images, dtype=torch.float32)[:, None] / 16
+    digits = F.interpolate(digits, size=(DIGIT, DIGIT), mode="bilinear")
+    classes = torch.as_tensor(loaded.target)
+    order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(seed))
+    train, test = order[:TRAINING], order[TRAINING:]
+    return digits[train], classes[train], digits[test], classes[test]
+
+
+def on_ground(
+    digits: Float[Tensor, "count 1 16 16"], generator: torch.Generator
+) -> Float[Tensor, "count 1 32 32"]:
+    """Put each digit somewhere on a rough texture of its own; fits ``augment`` of :func:`fit_images`."""
+    count = len(digits)
+    coarse = torch.randn(count, 1, GROUND // 2, GROUND // 2, generator=generator)
+    images = TEXTURE * F.interpolate(coarse, size=(GROUND, GROUND), mode="bilinear")
+    first = (GROUND - DIGIT - SHIFT) // 2
+    corners = first + torch.randint(SHIFT + 1, (count, 2), generator=generator)
+    for image, digit, (row, column) in zip(images, digits, corners.tolist(), strict=True):
+        image[:, row : row + DIGIT, column : column + DIGIT] += 2 * digit
+    return images
