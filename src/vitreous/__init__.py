@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vitreous.catalog.registry import list_models as list_models
     from vitreous.errors import VitreousError as VitreousError
     from vitreous.inference.predict import predict_scene as predict_scene
+    from vitreous.inference.runtimes import load_exported as load_exported
     from vitreous.layers.bands import Bands as Bands
     from vitreous.layers.bands import adapt_bands as adapt_bands
     from vitreous.methods._apply import apply as apply
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from vitreous.scenes.samples import load_sample as load_sample
     from vitreous.tasks.classify import evaluate as evaluate
     from vitreous.tasks.classify import train as train
+    from vitreous.tasks.export import export_run as export_run
     from vitreous.tasks.runs import load_run as load_run
     from vitreous.tasks.weights import convert as convert
     from vitreous.tasks.weights import load_model as load_model
@@ -43,8 +45,10 @@ _HOMES = {
     "convert": "vitreous.tasks.weights",
     "create_model": "vitreous.catalog.registry",
     "evaluate": "vitreous.tasks.classify",
+    "export_run": "vitreous.tasks.export",
     "from_reference": "vitreous.catalog.registry",
     "list_models": "vitreous.catalog.registry",
+    "load_exported": "vitreous.inference.runtimes",
     "load_model": "vitreous.tasks.weights",
     "load_recipe": "vitreous.recipe",
     "load_run": "vitreous.tasks.runs",

@@ -1,16 +1,22 @@
-"""``vitreous bench``: what networks cost on this machine."""
+"""``vitreous bench``: what networks and trained runs cost on this machine."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vitreous.cli.options import check_run, split_commas
+from vitreous.cli.predict import RUNTIMES
 from vitreous.errors import ConfigError, ModelError, did_you_mean
 
 if TYPE_CHECKING:
     from vitreous.inference.bench import Figures
+    from vitreous.tasks.bench import RunFigures
+
+LEAST_POINTS = 0.5  # of accuracy around what is drawn: less would make much of nothing
 
 bench = typer.Typer(help="Measure speed and memory on this machine.", no_args_is_help=True)
 
@@ -48,8 +54,7 @@ def models(
         raise ModelError(
             f"No network matches '{pattern}'.", did_you_mean(pattern, list_models(kind="model"))
         )
-    if plot is not None and plot.suffix.lower() not in {".png", ".svg"}:
-        raise ConfigError(f"{plot} is no picture.", "Name a .png or .svg file.")
+    _check_picture(plot)
     from vitreous.inference.bench import Setting, measure_apart, write_csv
 
     console = Console(stderr=True)
@@ -67,6 +72,139 @@ def models(
         write_csv(csv, rows)
     if plot is not None:
         _draw(plot, rows)
+
+
+@bench.command("runs")
+def runs(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders, or exports within them.")
+    ],
+    runtimes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="torch, onnxruntime, openvino: each run with each of them (runs: torch; exports: their own).",
+        ),
+    ] = None,
+    pixels: Annotated[
+        int, typer.Option(min=0, help="Test pixels for the accuracy; 0: all.")
+    ] = 1000,
+    repeats: Annotated[int, typer.Option(min=3, help="Calls on the clock.")] = 9,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of the CPU; 0: all.")] = 0,
+    csv: Annotated[Path | None, typer.Option(help="Also write the table to this file.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Also draw accuracy against time (PNG or SVG).")
+    ] = None,
+) -> None:
+    """Compare accuracy, speed, size and memory of trained runs and exports, each in a process of its own.
+
+    A run is exported for a runtime that needs it, once, into its own folder.
+    """
+    names = split_commas([runtimes]) if runtimes else [None]
+    for name in names:
+        if name not in (None, *RUNTIMES):
+            raise ConfigError(f"There is no runtime '{name}'.", f"Choose {', '.join(RUNTIMES)}.")
+    for path in paths:
+        if not (path / "export.json").is_file():
+            check_run(path)
+    _check_picture(plot)
+
+    from rich.console import Console
+    from rich.progress import track
+
+    from vitreous.inference.bench import write_csv
+    from vitreous.tasks.bench import Entry, measure_apart
+
+    entries = [Entry(str(path), name, threads, repeats, pixels) for path in paths for name in names]
+    console = Console(stderr=True)
+    found = [
+        measure_apart(entry)
+        for entry in track(entries, "measuring", console=console, transient=True)
+    ]
+    found.sort(key=lambda one: -one.pixels_per_second)
+    Console().print(_run_table(found))
+    if csv is not None:
+        write_csv(csv, [asdict(one) for one in found])
+    if plot is not None:
+        _draw_runs(plot, found)
+
+
+def _check_picture(path: Path | None) -> None:
+    if path is not None and path.suffix.lower() not in {".png", ".svg"}:
+        raise ConfigError(f"{path} is no picture.", "Name a .png or .svg file.")
+
+
+def _run_table(found: list[RunFigures]) -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    title = f"OA in percent on {found[0].tested:,} test pixels (all: as recorded by the run)"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("run", "runtime", "precision"):
+        table.add_column(heading, no_wrap=heading != "run", overflow="fold")
+    for heading in ("OA", "all", "px/s", "1 px ms", "disk MiB", "memory MiB"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for one in found:
+        table.add_row(
+            one.run,
+            one.runtime,
+            one.precision,
+            f"{100 * one.oa:.2f}",
+            "-" if one.recorded_oa is None else f"{100 * one.recorded_oa:.2f}",
+            f"{one.pixels_per_second:,.0f}",
+            f"{one.latency_ms:.2f}",
+            f"{one.size_mib:.2f}",
+            f"{one.peak_memory_mib:.0f}",
+        )
+    return table
+
+
+def _draw_runs(path: Path, found: list[RunFigures]) -> None:
+    """Draw accuracy against time, and the front of those that nothing else beats in both."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    from vitreous.files import atomic_path
+    from vitreous.report.figures import BLUE, GREEN, GRID, INK, MUTED, ORANGE, VERMILION
+    from vitreous.tasks.bench import pareto
+
+    points = [(1e6 / one.pixels_per_second, 100 * one.oa) for one in found]
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    colors = dict(zip(RUNTIMES, (BLUE, ORANGE, GREEN), strict=True))
+    front = sorted(point for point, on in zip(points, pareto(points), strict=True) if on)
+    axes.step(*zip(*front, strict=True), where="post", color=VERMILION, lw=1, label="best of all")
+    for runtime in dict.fromkeys(one.runtime for one in found):
+        own = [point for point, one in zip(points, found, strict=True) if one.runtime == runtime]
+        across, up = zip(*own, strict=True)
+        axes.scatter(across, up, color=colors[runtime], s=36, label=runtime, zorder=3)
+    named = sorted(zip(points, found, strict=True), key=lambda pair: pair[0])
+    for number, (point, one) in enumerate(named):
+        above = number % 2 == 0  # in turn, because neighbours on the axis are near one another
+        axes.annotate(
+            f"{one.run}, {one.precision}",
+            point,
+            (0, 7 if above else -7),
+            textcoords="offset points",
+            ha="center",
+            va="bottom" if above else "top",
+            fontsize=8,
+            color=INK,
+        )
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.25)
+    heights = [height for _, height in points]
+    axes.set_ylim(min(heights) - LEAST_POINTS, max(heights) + LEAST_POINTS)
+    axes.set_xlabel("µs per pixel on this machine", color=MUTED)
+    axes.set_ylabel(f"OA on {found[0].tested:,} test pixels, %", color=MUTED)
+    axes.grid(color=GRID)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=150)
 
 
 def _row(found: Figures) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from vitreous.cli import (
     demo,
     doctor,
     evaluate,
+    export,
     info,
     methods,
     predict,
@@ -61,6 +62,7 @@ app.command("info")(info.info)
 app.command("train")(train.command())
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("export")(export.export)
 app.command("systems")(systems.systems)
 app.command("compress")(compress.compress)
 app.command("methods")(methods.methods)

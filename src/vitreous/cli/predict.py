@@ -1,17 +1,26 @@
-"""``vitreous predict``: map a scene with a trained run."""
+"""``vitreous predict``: map a scene with a trained run, or with an export of one."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vitreous.cli.options import check_run, key_values, open_named
+from vitreous.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vitreous.inference.runtimes import Exported
+    from vitreous.tasks.runs import Run
+
+RUNTIMES = ("torch", "onnxruntime", "openvino")
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="Run folder of a trained system.")],
+    run: Annotated[
+        Path, typer.Argument(help="Run folder of a trained system, or folder of an export.")
+    ],
     scene: Annotated[str, typer.Argument(help="Scene file, or the name of a built-in sample.")],
     out: Annotated[
         Path, typer.Option("-o", "--out", metavar="OUT.tif", help="Class map to write (a COG).")
@@ -32,13 +41,28 @@ def predict(
             metavar="ADDRESS", help="Dask scheduler that spreads the windows, or 'local'."
         ),
     ] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(RUNTIMES),
+            help="What computes (torch; of an export its own). A run is exported first where needed.",
+        ),
+    ] = None,
+    trust: Annotated[
+        bool,
+        typer.Option("--trust", help="Run an export of the format torch, which is a program."),
+    ] = False,
     hints: Annotated[
         list[str] | None,
         typer.Option("--hints", "--hint", metavar="KEY=VALUE", help="Hint for the scene's reader."),
     ] = None,
 ) -> None:
     """Map a scene of any size, window by window, with flat memory."""
-    check_run(run)
+    exported = (run / "export.json").is_file()
+    if not exported:
+        check_run(run)
+    if runtime is not None and runtime not in RUNTIMES:
+        raise ConfigError(f"There is no runtime '{runtime}'.", f"Choose {', '.join(RUNTIMES)}.")
 
     from rich.console import Console
     from rich.progress import (
@@ -50,10 +74,17 @@ def predict(
     )
 
     from vitreous.inference.predict import predict_scene
-    from vitreous.tasks.runs import load_run
 
     opened = open_named(scene, key_values(hints or [], "--hints"))
-    trained = load_run(run)
+    trained: Run | Exported
+    if exported or runtime not in {None, "torch"}:
+        from vitreous.tasks.export import load_for
+
+        trained = load_for(run, runtime, trust=trust)
+    else:
+        from vitreous.tasks.runs import load_run
+
+        trained = load_run(run)
     columns = (TextColumn("mapping"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("pixels", total=None)

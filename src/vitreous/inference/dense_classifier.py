@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vitreous.data.contract import BandContract
@@ -148,32 +149,54 @@ class DenseClassifier(nn.Module):
             slice(self.margin, self.margin + width),
         )
         valid = torch.isfinite(raw[inner]).all(0)
-        blended = self._blend(self.preprocess(raw[None]), valid)
+        blended = blend_tiles(
+            self.probabilities, self.preprocess(raw[None]), valid, self.num_classes, self.tile_size
+        )
         return (blended[inner] * valid).cpu().numpy()
 
-    def _blend(
-        self, channels: Float[Tensor, "1 channels h w"], valid: Tensor
-    ) -> Float[Tensor, "classes h w"]:
-        """Sum up the weighted probabilities of all tiles that reach a valid pixel."""
-        size, step = self.tile_size, self.step
-        first_one = self.margin - step  # the one before the window, which reaches into it
-        corners = [
-            (row, column)
-            for row in range(first_one, self.margin + valid.shape[0], step)
-            for column in range(first_one, self.margin + valid.shape[1], step)
-        ]
-        context = F.pad(valid, (self.margin, self.margin, self.margin, self.margin))
-        corners = [(r, c) for r, c in corners if context[r : r + size, c : c + size].any()]
-        weights = blending_weights(size, self.overlap).to(channels.device)
-        total = channels.new_zeros(self.num_classes, *channels.shape[2:])
-        at_once = max(1, PIXELS_AT_ONCE // size**2)
-        for first in range(0, len(corners), at_once):
-            some = corners[first : first + at_once]
-            tiles = torch.cat([channels[:, :, r : r + size, c : c + size] for r, c in some])
-            found = self.features(tiles).softmax(1) * weights
-            for (row, column), part in zip(some, found, strict=True):
-                total[:, row : row + size, column : column + size] += part
-        return total
+    def probabilities(
+        self, tiles: Float[Tensor, "tiles channels size size"]
+    ) -> Float[Tensor, "tiles classes size size"]:
+        """Return the probabilities of every pixel of some tiles."""
+        return self.features(tiles).softmax(1)
+
+
+def blend_tiles(
+    classify: Callable[[Float[Tensor, "tiles channels size size"]], Tensor],
+    image: Float[Tensor, "1 channels h w"],
+    valid: Bool[Tensor, "height width"],
+    classes: int,
+    size: int,
+) -> Float[Tensor, "classes h w"]:
+    """Sum up the weighted probabilities of all tiles that reach a valid pixel.
+
+    Args:
+        classify: gives the probabilities of some tiles, ``(tiles, classes, size, size)``.
+        image: the window with ``size - 1`` pixels of context on each side.
+        valid: the pixels of the window that matter.
+        classes: number of classes.
+        size: side of a tile.
+    """
+    margin, overlap = size - 1, size // OVERLAP
+    step = size - overlap
+    first_one = margin - step  # the one before the window, which reaches into it
+    corners = [
+        (row, column)
+        for row in range(first_one, margin + valid.shape[0], step)
+        for column in range(first_one, margin + valid.shape[1], step)
+    ]
+    context = F.pad(valid, (margin, margin, margin, margin))
+    corners = [(r, c) for r, c in corners if context[r : r + size, c : c + size].any()]
+    weights = blending_weights(size, overlap).to(image.device)
+    total = image.new_zeros(classes, *image.shape[2:])
+    at_once = max(1, PIXELS_AT_ONCE // size**2)
+    for first in range(0, len(corners), at_once):
+        some = corners[first : first + at_once]
+        tiles = torch.cat([image[:, :, r : r + size, c : c + size] for r, c in some])
+        found = classify(tiles) * weights
+        for (row, column), part in zip(some, found, strict=True):
+            total[:, row : row + size, column : column + size] += part
+    return total
 
 
 def blending_weights(size: int, overlap: int) -> Float[Tensor, "size size"]:

@@ -101,7 +101,7 @@ class PatchClassifier(nn.Module):
         self, image: Float[Tensor, "regions dim h w"], index: Int[Tensor, "pixels patch patch"]
     ) -> Float[Tensor, "pixels dim patch patch"]:
         """Read patches by index from :meth:`features`."""
-        return self._normalise(gather_patches(image, index))
+        return self.normalise(gather_patches(image, index))
 
     def score(
         self, patches: Float[Tensor, "pixels dim size size"]
@@ -145,7 +145,9 @@ class PatchClassifier(nn.Module):
             output[valid] = torch.cat(found)
         return output.view(height, width, -1).permute(2, 0, 1).contiguous().cpu().numpy()
 
-    def _normalise(self, patches: Tensor) -> Tensor:
+    def normalise(
+        self, patches: Float[Tensor, "pixels dim size size"]
+    ) -> Float[Tensor, "pixels dim size size"]:
         """z-score each channel of each patch, where that is asked for."""
         if not self.patch_norm:
             return patches

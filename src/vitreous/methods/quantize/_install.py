@@ -37,6 +37,8 @@ from vitreous.layers.quantize import (
 )
 
 MEASURED = 32  # images that the table's ratios are measured on
+CHECKED = 8  # images on which folding scales into norms is checked
+SLACK = 1e-4  # of the scores' size: rounding of floats stays below a tenth of it
 PRODUCTS = ("matmul_qk", "matmul_av")
 # Where outside of a Sequential a convolution is followed by its batch norm at once.
 NORMED = {("fc1", "norm1"), ("fc2", "norm2"), ("conv", "norm")}
@@ -190,6 +192,30 @@ def join(batches: Sequence[Tensor]) -> Float[Tensor, "batch bands height width"]
             f"The calibration images differ in shape: {sorted(shapes)}.", "Give images of one size."
         )
     return torch.cat(list(batches))
+
+
+@torch.no_grad()
+def float_scores(
+    model: nn.Module, images: Float[Tensor, "batch ..."]
+) -> Float[Tensor, "checked classes"]:
+    """Return the scores of the first few images with all quantizers switched off."""
+    set_enabled(model, False)
+    scores: Tensor = model(images[:CHECKED])
+    set_enabled(model, True)
+    return scores
+
+
+def check_same(before: Tensor, after: Tensor) -> None:
+    """Refuse a network whose float scores have changed while scales were folded into its norms.
+
+    Raises:
+        ModelError: they have.
+    """
+    if (after - before).norm() > SLACK * before.norm():
+        raise ModelError(
+            "A norm of this model is read by more than the layer after it, so scales cannot be folded into it.",
+            "Use repq_vit with norm_scales='tensor', or ptq_percentile.",
+        )
 
 
 @torch.no_grad()

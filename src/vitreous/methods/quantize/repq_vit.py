@@ -6,7 +6,6 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitreous.catalog.card import Card
@@ -21,12 +20,13 @@ from vitreous.layers.quantize import (
     UniformQuantizer,
     check_bits,
     quantized_layers,
-    set_enabled,
 )
 from vitreous.methods.quantize._install import (
     Choice,
     calibrate_quantizers,
     check_pair,
+    check_same,
+    float_scores,
     fold,
     join,
     layers_to_quantize,
@@ -105,8 +105,6 @@ READERS = (
     ("norm", "mlp.fc1"),
     ("norm", "reduction"),
 )
-CHECKED = 8  # images on which folding is checked
-SLACK = 1e-4  # of the scores' size: rounding of floats stays below a tenth of it
 
 
 class Pair(NamedTuple):
@@ -205,12 +203,12 @@ def calibrate(
             ).to(layer.weight.device)
     calibrate_quantizers(model, images)
     if norm_scales == "folded":
-        before = _float_scores(model, images[:CHECKED])
+        before = float_scores(model, images)
         for name, norm_name in paired.items():
             norm = model.get_submodule(norm_name)
             assert isinstance(norm, nn.LayerNorm)
             fold_scales(norm, _linear(model, name), round_zero_point)
-        _check_same(before, _float_scores(model, images[:CHECKED]))
+        check_same(before, float_scores(model, images))
     return _told(measure(model, images), paired, norm_scales)
 
 
@@ -298,22 +296,6 @@ def _linear(model: nn.Module, name: str) -> QuantLinear:
     layer = model.get_submodule(name)
     assert isinstance(layer, QuantLinear)
     return layer
-
-
-@torch.no_grad()
-def _float_scores(model: nn.Module, images: Tensor) -> Float[Tensor, "batch classes"]:
-    set_enabled(model, False)
-    scores: Tensor = model(images)
-    set_enabled(model, True)
-    return scores
-
-
-def _check_same(before: Tensor, after: Tensor) -> None:
-    if (after - before).norm() > SLACK * before.norm():
-        raise ModelError(
-            "A norm of this model is read by more than the layer after it, so scales cannot be folded into it.",
-            "Use norm_scales='tensor', or the method ptq_percentile.",
-        )
 
 
 def _check_served(model: nn.Module, norm_scales: str) -> None:

@@ -1,0 +1,54 @@
+"""``vitreous export``: a trained run for other runtimes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitreous.cli.options import check_run
+from vitreous.errors import ConfigError
+
+FORMATS = ("onnx", "openvino", "torch")
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder of a trained network.")],
+    form: Annotated[
+        str,
+        typer.Option("--format", metavar="|".join(FORMATS), help="Whose graphs to write."),
+    ] = "onnx",
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FOLDER", help="Where to (RUN/export-FORMAT)."),
+    ] = None,
+    single: Annotated[
+        bool,
+        typer.Option(
+            "--single",
+            help="One graph from the surroundings of a pixel to its class, for other software.",
+        ),
+    ] = False,
+) -> None:
+    """Write a trained run as graphs that need neither torch nor vitreous, and check them on test pixels.
+
+    Preprocessing is part of them: they take raw physical values. 'vitreous predict FOLDER SCENE' maps with them.
+    """
+    if form not in FORMATS:
+        raise ConfigError(f"There is no format '{form}'.", f"Choose {', '.join(FORMATS)}.")
+    check_run(run)
+
+    from vitreous.tasks.export import export_run
+
+    written = export_run(run, form, output, single=single)
+    for path in sorted(written.folder.iterdir()):
+        typer.echo(f"{path}  {path.stat().st_size / 2**20:.2f} MiB")
+    typer.echo(str(written.parity))
+    if written.integer:
+        typer.echo(f"{len(written.integer)} quantized layers are written in integers")
+    if written.simulated:
+        typer.echo(
+            f"{len(written.simulated)} quantized layers stay simulated, which makes nothing faster: "
+            "integers need 8 bits, and one scale per tensor of activations"
+        )

@@ -1,0 +1,536 @@
+"""Exported networks as scene classifiers, computed by ONNX Runtime, OpenVINO or torch.
+
+Files may come from anywhere, so they are looked at before a runtime sees them: names and sizes, hashes, operators of the
+standard alone, no data in further files. A program of torch.export is code by its makers' own words; it is only run for
+those who say that they trust it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vitreous.data.contract import BandContract
+from vitreous.data.regions import gather_patches, patch_index
+from vitreous.errors import CheckpointError, ConfigError, ModelError
+from vitreous.files import read_json
+from vitreous.inference.dense_classifier import LARGEST_TILE, OVERLAP, blend_tiles
+from vitreous.inference.export import (
+    DESCRIPTION,
+    LARGEST_GRAPH,
+    RUNTIMES,
+    SCHEMA,
+    file_names,
+    graph_kind,
+)
+
+Array: TypeAlias = npt.NDArray[np.float32]
+Compute: TypeAlias = Callable[[Array], Array]
+
+GRAPHS = {"patches": ("window", "patches"), "pixels": ("pixel",), "tiles": ("tile",)}
+READS = {"onnxruntime": ("onnx",), "openvino": ("openvino", "onnx"), "torch": ("torch",)}
+LARGEST_PATCH = 513
+CHUNK = 128  # patches per call: what stays in cache; measured, a fifth faster than 512
+PIXEL_VALUES = 2**24  # values of the raw surroundings that are cut out at once (64 MiB)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An export that was loaded.
+
+    Attributes:
+        path: its folder.
+        classifier: fulfils the scene classifier's contract.
+        class_names: names of the classes from 1 on.
+        class_colors: their ``#rrggbb``.
+        name: of the architecture.
+        runtime: what computes it.
+        description: all of ``export.json``.
+    """
+
+    path: Path
+    classifier: ExportedClassifier
+    class_names: list[str]
+    class_colors: list[str]
+    name: str
+    runtime: str
+    description: dict[str, Any]
+
+
+class Graph:
+    """One graph and what computes it. It can be sent to other processes, which make a session of their own.
+
+    Args:
+        files: its files' contents.
+        form: ``onnx``, ``openvino`` or ``torch``.
+        runtime: ``onnxruntime``, ``openvino`` or ``torch``.
+        threads: threads of the processor; as many as torch uses where 0.
+    """
+
+    def __init__(self, files: list[bytes], form: str, runtime: str, threads: int = 0) -> None:
+        self.files, self.form, self.runtime, self.threads = files, form, runtime, threads
+        self._compute: Compute | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self, values: Array) -> Array:
+        """Compute the graph.
+
+        Raises:
+            ModelError: it does not take these values, or cannot be computed.
+        """
+        compute = self.prepared()
+        try:
+            return compute(values)
+        except Exception as error:  # each runtime has errors of its own
+            raise ModelError(
+                f"{self.runtime} cannot compute the exported graph: {_first_line(error)}",
+                "Export the run again.",
+            ) from error
+
+    def prepared(self) -> Compute:
+        """Return the session, made at the first call.
+
+        Raises:
+            ConfigError: the runtime is not installed.
+            CheckpointError: it cannot read the graph.
+        """
+        with self._lock:
+            if self._compute is None:
+                open_ = {
+                    "onnxruntime": _onnxruntime,
+                    "openvino": _openvino,
+                    "torch": _torch_program,
+                }[self.runtime]
+                try:
+                    self._compute = open_(self.files, self.threads or torch.get_num_threads())
+                except ImportError as error:
+                    raise ConfigError(
+                        f"The runtime {self.runtime} is not installed.",
+                        "Install it: pip install 'vitreous[deploy]'.",
+                    ) from error
+                except Exception as error:
+                    raise CheckpointError(
+                        f"{self.runtime} cannot read the exported graph: {_first_line(error)}",
+                        "Export the run again.",
+                    ) from error
+            return self._compute
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the session out: it belongs to a process."""
+        return {
+            "files": self.files,
+            "form": self.form,
+            "runtime": self.runtime,
+            "threads": self.threads,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+
+# -- scene classifiers ------------------------------------------------------------------------------------
+
+
+class ExportedClassifier:
+    """What all exports share.
+
+    Args:
+        graphs: by name.
+        contract: the bands and unit that they take.
+        num_classes: number of classes.
+        settings: of the classifier that was exported.
+    """
+
+    def __init__(
+        self,
+        graphs: Mapping[str, Graph],
+        contract: BandContract,
+        num_classes: int,
+        settings: Mapping[str, Any],
+    ) -> None:
+        self.graphs, self.contract, self.num_classes = dict(graphs), contract, num_classes
+        self.padding = str(settings["padding"])
+        self.margin = 0
+
+    def classify(self, window: Array) -> Array:
+        """Classify every pixel of a window of raw physical values.
+
+        Args:
+            window: ``(bands, height + 2 margin, width + 2 margin)``, NaN where invalid.
+
+        Returns:
+            ``(classes, height, width)`` probabilities; zeros where the pixel itself is invalid.
+        """
+        height, width = (side - 2 * self.margin for side in window.shape[1:])
+        inner = slice(self.margin, -self.margin or None)
+        valid = np.asarray(np.isfinite(window[:, inner, inner]).all(0))
+        output = np.zeros((self.num_classes, height, width), dtype=np.float32)
+        if valid.any():
+            self._fill(output, window, valid)
+        return output
+
+    def _fill(self, output: Array, window: Array, valid: npt.NDArray[np.bool_]) -> None:
+        """Write the probabilities of valid pixels into ``output``."""
+        raise NotImplementedError
+
+
+class ExportedPatches(ExportedClassifier):
+    """Computes the features of a window once, and reads every pixel's patch from them."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        settings = arguments[-1]
+        self.margin, self.radius = int(settings["margin"]), int(settings["patch_size"]) // 2
+
+    def _fill(self, output: Array, window: Array, valid: npt.NDArray[np.bool_]) -> None:
+        features = torch.from_numpy(self.graphs["window"](window[None]))
+        image = features.permute(
+            0, 3, 1, 2
+        )  # a view: patches come out channels last, as the graph takes them
+        rows, columns = (torch.from_numpy(at) for at in np.nonzero(valid))
+        found = [
+            self._patches(image, r + self.margin, c + self.margin)
+            for r, c in zip(rows.split(CHUNK), columns.split(CHUNK), strict=True)
+        ]
+        output[:, valid] = np.concatenate(found).T
+
+    def _patches(
+        self, image: Float[Tensor, "1 features h w"], rows: Tensor, columns: Tensor
+    ) -> Array:
+        index = patch_index(rows, columns, image.shape[3], self.radius)
+        return self.graphs["patches"](gather_patches(image, index).permute(0, 2, 3, 1).numpy())
+
+
+class ExportedPixels(ExportedClassifier):
+    """Cuts the raw surroundings of every pixel out of a window."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.margin = int(arguments[-1]["margin"])
+
+    def _fill(self, output: Array, window: Array, valid: npt.NDArray[np.bool_]) -> None:
+        side = 2 * self.margin + 1
+        around = np.lib.stride_tricks.sliding_window_view(window, (side, side), axis=(1, 2))
+        at_once = max(1, min(CHUNK, PIXEL_VALUES // (len(window) * side**2)))
+        rows, columns = np.nonzero(valid)
+        for first in range(0, len(rows), at_once):
+            r, c = rows[first : first + at_once], columns[first : first + at_once]
+            pixels = np.ascontiguousarray(around[:, r, c].swapaxes(0, 1))
+            output[:, r, c] = self.graphs["pixel"](pixels).T
+
+
+class ExportedTiles(ExportedClassifier):
+    """Labels tiles and blends them, as :class:`~vitreous.inference.dense_classifier.DenseClassifier` does."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.tile_size = int(arguments[-1]["tile_size"])
+        self.margin = self.tile_size - 1
+        self.step = self.tile_size - self.tile_size // OVERLAP
+
+    def _fill(self, output: Array, window: Array, valid: npt.NDArray[np.bool_]) -> None:
+        raw = torch.from_numpy(np.ascontiguousarray(window))[None]
+        blended = blend_tiles(
+            self._probabilities, raw, torch.from_numpy(valid), self.num_classes, self.tile_size
+        )
+        inner = slice(self.margin, -self.margin or None)
+        output[:, valid] = blended[:, inner, inner].numpy()[:, valid]
+
+    def _probabilities(
+        self, tiles: Float[Tensor, "tiles bands size size"]
+    ) -> Float[Tensor, "tiles classes size size"]:
+        return torch.from_numpy(self.graphs["tile"](tiles.numpy()))
+
+
+CLASSIFIERS = {"patches": ExportedPatches, "pixels": ExportedPixels, "tiles": ExportedTiles}
+
+
+# -- loading ----------------------------------------------------------------------------------------------
+
+
+def is_export(path: str | Path) -> bool:
+    """Tell whether a folder holds an export."""
+    return (Path(path) / DESCRIPTION).is_file()
+
+
+def load_exported(
+    path: str | Path, runtime: str | None = None, *, threads: int = 0, trust: bool = False
+) -> Exported:
+    """Load an export.
+
+    Args:
+        path: its folder.
+        runtime: what computes it; what its format was made for when None.
+        threads: threads of the processor; as many as torch uses where 0.
+        trust: also run a program of torch.export, which can be made to do anything.
+
+    Raises:
+        CheckpointError: the folder is no export, damaged, or holds what no export of ours does.
+        ConfigError: the runtime cannot read it, is not installed, or the file must be trusted first.
+    """
+    path = Path(path)
+    if not is_export(path):
+        raise CheckpointError(
+            f"{path} is no export: it has no {DESCRIPTION}.", "Make one with 'vitreous export'."
+        )
+    description = read_json(path / DESCRIPTION)
+    try:
+        form = description["format"]
+        graphs = GRAPHS[description["kind"]]
+        _check_description(description)
+        contract = BandContract.from_json(description["contract"])
+        names, colors = list(description["class_names"]), list(description["class_colors"])
+        chosen = _choose_runtime(form, runtime)
+        if form == "torch" and not trust:
+            raise ConfigError(
+                f"{path} is a program of torch.export, which can do anything on this machine.",
+                "If you trust it add --trust; else export to onnx or openvino.",
+            )
+        loaded = {
+            graph: Graph(
+                _read_files(path, graph, form, description["files"]), form, chosen, threads
+            )
+            for graph in graphs
+        }
+        classifier = CLASSIFIERS[description["kind"]](
+            loaded, contract, len(names), description["settings"]
+        )
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path / DESCRIPTION} is damaged: {error!r}.", "Export the run again."
+        ) from error
+    for graph in loaded.values():
+        graph.prepared()
+    return Exported(path, classifier, names, colors, str(description["name"]), chosen, description)
+
+
+def _choose_runtime(form: str, runtime: str | None) -> str:
+    chosen = runtime or RUNTIMES[form]
+    if chosen not in READS:
+        raise ConfigError(f"There is no runtime '{chosen}'.", f"Choose {', '.join(READS)}.")
+    if form not in READS[chosen]:
+        able = [name for name, forms in READS.items() if form in forms]
+        raise ConfigError(
+            f"{chosen} does not read exports of the format {form}.",
+            f"Use --runtime {' or '.join(able)}, or export to {READS[chosen][0]}.",
+        )
+    return chosen
+
+
+def _check_description(description: dict[str, Any]) -> None:
+    """Refuse sizes and words that no export has.
+
+    Raises:
+        CheckpointError: it was made by a newer version.
+        ValueError: something is out of its range.
+    """
+    if description["schema"] != SCHEMA:
+        raise CheckpointError(
+            f"The export has the format {description['schema']}; this version reads {SCHEMA}.",
+            "Update vitreous.",
+        )
+    settings, single = description["settings"], description["kind"] == "pixels"
+    if graph_kind(settings, single) != description["kind"]:
+        raise ValueError(f"{description['kind']} in mode {settings['mode']}")
+    if settings["padding"] not in {"reflect", "zero"}:
+        raise ValueError(f"padding {settings['padding']!r}")
+    dense = description["kind"] == "tiles"
+    size = settings["tile_size" if dense else "patch_size"]
+    margin = size - 1 if dense else settings["margin"]
+    if not (isinstance(size, int) and isinstance(margin, int)):
+        raise TypeError("sizes that are no whole numbers")
+    if not (OVERLAP <= size <= LARGEST_TILE if dense else 1 <= size <= LARGEST_PATCH):
+        raise ValueError(f"a size of {size} pixels")
+    if not size // 2 <= margin <= LARGEST_PATCH:
+        raise ValueError(f"a margin of {margin} pixels")
+    for word in (*description["class_names"], *description["class_colors"]):
+        if not isinstance(word, str):
+            raise TypeError(f"the class name {word!r}")
+
+
+def _read_files(path: Path, graph: str, form: str, listed: Mapping[str, Any]) -> list[bytes]:
+    """Read the files of a graph, whose names are fixed, and check what they hold.
+
+    Raises:
+        CheckpointError: one is missing, too large, damaged, or holds what it should not.
+    """
+    files = []
+    for name in file_names(graph, form):
+        file = path / name
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing.", "Export the run again.")
+        if file.stat().st_size > LARGEST_GRAPH:
+            raise CheckpointError(
+                f"{file} is larger than any graph of ours.", "Export the run again."
+            )
+        contents = file.read_bytes()
+        if hashlib.sha256(contents).hexdigest() != listed[name]["sha256"]:
+            raise CheckpointError(
+                f"{file} is not the file that {DESCRIPTION} describes.",
+                "It is damaged or was exchanged: export the run again.",
+            )
+        files.append(contents)
+    if form == "onnx":
+        check_onnx(files[0], path / file_names(graph, form)[0])
+    elif form == "openvino":
+        check_openvino(files[0], path / file_names(graph, form)[0])
+    return files
+
+
+def check_onnx(contents: bytes, file: Path) -> None:
+    """Refuse a model with operators that are not ONNX's own, or with data in other files.
+
+    Raises:
+        CheckpointError: it has such, or is no ONNX model.
+        ConfigError: the package onnx is not installed.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise ConfigError(
+            "Reading an ONNX export needs the package onnx.",
+            "Install it: pip install 'vitreous[deploy]'.",
+        ) from error
+    try:
+        model = onnx.load_model_from_string(contents)
+    except Exception as error:  # protobuf's own
+        raise CheckpointError(
+            f"{file} is no ONNX model: {_first_line(error)}", "Export the run again."
+        ) from error
+    foreign = {node.domain for node in _onnx_nodes(model.graph)} - {"", "ai.onnx"}
+    if foreign or model.functions:
+        raise CheckpointError(
+            f"{file} uses operators that are not ONNX's own.",
+            "Only exports of vitreous are read.",
+        )
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _onnx_tensors(model)):
+        raise CheckpointError(
+            f"{file} keeps its weights in other files.", "Only exports of vitreous are read."
+        )
+
+
+def check_openvino(contents: bytes, file: Path) -> None:
+    """Refuse a model with operators that are not OpenVINO's own, or with entities of XML.
+
+    Raises:
+        CheckpointError: it has such.
+    """
+    if re.search(rb"<!(DOCTYPE|ENTITY)", contents):
+        raise CheckpointError(
+            f"{file} declares entities of XML.", "Only exports of vitreous are read."
+        )
+    versions = set(re.findall(rb"<layer\b[^>]*\bversion=\"([^\"]*)\"", contents))
+    layers = len(re.findall(rb"<layer\b", contents))
+    named = len(re.findall(rb"<layer\b[^>]*\bversion=\"opset[0-9]+\"", contents))
+    if not layers or layers != named:
+        raise CheckpointError(
+            f"{file} uses operators that are not OpenVINO's own "
+            f"({', '.join(sorted(v.decode(errors='replace') for v in versions)) or 'none'}).",
+            "Only exports of vitreous are read.",
+        )
+
+
+def _onnx_nodes(graph: Any) -> list[Any]:
+    """Return all nodes of a graph and of the graphs in their attributes."""
+    nodes, waiting = [], [graph]
+    while waiting:
+        for node in waiting.pop().node:
+            nodes.append(node)
+            for attribute in node.attribute:
+                waiting += [attribute.g] if attribute.HasField("g") else []
+                waiting += attribute.graphs
+    return nodes
+
+
+def _onnx_tensors(model: Any) -> list[Any]:
+    """Return all tensors of a model, those in attributes and subgraphs too."""
+    tensors = [*model.graph.initializer]
+    sparse = [*model.graph.sparse_initializer]
+    for node in _onnx_nodes(model.graph):
+        for attribute in node.attribute:
+            tensors += [attribute.t, *attribute.tensors, *attribute.g.initializer]
+            sparse += [attribute.sparse_tensor, *attribute.sparse_tensors]
+            sparse += attribute.g.sparse_initializer
+            for graph in attribute.graphs:
+                tensors += graph.initializer
+                sparse += graph.sparse_initializer
+    return tensors + [part for one in sparse for part in (one.values, one.indices)]
+
+
+# -- sessions ---------------------------------------------------------------------------------------------
+
+
+def _onnxruntime(files: list[bytes], threads: int) -> Compute:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(files[0], options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+
+    def compute(values: Array) -> Array:
+        found: Array = session.run(None, {name: values})[0]
+        return found
+
+    return compute
+
+
+def _openvino(files: list[bytes], threads: int) -> Compute:
+    request = openvino_model(files, threads).create_infer_request()
+    lock = (
+        threading.Lock()
+    )  # a request serves one thread at a time, and more were seen to wait for one another
+
+    def compute(values: Array) -> Array:
+        with lock:
+            # A copy, because the request writes its next result into the same memory.
+            return np.array(request.infer([np.ascontiguousarray(values)])[0])
+
+    return compute
+
+
+def openvino_model(files: list[bytes], threads: int) -> Any:
+    """Compile a graph (ONNX, or OpenVINO's own format) for the processor, in float32 and where quantized in int8."""
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(files[0], *(files[1:] or [b""]))
+    return core.compile_model(
+        model,
+        "CPU",
+        {
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+        },
+    )
+
+
+def _torch_program(files: list[bytes], threads: int) -> Compute:
+    module = torch.export.load(io.BytesIO(files[0])).module()
+
+    def compute(values: Array) -> Array:
+        with torch.inference_mode():
+            found: Tensor = module(torch.from_numpy(np.ascontiguousarray(values)))
+        return found.numpy()
+
+    return compute
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
