@@ -11,7 +11,6 @@ Apart from it, uniform and logarithmic codes of 4 bits are compared on random, d
 
 from __future__ import annotations
 
-import copy
 import sys
 import time
 from collections.abc import Sequence
@@ -20,16 +19,12 @@ from statistics import mean
 from typing import Any
 
 import torch
-from sklearn.datasets import load_digits
-from torch import Tensor, nn
 
 from vitreous.catalog.registry import create_model
 from vitreous.catalog.results import percent, write_result
 from vitreous.layers.quantize import LogSqrt2Quantizer, Quantizer, UniformQuantizer
 from vitreous.methods._apply import apply
-from vitreous.methods.quantize._install import layers_to_quantize
-from vitreous.methods.quantize.repq_vit import pairs
-from vitreous.tasks.miniature import accuracy, fit_images
+from vitreous.tasks.miniature import accuracy, divided_digits, fit_images, with_loud_channels
 
 SEEDS, EPOCHS, BATCH, TRAIN, CALIBRATION = 3, 30, 32, 1000, 32
 NETWORK = {"dim": 48, "depth": 4, "heads": 4, "token_size": 2, "mlp_ratio": 4.0}
@@ -58,13 +53,14 @@ def main(quick: bool = False) -> None:
     started = time.perf_counter()
     records = []
     for seed in range(1 if quick else SEEDS):
-        train, train_classes, test, classes = digits(seed)
+        train, train_classes, test, classes = divided_digits(seed, side=8, training=TRAIN)
+        train, test = 2 * train - 1, 2 * test - 1
         torch.manual_seed(seed)
         model = create_model("vit_test", bands=1, num_classes=10, image_size=8, **NETWORK)
         fit_images(
             model, train, train_classes, epochs=1 if quick else EPOCHS, batch_size=BATCH, seed=seed
         )
-        model = loud(model, seed)
+        model = with_loud_channels(model, seed, LOUD, FACTOR)
         records.append({"system": FLOAT, "seed": seed, "accuracy": accuracy(model, test, classes)})
         for arm, (name, settings) in ARMS.items():
             began = time.perf_counter()
@@ -95,33 +91,6 @@ def main(quick: bool = False) -> None:
         seconds=time.perf_counter() - started,
         runs=records,
     )
-
-
-def digits(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return images ``(count, 1, 8, 8)`` around 0 and classes: to train with, then to test with."""
-    loaded = load_digits()
-    images = torch.as_tensor(loaded.images, dtype=torch.float32)[:, None] / 8 - 1
-    classes = torch.as_tensor(loaded.target)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    train, test = order[:TRAIN], order[TRAIN:]
-    return images[train], classes[train], images[test], classes[test]
-
-
-@torch.no_grad()
-def loud(model: nn.Module, seed: int) -> nn.Module:
-    """Return a model that computes the same with three channels behind every norm twenty times as loud."""
-    changed = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(seed)
-    names = {name for name, _ in layers_to_quantize(changed)}
-    for norm_name, layer_name in pairs(changed, names):
-        norm, layer = changed.get_submodule(norm_name), changed.get_submodule(layer_name)
-        assert isinstance(norm, nn.LayerNorm)
-        assert isinstance(layer, nn.Linear)
-        chosen = torch.randperm(layer.in_features, generator=generator)[:LOUD]
-        norm.weight[chosen] *= FACTOR
-        norm.bias[chosen] *= FACTOR
-        layer.weight[:, chosen] /= FACTOR
-    return changed
 
 
 def attention_errors(seed: int) -> dict[str, float]:

@@ -6,6 +6,7 @@ digits, patches with known answers.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -13,6 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vitreous.methods.quantize._install import layers_to_quantize
+from vitreous.methods.quantize.repq_vit import pairs
 from vitreous.tasks.schedules import cosine
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -112,29 +115,37 @@ def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     ]
 
 
-# -- digits on a ground: small images where few tokens matter ------------------------------------------------
+# -- digits: small images, plain or on a ground where few tokens matter ---------------------------------------
 
-DIGIT, GROUND, TRAINING = 16, 32, 1200  # sides in pixels, and how many digits train
+DIGIT, GROUND = 16, 32  # sides in pixels, of a digit that is put on a ground, and of the ground
 SHIFT, TEXTURE = (
     2,
     0.4,
 )  # how far digits lie from the middle at most, and the ground's standard deviation
 
 
-def divided_digits(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return scikit-learn's digits, enlarged to ``(count, 1, 16, 16)`` from 0 to 1, and their classes.
+def divided_digits(
+    seed: int, side: int = DIGIT, training: int = 1200
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return scikit-learn's digits, ``(count, 1, side, side)`` from 0 to 1, and their classes.
+
+    Args:
+        seed: each draws another division.
+        side: in pixels; they have 8 and are enlarged.
+        training: how many to train with.
 
     Returns:
-        Digits and classes to train with, then to test with; each seed draws another division.
+        Digits and classes to train with, then to test with.
     """
     from sklearn.datasets import load_digits
 
     loaded = load_digits()
     digits = torch.as_tensor(loaded.images, dtype=torch.float32)[:, None] / 16
-    digits = F.interpolate(digits, size=(DIGIT, DIGIT), mode="bilinear")
+    if side != digits.shape[-1]:
+        digits = F.interpolate(digits, size=(side, side), mode="bilinear")
     classes = torch.as_tensor(loaded.target)
     order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(seed))
-    train, test = order[:TRAINING], order[TRAINING:]
+    train, test = order[:training], order[training:]
     return digits[train], classes[train], digits[test], classes[test]
 
 
@@ -150,3 +161,34 @@ def on_ground(
     for image, digit, (row, column) in zip(images, digits, corners.tolist(), strict=True):
         image[:, row : row + DIGIT, column : column + DIGIT] += 2 * digit
     return images
+
+
+# -- networks that are hard to quantize ---------------------------------------------------------------------
+
+
+@torch.no_grad()
+def with_loud_channels(
+    model: nn.Module, seed: int, channels: int = 3, factor: float = 20.0
+) -> nn.Module:
+    """Return a model that computes the same, with some channels behind every norm many times as loud.
+
+    Large networks come to have such channels by themselves; the layer behind the norm divides them again.
+
+    Args:
+        model: its LayerNorms that one linear layer reads are changed.
+        seed: draws the channels.
+        channels: how many of each norm.
+        factor: how much louder.
+    """
+    changed = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    names = {name for name, _ in layers_to_quantize(changed)}
+    for norm_name, layer_name in pairs(changed, names):
+        norm, layer = changed.get_submodule(norm_name), changed.get_submodule(layer_name)
+        assert isinstance(norm, nn.LayerNorm)
+        assert isinstance(layer, nn.Linear)
+        chosen = torch.randperm(layer.in_features, generator=generator)[:channels]
+        norm.weight[chosen] *= factor
+        norm.bias[chosen] *= factor
+        layer.weight[:, chosen] /= factor
+    return changed
