@@ -112,7 +112,7 @@ def measure(entry: Entry) -> RunFigures:
     classifier: SceneClassifier = loaded.classifier
     run = loaded if isinstance(loaded, Run) else load_run(folder)
     data = open_labelled(run.recipe)
-    pixels_per_second = _throughput(classifier, data.scene, entry.repeats)
+    pixels_per_second = throughput(classifier, data.scene, entry.repeats)
     latency = _seconds(classifier, data.scene, 1, entry.repeats)
     memory = peak_memory() / 2**20  # before the accuracy is measured, which reads further windows
     pixels = _chosen(run, data, entry.pixels)
@@ -184,7 +184,8 @@ def _recorded(folder: Path) -> float | None:
     return None if test is None else float(test["oa"])
 
 
-def _throughput(classifier: SceneClassifier, scene: xr.DataArray, repeats: int) -> float:
+def throughput(classifier: SceneClassifier, scene: xr.DataArray, repeats: int) -> float:
+    """Return the pixels per second of a window in the middle of the scene, without reading and writing."""
     side = min(SIDE, scene.sizes["y"], scene.sizes["x"])
     return side**2 / _seconds(classifier, scene, side, repeats)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +27,7 @@ from vitreous.inference.pixels import classify_pixels
 from vitreous.layers.quantize import QuantMatMul, quantized_layers, set_enabled
 from vitreous.methods._apply import Report, apply
 from vitreous.tasks import classify, runs
+from vitreous.tasks.bench import throughput
 from vitreous.tasks.labelled import LabelledScene, open_labelled
 from vitreous.tasks.metrics import scores
 
@@ -37,7 +37,7 @@ GATE_PIXELS = 2000  # the accuracy gate looks at no more
 FEWEST_GATE_PIXELS = 100  # of a validation part that can say something about half a point
 LATENCY_CALLS = 30
 ROUNDS = 2  # of measuring the speed of both in turn
-TIMED_PIXELS = 2000
+WINDOWS = 3  # classified on the clock in each round
 GAIN = 1.05  # times as fast, below which there is no gain to speak of
 
 
@@ -300,7 +300,7 @@ def _compare(
         key: scores(truth, classify_pixels(one, job.data.scene, pixels), job.run.class_names)
         for key, one in both.items()
     }
-    speed = _in_turns(both, lambda one: _pixels_per_second(job, one), max)
+    speed = _in_turns(both, lambda one: throughput(one, job.data.scene, WINDOWS), max)
     latency = _in_turns(both, lambda one: _latency(one, job.batches[0][:1]), min)
     macs = {key: _macs(one, job.batches[0]) for key, one in both.items()}
     shares = {name: {key: 100 * tests[key][name] for key in both} for name in ("oa", "aa", "kappa")}
@@ -343,16 +343,6 @@ def _in_turns(
         for key, one in both.items():
             found[key].append(measure(one))
     return {key: best(values) for key, values in found.items()}
-
-
-def _pixels_per_second(job: _Job, classifier: runs.Network) -> float:
-    """Return the speed on one window of the scene."""
-    side = int(TIMED_PIXELS**0.5)
-    height, width = (min(side, job.data.scene.sizes[axis]) for axis in ("y", "x"))
-    pixels = (np.arange(height)[:, None] * job.data.scene.sizes["x"] + np.arange(width)).ravel()
-    started = time.perf_counter()
-    classify_pixels(classifier, job.data.scene, pixels)
-    return len(pixels) / (time.perf_counter() - started)
 
 
 def _latency(classifier: runs.Network, image: Tensor) -> float:
