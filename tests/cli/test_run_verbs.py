@@ -147,7 +147,12 @@ def test_ctrl_c_keeps_the_run_and_says_how_to_go_on(tmp_path):
         "--model lola_specvit_test --patch-size 5 --components 3 --epochs 100000"
     )
     started = subprocess.Popen(
-        [sys.executable, "-m", "vitreous", *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "vitreous", *words],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Who runs the tests in the background has told all of them to ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     state = tmp_path / "runs/classify/long/state.safetensors"
     limit = time.monotonic() + 120
