@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 import numpy as np
@@ -128,6 +129,9 @@ def test_a_scheduler_that_does_not_answer(tmp_path, wrong, monkeypatch):
     with pytest.raises(VitreousError, match="does not answer"):
         products(tmp_path, random_scene(), dask=wrong)
     assert list(tmp_path.iterdir()) == []
+    # One that is collected while another starts waits for a lock of that one, for ever.
+    half_made = [one for one in gc.get_objects() if isinstance(one, distributed.Client)]
+    assert all(one.status == "closed" for one in half_made)
 
 
 def test_a_cluster_without_workers(tmp_path, monkeypatch):

@@ -6,7 +6,9 @@ the cluster's own connections, so a scheduler must be as trusted as this machine
 
 from __future__ import annotations
 
+import gc
 import os
+import traceback
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -184,10 +186,17 @@ def _client(address: str, workers: int | None) -> Iterator[Any]:
         with dask.config.set(scheduler=dask.config.get("scheduler", None)):
             client = Client(address, timeout=ANSWER_SECONDS)
     except (OSError, ValueError) as error:  # ValueError: no address at all
+        client, reason = None, str(error)
+        # The error's frames keep the half-made client alive. Were it collected later, while another one starts, it
+        # would wait for a lock that this one holds, for ever.
+        traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = None
+    if client is None:
+        gc.collect()
         raise VitreousError(
-            f"The Dask scheduler {address} does not answer.",
+            f"The Dask scheduler {address} does not answer: {reason}.",
             "Check that it runs, and give its address as tcp://host:port (or 'local').",
-        ) from error
+        )
     with client:
         try:
             client.wait_for_workers(1, timeout=WORKER_SECONDS)
