@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import subprocess
@@ -53,6 +54,12 @@ def in_own_process(script: str, arguments: dict[str, Any]) -> dict[str, Any]:
     )
     answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return answer
+
+
+def digest(recipe: dict[str, Any], *more: Any) -> str:
+    """Name everything that decides about a measurement's outcome; settings that are not set do not count."""
+    told = [{k: v for k, v in recipe.items() if v not in (None, {}, [])}, *more]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def forget_peak() -> None:

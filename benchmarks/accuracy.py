@@ -16,8 +16,6 @@ it was, and several can run at a time (``--only``, ``--seeds``).
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -27,7 +25,7 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-from _common import RESULTS, locked, show
+from _common import RESULTS, digest, locked, show
 from rich.console import Console
 
 from vitreous.catalog.registry import card
@@ -85,12 +83,8 @@ class Case:
     def key(self, system: str) -> str:
         """Name the measurement together with everything that decides about its outcome."""
         model = OURS if system in (PER_PATCH, TRAINED_PER_PATCH) else system
-        settings = self.recipe(OURS if system == PER_PATCH else system).model_dump()
-        settings = {k: v for k, v in settings.items() if v not in (None, {}, [])}  # what is set
-        text = json.dumps([settings, card(model).variants[model]], sort_keys=True)
-        return (
-            f"{self.protocol}/{self.seed}/{system}/{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-        )
+        recipe = self.recipe(OURS if system == PER_PATCH else system).model_dump()
+        return f"{self.protocol}/{self.seed}/{system}/{digest(recipe, card(model).variants[model])}"
 
 
 def measure(case: Case, systems: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -10,15 +10,13 @@ What is already recorded is kept unless its settings have changed; a stopped run
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from _common import RESULTS, locked, show
+from _common import RESULTS, digest, locked, show
 from rich.console import Console
 
 from vitreous.catalog.registry import card
@@ -76,13 +74,7 @@ def recipe_of(name: str, protocol: str, seed: int) -> Recipe:
 def key(name: str, protocol: str, seed: int) -> str:
     """Name a training together with everything that decides about its outcome."""
     recipe = recipe_of(name, protocol, seed).model_dump()
-    settings = [
-        STEPS,
-        {k: v for k, v in recipe.items() if v not in (None, {}, [])},  # what is set
-        card(name).variants[name],
-    ]
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-    return f"{protocol}/{seed}/{name}/{digest}"
+    return f"{protocol}/{seed}/{name}/{digest(recipe, card(name).variants[name], STEPS)}"
 
 
 def measure(name: str, protocol: str, seed: int) -> dict[str, Any]:

@@ -21,18 +21,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitreous.catalog.registry import create_model
 from vitreous.catalog.results import percent, write_result
 from vitreous.inference.cost import count_cost
-from vitreous.layers.backbone import init_linear
 from vitreous.methods._apply import apply
-from vitreous.tasks.miniature import GROUND, accuracy, divided_digits, fit_images, on_ground
+from vitreous.tasks.miniature import (
+    GROUND,
+    accuracy,
+    divided_digits,
+    fit_images,
+    on_ground,
+    trained_on_ground,
+)
 
 SEEDS, EPOCHS, TUNING, BATCH = 3, 20, 3, 32
-RATE, TUNING_RATE = 2e-3, 2e-4
-INIT = 0.15  # spread of the first weights; narrow networks are nearly silent with 0.02
+TUNING_RATE = 2e-4
 COPIES = 2  # places of each test digit
-NETWORK = {"dim": 48, "depth": 6, "heads": 4, "token_size": 4, "mlp_ratio": 4.0}
 KEEP: dict[str, Any] = {"keep_rate": 0.7, "blocks": [1, 3]}
 FEWER: dict[str, Any] = {**KEEP, "keep_rate": 0.3}
 DENSE, OURS, BARE, RANDOM = "dense", "EViT", "EViT without fusion", "random patches"
@@ -80,11 +83,8 @@ def measure(seed: int, epochs: int, tuning: int) -> list[dict[str, Any]]:
     generator = torch.Generator().manual_seed(1000 + seed)
     test = torch.cat([on_ground(test_digits, generator) for _ in range(COPIES)])
     truth = test_classes.repeat(COPIES)
-    torch.manual_seed(seed)
-    dense = create_model("vit_test", bands=1, num_classes=10, image_size=GROUND, **NETWORK)
-    init_linear(dense, INIT)
+    dense = trained_on_ground(seed, digits, classes, epochs)
     options: dict[str, Any] = {"batch_size": BATCH, "seed": seed, "augment": on_ground}
-    fit_images(dense, digits, classes, epochs=epochs, learning_rate=RATE, **options)
     networks: dict[str, nn.Module] = {DENSE: copy.deepcopy(dense)}
     for arm, (method, settings) in METHODS.items():
         networks[arm] = apply(dense, method, **settings).model

@@ -29,17 +29,19 @@ from vitreous.catalog.registry import create_model
 from vitreous.catalog.results import percent, write_result
 from vitreous.inference.bench import timed
 from vitreous.inference.cost import count_cost
-from vitreous.layers.backbone import init_linear
 from vitreous.layers.matching import cosines, match
 from vitreous.methods._apply import apply
 from vitreous.methods.reduce.gtp_vit import Propagation, ranked
-from vitreous.tasks.miniature import GROUND, accuracy, divided_digits, fit_images, on_ground
+from vitreous.tasks.miniature import (
+    GROUND,
+    accuracy,
+    divided_digits,
+    on_ground,
+    trained_on_ground,
+)
 
-SEEDS, EPOCHS, BATCH = 3, 20, 32
-RATE = 2e-3
-INIT = 0.15  # spread of the first weights; narrow networks are nearly silent with 0.02
+SEEDS, EPOCHS = 3, 20
 COPIES = 2  # places of each test digit
-NETWORK = {"dim": 48, "depth": 6, "heads": 4, "token_size": 4, "mlp_ratio": 4.0}
 LEAVING, MANY = 4, 10  # patches per block
 THETAS, ALPHAS, NEIGHBOURS = (1.0, 0.8, 0.6), (0.1, 0.2, 0.3, 0.5), (2, 8)
 SEARCHED = 600  # images on which settings are compared
@@ -90,7 +92,7 @@ def measure(seed: int, epochs: int, searched: int) -> list[dict[str, Any]]:
     generator = torch.Generator().manual_seed(1000 + seed)
     test = torch.cat([on_ground(test_digits, generator) for _ in range(COPIES)])
     known = on_ground(digits[:searched], generator)
-    dense = trained(seed, digits, classes, epochs)
+    dense = trained_on_ground(seed, digits, classes, epochs)
     records = []
     for arm, leaving in [(DENSE, 0), *itertools.product(REDUCED, (LEAVING, MANY))]:
         network, settings = searched_best(dense, arm, leaving, known, classes[:searched])
@@ -106,24 +108,6 @@ def measure(seed: int, epochs: int, searched: int) -> list[dict[str, Any]]:
         )
         print(records[-1], file=sys.stderr)
     return records
-
-
-def trained(seed: int, digits: Tensor, classes: Tensor, epochs: int) -> nn.Module:
-    """Return the dense network."""
-    torch.manual_seed(seed)
-    dense = create_model("vit_test", bands=1, num_classes=10, image_size=GROUND, **NETWORK)
-    init_linear(dense, INIT)
-    fit_images(
-        dense,
-        digits,
-        classes,
-        epochs=epochs,
-        batch_size=BATCH,
-        learning_rate=RATE,
-        seed=seed,
-        augment=on_ground,
-    )
-    return dense
 
 
 def searched_best(

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitreous.cli.options import check_run, split_commas
-from vitreous.cli.predict import RUNTIMES
+from vitreous.cli.options import RUNTIMES, check_run_or_export, check_runtime, split_commas
 from vitreous.errors import ConfigError, ModelError, did_you_mean
 
 if TYPE_CHECKING:
@@ -102,11 +101,9 @@ def runs(
     """
     names = split_commas([runtimes]) if runtimes else [None]
     for name in names:
-        if name not in (None, *RUNTIMES):
-            raise ConfigError(f"There is no runtime '{name}'.", f"Choose {', '.join(RUNTIMES)}.")
+        check_runtime(name)
     for path in paths:
-        if not (path / "export.json").is_file():
-            check_run(path)
+        check_run_or_export(path)
     _check_picture(plot)
 
     from rich.console import Console

@@ -13,6 +13,8 @@ from vitreous.errors import CheckpointError, ConfigError
 if TYPE_CHECKING:
     import xarray as xr
 
+RUNTIMES = ("torch", "onnxruntime", "openvino")
+
 
 class NamedScene(NamedTuple):
     """A scene, and its labels where it is a built-in sample."""
@@ -64,6 +66,28 @@ def check_run(run: Path) -> None:
             f"{run} is no run folder: it has no config.json.",
             "Name one that 'vitreous train' has made, such as runs/classify/demo.",
         )
+
+
+def check_run_or_export(path: Path) -> bool:
+    """Refuse a folder that is neither a run nor an export, and tell whether it is an export.
+
+    Raises:
+        CheckpointError: it has neither ``config.json`` nor ``export.json``.
+    """
+    exported = (path / "export.json").is_file()
+    if not exported:
+        check_run(path)
+    return exported
+
+
+def check_runtime(name: str | None) -> None:
+    """Refuse a runtime that there is not; None stands for the one that comes with what is computed.
+
+    Raises:
+        ConfigError: there is no such runtime.
+    """
+    if name not in (None, *RUNTIMES):
+        raise ConfigError(f"There is no runtime '{name}'.", f"Choose {', '.join(RUNTIMES)}.")
 
 
 def open_named(scene: str, hints: dict[str, Any]) -> NamedScene:

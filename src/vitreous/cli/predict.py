@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitreous.cli.options import check_run, key_values, open_named
-from vitreous.errors import ConfigError
+from vitreous.cli.options import (
+    RUNTIMES,
+    check_run_or_export,
+    check_runtime,
+    key_values,
+    open_named,
+)
 
 if TYPE_CHECKING:
     from vitreous.inference.runtimes import Exported
     from vitreous.tasks.runs import Run
-
-RUNTIMES = ("torch", "onnxruntime", "openvino")
 
 
 def predict(
@@ -58,11 +61,8 @@ def predict(
     ] = None,
 ) -> None:
     """Map a scene of any size, window by window, with flat memory."""
-    exported = (run / "export.json").is_file()
-    if not exported:
-        check_run(run)
-    if runtime is not None and runtime not in RUNTIMES:
-        raise ConfigError(f"There is no runtime '{runtime}'.", f"Choose {', '.join(RUNTIMES)}.")
+    exported = check_run_or_export(run)
+    check_runtime(runtime)
 
     from rich.console import Console
     from rich.progress import (

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,19 +78,35 @@ def measure_apart(setting: Setting) -> Figures:
     Raises:
         VitreousError: the measurement failed, for want of memory perhaps.
     """
+    found = run_apart(
+        "vitreous.inference.bench", asdict(setting), setting.model, "Try a smaller --batch."
+    )
+    return Figures(**{**found, "setting": setting, "spread": tuple(found["spread"])})
+
+
+def run_apart(module: str, argument: dict[str, Any], what: str, fix: str) -> dict[str, Any]:
+    """Run a module in a process of its own, and return the JSON that it prints last.
+
+    Args:
+        module: takes one word, the argument as JSON.
+        argument: what to measure.
+        what: its name, for the message of a failure.
+        fix: what to do then.
+
+    Raises:
+        VitreousError: the process failed.
+    """
     done = subprocess.run(
-        [sys.executable, "-m", "vitreous.inference.bench", json.dumps(asdict(setting))],
+        [sys.executable, "-m", module, json.dumps(argument)],
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it was stopped"])[-1]
-        raise VitreousError(
-            f"{setting.model} could not be measured: {last}.", "Try a smaller --batch."
-        )
-    found = json.loads(done.stdout.strip().splitlines()[-1])
-    return Figures(**{**found, "setting": setting, "spread": tuple(found["spread"])})
+        raise VitreousError(f"{what} could not be measured: {last}.", fix)
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
 
 
 def measure(setting: Setting) -> Figures:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
@@ -39,13 +39,11 @@ class Report:
         method: its name.
         settings: all of its settings, JSON-ready.
         rows: one row per part that was touched.
-        notes: what a user should know, in sentences.
     """
 
     method: str
     settings: dict[str, Any]
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    rows: list[dict[str, Any]]
 
 
 class Applied(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,9 +16,9 @@ import xarray as xr
 
 from vitreous.catalog.registry import stage
 from vitreous.data.blocks import TEST
-from vitreous.errors import ConfigError, VitreousError
+from vitreous.errors import ConfigError
 from vitreous.files import read_json
-from vitreous.inference.bench import peak_memory, timed
+from vitreous.inference.bench import peak_memory, run_apart, timed
 from vitreous.inference.export import DESCRIPTION, neighbours
 from vitreous.inference.pixels import classify_pixels
 from vitreous.inference.runtimes import Exported
@@ -89,18 +88,8 @@ def measure_apart(entry: Entry) -> RunFigures:
     """
     run_folder(entry.path)
     load_for(entry.path, entry.runtime)
-    done = subprocess.run(
-        [sys.executable, "-m", "vitreous.tasks.bench", json.dumps(asdict(entry))],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it was stopped"])[-1]
-        raise VitreousError(
-            f"{entry.path} could not be measured: {last}.", "Free some memory, and try again."
-        )
-    return RunFigures(**json.loads(done.stdout.strip().splitlines()[-1]))
+    fix = "Free some memory, and try again."
+    return RunFigures(**run_apart("vitreous.tasks.bench", asdict(entry), entry.path, fix))
 
 
 def measure(entry: Entry) -> RunFigures:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitreous.data.blocks import TEST
-from vitreous.errors import ConfigError, ModelError, VitreousError
+from vitreous.errors import ConfigError, ModelError
 from vitreous.inference.export import RUNTIMES, Parity, Product, export, sha256
 from vitreous.inference.runtimes import Exported, is_export, load_exported
+from vitreous.tasks.classify import fitting
 from vitreous.tasks.labelled import open_labelled
 from vitreous.tasks.runs import MODEL, Network, Run, load_run
 
@@ -53,12 +54,7 @@ def export_run(
             "Map with the run itself: vitreous predict.",
         )
     data = open_labelled(run.recipe)
-    split = run.split
-    if split.roles.shape != data.labels.shape:
-        raise VitreousError(
-            f"The run's scene now has {data.labels.shape} pixels; its split was made for {split.roles.shape}.",
-            "Restore the scene that it was trained on: an export is checked on its test pixels.",
-        )
+    split = fitting(run.split, data)
     folder = Path(output) if output else run.path / f"export-{form}"
     source = sha256(run.path / MODEL)
     product = Product(classifier, run.name, run.class_names, run.class_colors, source)
