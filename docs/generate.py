@@ -100,7 +100,7 @@ def _page(card: Card) -> str:
 def settings_table() -> str:
     """One table of settings per panel, from the recipe's fields."""
     panels: dict[str, list[dict[str, Any]]] = {}
-    for name, field in Recipe.model_fields.items():
+    for name, field in Recipe.fields().items():
         extra = field.json_schema_extra
         panel = str(extra["panel"]) if isinstance(extra, dict) else "Other"
         panels.setdefault(panel, []).append(

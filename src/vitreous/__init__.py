@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vitreous.recipe import make_recipe as make_recipe
     from vitreous.scenes import open_labels as open_labels
     from vitreous.scenes import open_scene as open_scene
+    from vitreous.scenes import write_scene as write_scene
     from vitreous.scenes.samples import load_sample as load_sample
     from vitreous.tasks.classify import evaluate as evaluate
     from vitreous.tasks.classify import train as train
@@ -60,6 +61,7 @@ _HOMES = {
     "predict_scene": "vitreous.inference.predict",
     "save_model": "vitreous.tasks.weights",
     "train": "vitreous.tasks.classify",
+    "write_scene": "vitreous.scenes",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -88,6 +88,12 @@ def read_json(path: str | Path) -> Any:
         raise VitreousError(f"{path} is not valid JSON: {error}.") from error
 
 
+def task_of(run: Path) -> str:
+    """Return what a run was trained for: ``classify``, ``restore`` or ``pretrain``."""
+    config = read_json(run / "config.json")
+    return str(config.get("task", "classify")) if isinstance(config, dict) else "classify"
+
+
 def _umask() -> int:
     # The umask can only be read by setting it; mkstemp's 0600 would make products unreadable for others.
     mask = os.umask(0)

@@ -1,38 +1,87 @@
-"""Every setting of a training run, in one place.
+"""Every setting of a training run, in one place: one recipe per task.
 
-The command line's flags, the keys of a YAML recipe and the arguments in Python are generated from this model,
+The command line's flags, the keys of a YAML recipe and the arguments in Python are generated from these models,
 so their names are the same everywhere and an unknown one is refused with the nearest known.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, overload
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from vitreous.errors import ConfigError, did_you_mean
 
 RECIPE_LIMIT = 2**20
 
 
+# What settings are about, in the order in which they are shown.
+PANELS = ("Data", "Split", "Model", "Preprocessing", "Degradation", "Training", "Run")
+
+
 def _setting(default: Any, panel: str, description: str, **limits: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"panel": panel}, **limits)
 
 
-class Recipe(BaseModel):
-    """The settings of ``vitreous train``, checked and complete."""
+R = TypeVar("R", bound="Settings")
+
+
+class Settings(BaseModel):
+    """What every recipe has, whatever is trained."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
 
     scene: str = _setting("indian_pines", "Data", "Scene file, or the name of a built-in sample.")
+    hints: dict[str, Any] = _setting({}, "Data", "Hints for the reader, e.g. variable=cube.")
+
+    model: str
+    model_args: dict[str, Any] = _setting({}, "Model", "Changes to the variant, e.g. dim=48.")
+    init: str | None = _setting(
+        None, "Model", "Run folder or model file (.safetensors) whose weights to start from."
+    )
+
+    learning_rate: float
+    weight_decay: float = _setting(0.05, "Training", "AdamW weight decay.", ge=0)
+    flips: bool = _setting(True, "Training", "Random flips and quarter turns.")
+    clip: float = _setting(1.0, "Training", "Gradient norm limit.", gt=0)
+    ema: float = _setting(
+        0.98, "Training", "Decay of the weight average used for evaluation.", ge=0, lt=1
+    )
+    seed: int = _setting(0, "Training", "Seed for everything.", ge=0)
+    devices: int = _setting(1, "Training", "Processes (DDP).", ge=1)
+    accelerator: Literal["auto", "cpu", "gpu"] = _setting("auto", "Training", "Where to train.")
+    precision: Literal["32", "bf16"] = _setting(
+        "32", "Training", "Arithmetic of the training step."
+    )
+
+    name: str | None = _setting(None, "Run", "Name of the run (automatic).")
+    runs: str = _setting("runs", "Run", "Folder of all runs.")
+    report: bool = _setting(True, "Run", "Write report.html.")
+    tensorboard: bool = _setting(False, "Run", "Also log for TensorBoard.")
+
+    @classmethod
+    def fields(cls) -> dict[str, FieldInfo]:
+        """Return the settings by name, those of a panel together."""
+
+        def place(item: tuple[str, FieldInfo]) -> int:
+            extra = item[1].json_schema_extra
+            assert isinstance(extra, dict)
+            return PANELS.index(str(extra["panel"]))
+
+        return dict(sorted(cls.model_fields.items(), key=place))
+
+
+class Recipe(Settings):
+    """The settings of ``vitreous train``, checked and complete."""
+
     labels: str | None = _setting(
         None, "Data", "Label image or vector file (a sample brings its own)."
     )
     test_labels: str | None = _setting(None, "Data", "Separate test labels; implies --split files.")
     label_attribute: str | None = _setting(None, "Data", "Class attribute of vector labels.")
-    hints: dict[str, Any] = _setting({}, "Data", "Hints for the reader, e.g. variable=cube.")
 
     split: Literal["blocks", "random", "fixed", "files"] = _setting(
         "blocks", "Split", "How labelled pixels are divided; only 'blocks' keeps patches apart."
@@ -57,7 +106,6 @@ class Recipe(BaseModel):
     model: str = _setting(
         "lola_specvit_tiny", "Model", "Name of the system (see 'vitreous systems')."
     )
-    model_args: dict[str, Any] = _setting({}, "Model", "Changes to the variant, e.g. dim=48.")
     patch_size: int = _setting(
         15, "Model", "Side of the square patch around a pixel.", ge=1, le=129
     )
@@ -72,9 +120,6 @@ class Recipe(BaseModel):
     )
     decoder: Literal["fpn", "upernet"] = _setting(
         "fpn", "Model", "From a network's maps to each pixel: feature pyramid, or UPerNet (dense)."
-    )
-    init: str | None = _setting(
-        None, "Model", "Run folder or model file (.safetensors) whose weights to start from."
     )
     adapt: Literal[
         "scratch", "head_only", "lora_only", "adaptformer_only", "pretrain_then_lora"
@@ -122,7 +167,6 @@ class Recipe(BaseModel):
     base_rate_factor: float = _setting(
         1.0, "Training", "Learning rate of everything that is no adapter, as a factor.", gt=0
     )
-    weight_decay: float = _setting(0.05, "Training", "AdamW weight decay.", ge=0)
     schedule: Literal["cosine", "cyclic", "constant"] = _setting(
         "cosine", "Training", "Learning-rate schedule; 'cyclic' also modulates the LoRA scale."
     )
@@ -133,7 +177,6 @@ class Recipe(BaseModel):
     class_weights: Literal["none", "balanced", "sqrt"] = _setting(
         "sqrt", "Training", "Weights of rare classes in the loss."
     )
-    flips: bool = _setting(True, "Training", "Random flips and quarter turns.")
     gain: float = _setting(
         0.0, "Training", "Random illumination of whole regions, relative.", ge=0, lt=1
     )
@@ -144,32 +187,18 @@ class Recipe(BaseModel):
         "Beta parameter of mixing patches and labels in pairs; 0: never (never in mode 'dense').",
         ge=0,
     )
-    clip: float = _setting(1.0, "Training", "Gradient norm limit.", gt=0)
-    ema: float = _setting(
-        0.98, "Training", "Decay of the weight average used for evaluation.", ge=0, lt=1
-    )
     patience: int = _setting(
         0,
         "Training",
         "Stop after so many epochs without progress on the validation pixels and keep the best weights; 0: train to the end and keep the last.",
         ge=0,
     )
-    seed: int = _setting(0, "Training", "Seed for everything.", ge=0)
-    devices: int = _setting(1, "Training", "Processes (DDP).", ge=1)
-    accelerator: Literal["auto", "cpu", "gpu"] = _setting("auto", "Training", "Where to train.")
-    precision: Literal["32", "bf16"] = _setting(
-        "32", "Training", "Arithmetic of the training step."
-    )
 
-    name: str | None = _setting(None, "Run", "Name of the run (automatic).")
-    runs: str = _setting("runs", "Run", "Folder of all runs.")
     baselines: list[str] = _setting(
         ["svm", "svm_spatial", "random_forest"], "Run", "Systems to compare with on the same split."
     )
     map: bool = _setting(True, "Run", "Write the map of the whole scene.")
     probabilities: bool = _setting(False, "Run", "Also write class probabilities.")
-    report: bool = _setting(True, "Run", "Write report.html.")
-    tensorboard: bool = _setting(False, "Run", "Also log for TensorBoard.")
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -199,17 +228,116 @@ class Recipe(BaseModel):
         return self.adapt.removeprefix("pretrain_then_").removesuffix("_only")
 
 
-def make_recipe(values: dict[str, Any]) -> Recipe:
+class RestoreRecipe(Settings):
+    """The settings of ``vitreous restore``: a network learns to undo what a degradation does to a scene."""
+
+    test_fraction: float = _setting(
+        0.2, "Split", "Share of the scene's longer side, at its end, kept for the test.", gt=0, lt=1
+    )
+    val_fraction: float = _setting(
+        0.1, "Split", "Share before it for learning curves; 0: none.", ge=0, lt=1
+    )
+
+    model: str = _setting("hsdt_small", "Model", "Name of the restorer (see 'vitreous systems').")
+
+    range: Literal["band", "scene"] = _setting(
+        "band",
+        "Preprocessing",
+        "What is scaled to 0..1: every band by itself, or the scene as a whole.",
+    )
+
+    degradation: str | None = _setting(
+        None,
+        "Degradation",
+        "What is undone (automatic: gaussian, or downsample by the model's scale).",
+    )
+    degradation_args: dict[str, Any] = _setting(
+        {}, "Degradation", "Its settings, e.g. sigma=30 (of 255)."
+    )
+
+    steps: int = _setting(1000, "Training", "Steps of training.", ge=1)
+    crop: int = _setting(
+        32,
+        "Training",
+        "Side of the degraded crops in pixels; clean ones are 'scale' times larger.",
+        ge=4,
+        le=1024,
+    )
+    batch_size: int = _setting(8, "Training", "Crops per step.", ge=1)
+    train_bands: int = _setting(
+        31,
+        "Training",
+        "Neighbouring bands per step, of a network that takes any number; all where there are fewer.",
+        ge=1,
+    )
+    learning_rate: float = _setting(1e-3, "Training", "Peak learning rate.", gt=0)
+    weight_decay: float = _setting(0.0, "Training", "AdamW weight decay.", ge=0)
+    loss: Literal["l1", "mse"] = _setting("l1", "Training", "Mean absolute or mean squared error.")
+
+    baselines: list[str] | None = _setting(
+        None, "Run", "Classical restorers to compare with (automatic: those that fit the task)."
+    )
+    product: bool = _setting(True, "Run", "Restore the scene itself, as restored.tif.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RestoreRecipe:
+        if self.test_fraction + self.val_fraction >= 0.9:
+            raise ValueError("test_fraction and val_fraction leave nothing to train on")
+        if self.degradation_args and self.degradation is None:
+            raise ValueError("degradation_args are settings of a degradation, and none is named")
+        return self
+
+
+class PretrainRecipe(Settings):
+    """The settings of ``vitreous pretrain``: a network learns from a scene without labels."""
+
+    val_fraction: float = _setting(
+        0.1,
+        "Split",
+        "Share of the scene's longer side, at its end, for learning curves; 0: none.",
+        ge=0,
+        lt=0.9,
+    )
+
+    model: str = _setting(
+        "satmae_pp_tiny", "Model", "Name of the network (see 'vitreous systems')."
+    )
+    image_size: int = _setting(
+        16, "Model", "Side of its images in pixels; it can be fine-tuned on others.", ge=4, le=1024
+    )
+    pretrainer_args: dict[str, Any] = _setting(
+        {}, "Model", "Settings of the way it is pre-trained, e.g. mask_ratio=0.6."
+    )
+
+    reduction: Literal["pca", "none"] = _setting(
+        "none", "Preprocessing", "Spectral reduction; none: a z-score per band."
+    )
+    components: int = _setting(15, "Preprocessing", "Principal components kept.", ge=1)
+
+    steps: int = _setting(1000, "Training", "Steps of training.", ge=1)
+    batch_size: int = _setting(32, "Training", "Crops per step.", ge=1)
+    learning_rate: float = _setting(1e-3, "Training", "Peak learning rate.", gt=0)
+
+
+@overload
+def make_recipe(values: dict[str, Any]) -> Recipe: ...
+@overload
+def make_recipe(values: dict[str, Any], kind: type[R]) -> R: ...
+def make_recipe(values: dict[str, Any], kind: type[Settings] = Recipe) -> Settings:
     """Build a recipe, turning every complaint into one readable error.
+
+    Args:
+        values: settings that differ from the defaults.
+        kind: of which task.
 
     Raises:
         ConfigError: an unknown key (with the nearest known one) or a value out of range.
     """
     for key in values:
-        if key not in Recipe.model_fields:
-            raise ConfigError(f"Unknown setting '{key}'.", did_you_mean(key, Recipe.model_fields))
+        if key not in kind.model_fields:
+            raise ConfigError(f"Unknown setting '{key}'.", did_you_mean(key, kind.model_fields))
     try:
-        return Recipe(**values)
+        return kind(**values)
     except ValidationError as error:
         lines = []
         for issue in error.errors():
@@ -220,13 +348,19 @@ def make_recipe(values: dict[str, Any]) -> Recipe:
         raise ConfigError("; ".join(lines) + ".") from error
 
 
-def load_recipe(path: str | Path, changes: dict[str, Any] | None = None) -> Recipe:
+@overload
+def load_recipe(path: str | Path, changes: dict[str, Any] | None = None) -> Recipe: ...
+@overload
+def load_recipe(path: str | Path, changes: dict[str, Any] | None, kind: type[R]) -> R: ...
+def load_recipe(
+    path: str | Path, changes: dict[str, Any] | None = None, kind: type[Settings] = Recipe
+) -> Settings:
     """Read a YAML recipe and apply ``changes`` (flags win over the file).
 
     Raises:
         ConfigError: no such file, no YAML mapping, or a setting that :func:`make_recipe` refuses.
     """
-    return make_recipe({**read_recipe(path), **(changes or {})})
+    return make_recipe({**read_recipe(path), **(changes or {})}, kind)
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vitreous.catalog.registry import card, create_model, stage
 from vitreous.errors import ModelError
 from vitreous.layers.backbone import Backbone
+from vitreous.layers.restorer import Restorer, pad_to_multiple
 from vitreous.methods._apply import Applied, applied, apply, reinstall
 
 SIZES = (9, 15, 33)
@@ -38,15 +39,25 @@ def check_model(name: str) -> None:
 
 
 def make(name: str, *, bands: int = 4, image_size: int = 15, seed: int = 0) -> Backbone:
-    """Build a variant with reproducible weights, none of them silent.
+    """Build a variant of a model as :func:`network` does."""
+    model = network(name, bands=bands, image_size=image_size, seed=seed)
+    assert isinstance(model, Backbone), f"{name} is no Backbone"
+    return model
+
+
+def network(
+    name: str, *, bands: int = 4, image_size: int = 15, seed: int = 0
+) -> Backbone | Restorer:
+    """Build a variant of any kind with reproducible weights, none of them silent.
 
     Zero-initialised parts (adapters, LayerScale, last layers) would hide what is behind them, so every parameter
     that is constant is given some spread.
     """
+    sizes = {"num_classes": CLASSES, "image_size": image_size}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = create_model(name, bands=bands, num_classes=CLASSES, image_size=image_size)
-        assert isinstance(model, Backbone), f"{name} is no Backbone"
+        model = create_model(name, bands=bands, **(sizes if card(name).kind == "model" else {}))
+        assert isinstance(model, Backbone | Restorer), f"{name} is no Backbone and no Restorer"
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.numel() == 1 or parameter.std() == 0:
@@ -71,7 +82,7 @@ def check_sizes_and_bands(name: str) -> None:
 
 def check_gradients(name: str) -> None:
     """A gradient reaches every parameter."""
-    model = make(name).train()
+    model = network(name).train()
     for module in model.modules():
         if isinstance(getattr(module, "p", None), float):
             module.__dict__["p"] = 0.0  # dropout and stochastic depth may silence a branch
@@ -81,8 +92,8 @@ def check_gradients(name: str) -> None:
 
 
 def check_evaluation(name: str) -> None:
-    """In eval mode, the same image gives the same scores, alone and in a batch."""
-    model = make(name).eval()
+    """In eval mode, the same image gives the same result, alone and in a batch."""
+    model = network(name).eval()
     x = images(3, 4, 15)
     with torch.no_grad():
         together, again, alone = model(x), model(x), model(x[1:2])
@@ -98,13 +109,13 @@ def check_evaluation(name: str) -> None:
 
 def check_single_image(name: str) -> None:
     """Training works on a single image."""
-    make(name).train()(images(1, 4, 15)).sum().backward()
+    network(name).train()(images(1, 4, 15)).sum().backward()
 
 
 def check_saving(name: str) -> None:
     """Weights written and read back give the same bits; so does a copy."""
-    model, x = make(name).eval(), images(2, 4, 15)
-    other = make(name, seed=7).eval()
+    model, x = network(name).eval(), images(2, 4, 15)
+    other = network(name, seed=7).eval()
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         save_file(model.state_dict(), Path(folder) / "w.safetensors")
         other.load_state_dict(load_file(Path(folder) / "w.safetensors"))
@@ -141,7 +152,7 @@ def check_head(name: str) -> None:
 
 def check_weight_decay(name: str) -> None:
     """Only existing parameters are spared from weight decay, all vectors among them."""
-    model = make(name)
+    model = network(name)
     names = dict(model.named_parameters())
     spared = model.no_weight_decay()
     assert spared <= set(names), f"{name}: {spared - set(names)} do not exist"
@@ -162,7 +173,7 @@ def check_checkpointing(name: str) -> None:
     """Activation checkpointing changes no gradient."""
     found = []
     for on in (False, True):
-        model = make(name).train()
+        model = network(name).train()
         model.checkpointing = on
         torch.manual_seed(0)
         model(images(4, 4, 15)).square().sum().backward()
@@ -175,7 +186,7 @@ def check_checkpointing(name: str) -> None:
 
 def check_bfloat16(name: str) -> None:
     """Autocast to bfloat16 stays close."""
-    model, x = make(name).eval(), images(4, 4, 15)
+    model, x = network(name).eval(), images(4, 4, 15)
     with torch.no_grad():
         exact = model(x)
         with torch.autocast("cpu", torch.bfloat16):
@@ -186,14 +197,14 @@ def check_bfloat16(name: str) -> None:
 
 def check_compiled(name: str) -> None:
     """``torch.compile`` equals eager (minutes; not one of the quick checks)."""
-    model, x = make(name).eval(), images(2, 4, 15)
+    model, x = network(name).eval(), images(2, 4, 15)
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(model)(x), model(x), rtol=1e-4, atol=1e-4)
 
 
 def check_onnx(name: str) -> None:
     """The exported graph equals eager, at a second batch size too (needs the extra ``deploy``)."""
-    _compare_onnx(make(name).eval(), name)
+    _compare_onnx(network(name).eval(), name)
 
 
 def _compare_onnx(model: nn.Module, what: str) -> None:
@@ -223,10 +234,92 @@ def _compare_onnx(model: nn.Module, what: str) -> None:
 
 
 def golden(name: str) -> list[float]:
-    """Return the scores that a variant gives today; a change of them must be meant."""
+    """Return what a variant gives today, of cubes ten values of it; a change of them must be meant."""
     with torch.no_grad():
-        scores = make(name).eval()(images(2, 4, 15))
-    return [float(f"{value:.5g}") for value in scores.flatten().tolist()]
+        found = network(name).eval()(images(2, 4, 15)).flatten()
+    values = found[:: max(1, len(found) // 10)][:10]
+    return [float(f"{value:.5g}") for value in values.tolist()]
+
+
+# -- restorers ----------------------------------------------------------------------------------------------
+
+
+def check_restorer(name: str) -> None:
+    """Run every quick check on a variant of a restorer.
+
+    Args:
+        name: a registered variant; small ones (``*_test``) make this a matter of a second.
+
+    Raises:
+        AssertionError: a promise of ``layers/restorer.py`` is broken; the message says which.
+    """
+    for check in RESTORER_CHECKS:
+        check(name)
+
+
+def make_restorer(name: str, *, bands: int = 4, seed: int = 0) -> Restorer:
+    """Build a variant of a restorer as :func:`network` does."""
+    model = network(name, bands=bands, seed=seed)
+    assert isinstance(model, Restorer), f"{name} is no Restorer"
+    return model
+
+
+def check_cubes(name: str) -> None:
+    """Finite cubes of the same bands and of ``scale`` times the size, at several sizes and band counts."""
+    for height, width, bands in (
+        (9, 9, 3),
+        (33, 7, 3),
+        (5, 16, 1),
+        (1, 2, 4),
+        (15, 15, 13),
+        (9, 12, 200),
+    ):
+        model = make_restorer(name, bands=bands).eval()
+        with torch.no_grad():
+            restored = model(images(2, bands, max(height, width))[..., :height, :width])
+        expected = (2, bands, height * model.scale, width * model.scale)
+        assert restored.shape == expected, f"{name}: {tuple(restored.shape)} is not {expected}"
+        assert torch.isfinite(restored).all(), f"{name}: not finite at {(bands, height, width)}"
+
+
+def check_other_bands(name: str) -> None:
+    """The same weights take cubes of other bands where that is declared; they are refused in words otherwise."""
+    model = make_restorer(name).eval()
+    for bands in BANDS:
+        try:
+            with torch.no_grad():
+                restored = model(images(1, bands, 12))
+        except ModelError as error:
+            assert not model.any_bands, f"{name}: refuses {bands} bands"
+            assert error.fix, f"{name}: refuses {bands} bands without saying what to do"
+        else:
+            assert model.any_bands, f"{name}: takes {bands} bands, not only {model.bands}"
+            assert restored.shape[1] == bands, f"{name}: {bands} bands became {restored.shape[1]}"
+            assert torch.isfinite(restored).all(), f"{name}: not finite at {bands} bands"
+
+
+def check_tiles(name: str) -> None:
+    """What tiling needs is declared: whole cubes need no mirroring, others are mirrored below and on the right."""
+    model = make_restorer(name).eval()
+    assert model.scale >= 1, f"{name}: scale {model.scale}"
+    assert model.multiple >= 1, f"{name}: multiple {model.multiple}"
+    assert model.reach >= 0, f"{name}: reach {model.reach}"
+    whole, odd = images(1, 4, 2 * model.multiple), images(1, 4, 2 * model.multiple + 1)
+    with torch.no_grad():
+        assert torch.equal(model(whole), model.restore(whole)), f"{name}: mirrors whole cubes"
+        padded, side = (
+            model.restore(pad_to_multiple(odd, model.multiple)),
+            model.scale * odd.shape[2],
+        )
+        assert torch.equal(model(odd), padded[..., :side, :side]), f"{name}: pads in another way"
+
+
+def check_values(name: str) -> None:
+    """No value is clipped on its way: outside of 0 to 1, each still moves the output."""
+    x = images(1, 4, 12).mul(2).requires_grad_()
+    make_restorer(name).eval()(x).square().sum().backward()
+    assert x.grad is not None
+    assert x.grad.ne(0).all(), f"{name}: {x.grad.eq(0).sum()} of the input's values have no effect"
 
 
 # -- methods ------------------------------------------------------------------------------------------------
@@ -383,6 +476,20 @@ CHECKS: tuple[Callable[[str], None], ...] = (
     check_head,
     check_weight_decay,
     check_bands_parameters,
+    check_checkpointing,
+    check_bfloat16,
+)
+
+RESTORER_CHECKS: tuple[Callable[[str], None], ...] = (
+    check_cubes,
+    check_other_bands,
+    check_tiles,
+    check_values,
+    check_gradients,
+    check_evaluation,
+    check_single_image,
+    check_saving,
+    check_weight_decay,
     check_checkpointing,
     check_bfloat16,
 )

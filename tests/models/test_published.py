@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 
-from vitreous.catalog.registry import cards, create_model, system_module
+from vitreous.catalog.registry import card, cards, create_model, system_module
 from vitreous.inference.cost import count_cost
 
 ROWS = [
@@ -13,7 +13,7 @@ ROWS = [
         row, id=f"{row['variant']}-{row.get('image_size', '')}-{row.get('num_classes', '')}"
     )
     for entry in cards()
-    if entry.kind == "model"
+    if entry.kind in {"model", "restorer"}
     for row in entry.published
     if {"parameters", "parameters_m", "gmacs"} & set(row)
 ]
@@ -21,16 +21,16 @@ ROWS = [
 
 @pytest.mark.parametrize("row", ROWS)
 def test_published_cost(row):
-    given = {k: row[k] for k in ("image_size",) if k in row}
     builder = inspect.signature(system_module(row["variant"]).build).parameters
-    size = given.get("image_size", builder["image_size"].default)
+    restores = card(row["variant"]).kind == "restorer"  # cubes of any size, and no classes
+    size = row.get("image_size", 15 if restores else builder["image_size"].default)
     bands = row.get("bands", 15 if size == 15 else 3)
+    sizes = {"num_classes": row.get("num_classes", 1000), "image_size": size}
     with torch.device("meta"):
         model = create_model(
             row["variant"],
             bands=bands,
-            num_classes=row.get("num_classes", 1000),
-            image_size=size,
+            **({} if restores else sizes),
             **row.get("arguments", {}),
         )
     parameters = sum(p.numel() for p in model.parameters())

@@ -15,7 +15,7 @@ from vitreous.data.tiles import TilePixels
 from vitreous.errors import CheckpointError, ConfigError, ModelError
 from vitreous.inference.dense_classifier import DenseClassifier
 from vitreous.recipe import make_recipe
-from vitreous.tasks import fit
+from vitreous.tasks import fit, loop
 from vitreous.tasks.checkpoint import load_tensors, save_tensors
 from vitreous.tasks.classify import evaluate, train
 from vitreous.tasks.runs import load_run
@@ -92,10 +92,10 @@ def test_only_what_is_near_a_training_pixel_is_learned_from(tmp_path, places, ba
 
 @pytest.mark.parametrize("decoder", ["fpn", "upernet"])
 def test_interrupted_anywhere_the_rest_is_the_same(tmp_path, places, monkeypatch, decoder):
-    monkeypatch.setattr(fit, "SAVE_SHARE", 0)
+    monkeypatch.setattr(loop, "SAVE_SHARE", 0)
     settings = {**places, "epochs": 3, "passes": 1, "decoder": decoder}
     expected = weights(run(tmp_path, **settings, name="whole"))
-    save = fit.StateKeeper.on_train_epoch_end
+    save = loop.StateKeeper.on_train_epoch_end
 
     def stop_after_saving(self, trainer, module):
         save(self, trainer, module)
@@ -103,7 +103,7 @@ def test_interrupted_anywhere_the_rest_is_the_same(tmp_path, places, monkeypatch
 
     for _ in range(2):
         with monkeypatch.context() as patched, pytest.raises(InterruptedError):
-            patched.setattr(fit.StateKeeper, "on_train_epoch_end", stop_after_saving)
+            patched.setattr(loop.StateKeeper, "on_train_epoch_end", stop_after_saving)
             started = (tmp_path / "runs" / "classify" / "run").exists()
             run(tmp_path, **settings, resume=started)
     assert equal(weights(run(tmp_path, **settings, resume=True)), expected)

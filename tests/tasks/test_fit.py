@@ -18,7 +18,7 @@ import torch
 from tiny_scene import tiny_recipe, tiny_settings, write_scene
 from vitreous.errors import ConfigError, VitreousError
 from vitreous.methods.adapt import lora
-from vitreous.tasks import classify, fit
+from vitreous.tasks import classify, fit, loop
 from vitreous.tasks.checkpoint import load_state, load_tensors
 from vitreous.tasks.classify import train
 from vitreous.tasks.runs import load_run
@@ -35,7 +35,7 @@ def places(tmp_path_factory):
 @pytest.fixture
 def save_always(monkeypatch):
     """Save the state at every epoch's end, however long that takes."""
-    monkeypatch.setattr(fit, "SAVE_SHARE", 0)
+    monkeypatch.setattr(loop, "SAVE_SHARE", 0)
 
 
 def run(folder, *, resume=False, **changes):
@@ -123,7 +123,7 @@ def test_interrupted_anywhere_the_rest_is_the_same(
     """In one process, at chosen epochs: before and after the base freezes, within and between cycles."""
     settings = {**places, **settings, "epochs": 4}
     expected = weights(run(tmp_path, **settings, name="whole"))
-    save = fit.StateKeeper.on_train_epoch_end
+    save = loop.StateKeeper.on_train_epoch_end
 
     def stop_after_saving(self, trainer, module):
         save(self, trainer, module)
@@ -131,7 +131,7 @@ def test_interrupted_anywhere_the_rest_is_the_same(
 
     for _ in range(3):
         with monkeypatch.context() as patched, pytest.raises(InterruptedError):
-            patched.setattr(fit.StateKeeper, "on_train_epoch_end", stop_after_saving)
+            patched.setattr(loop.StateKeeper, "on_train_epoch_end", stop_after_saving)
             started = (tmp_path / "runs" / "classify" / "run").exists()
             run(tmp_path, **settings, resume=started)
     folder = run(tmp_path, **settings, resume=True)
@@ -178,7 +178,7 @@ def test_every_process_takes_as_many_steps(places):
 
 def test_streams_differ_by_every_part_of_their_key():
     keys = [(seed, epoch, rank) for seed in range(6) for epoch in range(6) for rank in range(6)]
-    assert len({fit.stream_seed(*key) for key in keys}) == len(keys)
+    assert len({loop.stream_seed(*key) for key in keys}) == len(keys)
 
 
 # -- what moves, and how fast -----------------------------------------------------------------------------
@@ -189,7 +189,7 @@ def test_the_base_freezes_half_way(tmp_path, places, monkeypatch):
     finish = fit.ClassifyTask.finish_epoch
 
     def record(task):
-        states.append({n: t.detach().clone() for n, t in task.classifier.named_parameters()})
+        states.append({n: t.detach().clone() for n, t in task.model.named_parameters()})
         finish(task)
 
     monkeypatch.setattr(fit.ClassifyTask, "finish_epoch", record)
@@ -212,15 +212,15 @@ def test_freezing_half_way_is_for_one_process(tmp_path, places):
 
 def test_the_cyclic_schedule_moves_rates_and_adapters(tmp_path, places, monkeypatch):
     seen = []
-    step = fit.ClassifyTask._step
+    step = fit.ClassifyTask.step
 
     def record(task):
-        rates = {group["adapter"]: group["lr"] for group in task._optimizer().param_groups}
-        cycles = {layer.cycle for _, layer in lora.adapters(task.classifier)}
+        rates = {group["adapter"]: group["lr"] for group in task.optimizer.param_groups}
+        cycles = {layer.cycle for _, layer in lora.adapters(task.model)}
         seen.append((task.current_epoch, rates, cycles))
         step(task)
 
-    monkeypatch.setattr(fit.ClassifyTask, "_step", record)
+    monkeypatch.setattr(fit.ClassifyTask, "step", record)
     run(
         tmp_path,
         **places,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["model", "method", "estimator"]
+Kind = Literal["model", "restorer", "filter", "method", "estimator"]
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,9 @@ class Card:
     Attributes:
         slug: the system's name, equal to its file's name.
         title: the paper's title, or a plain description where there is no paper.
-        kind: ``model`` (an architecture), ``method`` (something done to a model) or ``estimator`` (a classical
-            classifier on pixel features).
+        kind: ``model`` (an architecture that classifies images), ``restorer`` (a network from a degraded cube to a
+            clean one), ``filter`` (a classical restorer, which learns nothing), ``method`` (something done to a
+            model) or ``estimator`` (a classical classifier on pixel features).
         summary: one sentence: what it is.
         when: one sentence: when to pick it.
         paper: where it was published.

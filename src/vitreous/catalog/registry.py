@@ -12,7 +12,7 @@ import fnmatch
 import functools
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 STAGES = ("adapt", "reduce", "quantize")  # of methods, in the order in which they are applied
+RESTORERS = ("restorer", "filter")  # kinds of systems that turn cubes into cubes
+MODULES = ("model", *RESTORERS)  # kinds of systems that are built by create_model
 _ROOMS = ("models", "methods")
 _PACKAGE = Path(__file__).parents[1]
 
@@ -71,42 +73,41 @@ def stage(name: str) -> str:
 
 
 def create_model(
-    name: str, *, bands: int, num_classes: int, image_size: int = 15, **changes: Any
+    name: str,
+    *,
+    bands: int,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    **changes: Any,
 ) -> nn.Module:
     """Build a model by the name of its variant, with fresh weights.
 
     Args:
         name: a variant, e.g. ``lola_specvit_tiny`` (see :func:`list_models`).
         bands: channels of the input.
-        num_classes: classes to tell apart.
-        image_size: side of the image or patch in pixels.
+        num_classes: classes to tell apart; restorers tell none apart.
+        image_size: side of the image or patch in pixels, 15 when None; restorers take any.
         changes: constructor arguments that differ from the variant's.
 
     Raises:
-        ModelError: no such variant, no such argument (with the nearest known one), or a value of it that
-            makes no model.
+        ModelError: no such variant, no such argument (with the nearest known one), a value of it that
+            makes no model, or no number of classes for what classifies.
     """
     entry = card(name)
-    if entry.kind != "model":
+    if entry.kind not in MODULES:
         raise ModelError(
-            f"'{name}' is no network but a {entry.kind}.", f"Networks: {list_models(kind='model')}."
+            f"'{name}' is no network but a {entry.kind}.",
+            f"Networks: {[n for kind in MODULES for n in list_models(kind=kind)]}.",
         )
     if name not in entry.variants:
         raise ModelError(
             f"'{name}' has several variants.", f"Choose one of {', '.join(entry.variants)}."
         )
     builder = system_module(name).build
-    known = inspect.signature(builder).parameters
-    for key in changes:
-        if key not in known:
-            raise ModelError(f"{name} has no argument '{key}'.", did_you_mean(key, known))
+    check_arguments(name, builder, changes)
+    sizes = _sizes(entry, name, num_classes, image_size)
     try:
-        model: Any = builder(
-            bands=bands,
-            num_classes=num_classes,
-            image_size=image_size,
-            **{**entry.variants[name], **changes},
-        )
+        model: Any = builder(bands=bands, **sizes, **{**entry.variants[name], **changes})
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         if not changes:
             raise
@@ -115,6 +116,34 @@ def create_model(
         ) from error
     model.variant, model.arguments = name, dict(changes)  # what a file needs to rebuild it
     return cast("nn.Module", model)
+
+
+def check_arguments(name: str, builder: Callable[..., Any], given: Iterable[str]) -> None:
+    """Refuse arguments that what builds a system does not have.
+
+    Raises:
+        ModelError: there is one; the message names the nearest known.
+    """
+    known = inspect.signature(builder).parameters
+    for key in given:
+        if key not in known:
+            raise ModelError(f"{name} has no argument '{key}'.", did_you_mean(key, known))
+
+
+def _sizes(
+    entry: Card, name: str, num_classes: int | None, image_size: int | None
+) -> dict[str, int]:
+    """Return the arguments that only networks of some kinds have."""
+    if entry.kind in RESTORERS:
+        if num_classes is not None or image_size is not None:
+            raise ModelError(
+                f"'{name}' restores cubes of any size and knows no classes.",
+                "Leave num_classes and image_size out.",
+            )
+        return {}
+    if num_classes is None:
+        raise ModelError(f"'{name}' classifies.", "Say how many classes with num_classes=.")
+    return {"num_classes": num_classes, "image_size": image_size or 15}
 
 
 def from_reference(

@@ -22,7 +22,8 @@ def demo(
     runs: Annotated[str, typer.Option(help="Folder of all runs.")] = "runs",
 ) -> None:
     """Train on the built-in Indian Pines scene, map it and write the report (a few minutes)."""
-    from vitreous.cli.train import train_and_show
+    from vitreous.cli.recipes import hint_to_resume
+    from vitreous.cli.train import TASK, train_and_show
 
     typer.echo(
         "Indian Pines: AVIRIS, 145 x 145 pixels, 200 bands, 16 classes (Baumgardner, Biehl and Landgrebe,"
@@ -30,6 +31,8 @@ def demo(
     typer.echo(
         "doi:10.4231/R7RX991C, CC BY 3.0), with the literature's fixed split of 695 training pixels."
     )
-    run = train_and_show(make_recipe({**DEMO, "runs": runs}))
+    recipe = make_recipe({**DEMO, "runs": runs})
+    with hint_to_resume("train", TASK, recipe):
+        run = train_and_show(recipe)
     report = (run / "report.html").resolve()
     typer.echo(f"\nOpen the report in a browser: {report.as_uri()}")

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from vitreous.cli.options import check_run
+from vitreous.files import task_of
 
 
 def evaluate(
@@ -17,16 +18,19 @@ def evaluate(
         bool, typer.Option("--json", help="Print metrics.json instead of a table.")
     ] = False,
 ) -> None:
-    """Measure a trained run on the test pixels of its split."""
+    """Measure a trained run again on what it was not trained on."""
     check_run(run)
 
     from rich.console import Console
 
-    from vitreous.cli.tables import print_metrics
-    from vitreous.tasks import classify
+    from vitreous.cli.tables import print_metrics, print_restoration
+    from vitreous.tasks import classify, restore
 
-    metrics = classify.evaluate(run)
+    if task_of(run) == restore.TASK:
+        metrics, show = restore.evaluate(run), print_restoration
+    else:
+        metrics, show = classify.evaluate(run), print_metrics
     if as_json:
         typer.echo(json.dumps(metrics, indent=1))
     else:
-        print_metrics(Console(), metrics)
+        show(Console(), metrics)

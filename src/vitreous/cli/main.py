@@ -11,6 +11,7 @@ from vitreous.cli import (
     bench,
     compress,
     convert,
+    degrade,
     demo,
     doctor,
     evaluate,
@@ -18,7 +19,9 @@ from vitreous.cli import (
     info,
     methods,
     predict,
+    pretrain,
     reproduce,
+    restore,
     systems,
     train,
 )
@@ -59,7 +62,10 @@ def main(
 
 app.command("demo")(demo.demo)
 app.command("info")(info.info)
-app.command("train")(train.command())
+app.command("train")(train.train)
+app.command("restore")(restore.restore)
+app.command("pretrain")(pretrain.pretrain)
+app.command("degrade")(degrade.degrade)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)

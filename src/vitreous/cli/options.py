@@ -68,6 +68,17 @@ def check_run(run: Path) -> None:
         )
 
 
+def check_overwrite(out: Path, scene: xr.DataArray) -> None:
+    """Refuse to write over the scene that is being read.
+
+    Raises:
+        ConfigError: both are the same file.
+    """
+    source = str(scene.attrs.get("source") or "")
+    if source and out.resolve() == Path(source).resolve():
+        raise ConfigError(f"{out} would overwrite the scene itself.", "Choose another name.")
+
+
 def check_run_or_export(path: Path) -> bool:
     """Refuse a folder that is neither a run nor an export, and tell whether it is an export.
 

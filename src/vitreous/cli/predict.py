@@ -1,4 +1,4 @@
-"""``vitreous predict``: map a scene with a trained run, or with an export of one."""
+"""``vitreous predict``: map or restore a scene with a trained run, or map it with an export of one."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ import typer
 
 from vitreous.cli.options import (
     RUNTIMES,
+    NamedScene,
+    check_overwrite,
     check_run_or_export,
     check_runtime,
     key_values,
     open_named,
 )
+from vitreous.errors import ConfigError
+from vitreous.files import task_of
 
 if TYPE_CHECKING:
     from vitreous.inference.runtimes import Exported
@@ -26,8 +30,11 @@ def predict(
     ],
     scene: Annotated[str, typer.Argument(help="Scene file, or the name of a built-in sample.")],
     out: Annotated[
-        Path, typer.Option("-o", "--out", metavar="OUT.tif", help="Class map to write (a COG).")
-    ] = Path("map.tif"),
+        Path | None,
+        typer.Option(
+            "-o", "--out", metavar="OUT.tif", help="What to write (map.tif or restored.tif, a COG)."
+        ),
+    ] = None,
     probabilities: Annotated[
         Path | None, typer.Option(metavar="FILE.tif", help="Also write class probabilities here.")
     ] = None,
@@ -60,20 +67,25 @@ def predict(
         typer.Option("--hints", "--hint", metavar="KEY=VALUE", help="Hint for the scene's reader."),
     ] = None,
 ) -> None:
-    """Map a scene of any size, window by window, with flat memory."""
+    """Map or restore a scene of any size, window by window, with flat memory."""
     exported = check_run_or_export(run)
     check_runtime(runtime)
 
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    if not exported and task_of(run) == "restore":
+        for option, value in (
+            ("--probabilities", probabilities),
+            ("--window", window),
+            ("--workers", workers),
+            ("--dask", dask),
+            ("--runtime", runtime),
+        ):
+            if value is not None:
+                raise ConfigError(f"{option} is for maps, and {run} restores.", "Leave it out.")
+        _restore(run, open_named(scene, key_values(hints or [], "--hints")), out)
+        return
 
     from vitreous.inference.predict import predict_scene
+    from vitreous.progress import progress_bar
 
     opened = open_named(scene, key_values(hints or [], "--hints"))
     trained: Run | Exported
@@ -85,23 +97,43 @@ def predict(
         from vitreous.tasks.runs import load_run
 
         trained = load_run(run)
-    columns = (TextColumn("mapping"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("pixels", total=None)
+    with progress_bar("mapping") as advance:
         done = predict_scene(
             trained.classifier,
             opened.scene,
-            out,
+            out or Path("map.tif"),
             class_names=trained.class_names,
             class_colors=trained.class_colors,
             probabilities=probabilities,
             window=window,
             workers=workers,
             dask=dask,
-            progress=lambda n, total: bar.update(task, completed=n, total=total),
+            progress=advance,
         )
     typer.echo(
         f"{done.pixels:,} pixels in {done.seconds:.1f} s ({done.pixels_per_second:,.0f} pixels/s)"
     )
     for path in done.paths:
         typer.echo(str(path))
+
+
+def _restore(run: Path, opened: NamedScene, out: Path | None) -> None:
+    """Restore a scene with a trained restorer."""
+    import time
+
+    from vitreous.inference.restore import restored_scene
+    from vitreous.progress import progress_bar
+    from vitreous.scenes import write_scene
+    from vitreous.tasks.restore import PRODUCT, load_run
+
+    started = time.perf_counter()
+    out = out or Path(PRODUCT)
+    restorer = load_run(run).restorer
+    with progress_bar("restoring") as advance:
+        restored = restored_scene(restorer, opened.scene, advance)
+        check_overwrite(out, opened.scene)
+        write_scene(restored, out)
+    seconds = time.perf_counter() - started
+    pixels = restored.sizes["y"] * restored.sizes["x"]
+    typer.echo(f"{pixels:,} pixels in {seconds:.1f} s ({pixels / seconds:,.0f} pixels/s)")
+    typer.echo(str(out))

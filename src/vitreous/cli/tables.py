@@ -9,6 +9,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+_QUALITY = {"psnr": 2, "ssim": 3, "sam": 2, "ergas": 2}  # figures and their digits
+
 
 def print_metrics(console: Console, metrics: dict[str, Any]) -> None:
     """Print the systems of a ``metrics.json`` (see docs/architecture.md) side by side, with the split's caveats."""
@@ -47,6 +49,32 @@ def systems_table(systems: list[dict[str, Any]]) -> Table:
     return table
 
 
+def print_restoration(console: Console, metrics: dict[str, Any]) -> None:
+    """Print the systems of a restoration run's ``metrics.json`` side by side."""
+    pixels = f"{metrics['test_pixels']:,} test pixels in {metrics['bands']} bands"
+    name = metrics["degradation"]["name"].replace("_", " ")
+    table = Table(
+        title=f"Degraded by {name}: {pixels}",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("system", no_wrap=True)
+    for heading in ("PSNR dB", "SSIM", "SAM deg", "ERGAS", "weights", "train s", "px/s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for number, system in enumerate(metrics["systems"]):
+        test = system["test"]
+        table.add_row(
+            system["name"],
+            *(f"{test[key]:.{digits}f}" for key, digits in _QUALITY.items()),
+            _short(system.get("parameters")),
+            _number(system.get("train_seconds"), ",.1f"),
+            _number(system.get("pixels_per_second"), ",.0f"),
+            style="bold" if number == 0 else "",
+        )
+    console.print(table)
+
+
 def print_run(console: Console, run: Path) -> None:
     """List the products that are in a run folder, the report last."""
     products = {
@@ -54,6 +82,7 @@ def print_run(console: Console, run: Path) -> None:
         "split": "split.npz",
         "metrics": "metrics.json",
         "map": "map.tif",
+        "scene": "restored.tif",
         "picture": "map.png",
         "report": "report.html",
     }

@@ -45,6 +45,7 @@ class Backbone(nn.Module):
         any_size: whether other image sizes than ``image_size`` are accepted.
         checkpointing: compute activations again in the backward pass instead of keeping them.
         band_parameters: names of the parameters whose second axis counts bands (see ``layers/bands.py``).
+        band_tables: those of them that are tables of vectors, one per band.
         variant: the name that it was made by, and
         arguments: what differs from that variant's own; ``create_model`` sets both.
         methods: what was applied to it (``methods/_apply.py``).
@@ -57,6 +58,7 @@ class Backbone(nn.Module):
     any_size = False
     stem_reach = 0
     band_parameters: ClassVar[tuple[str, ...]] = ()
+    band_tables: ClassVar[tuple[str, ...]] = ()
     undecayed: ClassVar[
         tuple[str, ...]
     ] = ()  # ends of further names that weight decay leaves alone

@@ -127,9 +127,17 @@ class Mixture(NamedTuple):
 
 
 def adapt_bands(
-    weight: Float[Tensor, "out bands *kernel"], source: Bands, target: Bands, method: str = "auto"
+    weight: Float[Tensor, "out bands *kernel"],
+    source: Bands,
+    target: Bands,
+    method: str = "auto",
+    *,
+    table: bool = False,
 ) -> Adapted:
     """Make a first layer's weight for other bands.
+
+    The weights of a layer are shared out, so that what it adds up stays what it was. The rows of a table, one vector
+    per band, are mixed instead: a new band gets a mean of old vectors.
 
     ==========  =====================================================================================
     method      an old band is estimated from ...
@@ -149,6 +157,7 @@ def adapt_bands(
         source: bands that the weight was made for.
         target: bands that it shall read.
         method: one of the above.
+        table: the weight is a table.
 
     Returns:
         The new weight in the type of the old one, and how it was made.
@@ -170,7 +179,11 @@ def adapt_bands(
             return Adapted(weight, "same", ())
         method = best_method(source, target)
     mixture = METHODS[method](source, target)
-    mixed = torch.einsum("os...,st->ot...", weight.double(), mixture.weights.to(weight.device))
+    shares = mixture.weights
+    if table:
+        total = shares.sum(0)
+        shares = torch.where(total > 0, shares / total.clamp(min=1e-12), 0.0)
+    mixed = torch.einsum("os...,st->ot...", weight.double(), shares.to(weight.device))
     unmatched = tuple(mixture.unmatched.nonzero()[:, 0].tolist())
     return Adapted(mixed.to(weight.dtype), method, unmatched)
 

@@ -59,6 +59,11 @@ def accuracy_figure(log: Log) -> Figure | None:
     )
 
 
+def psnr_figure(log: Log) -> Figure | None:
+    """Plot the PSNR of the validation crops over the epochs; None where the log holds none."""
+    return _curves(log, "PSNR (dB)", [("val_psnr", "validation", ORANGE, "-")])
+
+
 def rate_figure(log: Log) -> Figure | None:
     """Plot the learning rate over the epochs; None where the log does not hold it."""
     return _curves(log, "Learning rate", [("learning_rate", "learning rate", MUTED, "-")])
@@ -181,6 +186,69 @@ def spectrum_figure(
     axes.ticklabel_format(axis="y", scilimits=(-2, 5))
     axes.yaxis.get_offset_text().set(fontsize=6.5, color=MUTED)
     axes.set_xlabel("nm" if centres is not None else "band", fontsize=7.5, color=MUTED, labelpad=1)
+    return figure
+
+
+def restored_spectrum_figure(
+    degraded: npt.NDArray[np.floating],
+    clean: npt.NDArray[np.floating],
+    restored: npt.NDArray[np.floating],
+    centres: npt.NDArray[np.float64] | None,
+) -> Figure:
+    """Plot one pixel's spectrum as it was, as it was spoilt, and as it was restored.
+
+    Args:
+        degraded: ``(bands,)``.
+        clean: ``(bands,)``.
+        restored: ``(bands,)``.
+        centres: ``(bands,)`` in nm; band numbers are used when None.
+    """
+    figure, axes = _placed(3.4, 2.0, left=0.5, right=0.08, top=0.1, bottom=0.4)
+    position = centres if centres is not None else np.arange(1.0, len(clean) + 1)
+    columns = np.stack([degraded, clean, restored]).astype(np.float64)
+    position, (spoilt, true, made) = with_gaps(position, columns, np.isfinite(clean))
+    axes.plot(position, spoilt, color=MUTED, linewidth=0.7, alpha=0.7)
+    axes.plot(position, made, color=BLUE, linewidth=1.4)
+    axes.plot(position, true, color=INK, linewidth=1.0, linestyle=(0, (3, 1.5)))
+    _style(axes)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.set_xlabel("nm" if centres is not None else "band", fontsize=7.5, color=MUTED)
+    return figure
+
+
+def bands_figure(
+    lines: Sequence[tuple[str, npt.NDArray[np.float64]]], centres: npt.NDArray[np.float64] | None
+) -> Figure:
+    """Plot the PSNR of every band, one line per system, the trained one first.
+
+    Args:
+        lines: name and ``(bands,)`` PSNR in dB of each.
+        centres: ``(bands,)`` in nm; band numbers are used when None.
+    """
+    figure, axes = _placed(7.2, 2.3, left=0.5, right=0.08, top=0.28, bottom=0.62)
+    colors = [BLUE, MUTED, ORANGE, GREEN, VERMILION]
+    for number, (name, values) in enumerate(lines):
+        position = centres if centres is not None else np.arange(1.0, len(values) + 1)
+        position, (shown,) = with_gaps(position, values[None], np.isfinite(values))
+        axes.plot(
+            position,
+            shown,
+            color=colors[number % len(colors)],
+            linewidth=1.6 if number == 0 else 1.0,
+            linestyle="-" if number < len(colors) else (0, (2, 1)),
+            label=plain(name, NAME_LENGTH),
+        )
+    _style(axes)
+    axes.set_title("PSNR (dB)", fontsize=9, color=INK, fontweight="bold", loc="left")
+    axes.set_xlabel("nm" if centres is not None else "band", fontsize=8, color=MUTED)
+    axes.legend(
+        frameon=False,
+        fontsize=8,
+        labelcolor=INK,
+        ncols=6,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.13),
+    )
     return figure
 
 

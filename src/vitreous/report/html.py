@@ -1,25 +1,37 @@
-"""A run folder as one HTML page that opens by itself, offline, in any browser.
-
-Everything is in the file: style, figures and maps; no script, and a content security policy that allows none.
-"""
+"""The report of a classification run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-import yaml
 
 from vitreous.errors import VitreousError
 from vitreous.files import write_text
 from vitreous.report import figures, pictures
-from vitreous.report.markup import Markup, data_uri, inline_svg, join, tag
+from vitreous.report.markup import Markup, join, tag
+from vitreous.report.page import (
+    MISSING,
+    UNIT_WORDS,
+    as_svg,
+    as_table,
+    document,
+    duration,
+    learning,
+    page_header,
+    percent,
+    plate,
+    quantity,
+    ratio,
+    run_again,
+    scene_facts,
+    scene_title,
+)
 from vitreous.report.record import (
     ClassEntry,
     Interval,
@@ -35,21 +47,17 @@ from vitreous.report.spectra import class_spectra
 from vitreous.scenes.cube import wavelengths_of
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-MISSING = "–"
 SPECTRA_SHOWN = 48
 LEGEND_IN_GRID = 20  # a longer legend gets the page's whole width
 MATRIX_SCALE = 98  # pixels per inch of a confusion matrix
-JPEG_PIXELS = 400_000  # a larger picture of a scene as PNG would make the page heavy
 SPLIT_WORDS = {
     "blocks": "separate spatial blocks",
     "random": "random pixels",
     "fixed": "the scene's own fixed split",
     "files": "separate label files",
 }
-UNIT_WORDS = {"dn": "digital numbers", "radiance": "radiance", "reflectance": "reflectance"}
 
 
 class SplitRoles(Protocol):
@@ -83,8 +91,7 @@ class _Page:
 
     @property
     def title(self) -> str:
-        source = str(self.scene.attrs.get("source") or "") or "scene"
-        return plain(Path(source).name or source, 120)
+        return scene_title(self.scene)
 
 
 def build_report(run: Path, scene: xr.DataArray, labels: xr.DataArray, split: SplitRoles) -> Path:
@@ -118,81 +125,23 @@ def build_report(run: Path, scene: xr.DataArray, labels: xr.DataArray, split: Sp
 
 
 def _document(page: _Page) -> Markup:
-    style = resources.files("vitreous.report").joinpath("report.css").read_text(encoding="utf-8")
-    sections = [
-        ("numbers", "Accuracy", _numbers(page)),
-        ("compression", "Compression", _compression(page)),
-        ("maps", "Maps", _maps(page)),
-        ("systems", "Systems compared", _systems(page)),
-        ("classes", "Classes", _classes(page)),
-        ("learning", "Learning", _learning(page)),
-        ("spectra", "Spectra", _spectra(page)),
-        ("again", "Run it again", _again(page)),
-    ]
-    shown = [section for section in sections if section[2] is not None]
-    head = tag(
-        "head",
-        Markup('<meta charset="utf-8">'),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("meta", name="referrer", content="no-referrer"),
-        tag("title", f"{page.title} · {page.trained.name}"),
-        tag("style", Markup(style)),
+    trained = page.trained
+    lead = tag("p", "mapped by ", tag("strong", trained.name), _model_size(trained), class_="lead")
+    facts = [*scene_facts(page.scene), f"{len(page.classes)} classes"]
+    return document(
+        f"{page.title} · {trained.name}",
+        page_header("Land-cover classification", page.title, lead, facts),
+        [
+            ("numbers", "Accuracy", _numbers(page)),
+            ("compression", "Compression", _compression(page)),
+            ("maps", "Maps", _maps(page)),
+            ("systems", "Systems compared", _systems(page)),
+            ("classes", "Classes", _classes(page)),
+            ("learning", "Learning", _learning(page)),
+            ("spectra", "Spectra", _spectra(page)),
+            ("again", "Run it again", _again(page)),
+        ],
     )
-    body = tag(
-        "body",
-        tag("div", class_="spectrum", aria_hidden="true"),
-        _header(page, [(anchor, title) for anchor, title, _ in shown]),
-        tag("main", *(_section(*section) for section in shown)),
-        tag(
-            "footer", "Made by vitreous. This page is complete: it loads nothing and runs nothing."
-        ),
-    )
-    return join(Markup("<!doctype html>\n"), tag("html", head, body, lang="en"), Markup("\n"))
-
-
-def _section(anchor: str, title: str, content: Markup | None) -> Markup:
-    return tag("section", tag("h2", title), content, id=anchor)
-
-
-def _header(page: _Page, anchors: Sequence[tuple[str, str]]) -> Markup:
-    facts = [*_scene_facts(page.scene), f"{len(page.classes)} classes"]
-    return tag(
-        "header",
-        tag("p", "Land-cover classification", class_="eyebrow"),
-        tag("h1", page.title),
-        tag(
-            "p",
-            "mapped by ",
-            tag("strong", page.trained.name),
-            _model_size(page.trained),
-            class_="lead",
-        ),
-        tag("ul", *(tag("li", fact) for fact in facts), class_="facts"),
-        tag(
-            "nav",
-            *(tag("a", title, href=f"#{anchor}") for anchor, title in anchors),
-            aria_label="Sections",
-        ),
-    )
-
-
-def _scene_facts(scene: xr.DataArray) -> list[str]:
-    bands = scene.sizes["band"]
-    facts = [
-        f"{scene.sizes['y']:,} × {scene.sizes['x']:,} pixels",
-        f"{bands:,} band" + ("s" if bands != 1 else ""),
-    ]
-    centres = wavelengths_of(scene)
-    if centres is not None and np.isfinite(centres).any():
-        facts.append(f"{np.nanmin(centres):.0f}–{np.nanmax(centres):.0f} nm")
-    facts.append(UNIT_WORDS.get(str(scene.attrs.get("unit")), "unknown unit"))
-    crs = scene.rio.crs
-    if crs is not None:
-        epsg = crs.to_epsg()
-        facts.append(f"EPSG:{epsg}" if epsg else "georeferenced")
-    return facts
 
 
 def _model_size(system: System) -> str:
@@ -306,21 +255,21 @@ def _maps(page: _Page) -> Markup:
     thinned = "" if step == 1 else f" One pixel in {step} is shown."
     truth, roles = pictures.thin(page.labels, step), pictures.thin(page.roles, step)
     plates = [
-        _plate("Scene", f"{pictures.scene_colours(page.scene)}.{thinned}", scene, photograph=True),
-        _plate("Ground truth", "The labelled pixels.", pictures.class_picture(truth, page.colors)),
+        plate("Scene", f"{pictures.scene_colours(page.scene)}.{thinned}", scene, photograph=True),
+        plate("Ground truth", "The labelled pixels.", pictures.class_picture(truth, page.colors)),
     ]
     map_path = page.record.map_path
     if map_path is not None:
         mapped = pictures.read_map(map_path, (height, width))
         plates.append(
-            _plate(
+            plate(
                 "Map",
                 f"Predicted by {page.trained.name}.",
                 pictures.class_picture(mapped, page.colors),
             )
         )
     plates.append(
-        _plate(
+        plate(
             "Split",
             _key(
                 {"train": pictures.TRAIN, "validation": pictures.VALIDATION, "test": pictures.TEST},
@@ -332,7 +281,7 @@ def _maps(page: _Page) -> Markup:
     if map_path is not None:
         outcomes = pictures.read_outcomes(map_path, page.labels, page.roles)
         plates.append(
-            _plate(
+            plate(
                 "Errors",
                 _outcome_key(),
                 pictures.overlay_picture(outcomes, pictures.OUTCOME_COLORS, scene),
@@ -342,20 +291,6 @@ def _maps(page: _Page) -> Markup:
     if len(page.classes) <= LEGEND_IN_GRID:
         return tag("div", *plates, legend, class_="plates")
     return join(tag("div", *plates, class_="plates"), legend)
-
-
-def _plate(title: str, caption: str, picture: pictures.Rgba, *, photograph: bool = False) -> Markup:
-    height, width = picture.shape[:2]
-    kind = "jpeg" if photograph and height * width > JPEG_PIXELS else "png"
-    image = tag(
-        "img",
-        src=data_uri(picture, "jpeg" if kind == "jpeg" else "png"),
-        alt=f"{title} of the scene",
-        width=width,
-        height=height,
-    )
-    words = tag("figcaption", tag("strong", title), " ", tag("span", caption))
-    return tag("figure", tag("div", image, class_="frame"), words, class_="card plate")
 
 
 def _key(names: Mapping[str, int], roles: npt.NDArray[np.uint8]) -> Markup:
@@ -425,13 +360,13 @@ def _compression(page: _Page) -> Markup | None:
             f" ({settings})" if settings else "",
         ),
         *(tag("p", note) for note in done.notes),
-        _table(f"Before and after {done.method}", head, rows),
+        as_table(f"Before and after {done.method}", head, rows),
     ]
     cards = [tag("div", *parts, class_="card scroll")]
     if done.layers:
         keys = list(dict.fromkeys(key for layer in done.layers for key in layer))
         cells = [[_cell(layer.get(key)) for key in keys] for layer in done.layers]
-        table = _table("Every part that was touched", [plain(key, 60) for key in keys], cells)
+        table = as_table("Every part that was touched", [plain(key, 60) for key in keys], cells)
         cards.append(
             tag(
                 "details",
@@ -488,10 +423,10 @@ def _systems(page: _Page) -> Markup | None:
         for index, system in enumerate(systems)
     ]
     return join(
-        tag("div", _drawn(figure, "systems", words), class_="card wide"),
+        tag("div", as_svg(figure, "systems", words), class_="card wide"),
         tag(
             "div",
-            _table("Systems compared on the same test pixels", head, rows),
+            as_table("Systems compared on the same test pixels", head, rows),
             class_="card scroll",
         ),
     )
@@ -539,7 +474,7 @@ def _class_table(page: _Page, test: Scores) -> Markup:
         ]
         for score in test.per_class
     ]
-    return _table(f"Accuracy of {page.trained.name} for each class", head, rows)
+    return as_table(f"Accuracy of {page.trained.name} for each class", head, rows)
 
 
 def _bar(value: Number) -> Markup:
@@ -570,7 +505,7 @@ def _confusion(page: _Page, test: Scores) -> Markup:
     width = figure.get_size_inches()[0] * MATRIX_SCALE
     drawn = tag(
         "div",
-        _drawn(figure, "confusion", f"Confusion matrix of {len(values)} classes"),
+        as_svg(figure, "confusion", f"Confusion matrix of {len(values)} classes"),
         style=f"max-width:{width:.0f}px;min-width:{min(width, 560):.0f}px",
     )
     return tag("figure", drawn, tag("figcaption", caption), class_="card scroll matrix")
@@ -583,17 +518,13 @@ def _learning(page: _Page) -> Markup | None:
     log = page.record.log
     if log is None:
         return None
-    drawn = [
-        ("accuracy", "OA, AA and kappa over the epochs", figures.accuracy_figure(log)),
-        ("loss", "Loss over the epochs", figures.loss_figure(log)),
-        ("rate", "Learning rate over the epochs", figures.rate_figure(log)),
-    ]
-    cards = [
-        tag("div", _drawn(figure, name, words), class_="card")
-        for name, words, figure in drawn
-        if figure is not None
-    ]
-    return tag("div", *cards, class_="curves") if cards else None
+    return learning(
+        [
+            ("accuracy", "OA, AA and kappa over the epochs", figures.accuracy_figure(log)),
+            ("loss", "Loss over the epochs", figures.loss_figure(log)),
+            ("rate", "Learning rate over the epochs", figures.rate_figure(log)),
+        ]
+    )
 
 
 # --- spectra ----------------------------------------------------------------------------------------------
@@ -630,7 +561,7 @@ def _spectra(page: _Page) -> Markup | None:
             " ",
             tag("small", f"{spectrum.pixels:,} px"),
         )
-        drawn = _drawn(figure, f"spectrum-{entry.value}", f"Mean spectrum of {entry.name}")
+        drawn = as_svg(figure, f"spectrum-{entry.value}", f"Mean spectrum of {entry.name}")
         cards.append(tag("figure", title, drawn, class_="card"))
     unit = UNIT_WORDS.get(str(page.scene.attrs.get("unit")), "values")
     words = (
@@ -644,93 +575,13 @@ def _spectra(page: _Page) -> Markup | None:
 
 
 def _again(page: _Page) -> Markup:
-    config, split = page.record.config, page.record.metrics.split
-    recipe = yaml.safe_dump(
-        _plain_values(config.recipe), sort_keys=False, allow_unicode=True, width=100
-    )
+    split = page.record.metrics.split
     facts = [
-        ("Seed", config.recipe.get("seed", MISSING)),
         ("Split", f"{_method(split)}" + (f", seed {split.seed}" if split.seed is not None else "")),
         *((f"Split: {str(key).replace('_', ' ')}", value) for key, value in split.params.items()),
         ("Split hash", tag("code", split.hash) if split.hash else MISSING),
-        *((name, version) for name, version in config.versions.items()),
-        ("Scene", page.scene.attrs.get("source") or MISSING),
     ]
-    attribution = page.scene.attrs.get("attribution")
-    if attribution:
-        facts.append(("Data", attribution))
-    rows = [
-        tag(
-            "div",
-            tag("dt", plain(key, 60)),
-            tag("dd", value if isinstance(value, Markup) else plain(value, 400)),
-        )
-        for key, value in facts
-    ]
-    return tag(
-        "div",
-        tag("div", tag("dl", *rows), class_="card"),
-        tag(
-            "div",
-            tag("h3", "Command") if config.command else None,
-            tag("pre", config.command) if config.command else None,
-            tag("h3", "Recipe"),
-            tag("pre", recipe.strip() if config.recipe else "No recipe was recorded.", tabindex=0),
-            class_="card",
-        ),
-        class_="again",
-    )
-
-
-def _plain_values(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {plain(key, 200): _plain_values(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain_values(item) for item in value]
-    return plain(value) if isinstance(value, str) else value
-
-
-# --- words and numbers ------------------------------------------------------------------------------------
-
-
-def percent(value: Number) -> str:
-    """Write a share as a percentage with one decimal; what is not 0 or 1 never reads 0 or 100 %."""
-    if value is None:
-        return MISSING
-    if 0 < value < 0.0005:
-        return "<0.1 %"
-    if 0.9995 <= value < 1:
-        return ">99.9 %"
-    return f"{100 * value:.1f} %"
-
-
-def ratio(value: Number) -> str:
-    """Write kappa with three decimals."""
-    return MISSING if value is None else f"{value:.3f}"
-
-
-def quantity(value: float | None) -> str:
-    """Write a count with three significant digits: 254.64 million is ``255 M``."""
-    if value is None:
-        return MISSING
-    for size, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if value >= size:
-            return f"{float(f'{value / size:.3g}'):g}{letter}"
-    return f"{float(f'{value:.3g}'):g}"
-
-
-def duration(seconds: Number) -> str:
-    """Write a time span as people say it."""
-    if seconds is None:
-        return MISSING
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+    return run_again(page.record.config, page.scene, facts)
 
 
 def _range(interval: Interval, write: Any) -> str:
@@ -740,16 +591,3 @@ def _range(interval: Interval, write: Any) -> str:
 
 def _share(value: float) -> float:
     return float(np.clip(100 * value, 0, 100))
-
-
-def _drawn(figure: Figure, name: str, description: str) -> Markup:
-    return inline_svg(figure, f"{name}-", description, figures.THEME)
-
-
-def _table(caption: str, head: Iterable[str], rows: Iterable[Sequence[str]]) -> Markup:
-    header = tag("tr", *(tag("th", name, scope="col") for name in head))
-    body = (
-        tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:]))
-        for row in rows
-    )
-    return tag("table", tag("caption", caption), tag("thead", header), tag("tbody", *body))

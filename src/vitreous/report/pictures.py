@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,36 @@ CORRECT, WRONG = 1, 2
 OUTCOME_COLORS = {CORRECT: "#56b4e9", WRONG: "#d55e00"}
 
 Rgba = npt.NDArray[np.uint8]
+Limits = tuple[float, float]  # what is drawn black, and what white
 
 
 def stride_for(height: int, width: int) -> int:
     """Return the step between the pixels that are shown."""
     return max(1, -(-max(height, width) // MAX_PIXELS))
+
+
+def band_limits(band: npt.NDArray[np.floating]) -> Limits:
+    """Return the values of a band that are drawn black and white: its 2nd and 98th percentile."""
+    finite = band[np.isfinite(band)]
+    if finite.size == 0:
+        return 0.0, 1.0
+    low, high = (float(value) for value in np.percentile(finite, (2, 98)))
+    return low, high if high > low else low + 1.0
+
+
+def rgb_picture(cube: npt.NDArray[np.floating], limits: Sequence[Limits]) -> Rgba:
+    """Picture three bands with given limits, so that several cubes can be compared.
+
+    Args:
+        cube: ``(3, height, width)``; pixels that are NaN in any band are transparent.
+        limits: of each band.
+    """
+    picture = np.zeros((*cube.shape[1:], 4), dtype=np.uint8)
+    picture[..., :3] = np.stack(
+        [_stretched(band, within) for band, within in zip(cube, limits, strict=True)], axis=-1
+    )
+    picture[np.isfinite(cube).all(0), 3] = 255
+    return picture
 
 
 def scene_picture(scene: xr.DataArray) -> Rgba:
@@ -46,7 +72,9 @@ def scene_picture(scene: xr.DataArray) -> Rgba:
     picture = np.zeros((*rgb.shape[:2], 4), dtype=np.uint8)
     # A single band that equals nodata 0 is a legitimate dark count: a pixel is invalid where all are.
     valid = np.isfinite(rgb).any(axis=-1)
-    picture[..., :3] = np.stack([_stretched(rgb[..., k]) for k in range(3)], axis=-1)
+    picture[..., :3] = np.stack(
+        [_stretched(rgb[..., k], band_limits(rgb[..., k])) for k in range(3)], axis=-1
+    )
     picture[valid, 3] = 255
     picture[~valid] = 0
     return picture
@@ -192,13 +220,9 @@ def _thin_strip(strip: npt.NDArray[Any], stride: int) -> npt.NDArray[Any]:
     return cells[np.arange(cells_across), (cells != 0).argmax(axis=1)]
 
 
-def _stretched(band: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    finite = band[np.isfinite(band)]
-    if finite.size == 0:
-        return np.zeros(band.shape, dtype=np.uint8)
-    low, high = np.percentile(finite, (2, 98))
-    span = high - low if high > low else 1.0
-    share = np.clip((np.nan_to_num(band, nan=low) - low) / span, 0, 1)
+def _stretched(band: npt.NDArray[np.floating], limits: Limits) -> npt.NDArray[np.uint8]:
+    low, high = limits
+    share = np.clip((np.nan_to_num(band, nan=low) - low) / (high - low), 0, 1)
     return (255 * share).round().astype(np.uint8)
 
 

@@ -59,11 +59,13 @@ Interval: TypeAlias = tuple[Number, Number] | None
 Count: TypeAlias = Annotated[int, Field(ge=0)]
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """One object of a file; what is not known of it is ignored."""
+
     model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
 
 
-class ClassEntry(_Record):
+class ClassEntry(Record):
     """One class: its value in the label image, its name and its colour (``#rrggbb``)."""
 
     value: int = Field(ge=1, le=65535)
@@ -71,7 +73,7 @@ class ClassEntry(_Record):
     color: Color
 
 
-class ClassScore(_Record):
+class ClassScore(Record):
     """Accuracies of one class; None where it has no pixels to tell."""
 
     value: int
@@ -82,7 +84,7 @@ class ClassScore(_Record):
     support: Count = 0
 
 
-class Scores(_Record):
+class Scores(Record):
     """Accuracies of one system on one part of the split, with 95 % intervals."""
 
     oa: Number
@@ -104,7 +106,7 @@ class Scores(_Record):
         return self
 
 
-class System(_Record):
+class System(Record):
     """One trained system and what it reached."""
 
     name: Name
@@ -117,7 +119,7 @@ class System(_Record):
     test: Scores
 
 
-class SplitEntry(_Record):
+class SplitEntry(Record):
     """How the labelled pixels were divided."""
 
     method: Text
@@ -130,7 +132,7 @@ class SplitEntry(_Record):
     counts: dict[str, Count] = {}
 
 
-class Metrics(_Record):
+class Metrics(Record):
     """``metrics.json``: the classes, the split and the systems (the trained one first)."""
 
     version: Literal[1] = Field(alias="schema")
@@ -139,7 +141,7 @@ class Metrics(_Record):
     systems: list[System] = Field(min_length=1)
 
 
-class ModelEntry(_Record):
+class ModelEntry(Record):
     """The trained model in ``config.json``."""
 
     name: Name = ""
@@ -147,7 +149,7 @@ class ModelEntry(_Record):
     trainable: int | None = None
 
 
-class Config(_Record):
+class Config(Record):
     """``config.json``: everything needed to run it again."""
 
     recipe: dict[str, Any] = {}
@@ -156,7 +158,7 @@ class Config(_Record):
     model: ModelEntry = ModelEntry()
 
 
-class Figure(_Record):
+class Figure(Record):
     """One figure before and after compression."""
 
     figure: Text
@@ -164,7 +166,7 @@ class Figure(_Record):
     after: Number
 
 
-class Compression(_Record):
+class Compression(Record):
     """``compress.json``: what was done to the run that this one was made from."""
 
     version: Literal[1] = Field(alias="schema")
@@ -195,18 +197,23 @@ def read_record(run: Path) -> RunRecord:
     """
     map_path, compression = run / "map.tif", run / "compress.json"
     return RunRecord(
-        metrics=_read(Metrics, run / "metrics.json"),
-        config=_read(Config, run / "config.json"),
+        metrics=read_part(Metrics, run / "metrics.json"),
+        config=read_part(Config, run / "config.json"),
         log=read_log(run / "log.csv"),
         map_path=map_path if map_path.is_file() else None,
-        compression=_read(Compression, compression) if compression.is_file() else None,
+        compression=read_part(Compression, compression) if compression.is_file() else None,
     )
 
 
-_T = TypeVar("_T", bound=_Record)
+_T = TypeVar("_T", bound=Record)
 
 
-def _read(kind: type[_T], path: Path) -> _T:
+def read_part(kind: type[_T], path: Path) -> _T:
+    """Read one JSON file of a run folder.
+
+    Raises:
+        VitreousError: it is missing or says impossible things.
+    """
     try:
         return kind.model_validate(read_json(path))
     except ValidationError as error:

@@ -165,6 +165,43 @@ def make_scene(
     return scene
 
 
+def like_scene(
+    scene: xr.DataArray,
+    data: npt.NDArray[np.float32] | LazyCube,
+    bands: npt.NDArray[np.int64],
+    finer: float = 1.0,
+) -> xr.DataArray:
+    """Return physical values that were made of some bands of a scene, as a scene in its place.
+
+    Args:
+        scene: what they were made of.
+        data: ``(bands, height, width)`` physical values, NaN where invalid.
+        bands: which bands of ``scene`` they are.
+        finer: how many times smaller the pixels are.
+    """
+    crs, transform = georeference(scene)
+    if transform is not None:
+        transform = transform * transform.scale(1 / finer)
+    facts: dict[str, Any] = {
+        name: scene[coordinate].values[bands]
+        for name, coordinate in (
+            ("wavelengths", "wavelength"),
+            ("fwhm", "fwhm"),
+            ("band_names", "band_name"),
+        )
+        if coordinate in scene.coords
+    }
+    return make_scene(
+        data,
+        unit=str(scene.attrs.get("unit", "dn")),
+        nodata=float("nan"),
+        crs=crs,
+        transform=transform,
+        source=str(scene.attrs.get("source") or ""),
+        **facts,
+    )
+
+
 class LabelImage(NamedTuple):
     """A label image as a file holds it, before :func:`vitreous.scenes.open_labels` makes labels of it.
 

@@ -301,3 +301,43 @@ def _read_table(path: Path) -> tuple[list[float], str | None]:
         f"{path} has no single column of wavelengths.",
         "Name one column 'wavelength', or keep only one.",
     )
+
+
+WRITERS = {
+    ".tif": "geotiff",
+    ".tiff": "geotiff",
+    ".hdr": "envi",
+    ".img": "envi",
+    ".dat": "envi",
+    ".npy": "numpy_files",
+    ".zarr": "zarr_store",
+}
+
+
+def find_writer(path: str | Path) -> ModuleType:
+    """Return the module that writes scenes of the kind that a file's name ends for.
+
+    Raises:
+        SceneError: scenes are not written so.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in WRITERS:
+        raise SceneError(
+            f"{path} does not end like a scene that can be written.", f"Use one of {list(WRITERS)}."
+        )
+    return importlib.import_module(f"vitreous.scenes.{WRITERS[suffix]}")
+
+
+def write_scene(scene: xr.DataArray, path: str | Path) -> None:
+    """Write a scene with everything that is known of it, in strips of rows, so that it may be larger than memory.
+
+    Args:
+        scene: the scene.
+        path: the file; its ending decides: ``.tif`` (Cloud Optimized GeoTIFF), ``.hdr``, ``.img``, ``.dat``
+            (ENVI), ``.npy`` (with a sidecar) or ``.zarr``.
+
+    Raises:
+        SceneError: scenes are not written so, or this one cannot be.
+        VitreousError: the disk is full or the folder cannot be written.
+    """
+    find_writer(path).write(scene, Path(path))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,6 @@ import torch
 from rich.console import Console
 
 from vitreous.catalog.registry import card, stage, system_module
-from vitreous.catalog.results import versions
 from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.contract import BandContract
 from vitreous.data.pixels import spectra_at
@@ -34,18 +30,18 @@ from vitreous.layers.preprocess import Preprocess
 from vitreous.methods._apply import applied, apply, complete_settings, has, reinstall
 from vitreous.methods.adapt._freeze import freeze_base, is_adapter
 from vitreous.models._pixel_estimator import PixelEstimator
+from vitreous.progress import progress_bar
 from vitreous.recipe import Recipe
 from vitreous.scenes.cube import read_window
 from vitreous.tasks import runs
 from vitreous.tasks.labelled import LabelledScene, open_labelled
 from vitreous.tasks.metrics import scores
-from vitreous.tasks.runs import CONFIG, METRICS, MODEL, SPLIT, STATE, load_run
+from vitreous.tasks.runs import CONFIG, METRICS, MODEL, PREPROCESS, SPLIT, STATE, load_run
 from vitreous.tasks.weights import is_model_file, load_model
 
 TASK = "classify"
 MAP = "map.tif"
 DECODER_WIDTH = 64  # of mode dense
-RUN_FOLDER = "VITREOUS_RUN_FOLDER"  # tells the further processes of DDP where the first one writes
 
 
 @dataclass
@@ -84,7 +80,8 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
     console.print(f"reading {recipe.scene}", highlight=False)
     data = open_labelled(recipe)
     contract = BandContract.of(data.scene)
-    folder, first = _folder(recipe, resume)
+    name = f"{Path(recipe.scene).stem}-{recipe.model}"
+    folder, first = runs.start_folder(recipe, TASK, name, resume=resume)
     try:
         split = _split(recipe, data, folder)
     except VitreousError:
@@ -93,7 +90,7 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
         raise
     if first:
         if not resume:
-            write_json(folder / CONFIG, _config(recipe, command, data))
+            runs.write_config(folder, TASK, recipe, data.scene, command)
         _describe(console, split, folder)
     if resume and (folder / MODEL).is_file():  # it was stopped after training, before its products
         trained = Trained(load_run(folder).classifier, *_known_figures(folder))
@@ -217,29 +214,6 @@ def _check_reducer(recipe: Recipe) -> None:
         )
 
 
-def _folder(recipe: Recipe, resume: bool) -> tuple[Path, bool]:
-    """Return the run folder, and whether this process is the one that writes it."""
-    if RUN_FOLDER in os.environ and int(os.environ.get("LOCAL_RANK", "0")) > 0:
-        return Path(os.environ[RUN_FOLDER]), False
-    if resume:
-        folder = Path(recipe.runs) / TASK / str(recipe.name)
-        if not (folder / CONFIG).is_file():
-            raise ConfigError(f"There is no run to resume in {folder}.", "Check --runs and --name.")
-        _sweep(folder)
-    else:
-        name = recipe.name or f"{Path(recipe.scene).stem}-{recipe.model}"
-        folder = runs.new_run_folder(recipe.runs, TASK, name)
-    os.environ[RUN_FOLDER] = str(folder.resolve())
-    return folder, True
-
-
-def _sweep(folder: Path) -> None:
-    """Delete the unfinished files that a kill leaves; every finished one has a name without a dot."""
-    for leftover in folder.glob(".*"):
-        if leftover.is_file():
-            leftover.unlink()
-
-
 def _split(recipe: Recipe, data: LabelledScene, folder: Path) -> Split:
     """Return the run's split: the saved one where there is one, so that resuming cannot change it."""
     if (folder / SPLIT).is_file():
@@ -295,21 +269,6 @@ def _describe(console: Console, split: Split, folder: Path) -> None:
         )
 
 
-def _config(recipe: Recipe, command: str, data: LabelledScene) -> dict[str, Any]:
-    return {
-        "schema": 1,
-        "task": TASK,
-        "command": command,
-        "recipe": recipe.model_dump(),
-        "scene": {
-            "source": str(data.scene.attrs.get("source", "")),
-            "shape": list(data.scene.shape),
-            "unit": data.scene.attrs.get("unit"),
-        },
-        "versions": versions(),
-    }
-
-
 def _known_figures(folder: Path) -> tuple[float, int | None, int | None]:
     model = read_json(folder / CONFIG).get("model", {})
     return float(model.get("train_seconds", 0.0)), model.get("parameters"), model.get("trainable")
@@ -338,7 +297,8 @@ def _fit_network(
     resume: bool,
     show: bool,
 ) -> Trained:
-    from vitreous.tasks.fit import ClassifyTask, fit
+    from vitreous.tasks.fit import ClassifyTask
+    from vitreous.tasks.loop import fit
 
     torch.manual_seed(recipe.seed)
     console = Console(stderr=True, quiet=not show)
@@ -357,22 +317,22 @@ def _make_classifier(
     settings = _settings(recipe)
     count = len(data.class_names)
     model_args = recipe.model_args
-    if recipe.init is None or is_model_file(recipe.init):
-        preprocess = Preprocess.fit(
-            spectra_at(data.scene, contract.select(data.scene), split.pixels(TRAIN)),
-            reduction=recipe.reduction,
-            components=recipe.components,
-            whiten=recipe.whiten,
-            standardize=recipe.standardize,
+    if recipe.init is None:
+        preprocess = _fit_preprocess(recipe, data, split, contract)
+        net = runs.make_net(
+            recipe.model, settings, bands=preprocess.channels, num_classes=count, **model_args
         )
-        if recipe.init is None:
-            net = runs.make_net(
-                recipe.model, settings, bands=preprocess.channels, num_classes=count, **model_args
-            )
-        else:
-            net, model_args = _start_from_file(
-                recipe, contract, settings, preprocess.channels, count, console
-            )
+    elif is_model_file(recipe.init):
+        preprocess = _fit_preprocess(recipe, data, split, contract)
+        # Components have no wavelengths; bands that are only scaled keep theirs.
+        centres = contract.wavelengths if recipe.reduction == "none" else None
+        bands = Bands(preprocess.channels, centres)
+        net, model_args = _start_from_file(recipe, recipe.init, bands, settings, count, console)
+    elif (Path(recipe.init) / PREPROCESS).is_file():
+        preprocess = _pretrained_preprocess(recipe.init, data)
+        net, model_args = _start_from_file(
+            recipe, Path(recipe.init) / MODEL, None, settings, count, console
+        )
     else:
         start, model_args = _start_from(recipe, contract, settings)
         preprocess, net = start.preprocess, start.net
@@ -475,20 +435,44 @@ def _start_from(
     return start.classifier.requires_grad_(True), start.model_args
 
 
+def _fit_preprocess(
+    recipe: Recipe, data: LabelledScene, split: Split, contract: BandContract
+) -> Preprocess:
+    return Preprocess.fit(
+        spectra_at(data.scene, contract.select(data.scene), split.pixels(TRAIN)),
+        reduction=recipe.reduction,
+        components=recipe.components,
+        whiten=recipe.whiten,
+        standardize=recipe.standardize,
+    )
+
+
+def _pretrained_preprocess(init: str, data: LabelledScene) -> Preprocess:
+    """Return what a pre-trained network's input was scaled by, if the scene has the bands that it learned from."""
+    from vitreous.tasks import pretrain
+
+    start = pretrain.load_run(init)
+    chosen, own = start.contract.select(data.scene), BandContract.of(data.scene)
+    if list(chosen) != list(own.used):
+        raise ModelError(
+            f"The run {init} was pre-trained on other bands than the scene's {len(own.used)} good ones.",
+            f"Adapt its weights to them: --init {Path(init) / MODEL} --reduction none.",
+        )
+    return start.preprocess
+
+
 def _start_from_file(
     recipe: Recipe,
-    contract: BandContract,
+    file: str | Path,
+    bands: Bands | None,
     settings: dict[str, Any],
-    channels: int,
     count: int,
     console: Console,
 ) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """Load a model file for the recipe's channels, with a new head, and say what became of it."""
-    # Components have no wavelengths; bands that are only scaled keep theirs.
-    centres = contract.wavelengths if recipe.reduction == "none" else None
+    """Load a model file for some bands, or for its own, with a new head, and say what became of it."""
     net, report = load_model(
-        str(recipe.init),
-        bands=Bands(channels, centres),
+        file,
+        bands=bands,
         num_classes=count,
         image_size=runs.image_size(settings),
         new_head=True,
@@ -653,7 +637,7 @@ def map_scene(
     console: Console,
 ) -> Prediction:
     """Map the recipe's scene into a run folder, showing progress."""
-    with _mapping_bar(console) as advance:
+    with progress_bar("mapping", console) as advance:
         return predict_scene(
             classifier,
             data.scene,
@@ -663,22 +647,6 @@ def map_scene(
             probabilities=folder / "probabilities.tif" if recipe.probabilities else None,
             progress=advance,
         )
-
-
-@contextmanager
-def _mapping_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("mapping"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("pixels", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _read_map(path: Path, pixels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -2,46 +2,30 @@
 
 from __future__ import annotations
 
-import copy
-import csv
-import io
 import itertools
-import logging
-import math
-import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from vitreous.data.regions import Group, PixelRegions, RegionBatch, orient
-from vitreous.errors import ConfigError, VitreousError
-from vitreous.files import write_text
+from vitreous.errors import ConfigError
 from vitreous.inference.dense_classifier import DenseClassifier
 from vitreous.inference.patch_classifier import PatchClassifier
 from vitreous.methods.adapt import lora
 from vitreous.methods.adapt._freeze import freeze_base, is_adapter
 from vitreous.methods.reduce import evit
 from vitreous.recipe import Recipe
-from vitreous.tasks.checkpoint import load_state, save_state
+from vitreous.tasks.loop import Row, Task, stream
 from vitreous.tasks.metrics import oa_aa_kappa
-from vitreous.tasks.progress import EpochProgress
-from vitreous.tasks.runs import STATE
 from vitreous.tasks.schedules import cosine, cycle_factor, cyclic_rate
 
-LOG = "log.csv"
 COLUMNS = (
     "epoch",
     "step",
@@ -57,8 +41,6 @@ COLUMNS = (
 PARTS = 16  # most steps of a network on one pass of its front-end
 STEPS = 1000  # of a training, where no number of epochs is given ...
 FEWEST_EPOCHS = 8  # ... however many the pixels are
-VALIDATIONS = 20  # of one training
-SAVE_SHARE = 20  # saving the state may take one part in so many of the time
 HEAD = "head."
 
 
@@ -137,47 +119,45 @@ def automatic_epochs(regions: PixelRegions, recipe: Recipe) -> int:
     return max(FEWEST_EPOCHS, round(STEPS / (regions.steps(recipe.batch_size) * recipe.passes)))
 
 
-def stream(*key: int) -> torch.Generator:
-    """Return a random generator of its own for a key such as (seed, epoch, rank)."""
-    return torch.Generator().manual_seed(stream_seed(*key))
-
-
-def stream_seed(*key: int) -> int:
-    """Mix numbers into one seed; neighbouring keys give unrelated streams."""
-    seed = 0
-    for part in key:
-        seed = (seed * 6364136223846793005 + (part + 1) * 1442695040888963407) % 2**63
-    return seed
-
-
-class ClassifyTask(L.LightningModule):
+class ClassifyTask(Task):
     """Trains a network on labelled pixels; what is evaluated is the average of its weights.
 
     Args:
         classifier: the classifier; its preprocessing is fitted and stays fixed.
         data: training and validation pixels.
         recipe: the settings.
-        class_names: for the metrics.
+
+    Raises:
+        ConfigError: several processes cannot train so.
     """
+
+    model: PatchClassifier | DenseClassifier
+    average: PatchClassifier | DenseClassifier
+    columns = COLUMNS
+    shown: ClassVar[dict[str, str]] = {
+        "train_loss": "loss",
+        "train_oa": "train OA",
+        "val_oa": "val OA",
+    }
+    kept = ("best", "best_score", "best_epoch", "improved_epoch")
 
     def __init__(
         self, classifier: PatchClassifier | DenseClassifier, data: TrainingData, recipe: Recipe
     ) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.classifier = classifier
-        self.average = copy.deepcopy(classifier).requires_grad_(False)
+        if recipe.devices > 1 and recipe.adapt == "pretrain_then_lora":
+            raise ConfigError(
+                "pretrain_then_lora freezes weights half-way, which several processes cannot follow.",
+                "Train two runs: --adapt scratch, then --adapt lora_only --init RUN.",
+            )
+        epochs = recipe.epochs or automatic_epochs(data.train, recipe)
+        super().__init__(classifier, recipe, epochs, sums=3)  # loss, hits, pixels of this epoch
         self.data, self.recipe = data, recipe
-        self.epochs = recipe.epochs or automatic_epochs(data.train, recipe)
-        self.history: list[dict[str, float | int]] = []
         self.best: dict[str, Tensor] | None = None
-        self.best_score, self.best_epoch, self.elapsed = -1.0, -1, 0.0
+        self.best_score, self.best_epoch = -1.0, -1
         self.improved_epoch = -1  # the last one that was better than all before, not only as good
         self.validated = -1  # the last epoch that was
         self.confusion = MulticlassConfusionMatrix(classifier.num_classes)
-        self.sums = torch.zeros(3, dtype=torch.float64)  # loss, hits, pixels of this epoch
         self.val_sums = torch.zeros(2, dtype=torch.float64)  # loss, pixels
-        self._started = time.perf_counter()
 
     # -- data ---------------------------------------------------------------------------------------------
 
@@ -204,9 +184,9 @@ class ClassifyTask(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW with groups for adapters and others, with and without weight decay."""
-        plain = {f"net.{name}" for name in self.classifier.net.no_weight_decay()}  # type: ignore[operator]
+        plain = {f"net.{name}" for name in self.model.net.no_weight_decay()}  # type: ignore[operator]
         groups: dict[tuple[bool, bool], list[Tensor]] = {}
-        for name, parameter in self.classifier.named_parameters():
+        for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 groups.setdefault((is_adapter(name), name not in plain), []).append(parameter)
         return torch.optim.AdamW(
@@ -227,13 +207,9 @@ class ClassifyTask(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Give the epoch its own random stream, and freeze the base when its time has come."""
-        torch.manual_seed(
-            stream_seed(self.recipe.seed, self.current_epoch, 10_000 + self.global_rank)
-        )
-        self.sums.zero_()
-        self._started = time.perf_counter()
+        super().on_train_epoch_start()
         if self.recipe.adapt == "pretrain_then_lora" and self.current_epoch >= self.epochs // 2:
-            freeze_base(self.classifier, lora.MARK)
+            freeze_base(self.model, lora.MARK)
 
     def _rate(self, epochs: float, peak: float, adapter: bool) -> float:
         recipe = self.recipe
@@ -262,17 +238,17 @@ class ClassifyTask(L.LightningModule):
         """
         regions, parts = batch
         regions.regions = self._augment(regions.regions)
-        image = self.classifier.features(regions.regions)
+        image = self.model.features(regions.regions)
         leaf = image.detach().requires_grad_(image.requires_grad)
         steps = self._parts(len(regions.classes), parts)
         for number, pixels in enumerate(steps):
             self._set_rates(batch_idx, number / len(steps))
             self.manual_backward(self._loss(leaf, regions, pixels.to(image.device)))
             if number < len(steps) - 1:
-                self._step()
+                self.step()
         if leaf.grad is not None:
             self.manual_backward(image, gradient=leaf.grad / len(steps))
-        self._step()
+        self.step()
 
     def _parts(self, count: int, parts: int) -> list[Tensor]:
         """Divide ``count`` pixels at random into ``parts``, once for each pass over a shared region."""
@@ -293,9 +269,9 @@ class ClassifyTask(L.LightningModule):
             self.recipe.flips
         ):  # the front-end is not symmetric, so this differs from turning the region
             index = orient(index, int(torch.randint(8, ())))
-        patches = self.classifier.read_patches(image, index)
+        patches = self.model.read_patches(image, index)
         if self.recipe.mixup == 0 or self.recipe.mode == "dense":  # these are scores, not patches
-            logits = self.classifier.score(patches)
+            logits = self.model.score(patches)
             loss = self._cross_entropy(logits, classes)
         else:
             share = float(torch.distributions.Beta(self.recipe.mixup, self.recipe.mixup).sample())
@@ -303,7 +279,7 @@ class ClassifyTask(L.LightningModule):
                 share, 1 - share
             )  # the own class stays the larger part, for the figures shown
             other = torch.randperm(len(classes), device=classes.device)
-            logits = self.classifier.score(share * patches + (1 - share) * patches[other])
+            logits = self.model.score(share * patches + (1 - share) * patches[other])
             loss = share * self._cross_entropy(logits, classes)
             loss = loss + (1 - share) * self._cross_entropy(logits, classes[other])
         hits = int((logits.detach().argmax(1) == classes).sum())
@@ -323,33 +299,12 @@ class ClassifyTask(L.LightningModule):
         """Set the learning rate, the share of tokens kept, and the adapters' scale where the schedule is cyclic."""
         batches = max(int(self.trainer.num_training_batches), 1)
         now = self.current_epoch + (batch_idx + within) / batches
-        for group in self._optimizer().param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = self._rate(now, group["peak"], group["adapter"])
         if self.recipe.schedule == "cyclic":
             cycle = {"first": self.recipe.cycle_epochs, "growth": self.recipe.cycle_growth}
-            lora.set_cycle(self.classifier, cycle_factor(now, **cycle))
-        evit.set_progress(self.classifier, now / self.epochs)
-
-    def _step(self) -> None:
-        """Move the weights, and their average with them; faster at the start, where it is far from good."""
-        optimizer = self._optimizer()
-        self.clip_gradients(
-            optimizer.optimizer, gradient_clip_val=self.recipe.clip, gradient_clip_algorithm="norm"
-        )
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        step = self.global_step
-        decay = min(self.recipe.ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for slow, fast in zip(
-                self.average.parameters(), self.classifier.parameters(), strict=True
-            ):
-                slow.lerp_(fast, 1 - decay)
-
-    def _optimizer(self) -> LightningOptimizer:
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, LightningOptimizer)
-        return optimizer
+            lora.set_cycle(self.model, cycle_factor(now, **cycle))
+        evit.set_progress(self.model, now / self.epochs)
 
     def _augment(self, regions: Tensor) -> Tensor:
         """Change the illumination of whole regions and add noise, in the space of reduced channels.
@@ -381,40 +336,15 @@ class ClassifyTask(L.LightningModule):
         loss = float(F.cross_entropy(logits, regions.classes, reduction="sum"))
         self.val_sums += torch.tensor([loss, len(regions.classes)], dtype=torch.float64)
 
-    @torch.no_grad()
     def _refresh_statistics(self) -> None:
-        """Compute the batch-norm statistics that belong to the averaged weights, on all training pixels.
-
-        Averages of the statistics seen along the way belong to other weights (Izmailov et al., 2018).
-        """
-        self.average.eval()
-        norms = [
-            m
-            for m in self.average.modules()
-            if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)
-        ]
-        if not norms:
-            return
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum, norm.training = None, True  # None: the plain mean over all batches
-        for regions, _ in EpochBatches(
-            self.data.train, self.recipe, 0, 0, 1
-        ):  # mixed as in training
-            self.average(regions.to(self.device))
-        self.average.eval()
+        """Compute the statistics of the averaged weights on all training pixels, mixed as in training."""
+        batches = EpochBatches(self.data.train, self.recipe, 0, 0, 1)
+        self.refresh_statistics(regions.to(self.device) for regions, _ in batches)
 
     # -- end of an epoch ----------------------------------------------------------------------------------
 
-    def finish_epoch(self) -> None:
-        """Log the epoch, remember the best weights, and stop where nothing improves any more."""
-        self.elapsed += time.perf_counter() - self._started
-        row = self._row()
-        if not math.isfinite(row["train_loss"]):
-            raise _diverged()  # before the state is saved, so that the last good one stays
-        self.history.append(row)
-        if self.logger is not None:
-            self.logger.log_metrics(dict(row), step=self.global_step)
+    def judge(self, row: Row) -> None:
+        """Remember the best weights, and stop where nothing improves any more."""
         # A validation part of few fields says little about others: only who stops by it chooses by it.
         if self.validated != self.current_epoch or not self.recipe.patience:
             return
@@ -430,19 +360,13 @@ class ClassifyTask(L.LightningModule):
         if self.recipe.patience and epoch - self.improved_epoch >= self.recipe.patience:
             self.trainer.should_stop = True
 
-    def _row(self) -> dict[str, float | int]:
-        sums = self._total(self.sums)
+    def row(self) -> Row:
+        """Return loss and OA of the training pixels, and of the validation pixels where it was their turn."""
+        sums = self.total(self.sums)
         count = max(sums[2], 1)
-        row: dict[str, float | int] = {
-            "epoch": self.current_epoch + 1,
-            "step": self.global_step,
-            "seconds": round(self.elapsed, 3),
-            "learning_rate": float(self._optimizer().param_groups[0]["lr"]),
-            "train_loss": sums[0] / count,
-            "train_oa": sums[1] / count,
-        }
+        row: Row = {"train_loss": sums[0] / count, "train_oa": sums[1] / count}
         if self.validated == self.current_epoch:
-            val = self._total(self.val_sums)
+            val = self.total(self.val_sums)
             confusion = F.pad(
                 self.confusion.compute().cpu(), (0, 1)
             )  # no pixel is left unclassified
@@ -455,29 +379,11 @@ class ClassifyTask(L.LightningModule):
             }
         return row
 
-    def _total(self, sums: Tensor) -> list[float]:
-        """Add up the sums of all processes."""
-        gathered = self.all_gather(sums)
-        assert isinstance(gathered, Tensor)
-        return gathered.reshape(-1, len(sums)).sum(0).tolist()
-
     # -- state --------------------------------------------------------------------------------------------
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what is not a parameter."""
-        checkpoint["vitreous"] = {
-            "history": self.history,
-            "best": self.best,
-            "best_score": self.best_score,
-            "best_epoch": self.best_epoch,
-            "improved_epoch": self.improved_epoch,
-            "elapsed": self.elapsed,
-        }
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it back."""
-        for name, value in checkpoint["vitreous"].items():
-            setattr(self, name, value)
+        """Take back what is not a parameter."""
+        super().on_load_checkpoint(checkpoint)
         if self.best is not None:  # it may have been killed after its last epoch
             self._stop_when_patience_ends(len(self.history) - 1)
 
@@ -491,138 +397,5 @@ class ClassifyTask(L.LightningModule):
             self.average.load_state_dict(self.best)
         else:
             self._refresh_statistics()
-        if not all(torch.isfinite(tensor).all() for tensor in self.average.state_dict().values()):
-            raise _diverged()
-        return self.average.eval()
-
-
-class SafetensorsIO(CheckpointIO):
-    """Lets Lightning keep its training state in our format instead of pickle."""
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
-    ) -> None:
-        """Write a training state."""
-        save_state(path, checkpoint)
-
-    def load_checkpoint(
-        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        """Read a training state."""
-        return load_state(path)
-
-    def remove_checkpoint(self, path: str | Path) -> None:
-        """Delete a training state."""
-        Path(path).unlink(missing_ok=True)
-
-
-class StateKeeper(L.Callback):
-    """Writes the training state and the log at the ends of epochs, not more often than its cost allows."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.next_save = 0.0
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save, if the last save is long enough ago."""
-        assert isinstance(pl_module, ClassifyTask)
-        pl_module.finish_epoch()  # Lightning calls callbacks before the module's own hook, too late for us
-        if trainer.is_global_zero:
-            write_log(self.folder / LOG, pl_module.history)
-        # All processes must take part in a save, so the first one's clock decides.
-        now = time.perf_counter()
-        if trainer.strategy.broadcast(now < self.next_save):
-            return
-        trainer.save_checkpoint(self.folder / STATE)
-        taken = time.perf_counter() - now
-        self.next_save = time.perf_counter() + SAVE_SHARE * taken
-
-
-def write_log(path: Path, history: list[dict[str, float | int]]) -> None:
-    """Write the learning curves as CSV."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    write_text(path, text.getvalue())
-
-
-def fit(task: ClassifyTask, folder: Path, *, resume: bool, show: bool = True) -> None:
-    """Train to the end of the recipe, keeping the state in ``folder``.
-
-    Raises:
-        ConfigError: the recipe asks for what this machine or combination does not have.
-        VitreousError: the loss is no number any more.
-    """
-    recipe = task.recipe
-    if recipe.devices > 1 and recipe.adapt == "pretrain_then_lora":
-        raise ConfigError(
-            "pretrain_then_lora freezes weights half-way, which several processes cannot follow.",
-            "Train two runs: --adapt scratch, then --adapt lora_only --init RUN.",
-        )
-    _quiet()
-    trainer = L.Trainer(
-        accelerator=recipe.accelerator if recipe.devices == 1 else "cpu" if not _gpus() else "auto",
-        devices=recipe.devices,
-        strategy=DDPStrategy(find_unused_parameters=True) if recipe.devices > 1 else "auto",
-        precision="bf16-mixed" if recipe.precision == "bf16" else "32-true",
-        max_epochs=task.epochs,
-        reload_dataloaders_every_n_epochs=1,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        check_val_every_n_epoch=max(1, task.epochs // VALIDATIONS),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        logger=_tensorboard(folder) if recipe.tensorboard else False,
-        callbacks=[StateKeeper(folder), EpochProgress(task.epochs, show)],
-        plugins=[SafetensorsIO()],
-        default_root_dir=folder,
-    )
-    state = folder / STATE
-    try:
-        trainer.fit(task, ckpt_path=str(state) if resume and state.exists() else None)
-    except SystemExit:  # what Lightning makes of Ctrl-C, without a word
-        if not trainer.interrupted:
-            raise
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    if torch.distributed.is_initialized():  # what follows, a baseline for one, waits for nobody
-        torch.distributed.destroy_process_group()
-
-
-def _diverged() -> VitreousError:
-    return VitreousError(
-        "Training diverged: the loss is no number.",
-        "Lower --learning-rate, or use --precision 32.",
-    )
-
-
-def _gpus() -> int:
-    return torch.cuda.device_count()
-
-
-def _tensorboard(folder: Path) -> Any:
-    try:
-        from lightning.pytorch.loggers import TensorBoardLogger
-
-        return TensorBoardLogger(str(folder), name="", version="tensorboard")
-    except (ImportError, ModuleNotFoundError) as error:
-        raise ConfigError(
-            "TensorBoard is not installed.", "pip install 'vitreous[app]', or drop --tensorboard."
-        ) from error
-
-
-def _quiet() -> None:
-    """Silence what Lightning tells every user about things we decided for them."""
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for text in (
-        ".*num_workers.*",
-        ".*does not have many workers.*",
-        ".*IterableDataset.*",
-        ".*TPU.*",
-    ):
-        warnings.filterwarnings("ignore", text)
-    warnings.filterwarnings("ignore", module="lightning.*")
-    warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning against a newer torch
+        self.finite_average()
+        return self.average

@@ -20,15 +20,16 @@ LINE_SECONDS = 10.0  # between lines where there is no terminal to draw a bar on
 
 
 class EpochProgress(L.Callback):
-    """A bar over the epochs with loss and accuracies; plain lines where output is not a terminal.
+    """A bar over the epochs with the figures that matter; plain lines where output is not a terminal.
 
     Args:
         epochs: how many there will be.
+        figures: columns of the log to show, and what to call them.
         show: False for silence (baselines, tests).
     """
 
-    def __init__(self, epochs: int, show: bool = True) -> None:
-        self.epochs, self.show = epochs, show
+    def __init__(self, epochs: int, figures: dict[str, str], show: bool = True) -> None:
+        self.epochs, self.figures, self.show = epochs, figures, show
         self.console = Console(stderr=True)
         self.bar: Progress | None = None
         self.task = TaskID(0)
@@ -52,9 +53,7 @@ class EpochProgress(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show the epoch's figures."""
         row: dict[str, Any] = pl_module.history[-1]  # type: ignore[index,assignment]
-        text = f"loss {row['train_loss']:.3f}  train OA {row['train_oa']:.3f}"
-        if "val_oa" in row:
-            text += f"  val OA {row['val_oa']:.3f}"
+        text = "  ".join(f"{v} {row[k]:.3f}" for k, v in self.figures.items() if k in row)
         if self.bar is not None:
             self.bar.update(self.task, completed=row["epoch"], description=text)
         elif self.show and (

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+import xarray as xr
 from torch import nn
 
 from vitreous.catalog.registry import card, create_model, system_module
+from vitreous.catalog.results import versions
 from vitreous.data.contract import BandContract
 from vitreous.data.splits import Split
-from vitreous.errors import CheckpointError, VitreousError
-from vitreous.files import read_json
+from vitreous.errors import CheckpointError, ConfigError, VitreousError
+from vitreous.files import read_json, task_of, write_json
 from vitreous.inference.dense_classifier import DenseClassifier
 from vitreous.inference.patch_classifier import PatchClassifier
 from vitreous.layers.decoders import DenseNet
 from vitreous.layers.preprocess import Preprocess
 from vitreous.methods._apply import applied, reinstall
 from vitreous.models._pixel_estimator import PixelEstimator
-from vitreous.recipe import Recipe, make_recipe
+from vitreous.recipe import Recipe, Settings, make_recipe
 from vitreous.tasks.checkpoint import load_exactly, load_tensors, save_tensors
 
 Network: TypeAlias = PatchClassifier | DenseClassifier
@@ -35,6 +40,9 @@ MODEL, STATE, SPLIT, CONFIG, METRICS = (
     "config.json",
     "metrics.json",
 )
+PREPROCESS = "preprocess.safetensors"  # of a pre-trained run, beside its model file
+VERBS = {"classify": "train", "restore": "restore", "pretrain": "pretrain"}  # that train for a task
+RUN_FOLDER = "VITREOUS_RUN_FOLDER"  # tells the further processes of DDP where the first one writes
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,53 @@ class Run:
     def split(self) -> Split:
         """The split it was trained on."""
         return Split.load(self.path / SPLIT)
+
+
+def start_folder(recipe: Settings, task: str, name: str, *, resume: bool) -> tuple[Path, bool]:
+    """Return the folder of a run, and whether this process is the one that writes it.
+
+    Args:
+        recipe: the settings.
+        task: what is trained.
+        name: of the run, where the recipe gives none.
+        resume: go on with the run that the recipe names; what a kill left half-written is deleted.
+
+    Raises:
+        ConfigError: there is no such run.
+        VitreousError: the folder cannot be made.
+    """
+    if RUN_FOLDER in os.environ and int(os.environ.get("LOCAL_RANK", "0")) > 0:
+        return Path(os.environ[RUN_FOLDER]), False
+    if resume:
+        folder = Path(recipe.runs) / task / str(recipe.name)
+        if not (folder / CONFIG).is_file():
+            raise ConfigError(f"There is no run to resume in {folder}.", "Check --runs and --name.")
+        for leftover in folder.glob(".*"):  # every finished file has a name without a dot
+            if leftover.is_file():
+                leftover.unlink()
+    else:
+        folder = new_run_folder(recipe.runs, task, recipe.name or name)
+    os.environ[RUN_FOLDER] = str(folder.resolve())
+    return folder, True
+
+
+def write_config(
+    folder: Path, task: str, recipe: Settings, scene: xr.DataArray, command: str
+) -> None:
+    """Write ``config.json``: what it takes to do the run again."""
+    value = {
+        "schema": 1,
+        "task": task,
+        "command": command,
+        "recipe": recipe.model_dump(),
+        "scene": {
+            "source": str(scene.attrs.get("source", "")),
+            "shape": list(scene.shape),
+            "unit": scene.attrs.get("unit"),
+        },
+        "versions": versions(),
+    }
+    write_json(folder / CONFIG, value)
 
 
 def new_run_folder(runs: str | Path, task: str, name: str) -> Path:
@@ -138,19 +193,7 @@ def load_run(path: str | Path) -> Run:
             version.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise CheckpointError(f"There is no run folder {path}.", "Train one with 'vitreous train'.")
-    if not (path / MODEL).is_file() and (path / STATE).is_file():
-        raise CheckpointError(
-            f"The run {path} has not finished.", f"Go on with 'vitreous train {path} --resume'."
-        )
-    tensors, header = load_tensors(path / MODEL)
-    try:
-        if header["schema"] != SCHEMA:
-            raise CheckpointError(
-                f"{path / MODEL} has the format {header['schema']}; this version reads {SCHEMA}.",
-                "Update vitreous.",
-            )
+    with checkpoint(path, "classify") as (tensors, header):
         contract = BandContract.from_json(header["contract"])
         classifier = (
             _network(header, tensors, contract)
@@ -169,6 +212,49 @@ def load_run(path: str | Path) -> Run:
             header["name"],
             header.get("model_args", {}),
         )
+
+
+@contextmanager
+def checkpoint(path: Path, task: str) -> Iterator[tuple[dict[str, torch.Tensor], Any]]:
+    """Yield the tensors and the header of a finished run; what fails inside is the fault of a damaged header.
+
+    Raises:
+        CheckpointError: the folder holds no finished run of this task, or its checkpoint is damaged or made for a
+            newer version.
+    """
+    if not path.is_dir():
+        raise CheckpointError(
+            f"There is no run folder {path}.", f"Train one with 'vitreous {VERBS[task]}'."
+        )
+    if (path / CONFIG).is_file() and (other := task_of(path)) != task:
+        raise CheckpointError(
+            f"{path} is a run of the task '{other}', not of '{task}'.",
+            f"Name one that 'vitreous {VERBS[task]}' has made.",
+        )
+    if not (path / MODEL).is_file() and (path / STATE).is_file():
+        raise CheckpointError(
+            f"The run {path} has not finished.",
+            f"Go on with 'vitreous {VERBS[task]} {path} --resume'.",
+        )
+    tensors, header = load_tensors(path / MODEL)
+    with readable_header(path / MODEL, header):
+        yield tensors, header
+
+
+@contextmanager
+def readable_header(path: Path, header: Any) -> Iterator[None]:
+    """Take what fails inside for the fault of a damaged header.
+
+    Raises:
+        CheckpointError: something does, or the file was made for a newer version.
+    """
+    try:
+        if header["schema"] != SCHEMA:
+            raise CheckpointError(
+                f"{path} has the format {header['schema']}; this version reads {SCHEMA}.",
+                "Update vitreous.",
+            )
+        yield
     # Building from a damaged description can fail in any of these ways.
     except (
         LookupError,
@@ -179,7 +265,7 @@ def load_run(path: str | Path) -> Run:
         RuntimeError,
     ) as error:
         raise CheckpointError(
-            f"The description in {path / MODEL} is damaged: {error!r}.",
+            f"The description in {path} is damaged: {error!r}.",
             "Restore the file, or train again.",
         ) from error
 

@@ -611,7 +611,9 @@ def _adapt(
     for name in model.band_parameters:
         if name not in done or done[name].ndim < 2 or done[name].shape[1] != source.count:
             continue  # told as left over
-        done[name], made, unmatched = adapt_bands(done[name], source, target, method)
+        done[name], made, unmatched = adapt_bands(
+            done[name], source, target, method, table=name in model.band_tables
+        )
         if made != "same":
             names.append(name)
             how = made

@@ -33,6 +33,8 @@ CARD = Card(
     tasks=["classify"],
     models=[
         "vit_*",
+        "channelvit_*",
+        "satmae_pp_*",
         "ggem_*",
         "swin_*",
         "crossvit_*",

@@ -52,6 +52,8 @@ CARD = Card(
     tasks=["classify"],
     models=[
         "vit*",
+        "channelvit*",
+        "satmae_pp*",
         "ggem*",
         "swin*",
         "convnext*",

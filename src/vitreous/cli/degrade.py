@@ -1,0 +1,42 @@
+"""``vitreous degrade``: make test data from a scene of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitreous.cli.options import key_values, open_named
+
+
+def degrade(
+    scene: Annotated[str, typer.Argument(help="Scene file, or the name of a built-in sample.")],
+    out: Annotated[
+        Path,
+        typer.Option("-o", "--out", metavar="OUT", help="Scene to write: .tif, .hdr, .npy, .zarr."),
+    ],
+    kind: Annotated[
+        str, typer.Option(help="gaussian, blind, band_noise, stripes, deadlines, impulse, ...")
+    ] = "gaussian",
+    args: Annotated[
+        list[str] | None,
+        typer.Option("--args", metavar="KEY=VALUE", help="Its settings, e.g. sigma=30 (of 255)."),
+    ] = None,
+    per: Annotated[
+        str, typer.Option("--range", metavar="band|scene", help="What is scaled to 0..1 before.")
+    ] = "band",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    hints: Annotated[
+        list[str] | None,
+        typer.Option("--hints", "--hint", metavar="KEY=VALUE", help="Hint for the scene's reader."),
+    ] = None,
+) -> None:
+    """Add noise, stripes, dead columns or impulses to a scene, drop bands of it, or make it coarser."""
+    from vitreous.data.degradations import degradation, degraded_scene
+    from vitreous.scenes import write_scene
+
+    chosen = degradation(kind, key_values(args or [], "--args"))
+    opened = open_named(scene, key_values(hints or [], "--hints"))
+    write_scene(degraded_scene(opened.scene, chosen, per=per, seed=seed), out)
+    typer.echo(str(out))

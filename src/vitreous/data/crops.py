@@ -1,0 +1,144 @@
+"""Crops of a scene, to learn from without labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+
+from vitreous.data.regions import orient
+from vitreous.errors import SceneError
+from vitreous.scenes.cube import read_window
+
+TRIES = 20  # to find a crop with enough valid pixels
+FEWEST_VALID = 0.5  # share of a crop's pixels
+SAMPLED = 20_000  # pixels to learn the range of values from
+
+
+class Area(NamedTuple):
+    """A rectangle of a scene."""
+
+    rows: slice
+    columns: slice
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
+
+    def to_json(self) -> list[int]:
+        """Return first and last row, first and last column."""
+        return [self.rows.start, self.rows.stop, self.columns.start, self.columns.stop]
+
+
+def cut_scene(scene: xr.DataArray, *shares: float) -> list[Area]:
+    """Cut a scene across its longer side into what is left and pieces of given shares at its end.
+
+    Args:
+        scene: the scene.
+        shares: of the longer side, in the order in which the pieces follow; a share of 0 gives an empty piece.
+
+    Returns:
+        The rest first, then the pieces.
+    """
+    height, width = scene.sizes["y"], scene.sizes["x"]
+    longer = max(height, width)
+    sides = [round(longer * share) for share in shares]
+    ends = np.cumsum([longer - sum(sides), *sides]).tolist()
+    spans = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    if height >= width:
+        return [Area(span, slice(0, width)) for span in spans]
+    return [Area(slice(0, height), span) for span in spans]
+
+
+def sample_spectra(
+    scene: xr.DataArray, bands: npt.NDArray[np.int64], area: Area
+) -> npt.NDArray[np.float32]:
+    """Return the spectra of valid pixels spread over an area, ``(pixels, bands)``."""
+    height, width = area.shape
+    step = max(1, int((height * width / SAMPLED) ** 0.5))
+    rows = slice(area.rows.start, area.rows.stop, step)
+    columns = slice(area.columns.start, area.columns.stop, step)
+    spectra = read_window(scene, rows, columns, bands).reshape(len(bands), -1).T
+    return spectra[np.isfinite(spectra).all(1)]
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Squares anywhere in an area of a scene, read when they are asked for.
+
+    Attributes:
+        scene: the scene.
+        bands: which bands of it.
+        area: where.
+        side: of a crop in pixels.
+
+    Raises:
+        SceneError: the area is smaller than a crop.
+    """
+
+    scene: xr.DataArray
+    bands: npt.NDArray[np.int64]
+    area: Area
+    side: int
+
+    def __post_init__(self) -> None:
+        if min(self.area.shape) < self.side:
+            height, width = self.area.shape
+            raise SceneError(
+                f"Crops of {self.side} x {self.side} pixels do not fit into an area of {height} x {width} pixels "
+                f"of {self.scene.attrs.get('source') or 'the scene'}.",
+                "Take smaller crops, a smaller scale, or a smaller share for validation and test.",
+            )
+
+    def draw(
+        self, count: int, generator: torch.Generator, flips: bool
+    ) -> Float[Tensor, "count bands side side"]:
+        """Draw crops of physical values, NaN where invalid.
+
+        Args:
+            count: how many.
+            generator: decides which.
+            flips: also turn and mirror them.
+
+        Raises:
+            SceneError: the area is next to nothing but invalid pixels.
+        """
+        return torch.stack([self._one(generator, flips) for _ in range(count)])
+
+    def _one(self, generator: torch.Generator, flips: bool) -> Float[Tensor, "bands side side"]:
+        height, width = self.area.shape
+        for _ in range(TRIES):
+            down = int(torch.randint(height - self.side + 1, (), generator=generator))
+            across = int(torch.randint(width - self.side + 1, (), generator=generator))
+            turn = int(torch.randint(8, (), generator=generator))
+            crop = self.read(self.area.rows.start + down, self.area.columns.start + across)
+            if torch.isfinite(crop[0]).float().mean() >= FEWEST_VALID:
+                return orient(crop, turn) if flips else crop
+        raise SceneError(
+            f"{self.scene.attrs.get('source') or 'The scene'} has next to no valid pixels where crops are drawn.",
+            "Check its nodata value and bad bands with 'vitreous info'.",
+        )
+
+    def read(self, row: int, column: int) -> Float[Tensor, "bands side side"]:
+        """Read the crop whose first pixel is at ``row`` and ``column`` of the scene."""
+        values = read_window(
+            self.scene, slice(row, row + self.side), slice(column, column + self.side), self.bands
+        )
+        return torch.from_numpy(np.ascontiguousarray(values))
+
+    def grid(self) -> list[tuple[int, int]]:
+        """Return the first pixels of crops that lie side by side, in the order of the scene."""
+        return [
+            (row, column)
+            for row in range(self.area.rows.start, self.area.rows.stop - self.side + 1, self.side)
+            for column in range(
+                self.area.columns.start, self.area.columns.stop - self.side + 1, self.side
+            )
+        ]

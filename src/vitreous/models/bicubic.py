@@ -1,0 +1,44 @@
+"""Bicubic enlargement: what every super-resolver has to beat."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from vitreous.catalog.card import Card
+from vitreous.layers.restorer import Restorer
+
+CARD = Card(
+    slug="bicubic",
+    title="Bicubic interpolation",
+    kind="filter",
+    summary="Cubic convolution of every band by itself.",
+    when="No time to train, or as the baseline of super-resolution.",
+    paper="Keys, IEEE TASSP 29(6), 1153-1160",
+    year=1981,
+    tasks=["restore"],
+    variants={"bicubic": {}},
+)
+
+
+class Bicubic(Restorer):
+    """Enlarges ``scale`` times."""
+
+    any_bands = True
+    reach = 2
+
+    def __init__(self, bands: int, scale: int) -> None:
+        super().__init__(bands)
+        self.scale = scale
+
+    def restore(
+        self, x: Float[Tensor, "batch bands height width"]
+    ) -> Float[Tensor, "batch bands height*scale width*scale"]:
+        """Enlarge."""
+        return F.interpolate(x, scale_factor=self.scale, mode="bicubic")
+
+
+def build(bands: int, scale: int = 4) -> Bicubic:
+    """Build the filter for ``scale`` times finer cubes."""
+    return Bicubic(bands, scale)

@@ -1,0 +1,318 @@
+"""What every training here has: steps, an average of the weights, a log, a state that resumes bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+import logging
+import math
+import time
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+
+from vitreous.errors import ConfigError, VitreousError
+from vitreous.files import write_text
+from vitreous.recipe import Settings
+from vitreous.tasks.checkpoint import load_state, save_state
+from vitreous.tasks.progress import EpochProgress
+from vitreous.tasks.runs import STATE
+
+LOG = "log.csv"
+VALIDATIONS = 20  # of one training
+SAVE_SHARE = 20  # saving the state may take one part in so many of the time
+
+Row = dict[str, float | int]
+
+
+class Task(L.LightningModule):
+    """Trains a model, and keeps the average of its weights, which is what is used in the end.
+
+    A subclass sets ``columns`` and writes ``training_step``, which calls :meth:`step` once per step, and :meth:`row`.
+
+    Args:
+        model: what is trained.
+        recipe: the settings.
+        epochs: rounds of training.
+
+    Attributes:
+        columns: of ``log.csv``.
+        shown: of them, what a user sees while it trains.
+        kept: names of further attributes that belong to the state.
+        history: a row per epoch.
+        average: the model with averaged weights.
+        sums: what :meth:`row` makes figures of, added up over the steps of an epoch.
+    """
+
+    columns: ClassVar[tuple[str, ...]]
+    shown: ClassVar[dict[str, str]]
+    kept: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, model: nn.Module, recipe: Settings, epochs: int, sums: int) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model, self.average = model, copy.deepcopy(model).requires_grad_(False)
+        self.settings, self.epochs = recipe, epochs
+        self.history: list[Row] = []
+        self.elapsed = 0.0
+        self.sums = torch.zeros(sums, dtype=torch.float64)
+        self._started = time.perf_counter()
+
+    # -- to be written by each task -----------------------------------------------------------------------
+
+    def row(self) -> Row:
+        """Return the epoch's own figures, the training loss among them as ``train_loss``."""
+        raise NotImplementedError
+
+    def judge(self, row: Row) -> None:
+        """Look at a finished epoch's figures: remember weights, stop early."""
+
+    # -- what follows from it -----------------------------------------------------------------------------
+
+    def on_train_epoch_start(self) -> None:
+        """Give the epoch its own random stream."""
+        epoch = len(self.history)
+        torch.manual_seed(stream_seed(self.settings.seed, epoch, 10_000 + self.global_rank))
+        self.sums.zero_()
+        self._started = time.perf_counter()
+
+    @property
+    def optimizer(self) -> LightningOptimizer:
+        """The one optimizer."""
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        return optimizer
+
+    def step(self) -> None:
+        """Move the weights, and their average with them; faster at the start, where it is far from good."""
+        self.clip_gradients(
+            self.optimizer.optimizer,
+            gradient_clip_val=self.settings.clip,
+            gradient_clip_algorithm="norm",
+        )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        step = self.global_step
+        decay = min(self.settings.ema, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for slow, fast in zip(self.average.parameters(), self.model.parameters(), strict=True):
+                slow.lerp_(fast, 1 - decay)
+
+    def finish_epoch(self) -> None:
+        """Log the epoch and judge it.
+
+        Raises:
+            VitreousError: the loss is no number any more.
+        """
+        self.elapsed += time.perf_counter() - self._started
+        row: Row = {
+            "epoch": self.current_epoch + 1,
+            "step": self.global_step,
+            "seconds": round(self.elapsed, 3),
+            "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
+            **self.row(),
+        }
+        if not math.isfinite(row["train_loss"]):
+            raise diverged()  # before the state is saved, so that the last good one stays
+        self.history.append(row)
+        if self.logger is not None:
+            self.logger.log_metrics(dict(row), step=self.global_step)
+        self.judge(row)
+
+    def total(self, sums: Tensor) -> list[float]:
+        """Add up the sums of all processes."""
+        gathered = self.all_gather(sums)
+        assert isinstance(gathered, Tensor)
+        return gathered.reshape(-1, len(sums)).sum(0).tolist()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what is not a parameter."""
+        names = ("history", "elapsed", *self.kept)
+        checkpoint["vitreous"] = {name: getattr(self, name) for name in names}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it back."""
+        for name, value in checkpoint["vitreous"].items():
+            setattr(self, name, value)
+
+    @torch.no_grad()
+    def refresh_statistics(self, batches: Iterable[Any]) -> None:
+        """Compute the batch-norm statistics that belong to the averaged weights, and put the average in eval mode.
+
+        Averages of the statistics seen along the way belong to other weights (Izmailov et al., 2018).
+
+        Args:
+            batches: inputs of the model; none is drawn where it has no such norms.
+        """
+        self.average.eval()
+        norms = [
+            m for m in self.average.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
+        ]
+        if not norms:
+            return
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum, norm.training = None, True  # None: the plain mean over all batches
+        for batch in batches:
+            self.average(batch)
+        self.average.eval()
+
+    def finite_average(self) -> nn.Module:
+        """Return the model with averaged weights.
+
+        Raises:
+            VitreousError: these are no numbers.
+        """
+        if not all(torch.isfinite(tensor).all() for tensor in self.average.state_dict().values()):
+            raise diverged()
+        return self.average.eval()
+
+
+def stream(*key: int) -> torch.Generator:
+    """Return a random generator of its own for a key such as (seed, epoch, rank)."""
+    return torch.Generator().manual_seed(stream_seed(*key))
+
+
+def stream_seed(*key: int) -> int:
+    """Mix numbers into one seed; neighbouring keys give unrelated streams."""
+    seed = 0
+    for part in key:
+        seed = (seed * 6364136223846793005 + (part + 1) * 1442695040888963407) % 2**63
+    return seed
+
+
+class SafetensorsIO(CheckpointIO):
+    """Lets Lightning keep its training state in our format instead of pickle."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Write a training state."""
+        save_state(path, checkpoint)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a training state."""
+        return load_state(path)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete a training state."""
+        Path(path).unlink(missing_ok=True)
+
+
+class StateKeeper(L.Callback):
+    """Writes the training state and the log at the ends of epochs, not more often than its cost allows."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.next_save = 0.0
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save, if the last save is long enough ago."""
+        assert isinstance(pl_module, Task)
+        pl_module.finish_epoch()  # Lightning calls callbacks before the module's own hook, too late for us
+        if trainer.is_global_zero:
+            write_log(self.folder / LOG, pl_module.columns, pl_module.history)
+        # All processes must take part in a save, so the first one's clock decides.
+        now = time.perf_counter()
+        if trainer.strategy.broadcast(now < self.next_save):
+            return
+        trainer.save_checkpoint(self.folder / STATE)
+        taken = time.perf_counter() - now
+        self.next_save = time.perf_counter() + SAVE_SHARE * taken
+
+
+def write_log(path: Path, columns: Sequence[str], history: list[Row]) -> None:
+    """Write the learning curves as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    write_text(path, text.getvalue())
+
+
+def fit(task: Task, folder: Path, *, resume: bool, show: bool = True) -> None:
+    """Train to the end of the recipe, keeping the state in ``folder``.
+
+    Raises:
+        ConfigError: the recipe asks for what this machine or combination does not have.
+        VitreousError: the loss is no number any more.
+    """
+    recipe = task.settings
+    _quiet()
+    trainer = L.Trainer(
+        accelerator=recipe.accelerator if recipe.devices == 1 else "cpu" if not _gpus() else "auto",
+        devices=recipe.devices,
+        strategy=DDPStrategy(find_unused_parameters=True) if recipe.devices > 1 else "auto",
+        precision="bf16-mixed" if recipe.precision == "bf16" else "32-true",
+        max_epochs=task.epochs,
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        check_val_every_n_epoch=max(1, task.epochs // VALIDATIONS),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        logger=_tensorboard(folder) if recipe.tensorboard else False,
+        callbacks=[StateKeeper(folder), EpochProgress(task.epochs, task.shown, show)],
+        plugins=[SafetensorsIO()],
+        default_root_dir=folder,
+    )
+    state = folder / STATE
+    try:
+        trainer.fit(task, ckpt_path=str(state) if resume and state.exists() else None)
+    except SystemExit:  # what Lightning makes of Ctrl-C, without a word
+        if not trainer.interrupted:
+            raise
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    if torch.distributed.is_initialized():  # what follows, a baseline for one, waits for nobody
+        torch.distributed.destroy_process_group()
+
+
+def diverged() -> VitreousError:
+    """Return what to say of weights that are no numbers."""
+    return VitreousError(
+        "Training diverged: the loss is no number.",
+        "Lower --learning-rate, or use --precision 32.",
+    )
+
+
+def _gpus() -> int:
+    return torch.cuda.device_count()
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        return TensorBoardLogger(str(folder), name="", version="tensorboard")
+    except (ImportError, ModuleNotFoundError) as error:
+        raise ConfigError(
+            "TensorBoard is not installed.", "pip install 'vitreous[app]', or drop --tensorboard."
+        ) from error
+
+
+def _quiet() -> None:
+    """Silence what Lightning tells every user about things we decided for them."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for text in (
+        ".*num_workers.*",
+        ".*does not have many workers.*",
+        ".*IterableDataset.*",
+        ".*TPU.*",
+    ):
+        warnings.filterwarnings("ignore", text)
+    warnings.filterwarnings("ignore", module="lightning.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning against a newer torch

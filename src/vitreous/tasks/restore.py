@@ -1,0 +1,483 @@
+"""From a scene to a network that undoes a degradation of it: trained, measured on ground held out, and applied.
+
+The scene is taken as clean. It is cut across its longer side: one part to learn from, one for the learning curve, the
+last for the test, where the degraded scene is restored and compared with what it was.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import xarray as xr
+from jaxtyping import Float
+from rich.console import Console
+from torch import Tensor
+
+from vitreous.catalog.registry import RESTORERS, card, create_model, list_models
+from vitreous.data.contract import BandContract
+from vitreous.data.crops import Area, Crops, cut_scene, sample_spectra
+from vitreous.data.degradations import Degradation, degradation, spoil
+from vitreous.errors import ConfigError, ModelError
+from vitreous.files import read_json, write_json
+from vitreous.inference.restore import TILE, SceneRestorer, restored_scene
+from vitreous.layers.ranges import BandRange, fill_invalid
+from vitreous.layers.restorer import Restorer
+from vitreous.progress import progress_bar
+from vitreous.recipe import RestoreRecipe, make_recipe
+from vitreous.scenes import write_scene
+from vitreous.scenes.cube import like_scene, read_window, wavelengths_of
+from vitreous.tasks import runs
+from vitreous.tasks.checkpoint import load_exactly, save_tensors
+from vitreous.tasks.loop import Row, fit, stream
+from vitreous.tasks.quality import quality
+from vitreous.tasks.runs import CONFIG, METRICS, MODEL, STATE
+from vitreous.tasks.unlabelled import VALIDATED, CropTask, open_named
+
+TASK = "restore"
+PRODUCT = "restored.tif"
+TEST_SIDE = 512  # pixels: a larger test area is cut to its middle
+DEGRADED = "degraded"
+
+
+@dataclass(frozen=True)
+class RestoreRun:
+    """A trained restorer, and what it was trained for.
+
+    Attributes:
+        path: its folder.
+        restorer: the network with its ranges.
+        name: the system's name.
+        model_args: what differs from the variant's own arguments.
+    """
+
+    path: Path
+    restorer: SceneRestorer
+    name: str
+    model_args: dict[str, Any]
+
+    @property
+    def recipe(self) -> RestoreRecipe:
+        """The settings it was trained with."""
+        return make_recipe(read_json(self.path / CONFIG)["recipe"], RestoreRecipe)
+
+
+@dataclass(frozen=True)
+class TestCube:
+    """What restorers are measured on.
+
+    Attributes:
+        clean: ``(bands, height, width)`` physical values, NaN where invalid.
+        degraded: the scene that is restored.
+        ranges: of the bands.
+        scale: how many times coarser the degraded scene is.
+    """
+
+    __test__ = False  # for pytest, which takes the name for its own
+
+    clean: Float[Tensor, "bands height width"]
+    degraded: xr.DataArray
+    ranges: BandRange
+    scale: int
+
+
+class RestoreTask(CropTask):
+    """Trains a network to turn degraded crops into clean ones."""
+
+    model: Restorer
+    average: Restorer
+    recipe: RestoreRecipe
+    columns = ("epoch", "step", "seconds", "learning_rate", "train_loss", "val_psnr")
+    shown: ClassVar[dict[str, str]] = {"train_loss": "loss", "val_psnr": "val PSNR"}
+
+    def __init__(
+        self,
+        model: Restorer,
+        recipe: RestoreRecipe,
+        crops: Crops,
+        val: Crops | None,
+        ranges: BandRange,
+        degrade: Degradation,
+    ) -> None:
+        super().__init__(model, recipe, crops, val)
+        self.ranges, self.degrade = ranges, degrade
+        self.distance = {"l1": F.l1_loss, "mse": F.mse_loss}[recipe.loss]
+
+    def clean(self, crops: Tensor) -> Tensor:
+        """Scale crops of physical values; invalid pixels become their crop's mean spectrum."""
+        return self.ranges(torch.stack([fill_invalid(crop)[0] for crop in crops]))
+
+    def some_bands(self, clean: Tensor, generator: torch.Generator) -> Tensor:
+        """Return neighbouring bands of crops, where the network takes any number: it costs as much less."""
+        count = self.recipe.train_bands
+        if not self.model.any_bands or clean.shape[1] <= count:
+            return clean
+        first = int(torch.randint(clean.shape[1] - count + 1, (), generator=generator))
+        return clean[:, first : first + count]
+
+    def inputs(self, crops: Tensor, generator: torch.Generator) -> Tensor:
+        """Return degraded crops."""
+        clean = self.some_bands(self.clean(crops), generator)
+        return spoil(self.degrade, clean, generator)
+
+    def loss(self, crops: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the distance between restored and clean crops."""
+        clean = self.some_bands(self.clean(crops), generator)
+        return self.distance(self.model(spoil(self.degrade, clean, generator)), clean)
+
+    def validate(self, crops: Tensor) -> Row:
+        """Return the mean PSNR over crops and bands; the same bands and noise each time."""
+        clean = self.some_bands(self.clean(crops), stream(VALIDATED))
+        restored = self.average(spoil(self.degrade, clean, stream(VALIDATED)))
+        errors = (restored - clean).square().mean((2, 3)).clamp(min=1e-10)
+        return {"val_psnr": float((-10 * errors.log10()).mean())}
+
+
+def train(
+    recipe: RestoreRecipe, *, resume: bool = False, command: str = "", show: bool = True
+) -> Path:
+    """Train a restorer as the recipe says, measure it, restore the scene itself and write the report.
+
+    Args:
+        recipe: the settings.
+        resume: go on with the run folder that the recipe names.
+        command: the command line, kept for the report.
+        show: print progress.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        VitreousError: anything that the user can mend; the run folder keeps what was reached.
+    """
+    console = Console(stderr=True, quiet=not show)
+    degrade = check_recipe(recipe)
+    console.print(f"reading {recipe.scene}", highlight=False)
+    scene = open_named(recipe.scene, recipe.hints)
+    areas = _areas(recipe, scene, degrade.factor)
+    folder, first = runs.start_folder(
+        recipe, TASK, f"{Path(recipe.scene).stem}-{recipe.model}", resume=resume
+    )
+    if first and not resume:
+        runs.write_config(folder, TASK, recipe, scene, command)
+    if resume and (folder / MODEL).is_file():  # it was stopped after training, before its products
+        restorer, seconds = load_run(folder).restorer, _seconds(folder)
+    else:
+        restorer, seconds = _fit(recipe, scene, areas, degrade, folder, resume=resume, show=show)
+        if not first:
+            raise SystemExit(0)  # this process was started by the first one, to train with it
+        _keep(folder, recipe, restorer, seconds)
+    console.print(f"run {folder}", highlight=False)
+    _measure(folder, recipe, restorer, scene, areas, degrade, console)
+    (folder / STATE).unlink(missing_ok=True)
+    return folder
+
+
+def evaluate(path: str | Path) -> dict[str, Any]:
+    """Measure a trained restorer again on the test area of its scene.
+
+    Returns:
+        The metrics of ``metrics.json``, for the trained system and the degraded scene.
+    """
+    run = load_run(path)
+    recipe = run.recipe
+    degrade = check_recipe(recipe)
+    scene = open_named(recipe.scene, recipe.hints)
+    areas = _areas(recipe, scene, degrade.factor)
+    cube = test_cube(recipe, run.restorer, scene, areas[2], degrade)
+    row, _ = measure(run.restorer, run.name, cube)
+    return _metrics(recipe, scene, areas, degrade, cube, [row, _untouched(cube)])
+
+
+def check_recipe(recipe: RestoreRecipe) -> Degradation:
+    """Refuse what cannot be trained or compared now, not after an hour, and return what is to be undone.
+
+    Raises:
+        ConfigError: a system that does not restore, or whose scale is not the degradation's.
+        ModelError: there is no such system.
+    """
+    scale = _scale_of(recipe.model, recipe.model_args)
+    name = recipe.degradation or ("downsample" if scale > 1 else "gaussian")
+    settings = dict(recipe.degradation_args)
+    if name == "downsample":
+        settings.setdefault("scale", scale)
+    degrade = degradation(name, settings)
+    for system in recipe.baselines or []:
+        _scale_of(system, {})
+    if degrade.factor != scale:
+        raise ConfigError(
+            f"{recipe.model} makes a scene {scale} times finer, and '{name}' makes it {degrade.factor} times coarser.",
+            f"Give the model another scale, e.g. --model-args scale={degrade.factor}, or name another degradation.",
+        )
+    return degrade
+
+
+def load_run(path: str | Path) -> RestoreRun:
+    """Load a trained restorer.
+
+    Raises:
+        CheckpointError: the folder holds no finished run of one, or its checkpoint is damaged.
+    """
+    path = Path(path)
+    with runs.checkpoint(path, TASK) as (tensors, header):
+        runs.check_counts(header["model_args"], tensors)
+        contract = BandContract.from_json(header["contract"])
+        with torch.device("meta"):
+            net = create_model(header["name"], bands=len(contract.used), **header["model_args"])
+            ranges = BandRange(len(contract.used))
+        assert isinstance(net, Restorer)
+        restorer = SceneRestorer(net, ranges, contract, **header["settings"])
+        load_exactly(restorer, tensors, header["name"])
+        return RestoreRun(path, restorer.eval(), header["name"], header["model_args"])
+
+
+def measure(
+    restorer: SceneRestorer, name: str, cube: TestCube
+) -> tuple[dict[str, Any], Float[Tensor, "bands height width"]]:
+    """Restore the degraded test scene, and say how well and how fast.
+
+    Returns:
+        The row of ``metrics.json``, and the restored cube in physical values.
+    """
+    started = time.perf_counter()
+    restored = torch.from_numpy(restored_scene(restorer, cube.degraded).values)
+    seconds = time.perf_counter() - started
+    parameters = sum(p.numel() for p in restorer.net.parameters())
+    return {
+        "name": name,
+        "kind": card(name).kind,
+        "parameters": parameters or None,
+        "train_seconds": None,
+        "pixels_per_second": restored[0].numel() / seconds,
+        "test": quality(restored, cube.clean, cube.ranges, cube.scale),
+    }, restored
+
+
+def test_cube(
+    recipe: RestoreRecipe,
+    restorer: SceneRestorer,
+    scene: xr.DataArray,
+    area: Area,
+    degrade: Degradation,
+) -> TestCube:
+    """Degrade the test area, as seen with the recipe's seed."""
+    fitted, bands = restorer.fitted(scene)
+    rows, columns = (_middle(span, degrade.factor) for span in area)
+    clean = torch.from_numpy(read_window(scene, rows, columns, bands))
+    filled, valid = fill_invalid(clean)
+    spoilt = degrade(fitted.ranges(filled), stream(recipe.seed, VALIDATED))
+    values = fitted.ranges.inverse(spoilt)
+    if degrade.factor == 1:
+        values[:, ~valid] = torch.nan
+    place = scene.isel(y=rows, x=columns)
+    degraded = like_scene(place, values.numpy(), bands, 1 / degrade.factor)
+    return TestCube(clean, degraded, fitted.ranges, degrade.factor)
+
+
+test_cube.__test__ = False  # type: ignore[attr-defined]  # for pytest, which takes the name for its own
+
+
+# -- steps of train ---------------------------------------------------------------------------------------
+
+
+def _scale_of(name: str, model_args: dict[str, Any]) -> int:
+    """Return how many times finer a system makes a scene.
+
+    Raises:
+        ConfigError: it does not restore.
+    """
+    entry = card(name)
+    if entry.kind not in RESTORERS:
+        known = [n for kind in RESTORERS for n in list_models(kind=kind)]
+        raise ConfigError(
+            f"'{name}' is no restorer but a {entry.kind}.", f"Restorers: {', '.join(known)}."
+        )
+    with torch.device("meta"):
+        net = create_model(name, bands=8, **model_args)
+    assert isinstance(net, Restorer)
+    return net.scale
+
+
+def _areas(recipe: RestoreRecipe, scene: xr.DataArray, factor: int) -> list[Area]:
+    """Return where to train, validate and test."""
+    areas = cut_scene(scene, recipe.val_fraction, recipe.test_fraction)
+    bands = np.zeros(1, dtype=np.int64)
+    Crops(scene, bands, areas[0], recipe.crop * factor)  # refuses what does not fit
+    return areas
+
+
+def _fit(
+    recipe: RestoreRecipe,
+    scene: xr.DataArray,
+    areas: list[Area],
+    degrade: Degradation,
+    folder: Path,
+    *,
+    resume: bool,
+    show: bool,
+) -> tuple[SceneRestorer, float]:
+    contract = BandContract.of(scene)
+    bands = contract.select(scene)
+    torch.manual_seed(recipe.seed)
+    if recipe.init is None:
+        net = create_model(recipe.model, bands=len(bands), **recipe.model_args)
+        assert isinstance(net, Restorer)
+        ranges = BandRange.fit(sample_spectra(scene, bands, areas[0]), recipe.range)
+    else:
+        start = _start(recipe)
+        fitted, bands = start.restorer.fitted(scene)
+        net, ranges, contract = fitted.net, fitted.ranges, BandContract.of(scene)
+    size = recipe.crop if net.size_matters else max(recipe.crop, TILE)
+    size = -(-size // 4) * 4
+    if card(recipe.model).kind == "filter":
+        return SceneRestorer(net, ranges, contract, tile_size=size, per=recipe.range), 0.0
+    crops, val = (
+        Crops(scene, bands, area, recipe.crop * degrade.factor)
+        if min(area.shape) >= recipe.crop * degrade.factor
+        else None
+        for area in areas[:2]
+    )
+    assert crops is not None
+    task = RestoreTask(net, recipe, crops, val, ranges, degrade)
+    fit(task, folder, resume=resume, show=show)
+    trained = task.result()
+    assert isinstance(trained, Restorer)
+    restorer = SceneRestorer(trained, ranges, contract, tile_size=size, per=recipe.range)
+    return restorer, task.elapsed
+
+
+def _start(recipe: RestoreRecipe) -> RestoreRun:
+    """Load the run to start from, and refuse another model."""
+    start = load_run(str(recipe.init))
+    if (start.name, start.model_args) != (recipe.model, recipe.model_args):
+        raise ModelError(
+            f"{recipe.init} holds '{start.name}' with {start.model_args or 'its own arguments'}, "
+            f"not '{recipe.model}' with {recipe.model_args or 'its own'}.",
+            f"Use --model {start.name} with the same arguments.",
+        )
+    return start
+
+
+def _keep(folder: Path, recipe: RestoreRecipe, restorer: SceneRestorer, seconds: float) -> None:
+    config = read_json(folder / CONFIG)
+    config["model"] = {"name": recipe.model, "train_seconds": seconds}
+    write_json(folder / CONFIG, config)
+    header = {
+        "schema": runs.SCHEMA,
+        "kind": card(recipe.model).kind,
+        "name": recipe.model,
+        "model_args": recipe.model_args,
+        "contract": restorer.contract.to_json(),
+        "settings": restorer.settings(),
+    }
+    save_tensors(folder / MODEL, restorer.state_dict(), header)
+
+
+def _seconds(folder: Path) -> float:
+    return float(read_json(folder / CONFIG).get("model", {}).get("train_seconds", 0.0))
+
+
+def _measure(
+    folder: Path,
+    recipe: RestoreRecipe,
+    restorer: SceneRestorer,
+    scene: xr.DataArray,
+    areas: list[Area],
+    degrade: Degradation,
+    console: Console,
+) -> None:
+    """Compare with the baselines on the test area, restore the scene, and write metrics and report."""
+    cube = test_cube(recipe, restorer, scene, areas[2], degrade)
+    row, restored = measure(restorer, recipe.model, cube)
+    row["train_seconds"] = _seconds(folder)
+    rows = [row] if degrade.factor > 1 else [row, _untouched(cube)]
+    for name in baselines_of(recipe, degrade):
+        console.print(f"baseline {name}", highlight=False)
+        rows.append(_baseline(name, restorer, cube))
+    write_json(folder / METRICS, _metrics(recipe, scene, areas, degrade, cube, rows))
+    if recipe.product:
+        with progress_bar("restoring", console) as advance:
+            write_scene(restored_scene(restorer, scene, advance), folder / PRODUCT)
+    if recipe.report:
+        from vitreous.report.restoration import build_report
+
+        console.print("writing the report", highlight=False)
+        build_report(folder, scene, cube.clean.numpy(), cube.degraded.values, restored.numpy())
+
+
+def baselines_of(recipe: RestoreRecipe, degrade: Degradation) -> list[str]:
+    """Return the filters to compare with: those of the recipe, or those that fit and are installed."""
+    if recipe.baselines is not None:
+        return [name for name in recipe.baselines if name != recipe.model]
+    if degrade.factor > 1:
+        return [name for name in ("bicubic",) if name != recipe.model]
+    chosen = []
+    for name in ("low_rank", "wavelet", "wavelet_pca", "total_variation"):
+        try:
+            create_model(name, bands=1)
+        except ModelError:  # its package is missing, which is no reason not to train
+            continue
+        chosen.append(name)
+    return [name for name in chosen if name != recipe.model]
+
+
+def _baseline(name: str, restorer: SceneRestorer, cube: TestCube) -> dict[str, Any]:
+    args = {"scale": cube.scale} if cube.scale > 1 else {}
+    net = create_model(name, bands=cube.degraded.sizes["band"], **args)
+    assert isinstance(net, Restorer)
+    contract = BandContract.of(cube.degraded)
+    # A filter may look at the whole area at once, and knows it better the more of it it sees.
+    size = max(-(-max(cube.degraded.shape[1:]) // 4) * 4, restorer.tile_size)
+    return measure(SceneRestorer(net, cube.ranges, contract, tile_size=size), name, cube)[0]
+
+
+def _untouched(cube: TestCube) -> dict[str, Any]:
+    """Return the row of the degraded scene as it is, or enlarged where it is coarser."""
+    degraded = torch.from_numpy(cube.degraded.values)
+    if cube.scale > 1:
+        degraded = F.interpolate(degraded[None], scale_factor=cube.scale, mode="bicubic")[0]
+    return {
+        "name": DEGRADED,
+        "kind": "input",
+        "parameters": None,
+        "train_seconds": None,
+        "pixels_per_second": None,
+        "test": quality(degraded, cube.clean, cube.ranges, cube.scale),
+    }
+
+
+def _metrics(
+    recipe: RestoreRecipe,
+    scene: xr.DataArray,
+    areas: list[Area],
+    degrade: Degradation,
+    cube: TestCube,
+    rows: list[dict[str, Any]],
+) -> dict[str, Any]:
+    centres = wavelengths_of(cube.degraded)
+    name = recipe.degradation or ("downsample" if degrade.factor > 1 else "gaussian")
+    return {
+        "schema": 1,
+        "task": TASK,
+        "degradation": {"name": name, "settings": vars(degrade)},
+        "scale": degrade.factor,
+        "areas": {
+            part: area.to_json() for part, area in zip(("train", "val", "test"), areas, strict=True)
+        },
+        "test_pixels": int(cube.clean[0].isfinite().sum()),
+        "bands": cube.clean.shape[0],
+        "wavelengths": None if centres is None else [float(c) for c in centres],
+        "systems": rows,
+    }
+
+
+def _middle(span: slice, factor: int) -> slice:
+    """Return at most ``TEST_SIDE`` pixels in the middle of a span, a multiple of ``factor``."""
+    side = min(span.stop - span.start, TEST_SIDE) // factor * factor
+    first = span.start + (span.stop - span.start - side) // 2
+    return slice(first, first + side)
