@@ -15,12 +15,15 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vitreous.catalog.card import Card
 from vitreous.catalog.registry import STAGES, cards, stage
-from vitreous.recipe import Recipe
+from vitreous.data.degradations import KINDS
+from vitreous.recipe import PretrainRecipe, Recipe, RestoreRecipe, Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 SECTION = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -97,10 +100,10 @@ def _page(card: Card) -> str:
     return "\n".join(about) + "\n"
 
 
-def settings_table() -> str:
-    """One table of settings per panel, from the recipe's fields."""
+def settings_table(kind: type[Settings]) -> str:
+    """One table of settings per panel, from a recipe's fields."""
     panels: dict[str, list[dict[str, Any]]] = {}
-    for name, field in Recipe.fields().items():
+    for name, field in kind.fields().items():
         extra = field.json_schema_extra
         panel = str(extra["panel"]) if isinstance(extra, dict) else "Other"
         panels.setdefault(panel, []).append(
@@ -111,6 +114,25 @@ def settings_table() -> str:
             }
         )
     return "\n".join(f"### {panel}\n\n{table(rows)}" for panel, rows in panels.items())
+
+
+def degradations() -> str:
+    """One line per degradation."""
+    rows = []
+    for name, kind in KINDS.items():
+        settings = {field.name: _shown(field.default) for field in fields(kind)}
+        about = str(kind.__doc__).partition("\n")[0]
+        rows.append(
+            {"degradation": f"`{name}`", "what it does": about, "settings": _inline(settings)}
+        )
+    return table(rows)
+
+
+def _shown(value: Any) -> str:
+    """Return a setting of a degradation as one writes it."""
+    if isinstance(value, tuple):
+        return ",".join(_shown(part) for part in value)
+    return f"{value:.3g}"
 
 
 def reproductions() -> str:
@@ -175,7 +197,10 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "methods_table": methods_table,
     "systems_table": systems_table,
     "system_pages": system_pages,
-    "settings_table": settings_table,
+    "settings_table": partial(settings_table, Recipe),
+    "restore_settings": partial(settings_table, RestoreRecipe),
+    "pretrain_settings": partial(settings_table, PretrainRecipe),
+    "degradations": degradations,
     "reproductions": reproductions,
     "benchmarks": benchmarks,
 }

@@ -31,7 +31,8 @@ from vitreous.catalog.registry import create_model
 from vitreous.catalog.results import percent, write_result
 from vitreous.layers.attention import AttentionCore
 from vitreous.layers.convnorm import ConvNorm
-from vitreous.models.efficientvit import Block, FeedForward, OffsetBias, Residual
+from vitreous.layers.windows import DistanceBias
+from vitreous.models.efficientvit import Block, FeedForward, Residual
 from vitreous.models.vit import Block as PlainBlock
 from vitreous.tasks.miniature import accuracy, fit_images
 
@@ -82,7 +83,7 @@ class MultiHead(nn.Module):
         super().__init__()
         self.widths = (KEY_DIM, KEY_DIM, dim // HEADS)
         self.qkv = ConvNorm(dim, HEADS * sum(self.widths))
-        self.position = OffsetBias(side, HEADS)
+        self.position = DistanceBias(side, HEADS)
         self.core = AttentionCore()
         self.proj = ConvNorm(dim, dim, gain=0.0)
 
@@ -189,7 +190,7 @@ class Hybrid(nn.Module):
         self.before = nn.Sequential(
             ConvNorm(channels, channels, 3), nn.SiLU(), nn.Conv2d(channels, dim, 1, bias=False)
         )
-        self.blocks = nn.Sequential(*(PlainBlock(dim, 4, 2.0, 0.0, None) for _ in range(depth)))
+        self.blocks = nn.ModuleList(PlainBlock(dim, 4, 2.0, 0.0, None) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
         self.after = nn.Sequential(ConvNorm(dim, channels), nn.SiLU())
         self.fuse = nn.Sequential(ConvNorm(2 * channels, channels, 3), nn.SiLU())
@@ -200,7 +201,9 @@ class Hybrid(nn.Module):
         cells = F.pad(self.before(x), (0, width % 2, 0, height % 2))
         rows = cells.shape[2] // 2
         tokens = rearrange(cells, "b d (h p) (w q) -> (b p q) (h w) d", p=2, q=2)
-        tokens = self.norm(self.blocks(tokens))
+        for block in self.blocks:
+            tokens, _ = block(tokens)
+        tokens = self.norm(tokens)
         cells = rearrange(tokens, "(b p q) (h w) d -> b d (h p) (w q)", p=2, q=2, h=rows)
         return self.fuse(torch.cat([x, self.after(cells[:, :, :height, :width])], 1))
 

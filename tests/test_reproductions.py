@@ -21,6 +21,20 @@ def lola():
     return _load(SCRIPTS / "lola_specvit.py")
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        path
+        for folder in ("reproductions", "benchmarks")
+        for path in sorted((SCRIPTS.parent / folder).glob("[a-z]*.py"))
+    ],
+    ids=lambda path: f"{path.parent.name}-{path.stem}",
+)
+def test_every_script_finds_what_it_imports(path: Path, monkeypatch):
+    monkeypatch.syspath_prepend(path.parent)
+    assert callable(_load(path).main)
+
+
 @pytest.fixture(scope="module")
 def striped():
     """Twelve bands of four classes in stripes, so that every corner of the scene has each."""

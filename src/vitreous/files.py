@@ -46,6 +46,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             raise VitreousError(
                 f"The disk is full: {path} was not written.", "Free some space, or write elsewhere."
             ) from error
+        if error.errno == errno.EFBIG:
+            raise VitreousError(
+                f"{path} was not written: no file may be so large there.",
+                "Write it to another disk.",
+            ) from error
         if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM}:
             raise VitreousError(
                 f"No permission to write {path}.", "Choose a folder that you may write to."

@@ -221,3 +221,34 @@ def test_a_smaller_kernel_answers_patches_as_if_they_were_enlarged():
         torch.einsum("ibhw,obhw->io", patch, small),
         torch.einsum("ibhw,obhw->io", enlarged, weight),
     )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(FLAT),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.floats(5, 300),
+    st.integers(0, 9),
+)
+def test_a_constant_table_stays_constant(method, few, many, fwhm, seed):
+    """Each new band's vector is a mean of old ones."""
+    source, target = _bands(few, fwhm=fwhm, seed=seed), _bands(many, 450, 2000, fwhm=20)
+    vector = torch.randn(5, 1, dtype=torch.float64)
+    adapted = adapt_bands(vector.expand(5, few), source, target, method, table=True).weight
+    torch.testing.assert_close(adapted, vector.expand(5, many))
+    table = _weight(few)
+    mixed = adapt_bands(table, source, target, method, table=True).weight
+    assert (mixed <= table.amax(1, keepdim=True) + 1e-9).all()
+    assert (mixed >= table.amin(1, keepdim=True) - 1e-9).all()
+
+
+def test_a_table_is_interpolated_and_a_layer_is_shared_out():
+    old, new = Bands(2, (500.0, 600.0)), Bands(4, (500.0, 510.0, 590.0, 600.0))
+    table = adapt_bands(_weight(2), old, new, table=True).weight
+    torch.testing.assert_close(table, _weight(2)[:, [0, 0, 1, 1]])
+    torch.testing.assert_close(adapt_bands(_weight(2), old, new).weight, table / 2)
+    back = adapt_bands(table, new, old, table=True).weight
+    torch.testing.assert_close(back, _weight(2))
+    same = adapt_bands(_weight(2), old, old, "nearest", table=True).weight
+    torch.testing.assert_close(same, _weight(2))

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import torch
 
+from run_folders import command, equal, history, stopped_after_saving, weights
 from tiny_scene import tiny_recipe, tiny_settings, write_scene
 from vitreous.errors import ConfigError, VitreousError
 from vitreous.methods.adapt import lora
 from vitreous.tasks import classify, fit, loop
-from vitreous.tasks.checkpoint import load_state, load_tensors
+from vitreous.tasks.checkpoint import load_state
 from vitreous.tasks.classify import train
 from vitreous.tasks.runs import load_run
 from vitreous.tasks.schedules import cycle_factor, cyclic_rate
@@ -32,38 +33,8 @@ def places(tmp_path_factory):
     return write_scene(tmp_path_factory.mktemp("scene"))
 
 
-@pytest.fixture
-def save_always(monkeypatch):
-    """Save the state at every epoch's end, however long that takes."""
-    monkeypatch.setattr(loop, "SAVE_SHARE", 0)
-
-
 def run(folder, *, resume=False, **changes):
     return train(tiny_recipe(folder, **changes), resume=resume, show=False)
-
-
-def weights(path):
-    return load_tensors(path / "model.safetensors")[0]
-
-
-def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def history(path):
-    lines = (path / "log.csv").read_text().splitlines()
-    return [dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in lines[1:]]
-
-
-def command(settings, *more):
-    words = [sys.executable, "-m", "vitreous", "train"]
-    for name, value in settings.items():
-        option = name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{option}" if value else f"--no-{option}")
-        else:
-            words += [f"--{option}", "" if value == [] else str(value)]
-    return [*words, *more]
 
 
 # -- reproducible -----------------------------------------------------------------------------------------
@@ -85,7 +56,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(tmp_path, places):
     folder = tmp_path / "runs" / "classify" / "run"
     state = folder / "state.safetensors"
     chance = random.Random(7)
-    words, kills = command(settings), 0
+    words, kills = command("train", settings), 0
     while kills < 2:
         started = time.time()
         process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -123,15 +94,8 @@ def test_interrupted_anywhere_the_rest_is_the_same(
     """In one process, at chosen epochs: before and after the base freezes, within and between cycles."""
     settings = {**places, **settings, "epochs": 4}
     expected = weights(run(tmp_path, **settings, name="whole"))
-    save = loop.StateKeeper.on_train_epoch_end
-
-    def stop_after_saving(self, trainer, module):
-        save(self, trainer, module)
-        raise InterruptedError
-
     for _ in range(3):
-        with monkeypatch.context() as patched, pytest.raises(InterruptedError):
-            patched.setattr(loop.StateKeeper, "on_train_epoch_end", stop_after_saving)
+        with stopped_after_saving(monkeypatch):
             started = (tmp_path / "runs" / "classify" / "run").exists()
             run(tmp_path, **settings, resume=started)
     folder = run(tmp_path, **settings, resume=True)
@@ -142,7 +106,7 @@ def test_interrupted_anywhere_the_rest_is_the_same(
 def test_two_processes_train_one_run(tmp_path, places):
     """Few validation pixels: fewer batches than processes. A network as baseline trains afterwards, alone."""
     settings = tiny_settings(tmp_path, **places, **LOLA, devices=2, epochs=4, baselines="vit_test")
-    done = subprocess.run(command(settings), capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command("train", settings), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert "Error" not in done.stderr
     runs = list((tmp_path / "runs" / "classify").iterdir())

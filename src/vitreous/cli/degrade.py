@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vitreous.cli.options import key_values, open_named
+from vitreous.cli.options import check_overwrite, key_values
 
 
 def degrade(
@@ -35,8 +35,13 @@ def degrade(
     """Add noise, stripes, dead columns or impulses to a scene, drop bands of it, or make it coarser."""
     from vitreous.data.degradations import degradation, degraded_scene
     from vitreous.scenes import write_scene
+    from vitreous.scenes.formats import find_writer
 
+    find_writer(out)
     chosen = degradation(kind, key_values(args or [], "--args"))
+    from vitreous.scenes.samples import open_named
+
     opened = open_named(scene, key_values(hints or [], "--hints"))
+    check_overwrite(out, opened.scene)
     write_scene(degraded_scene(opened.scene, chosen, per=per, seed=seed), out)
     typer.echo(str(out))

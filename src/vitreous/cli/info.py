@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitreous.cli.options import key_values, open_named
+from vitreous.cli.options import key_values
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -34,6 +34,8 @@ def info(
     ] = None,
 ) -> None:
     """Show a scene's size, bands, wavelengths, unit and place without reading its pixels."""
+    from vitreous.scenes.samples import open_named
+
     opened = open_named(scene, key_values(hints or [], "--hints"))
     facts = describe(opened.scene)
     if opened.labels is not None:

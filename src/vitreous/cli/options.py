@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -14,13 +14,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
 RUNTIMES = ("torch", "onnxruntime", "openvino")
-
-
-class NamedScene(NamedTuple):
-    """A scene, and its labels where it is a built-in sample."""
-
-    scene: xr.DataArray
-    labels: xr.DataArray | None
 
 
 def key_values(pairs: Iterable[str], option: str) -> dict[str, Any]:
@@ -72,11 +65,21 @@ def check_overwrite(out: Path, scene: xr.DataArray) -> None:
     """Refuse to write over the scene that is being read.
 
     Raises:
-        ConfigError: both are the same file.
+        ConfigError: both are the same file, or share the ENVI header that tells what their pixels are.
     """
     source = str(scene.attrs.get("source") or "")
-    if source and out.resolve() == Path(source).resolve():
+    if source and _files(out) & _files(Path(source)):
         raise ConfigError(f"{out} would overwrite the scene itself.", "Choose another name.")
+
+
+def _files(scene: Path) -> set[Path]:
+    """Return what a scene of this name consists of."""
+    path = scene.resolve()
+    pair = {path.with_suffix(".hdr"), path.with_suffix(".dat")}
+    envi = path in pair or (
+        path.suffix not in {".tif", ".npy"} and path.with_suffix(".hdr").is_file()
+    )
+    return {path} | (pair if envi else set())
 
 
 def check_run_or_export(path: Path) -> bool:
@@ -99,18 +102,3 @@ def check_runtime(name: str | None) -> None:
     """
     if name not in (None, *RUNTIMES):
         raise ConfigError(f"There is no runtime '{name}'.", f"Choose {', '.join(RUNTIMES)}.")
-
-
-def open_named(scene: str, hints: dict[str, Any]) -> NamedScene:
-    """Open a scene file, or a built-in sample by its name; an existing path wins over a sample's name.
-
-    Raises:
-        SceneError: nothing of that name, or a file that cannot be read.
-    """
-    from vitreous.scenes import open_scene
-    from vitreous.scenes.samples import SAMPLES, load_sample
-
-    if scene in SAMPLES and not Path(scene).exists():
-        sample = load_sample(scene)
-        return NamedScene(sample.scene, sample.labels)
-    return NamedScene(open_scene(scene, **hints), None)

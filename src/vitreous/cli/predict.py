@@ -9,17 +9,17 @@ import typer
 
 from vitreous.cli.options import (
     RUNTIMES,
-    NamedScene,
     check_overwrite,
     check_run_or_export,
     check_runtime,
     key_values,
-    open_named,
 )
 from vitreous.errors import ConfigError
 from vitreous.files import task_of
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from vitreous.inference.runtimes import Exported
     from vitreous.tasks.runs import Run
 
@@ -71,6 +71,9 @@ def predict(
     exported = check_run_or_export(run)
     check_runtime(runtime)
 
+    from vitreous.scenes.samples import open_named
+
+    opened = open_named(scene, key_values(hints or [], "--hints"))
     if not exported and task_of(run) == "restore":
         for option, value in (
             ("--probabilities", probabilities),
@@ -81,13 +84,12 @@ def predict(
         ):
             if value is not None:
                 raise ConfigError(f"{option} is for maps, and {run} restores.", "Leave it out.")
-        _restore(run, open_named(scene, key_values(hints or [], "--hints")), out)
+        _restore(run, opened.scene, out)
         return
 
     from vitreous.inference.predict import predict_scene
     from vitreous.progress import progress_bar
 
-    opened = open_named(scene, key_values(hints or [], "--hints"))
     trained: Run | Exported
     if exported or runtime not in {None, "torch"}:
         from vitreous.tasks.export import load_for
@@ -117,21 +119,23 @@ def predict(
         typer.echo(str(path))
 
 
-def _restore(run: Path, opened: NamedScene, out: Path | None) -> None:
+def _restore(run: Path, scene: xr.DataArray, out: Path | None) -> None:
     """Restore a scene with a trained restorer."""
     import time
 
     from vitreous.inference.restore import restored_scene
     from vitreous.progress import progress_bar
     from vitreous.scenes import write_scene
+    from vitreous.scenes.formats import find_writer
     from vitreous.tasks.restore import PRODUCT, load_run
 
     started = time.perf_counter()
     out = out or Path(PRODUCT)
+    find_writer(out)
+    check_overwrite(out, scene)
     restorer = load_run(run).restorer
     with progress_bar("restoring") as advance:
-        restored = restored_scene(restorer, opened.scene, advance)
-        check_overwrite(out, opened.scene)
+        restored = restored_scene(restorer, scene, advance)
         write_scene(restored, out)
     seconds = time.perf_counter() - started
     pixels = restored.sizes["y"] * restored.sizes["x"]

@@ -66,7 +66,7 @@ def print_restoration(console: Console, metrics: dict[str, Any]) -> None:
         test = system["test"]
         table.add_row(
             system["name"],
-            *(f"{test[key]:.{digits}f}" for key, digits in _QUALITY.items()),
+            *(_number(test[key], f".{digits}f") for key, digits in _QUALITY.items()),
             _short(system.get("parameters")),
             _number(system.get("train_seconds"), ",.1f"),
             _number(system.get("pixels_per_second"), ",.0f"),

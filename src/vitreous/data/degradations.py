@@ -36,8 +36,11 @@ class Degradation:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if isinstance(value, int | float) and not 0 <= value < float("inf"):
-                raise ValueError(f"{name} = {value}: it must not be negative")
+            if value == ():
+                raise ValueError(f"{name} = {value}: one or more are needed")
+            for number in value if isinstance(value, tuple) else (value,):
+                if not 0 <= number < float("inf"):
+                    raise ValueError(f"{name} = {value}: it must not be negative")
 
     @property
     def factor(self) -> int:
@@ -77,10 +80,6 @@ class Blind(Degradation):
     """
 
     sigmas: tuple[float, ...] = LEVELS
-
-    def __post_init__(self) -> None:
-        if not self.sigmas or min(self.sigmas) < 0:
-            raise ValueError(f"sigmas = {self.sigmas}: one or more levels, none negative")
 
     def __call__(
         self, clean: Float[Tensor, "bands height width"], generator: Generator
@@ -247,7 +246,7 @@ class Downsample(Degradation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.scale not in SCALES:
+        if self.scale not in SCALES or not isinstance(self.scale, int):
             raise ValueError(f"scale = {self.scale}: one of {SCALES}")
 
     @property
@@ -336,7 +335,8 @@ def degraded_scene(
         seed: decides everything random.
 
     Raises:
-        SceneError: it has no valid pixel.
+        ModelError: it has no valid pixel.
+        ConfigError: ``per`` is neither.
     """
     bands = good_bands(scene).astype(np.int64)
     values = torch.from_numpy(
@@ -345,8 +345,10 @@ def degraded_scene(
     filled, valid = fill_invalid(values)
     ranges = BandRange.fit(values[:, valid].T.numpy(), per)
     spoilt = ranges.inverse(degrade(ranges(filled), Generator().manual_seed(seed)))
-    if degrade.factor == 1:
-        spoilt[:, ~valid] = torch.nan
+    # A coarse pixel is made of those below it: one invalid pixel makes it invalid.
+    factor = degrade.factor
+    parts = valid.unfold(0, factor, factor).unfold(1, factor, factor)
+    spoilt[:, ~parts.all(3).all(2)] = torch.nan
     return like_scene(scene, spoilt.numpy(), bands, 1 / degrade.factor)
 
 

@@ -16,7 +16,7 @@ from vitreous.data.contract import BandContract
 from vitreous.data.crops import Area, sample_spectra
 from vitreous.errors import ModelError
 from vitreous.inference.dense_classifier import OVERLAP, blending_weights
-from vitreous.layers.ranges import BandRange, fill_invalid
+from vitreous.layers.ranges import SCOPES, BandRange, fill_invalid
 from vitreous.layers.restorer import Restorer
 from vitreous.scenes.cube import (
     LazyCube,
@@ -27,6 +27,7 @@ from vitreous.scenes.cube import (
 )
 
 TILE = 64  # pixels, of networks that do not care
+LARGEST_TILE = 1024
 KEPT = 2  # rows of tiles in memory: those that blend into each other
 AT_ONCE = 2**14  # pixels of the tiles of one pass
 
@@ -40,6 +41,9 @@ class SceneRestorer(nn.Module):
         contract: the bands and unit that it was trained on.
         tile_size: side of the tiles that it works on.
         per: how ranges are found on a scene with other bands, see :meth:`BandRange.fit`.
+
+    Raises:
+        ValueError: tiles of no sensible size, or no such way to find ranges.
     """
 
     def __init__(
@@ -52,6 +56,10 @@ class SceneRestorer(nn.Module):
         per: str = "band",
     ) -> None:
         super().__init__()
+        if not isinstance(tile_size, int) or not OVERLAP <= tile_size <= LARGEST_TILE:
+            raise ValueError(f"tiles of {tile_size} pixels")
+        if per not in SCOPES:
+            raise ValueError(f"ranges per {per}")
         self.net, self.ranges, self.contract = net, ranges, contract
         self.tile_size, self.per = tile_size, per
 

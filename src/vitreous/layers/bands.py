@@ -136,8 +136,8 @@ def adapt_bands(
 ) -> Adapted:
     """Make a first layer's weight for other bands.
 
-    The weights of a layer are shared out, so that what it adds up stays what it was. The rows of a table, one vector
-    per band, are mixed instead: a new band gets a mean of old vectors.
+    The weights of a layer are shared out, so that what it adds up stays what it was. The vectors of a table, one per
+    band, are mixed the other way round: each new one is estimated from the old ones as below.
 
     ==========  =====================================================================================
     method      an old band is estimated from ...
@@ -179,10 +179,7 @@ def adapt_bands(
             return Adapted(weight, "same", ())
         method = best_method(source, target)
     mixture = METHODS[method](source, target)
-    shares = mixture.weights
-    if table:
-        total = shares.sum(0)
-        shares = torch.where(total > 0, shares / total.clamp(min=1e-12), 0.0)
+    shares = METHODS[method](target, source).weights.T if table else mixture.weights
     mixed = torch.einsum("os...,st->ot...", weight.double(), shares.to(weight.device))
     unmatched = tuple(mixture.unmatched.nonzero()[:, 0].tolist())
     return Adapted(mixed.to(weight.dtype), method, unmatched)

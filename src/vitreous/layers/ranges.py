@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from vitreous.errors import ModelError
+from vitreous.errors import ConfigError, ModelError, did_you_mean
 
+SCOPES = ("band", "scene")  # what has a range of its own
 TAILS = (0.1, 99.9)  # percentiles: a single spike must not decide what "white" is
 
 
@@ -44,7 +45,10 @@ class BandRange(nn.Module):
 
         Raises:
             ModelError: no pixel, or all of them alike.
+            ConfigError: ``per`` is neither.
         """
+        if per not in SCOPES:
+            raise ConfigError(f"There is no range per '{per}'.", did_you_mean(per, SCOPES))
         x = np.asarray(spectra, dtype=np.float64)
         if not x.size:
             raise ModelError(

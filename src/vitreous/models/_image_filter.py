@@ -33,7 +33,7 @@ class ImageFilter(Restorer):
         self.components = components
 
     def denoise(self, image: Image) -> Image:
-        """Return one image without its noise."""
+        """Return one image, which is not constant, without its noise."""
         raise NotImplementedError
 
     def restore(
@@ -44,15 +44,18 @@ class ImageFilter(Restorer):
         restored = np.stack([self._cube(cube) for cube in cubes])
         return torch.from_numpy(restored).to(x)
 
+    def _image(self, image: Image) -> Image:
+        return image if float(np.ptp(image)) == 0 else self.denoise(image)
+
     def _cube(self, cube: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         if not self.components:
-            return np.stack([self.denoise(band) for band in cube])
+            return np.stack([self._image(band) for band in cube])
         bands = cube.shape[0]
         flat = cube.reshape(bands, -1)
         mean = flat.mean(1, keepdims=True)
         directions = np.linalg.svd(flat - mean, full_matrices=False)[0]
         images = (directions.T @ (flat - mean)).reshape(-1, *cube.shape[1:])
-        clean = np.stack([self.denoise(image) for image in images]).reshape(len(images), -1)
+        clean = np.stack([self._image(image) for image in images]).reshape(len(images), -1)
         return (directions @ clean + mean).reshape(cube.shape).astype(np.float32)
 
 

@@ -36,9 +36,12 @@ class Bicubic(Restorer):
         self, x: Float[Tensor, "batch bands height width"]
     ) -> Float[Tensor, "batch bands height*scale width*scale"]:
         """Enlarge."""
-        return F.interpolate(x, scale_factor=self.scale, mode="bicubic")
+        # Only with antialias is PyTorch's kernel that of Keys, which continues a ramp: a = -1/2, not -3/4.
+        return F.interpolate(x, scale_factor=self.scale, mode="bicubic", antialias=True)
 
 
 def build(bands: int, scale: int = 4) -> Bicubic:
     """Build the filter for ``scale`` times finer cubes."""
+    if not isinstance(scale, int) or scale < 1:
+        raise ValueError("scale is a whole number from 1 on")
     return Bicubic(bands, scale)

@@ -57,9 +57,13 @@ class LowRank(Restorer):
             return values * (torch.arange(values.shape[1], device=values.device) < self.rank)
         share = min(shape) / max(shape)
         omega = 0.56 * share**3 - 0.95 * share**2 + 1.82 * share + 1.43
-        return values * (values > omega * values.median(1, keepdim=True).values)
+        kept = values > omega * values.median(1, keepdim=True).values
+        kept[:, 0] = True  # of very few bands, the median is no noise: something must be left
+        return values * kept
 
 
 def build(bands: int, rank: int | None = None) -> LowRank:
     """Build the filter."""
+    if rank is not None and (not isinstance(rank, int) or rank < 1):
+        raise ValueError("rank counts components, from 1 on")
     return LowRank(bands, rank)

@@ -39,7 +39,7 @@ class TotalVariation(ImageFilter):
         """Return one image without its noise."""
         found = restoration()
         noise = float(found.estimate_sigma(image))
-        if not noise > 0:  # nothing to remove; NaN where the image is constant
+        if not noise > 0:  # nothing to remove
             return image
         clean = found.denoise_tv_chambolle(image, weight=self.strength * noise)
         return np.asarray(clean, dtype=np.float32)
@@ -48,4 +48,6 @@ class TotalVariation(ImageFilter):
 def build(bands: int, components: bool = False, strength: float = 1.5) -> TotalVariation:
     """Build the filter."""
     restoration()
+    if not strength > 0:
+        raise ValueError("strength must be positive")
     return TotalVariation(bands, components, strength)

@@ -26,9 +26,7 @@ class Wavelet(ImageFilter):
     """Soft BayesShrink thresholds on an orthogonal wavelet (Daubechies 2)."""
 
     def denoise(self, image: Image) -> Image:
-        """Return one image without its noise; a constant one as it is."""
-        if float(np.ptp(image)) == 0:
-            return image
+        """Return one image without its noise."""
         found = restoration().denoise_wavelet(image, wavelet="db2", rescale_sigma=True)
         return np.asarray(found, dtype=np.float32)
 

@@ -25,7 +25,7 @@ from vitreous.report.page import (
     scene_facts,
     scene_title,
 )
-from vitreous.report.record import Config, Number, Record, read_log, read_part
+from vitreous.report.record import Config, Number, Record, plain, read_log, read_part
 from vitreous.scenes.cube import good_bands, rgb_bands
 
 SIDE = 128  # pixels of a crop's picture, at least
@@ -69,7 +69,7 @@ def build_report(
     config = read_part(Config, run / "config.json")
     log = read_log(run / "log.csv")
     title = scene_title(scene)
-    name = str(config.recipe.get("model", "network"))
+    name = plain(config.recipe.get("model", "network"), 200)
     size = f", {quantity(metrics.parameters)} parameters" if metrics.parameters else ""
     words = f"Trained for {duration(metrics.train_seconds)} without labels. "
     words += f"Its loss is {metrics.train_loss or 0:.3f} on the ground that it learned from"

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import xarray as xr
 from pydantic import Field
 
+from vitreous.errors import VitreousError
 from vitreous.files import write_text
 from vitreous.report import figures, pictures
 from vitreous.report.markup import Markup, join, tag
@@ -35,6 +36,7 @@ from vitreous.report.record import (
     Name,
     Number,
     Record,
+    plain,
     read_log,
     read_part,
 )
@@ -103,7 +105,8 @@ class _Page:
 
     @property
     def words(self) -> str:
-        parts = ", ".join(f"{k} {_plain(v)}" for k, v in self.metrics.degradation.settings.items())
+        settings = self.metrics.degradation.settings.items()
+        parts = ", ".join(f"{plain(key, 60)} {_plain(value)}" for key, value in settings)
         return self.metrics.degradation.name.replace("_", " ") + (f" ({parts})" if parts else "")
 
 
@@ -135,9 +138,24 @@ def build_report(
         degraded,
         restored,
     )
+    _check(page)
     path = run / "report.html"
     write_text(path, _document(page))
     return path
+
+
+def _check(page: _Page) -> None:
+    """Refuse cubes that are not those of which the metrics speak."""
+    metrics = page.metrics
+    bands, height, width = page.clean.shape
+    coarse = (bands, height // metrics.scale, width // metrics.scale)
+    centres = bands if metrics.wavelengths is None else len(metrics.wavelengths)
+    if {bands, metrics.bands, centres} != {bands} or page.degraded.shape != coarse:
+        raise VitreousError(
+            f"metrics.json speaks of {metrics.bands} bands, {centres} wavelengths and a {metrics.scale} times coarser "
+            f"input; the cubes have {page.clean.shape} and {page.degraded.shape} values.",
+            "Evaluate the run again to write it anew.",
+        )
 
 
 def _document(page: _Page) -> Markup:
@@ -320,4 +338,4 @@ def _write(value: Number, unit: str, digits: int) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(_plain(part) for part in value)
-    return f"{value:.3g}" if isinstance(value, float) else str(value)[:60]
+    return f"{value:.3g}" if isinstance(value, float) else plain(value, 60)

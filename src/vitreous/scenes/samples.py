@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib import resources
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,6 +60,27 @@ def load_sample(name: str) -> Sample:
     return Sample(
         _scene(values, facts), _labels(truth, facts), _labels(_training_image(facts), facts)
     )
+
+
+class NamedScene(NamedTuple):
+    """A scene, and its labels where it is a built-in sample."""
+
+    scene: xr.DataArray
+    labels: xr.DataArray | None
+
+
+def open_named(scene: str, hints: dict[str, Any]) -> NamedScene:
+    """Open a scene file, or a built-in sample by its name; an existing path wins over a sample's name.
+
+    Raises:
+        SceneError: nothing of that name, or a file that cannot be read.
+    """
+    from vitreous.scenes.formats import open_scene
+
+    if scene in SAMPLES and not Path(scene).exists():
+        sample = load_sample(scene)
+        return NamedScene(sample.scene, sample.labels)
+    return NamedScene(open_scene(scene, **hints), None)
 
 
 def _tensorly_arrays(facts: dict[str, Any]) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint8]]:

@@ -22,9 +22,10 @@ from vitreous.methods.adapt import lora
 from vitreous.methods.adapt._freeze import freeze_base, is_adapter
 from vitreous.methods.reduce import evit
 from vitreous.recipe import Recipe
-from vitreous.tasks.loop import Row, Task, stream
+from vitreous.tasks.loop import Row, Task
 from vitreous.tasks.metrics import oa_aa_kappa
 from vitreous.tasks.schedules import cosine, cycle_factor, cyclic_rate
+from vitreous.tasks.streams import stream
 
 COLUMNS = (
     "epoch",

@@ -26,6 +26,7 @@ from vitreous.recipe import Settings
 from vitreous.tasks.checkpoint import load_state, save_state
 from vitreous.tasks.progress import EpochProgress
 from vitreous.tasks.runs import STATE
+from vitreous.tasks.streams import stream_seed
 
 LOG = "log.csv"
 VALIDATIONS = 20  # of one training
@@ -175,19 +176,6 @@ class Task(L.LightningModule):
         if not all(torch.isfinite(tensor).all() for tensor in self.average.state_dict().values()):
             raise diverged()
         return self.average.eval()
-
-
-def stream(*key: int) -> torch.Generator:
-    """Return a random generator of its own for a key such as (seed, epoch, rank)."""
-    return torch.Generator().manual_seed(stream_seed(*key))
-
-
-def stream_seed(*key: int) -> int:
-    """Mix numbers into one seed; neighbouring keys give unrelated streams."""
-    seed = 0
-    for part in key:
-        seed = (seed * 6364136223846793005 + (part + 1) * 1442695040888963407) % 2**63
-    return seed
 
 
 class SafetensorsIO(CheckpointIO):

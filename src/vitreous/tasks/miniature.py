@@ -7,18 +7,24 @@ digits, patches with known answers.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from statistics import mean, stdev
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitreous.catalog.registry import create_model
+from vitreous.data.regions import orient
 from vitreous.layers.backbone import init_linear
+from vitreous.layers.ranges import BandRange
 from vitreous.methods.quantize._install import layers_to_quantize
 from vitreous.methods.quantize.repq_vit import pairs
+from vitreous.scenes.samples import load_sample
+from vitreous.tasks.quality import quality
 from vitreous.tasks.schedules import cosine
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -60,26 +66,65 @@ def fit_images(
         loss: of (model, images, classes).
         augment: changes a batch of images, drawing from the generator it is given.
     """
+    batch_size = min(batch_size, len(images))
+    rounds = len(images) // batch_size
+    waiting: list[Tensor] = []
+
+    def next_loss(generator: torch.Generator) -> Tensor:
+        if not waiting:
+            order = torch.randperm(len(images), generator=generator)
+            waiting.extend(order.split(batch_size)[:rounds])
+        part = waiting.pop(0)
+        batch = images[part] if augment is None else augment(images[part], generator)
+        return loss(model, batch, classes[part])
+
+    fit_steps(
+        model,
+        next_loss,
+        steps=epochs * rounds,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        warmup=warmup,
+        clip=clip,
+        seed=seed,
+    )
+
+
+def fit_steps(
+    model: nn.Module,
+    next_loss: Callable[[torch.Generator], Tensor],
+    *,
+    steps: int,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.05,
+    warmup: float = 0.1,
+    clip: float = 1.0,
+    seed: int = 0,
+) -> None:
+    """Train in place with AdamW, linear warm-up and a cosine to zero, whatever a step learns from.
+
+    Args:
+        model: the network; left in eval mode.
+        next_loss: draws a batch from the generator that it is given, and returns the loss on it.
+        steps: how often.
+        learning_rate: its peak.
+        weight_decay: of all parameters but vectors and those that the model spares.
+        warmup: share of the steps.
+        clip: gradient norm limit.
+        seed: of batches and of dropout.
+    """
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     optimizer = torch.optim.AdamW(_groups(model, weight_decay), lr=learning_rate, foreach=True)
-    batch_size = min(batch_size, len(images))
-    steps = epochs * (len(images) // batch_size)
-    step = 0
     model.train()
-    for _ in range(epochs):
-        order = torch.randperm(len(images), generator=generator)
-        for start in range(0, len(images) - batch_size + 1, batch_size):
-            part = order[start : start + batch_size]
-            batch = images[part] if augment is None else augment(images[part], generator)
-            rate = learning_rate * _rate(step / steps, warmup)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.zero_grad(set_to_none=True)
-            loss(model, batch, classes[part]).backward()
-            nn.utils.clip_grad_norm_(model.parameters(), clip)
-            optimizer.step()
-            step += 1
+    for step in range(steps):
+        rate = learning_rate * _rate(step / steps, warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad(set_to_none=True)
+        next_loss(generator).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
     model.eval()
 
 
@@ -189,6 +234,100 @@ def on_ground(
     for image, digit, (row, column) in zip(images, digits, corners.tolist(), strict=True):
         image[:, row : row + DIGIT, column : column + DIGIT] += 2 * digit
     return images
+
+
+# -- the built-in scene: averages of bands, crops, patches around pixels -------------------------------------
+
+HELD_OUT = 48  # rows of the scene that no network learns from
+
+
+class Strips(NamedTuple):
+    """A scene in two parts, scaled to mostly 0 to 1, ``(bands, height, width)``.
+
+    Attributes:
+        train: the rows to learn from.
+        test: the last :data:`HELD_OUT` rows, with a width that is a multiple of 16.
+        ranges: what both are scaled by, found on the first part.
+    """
+
+    train: Tensor
+    test: Tensor
+    ranges: BandRange
+
+
+def sample_cube() -> tuple[Float[Tensor, "bands height width"], Int[Tensor, "height width"]]:
+    """Return Indian Pines in digital numbers, and its classes from 1, 0 where there is no label."""
+    sample = load_sample("indian_pines")
+    cube = torch.from_numpy(np.asarray(sample.scene.values, np.float32))
+    return cube, torch.from_numpy(np.asarray(sample.labels.values, np.int64))
+
+
+def band_averages(
+    cube: Float[Tensor, "bands height width"], count: int
+) -> Float[Tensor, "count height width"]:
+    """Average runs of neighbouring bands, whose lengths differ by 1 at most."""
+    return torch.stack([run.mean(0) for run in cube.tensor_split(count)])
+
+
+def scaled_strips(cube: Float[Tensor, "bands height width"]) -> Strips:
+    """Divide a scene into rows to learn from and rows held out, and scale every band."""
+    train, test = cube[:, :-HELD_OUT], cube[:, -HELD_OUT:, : cube.shape[2] // 16 * 16]
+    ranges = BandRange.fit(train.flatten(1).T.numpy())
+    return Strips(ranges(train), ranges(test), ranges)
+
+
+def strip_quality(
+    strips: Strips, restored: Float[Tensor, "bands height width"], scale: int = 1
+) -> dict[str, float]:
+    """Return PSNR, SSIM and SAM of the rows held out, as something restored them, see ``tasks/quality.py``.
+
+    Args:
+        strips: the scene.
+        restored: scaled as they are.
+        scale: how many times finer it was made.
+    """
+    ranges = strips.ranges
+    made, clean = ranges.inverse(restored), ranges.inverse(strips.test)
+    found = quality(made, clean, ranges, scale)
+    return {name: found[name] for name in ("psnr", "ssim", "sam")}
+
+
+def random_crops(
+    cube: Float[Tensor, "bands height width"], side: int, count: int, generator: torch.Generator
+) -> Float[Tensor, "count bands side side"]:
+    """Draw squares from anywhere, turned and mirrored at random."""
+    crops = []
+    for _ in range(count):
+        row, column = (
+            int(torch.randint(length - side + 1, (), generator=generator))
+            for length in cube.shape[1:]
+        )
+        turn = int(torch.randint(8, (), generator=generator))
+        crops.append(orient(cube[:, row : row + side, column : column + side], turn))
+    return torch.stack(crops)
+
+
+def patches_at(
+    image: Float[Tensor, "bands height width"], pixels: Int[Tensor, "count"], side: int
+) -> Float[Tensor, "count bands side side"]:
+    """Cut the patches around pixels, given by their flat index; beyond the edge the image is mirrored."""
+    rows, columns = pixels // image.shape[2], pixels % image.shape[2]
+    padded = F.pad(image[None], (side // 2,) * 4, mode="reflect")[0]
+    windows = padded.unfold(1, side, 1).unfold(2, side, 1)
+    return windows[:, rows, columns].transpose(0, 1).contiguous()
+
+
+def turned(
+    images: Float[Tensor, "count bands side side"], generator: torch.Generator
+) -> Float[Tensor, "count bands side side"]:
+    """Mirror and turn a batch by one of the square's eight symmetries; fits ``augment`` of :func:`fit_images`."""
+    return orient(images, int(torch.randint(8, (), generator=generator)))
+
+
+def plus_minus(values: Sequence[float], digits: int = 2) -> str:
+    """Return values as mean and standard deviation (of the sample): ``31.20 ± 0.15``."""
+    text = f"{mean(values):.{digits}f}"
+    return f"{text} ± {stdev(values):.{digits}f}" if len(values) > 1 else text
 
 
 # -- networks that are hard to quantize ---------------------------------------------------------------------

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import xarray as xr
 from rich.console import Console
-from torch import Tensor
 
 from vitreous.catalog.registry import (
     card,
@@ -27,53 +26,23 @@ from vitreous.catalog.registry import (
 from vitreous.data.contract import BandContract
 from vitreous.data.crops import Area, Crops, cut_scene, sample_spectra
 from vitreous.errors import CheckpointError, ConfigError, ModelError, did_you_mean
-from vitreous.files import read_json, write_json
+from vitreous.files import write_json
 from vitreous.layers.backbone import Backbone
 from vitreous.layers.bands import Bands
 from vitreous.layers.preprocess import Preprocess
 from vitreous.layers.pretrainer import Pretrainer
-from vitreous.recipe import PretrainRecipe, make_recipe
+from vitreous.recipe import PretrainRecipe
+from vitreous.scenes.samples import open_named
 from vitreous.tasks import runs
 from vitreous.tasks.checkpoint import load_exactly, load_tensors, save_tensors
-from vitreous.tasks.loop import Row, fit
-from vitreous.tasks.runs import CONFIG, METRICS, MODEL, PREPROCESS, STATE
-from vitreous.tasks.unlabelled import CropTask, open_named
+from vitreous.tasks.runs import METRICS, MODEL, PREPROCESS, STATE
 from vitreous.tasks.weights import load_model, save_model
+
+if TYPE_CHECKING:
+    from vitreous.tasks.fit_pretrainer import PretrainTask
 
 TASK = "pretrain"
 PICTURED = 4  # crops in the report
-
-
-class PretrainTask(CropTask):
-    """Trains an architecture together with what it takes to learn without labels."""
-
-    model: Pretrainer
-    average: Pretrainer
-    columns = ("epoch", "step", "seconds", "learning_rate", "train_loss", "val_loss")
-    shown: ClassVar[dict[str, str]] = {"train_loss": "loss", "val_loss": "val loss"}
-
-    def __init__(
-        self,
-        model: Pretrainer,
-        recipe: PretrainRecipe,
-        crops: Crops,
-        val: Crops | None,
-        preprocess: Preprocess,
-    ) -> None:
-        super().__init__(model, recipe, crops, val)
-        self.preprocess = preprocess
-
-    def inputs(self, crops: Tensor, generator: torch.Generator) -> Tensor:
-        """Return channels; invalid pixels are 0."""
-        return self.preprocess(crops)
-
-    def loss(self, crops: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the loss of a batch; what is random in it comes from the epoch's global stream."""
-        return self.model(self.preprocess(crops)).loss
-
-    def validate(self, crops: Tensor) -> Row:
-        """Return the loss of the averaged weights; the same masks each time."""
-        return {"val_loss": float(self.average(self.preprocess(crops)).loss)}
 
 
 def train(
@@ -96,7 +65,7 @@ def train(
     console = Console(stderr=True, quiet=not show)
     check_recipe(recipe)
     console.print(f"reading {recipe.scene}", highlight=False)
-    scene = open_named(recipe.scene, recipe.hints)
+    scene = open_named(recipe.scene, recipe.hints).scene
     contract = BandContract.of(scene)
     bands = contract.select(scene)
     areas = cut_scene(scene, recipe.val_fraction)
@@ -119,6 +88,9 @@ def train(
             f"no validation: {recipe.val_fraction:.0%} of the scene are narrower than a crop of {crops.side} pixels",
             highlight=False,
         )
+    from vitreous.tasks.fit_pretrainer import PretrainTask
+    from vitreous.tasks.loop import fit
+
     task = PretrainTask(model, recipe, crops, val, preprocess)
     fit(task, folder, resume=resume, show=show)
     if not first:
@@ -171,7 +143,7 @@ class Pretrained:
     @property
     def recipe(self) -> PretrainRecipe:
         """The settings it was trained with."""
-        return make_recipe(read_json(self.path / CONFIG)["recipe"], PretrainRecipe)
+        return runs.recipe_of(self.path, PretrainRecipe)
 
 
 def load_run(path: str | Path) -> Pretrained:
@@ -211,18 +183,31 @@ def _pretrainer(
         )
     else:
         centres = contract.wavelengths if recipe.reduction == "none" else None
+        start = Path(recipe.init)
+        file = str(start / MODEL) if (start / PREPROCESS).is_file() else recipe.init
         encoder, report = load_model(
-            recipe.init, Bands(preprocess.channels, centres), 1, recipe.image_size, new_head=True
+            file, Bands(preprocess.channels, centres), 1, recipe.image_size, new_head=True
         )
         if report.made.name != recipe.model:
             raise ModelError(
                 f"{recipe.init} holds '{report.made.name}', not '{recipe.model}'.",
                 f"Use --model {report.made.name}.",
             )
+        if recipe.model_args not in ({}, report.made.model_args):
+            raise ModelError(
+                f"{recipe.init} has the model arguments {report.made.model_args}, not {recipe.model_args}.",
+                "Leave --model-args out: they come with the weights.",
+            )
     assert isinstance(encoder, Backbone)
     build = system_module(recipe.model).build_pretrainer
     check_arguments(recipe.model, build, recipe.pretrainer_args)
-    made = build(encoder.train(), **recipe.pretrainer_args)
+    try:
+        made = build(encoder.train(), **recipe.pretrainer_args)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise ModelError(
+            f"{recipe.model} cannot be pre-trained with {recipe.pretrainer_args}: {error}.",
+            "Change or drop these settings.",
+        ) from error
     assert isinstance(made, Pretrainer)
     return made
 

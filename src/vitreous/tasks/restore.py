@@ -6,10 +6,11 @@ last for the test, where the degraded scene is restored and compared with what i
 
 from __future__ import annotations
 
+import inspect
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,25 +20,31 @@ from jaxtyping import Float
 from rich.console import Console
 from torch import Tensor
 
-from vitreous.catalog.registry import RESTORERS, card, create_model, list_models
+from vitreous.catalog.registry import (
+    RESTORERS,
+    card,
+    create_model,
+    list_models,
+    system_module,
+)
 from vitreous.data.contract import BandContract
 from vitreous.data.crops import Area, Crops, cut_scene, sample_spectra
-from vitreous.data.degradations import Degradation, degradation, spoil
-from vitreous.errors import ConfigError, ModelError
+from vitreous.data.degradations import Degradation, degradation
+from vitreous.errors import ConfigError, ModelError, SceneError
 from vitreous.files import read_json, write_json
 from vitreous.inference.restore import TILE, SceneRestorer, restored_scene
 from vitreous.layers.ranges import BandRange, fill_invalid
 from vitreous.layers.restorer import Restorer
 from vitreous.progress import progress_bar
-from vitreous.recipe import RestoreRecipe, make_recipe
+from vitreous.recipe import RestoreRecipe
 from vitreous.scenes import write_scene
-from vitreous.scenes.cube import like_scene, read_window, wavelengths_of
+from vitreous.scenes.cube import good_bands, like_scene, read_window, wavelengths_of
+from vitreous.scenes.samples import open_named
 from vitreous.tasks import runs
 from vitreous.tasks.checkpoint import load_exactly, save_tensors
-from vitreous.tasks.loop import Row, fit, stream
-from vitreous.tasks.quality import quality
+from vitreous.tasks.quality import FEWEST, quality
 from vitreous.tasks.runs import CONFIG, METRICS, MODEL, STATE
-from vitreous.tasks.unlabelled import VALIDATED, CropTask, open_named
+from vitreous.tasks.streams import VALIDATED, stream
 
 TASK = "restore"
 PRODUCT = "restored.tif"
@@ -64,7 +71,7 @@ class RestoreRun:
     @property
     def recipe(self) -> RestoreRecipe:
         """The settings it was trained with."""
-        return make_recipe(read_json(self.path / CONFIG)["recipe"], RestoreRecipe)
+        return runs.recipe_of(self.path, RestoreRecipe)
 
 
 @dataclass(frozen=True)
@@ -84,58 +91,6 @@ class TestCube:
     degraded: xr.DataArray
     ranges: BandRange
     scale: int
-
-
-class RestoreTask(CropTask):
-    """Trains a network to turn degraded crops into clean ones."""
-
-    model: Restorer
-    average: Restorer
-    recipe: RestoreRecipe
-    columns = ("epoch", "step", "seconds", "learning_rate", "train_loss", "val_psnr")
-    shown: ClassVar[dict[str, str]] = {"train_loss": "loss", "val_psnr": "val PSNR"}
-
-    def __init__(
-        self,
-        model: Restorer,
-        recipe: RestoreRecipe,
-        crops: Crops,
-        val: Crops | None,
-        ranges: BandRange,
-        degrade: Degradation,
-    ) -> None:
-        super().__init__(model, recipe, crops, val)
-        self.ranges, self.degrade = ranges, degrade
-        self.distance = {"l1": F.l1_loss, "mse": F.mse_loss}[recipe.loss]
-
-    def clean(self, crops: Tensor) -> Tensor:
-        """Scale crops of physical values; invalid pixels become their crop's mean spectrum."""
-        return self.ranges(torch.stack([fill_invalid(crop)[0] for crop in crops]))
-
-    def some_bands(self, clean: Tensor, generator: torch.Generator) -> Tensor:
-        """Return neighbouring bands of crops, where the network takes any number: it costs as much less."""
-        count = self.recipe.train_bands
-        if not self.model.any_bands or clean.shape[1] <= count:
-            return clean
-        first = int(torch.randint(clean.shape[1] - count + 1, (), generator=generator))
-        return clean[:, first : first + count]
-
-    def inputs(self, crops: Tensor, generator: torch.Generator) -> Tensor:
-        """Return degraded crops."""
-        clean = self.some_bands(self.clean(crops), generator)
-        return spoil(self.degrade, clean, generator)
-
-    def loss(self, crops: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the distance between restored and clean crops."""
-        clean = self.some_bands(self.clean(crops), generator)
-        return self.distance(self.model(spoil(self.degrade, clean, generator)), clean)
-
-    def validate(self, crops: Tensor) -> Row:
-        """Return the mean PSNR over crops and bands; the same bands and noise each time."""
-        clean = self.some_bands(self.clean(crops), stream(VALIDATED))
-        restored = self.average(spoil(self.degrade, clean, stream(VALIDATED)))
-        errors = (restored - clean).square().mean((2, 3)).clamp(min=1e-10)
-        return {"val_psnr": float((-10 * errors.log10()).mean())}
 
 
 def train(
@@ -158,17 +113,22 @@ def train(
     console = Console(stderr=True, quiet=not show)
     degrade = check_recipe(recipe)
     console.print(f"reading {recipe.scene}", highlight=False)
-    scene = open_named(recipe.scene, recipe.hints)
+    scene = open_named(recipe.scene, recipe.hints).scene
     areas = _areas(recipe, scene, degrade.factor)
+    trained = resume and (Path(recipe.runs) / TASK / str(recipe.name) / MODEL).is_file()
+    # What cannot be trained is refused before there is a folder for it.
+    fresh = None if trained else _untrained(recipe, scene, areas)
     folder, first = runs.start_folder(
         recipe, TASK, f"{Path(recipe.scene).stem}-{recipe.model}", resume=resume
     )
     if first and not resume:
         runs.write_config(folder, TASK, recipe, scene, command)
-    if resume and (folder / MODEL).is_file():  # it was stopped after training, before its products
+    if fresh is None:  # it was stopped after training, before its products
         restorer, seconds = load_run(folder).restorer, _seconds(folder)
     else:
-        restorer, seconds = _fit(recipe, scene, areas, degrade, folder, resume=resume, show=show)
+        restorer, seconds = _fit(
+            recipe, fresh, scene, areas, degrade, folder, resume=resume, show=show
+        )
         if not first:
             raise SystemExit(0)  # this process was started by the first one, to train with it
         _keep(folder, recipe, restorer, seconds)
@@ -187,7 +147,7 @@ def evaluate(path: str | Path) -> dict[str, Any]:
     run = load_run(path)
     recipe = run.recipe
     degrade = check_recipe(recipe)
-    scene = open_named(recipe.scene, recipe.hints)
+    scene = open_named(recipe.scene, recipe.hints).scene
     areas = _areas(recipe, scene, degrade.factor)
     cube = test_cube(recipe, run.restorer, scene, areas[2], degrade)
     row, _ = measure(run.restorer, run.name, cube)
@@ -198,21 +158,22 @@ def check_recipe(recipe: RestoreRecipe) -> Degradation:
     """Refuse what cannot be trained or compared now, not after an hour, and return what is to be undone.
 
     Raises:
-        ConfigError: a system that does not restore, or whose scale is not the degradation's.
+        ConfigError: a system that does not restore, or whose scale is not the degradation's; a baseline that would
+            have to be trained, or has another scale.
         ModelError: there is no such system.
     """
     scale = _scale_of(recipe.model, recipe.model_args)
     name = recipe.degradation or ("downsample" if scale > 1 else "gaussian")
     settings = dict(recipe.degradation_args)
-    if name == "downsample":
+    if name == "downsample" and scale > 1:
         settings.setdefault("scale", scale)
     degrade = degradation(name, settings)
     for system in recipe.baselines or []:
-        _scale_of(system, {})
+        _check_baseline(system, scale)
     if degrade.factor != scale:
         raise ConfigError(
             f"{recipe.model} makes a scene {scale} times finer, and '{name}' makes it {degrade.factor} times coarser.",
-            f"Give the model another scale, e.g. --model-args scale={degrade.factor}, or name another degradation.",
+            "Take a model of that scale (for some: --model-args scale=2), or another degradation.",
         )
     return degrade
 
@@ -244,18 +205,26 @@ def measure(
     Returns:
         The row of ``metrics.json``, and the restored cube in physical values.
     """
+    # Its bands are those that the restorer takes, whatever the whole scene has.
+    own = SceneRestorer(
+        restorer.net, cube.ranges, BandContract.of(cube.degraded), **restorer.settings()
+    )
     started = time.perf_counter()
-    restored = torch.from_numpy(restored_scene(restorer, cube.degraded).values)
-    seconds = time.perf_counter() - started
-    parameters = sum(p.numel() for p in restorer.net.parameters())
+    restored = torch.from_numpy(restored_scene(own, cube.degraded).values)
+    return _row(name, restorer.net, cube, restored, time.perf_counter() - started), restored
+
+
+def _row(
+    name: str, net: Restorer, cube: TestCube, restored: Tensor, seconds: float
+) -> dict[str, Any]:
     return {
         "name": name,
         "kind": card(name).kind,
-        "parameters": parameters or None,
+        "parameters": sum(p.numel() for p in net.parameters()) or None,
         "train_seconds": None,
         "pixels_per_second": restored[0].numel() / seconds,
         "test": quality(restored, cube.clean, cube.ranges, cube.scale),
-    }, restored
+    }
 
 
 def test_cube(
@@ -303,16 +272,78 @@ def _scale_of(name: str, model_args: dict[str, Any]) -> int:
     return net.scale
 
 
+def _check_baseline(name: str, scale: int) -> None:
+    """Refuse a system that cannot be compared with as it is.
+
+    Raises:
+        ConfigError: it would have to be trained, or its scale is another one.
+        ModelError: there is no such system, or its package is missing.
+    """
+    if card(name).kind != "filter":
+        raise ConfigError(
+            f"'{name}' is no filter but a {card(name).kind}, which would have to be trained.",
+            f"Filters: {', '.join(list_models(kind='filter'))}.",
+        )
+    takes_scale = "scale" in inspect.signature(system_module(name).build).parameters
+    if takes_scale != (scale > 1):
+        raise ConfigError(
+            f"The baseline '{name}' does not make a scene {scale} times finer.",
+            "Leave --baselines out: those that fit are chosen.",
+        )
+    create_model(name, bands=1, **_baseline_args(scale))
+
+
+def _baseline_args(scale: int) -> dict[str, Any]:
+    return {"scale": scale} if scale > 1 else {}
+
+
 def _areas(recipe: RestoreRecipe, scene: xr.DataArray, factor: int) -> list[Area]:
-    """Return where to train, validate and test."""
+    """Return where to train, validate and test.
+
+    Raises:
+        SceneError: crops do not fit into the first, or the last is too small or has no valid pixels.
+    """
     areas = cut_scene(scene, recipe.val_fraction, recipe.test_fraction)
-    bands = np.zeros(1, dtype=np.int64)
+    bands = good_bands(scene).astype(np.int64)
     Crops(scene, bands, areas[0], recipe.crop * factor)  # refuses what does not fit
+    place = Area(*(_middle(span, factor) for span in areas[2]))
+    if min(place.shape) < FEWEST:
+        raise SceneError(
+            f"The test area would have {place.shape[0]} x {place.shape[1]} pixels.",
+            f"Restorers are compared on at least {FEWEST} x {FEWEST}: raise test_fraction.",
+        )
+    if not len(sample_spectra(scene, bands, place)):
+        raise SceneError(
+            "There are next to no valid pixels in the test area.",
+            "Change test_fraction, or check the scene's nodata value with 'vitreous info'.",
+        )
     return areas
+
+
+def _untrained(recipe: RestoreRecipe, scene: xr.DataArray, areas: list[Area]) -> SceneRestorer:
+    """Return what is to be trained: fresh, or as the run left it that it starts from."""
+    torch.manual_seed(recipe.seed)
+    if recipe.init is None:
+        contract = BandContract.of(scene)
+        bands = contract.select(scene)
+        net = create_model(recipe.model, bands=len(bands), **recipe.model_args)
+        assert isinstance(net, Restorer)
+        ranges = BandRange.fit(sample_spectra(scene, bands, areas[0]), recipe.range)
+    else:  # its bands and ranges come along, in its order
+        run = _start(recipe)
+        # Loaded weights may be read-only views of the file; training needs its own.
+        own = {name: t.clone() for name, t in run.restorer.state_dict().items()}
+        run.restorer.load_state_dict(own, assign=True)
+        start, _ = run.restorer.fitted(scene)
+        net, ranges, contract = start.net, start.ranges, start.contract
+    size = recipe.crop if net.size_matters else max(recipe.crop, TILE)
+    size = -(-size // 4) * 4
+    return SceneRestorer(net.train(), ranges, contract, tile_size=size, per=recipe.range)
 
 
 def _fit(
     recipe: RestoreRecipe,
+    fresh: SceneRestorer,
     scene: xr.DataArray,
     areas: list[Area],
     degrade: Degradation,
@@ -321,21 +352,10 @@ def _fit(
     resume: bool,
     show: bool,
 ) -> tuple[SceneRestorer, float]:
-    contract = BandContract.of(scene)
-    bands = contract.select(scene)
-    torch.manual_seed(recipe.seed)
-    if recipe.init is None:
-        net = create_model(recipe.model, bands=len(bands), **recipe.model_args)
-        assert isinstance(net, Restorer)
-        ranges = BandRange.fit(sample_spectra(scene, bands, areas[0]), recipe.range)
-    else:
-        start = _start(recipe)
-        fitted, bands = start.restorer.fitted(scene)
-        net, ranges, contract = fitted.net, fitted.ranges, BandContract.of(scene)
-    size = recipe.crop if net.size_matters else max(recipe.crop, TILE)
-    size = -(-size // 4) * 4
+    """Return the trained restorer, and how many seconds it took."""
     if card(recipe.model).kind == "filter":
-        return SceneRestorer(net, ranges, contract, tile_size=size, per=recipe.range), 0.0
+        return fresh, 0.0
+    bands = fresh.contract.select(scene)
     crops, val = (
         Crops(scene, bands, area, recipe.crop * degrade.factor)
         if min(area.shape) >= recipe.crop * degrade.factor
@@ -343,11 +363,14 @@ def _fit(
         for area in areas[:2]
     )
     assert crops is not None
-    task = RestoreTask(net, recipe, crops, val, ranges, degrade)
+    from vitreous.tasks.fit_restorer import RestoreTask
+    from vitreous.tasks.loop import fit
+
+    task = RestoreTask(fresh.net, recipe, crops, val, fresh.ranges, degrade)
     fit(task, folder, resume=resume, show=show)
     trained = task.result()
     assert isinstance(trained, Restorer)
-    restorer = SceneRestorer(trained, ranges, contract, tile_size=size, per=recipe.range)
+    restorer = SceneRestorer(trained, fresh.ranges, fresh.contract, **fresh.settings())
     return restorer, task.elapsed
 
 
@@ -398,7 +421,7 @@ def _measure(
     rows = [row] if degrade.factor > 1 else [row, _untouched(cube)]
     for name in baselines_of(recipe, degrade):
         console.print(f"baseline {name}", highlight=False)
-        rows.append(_baseline(name, restorer, cube))
+        rows.append(_baseline(name, cube))
     write_json(folder / METRICS, _metrics(recipe, scene, areas, degrade, cube, rows))
     if recipe.product:
         with progress_bar("restoring", console) as advance:
@@ -426,21 +449,23 @@ def baselines_of(recipe: RestoreRecipe, degrade: Degradation) -> list[str]:
     return [name for name in chosen if name != recipe.model]
 
 
-def _baseline(name: str, restorer: SceneRestorer, cube: TestCube) -> dict[str, Any]:
-    args = {"scale": cube.scale} if cube.scale > 1 else {}
-    net = create_model(name, bands=cube.degraded.sizes["band"], **args)
+def _baseline(name: str, cube: TestCube) -> dict[str, Any]:
+    """Return the row of a filter, which sees the whole area at once: it knows its noise the better."""
+    net = create_model(name, bands=cube.degraded.sizes["band"], **_baseline_args(cube.scale))
     assert isinstance(net, Restorer)
-    contract = BandContract.of(cube.degraded)
-    # A filter may look at the whole area at once, and knows it better the more of it it sees.
-    size = max(-(-max(cube.degraded.shape[1:]) // 4) * 4, restorer.tile_size)
-    return measure(SceneRestorer(net, cube.ranges, contract, tile_size=size), name, cube)[0]
+    whole = SceneRestorer(net, cube.ranges, BandContract.of(cube.degraded))
+    started = time.perf_counter()
+    restored = whole.restore_tiles(torch.from_numpy(cube.degraded.values)[None])[0]
+    return _row(name, net, cube, restored, time.perf_counter() - started)
 
 
 def _untouched(cube: TestCube) -> dict[str, Any]:
     """Return the row of the degraded scene as it is, or enlarged where it is coarser."""
     degraded = torch.from_numpy(cube.degraded.values)
     if cube.scale > 1:
-        degraded = F.interpolate(degraded[None], scale_factor=cube.scale, mode="bicubic")[0]
+        degraded = F.interpolate(
+            degraded[None], scale_factor=cube.scale, mode="bicubic", antialias=True
+        )[0]
     return {
         "name": DEGRADED,
         "kind": "input",

@@ -26,7 +26,7 @@ from vitreous.layers.decoders import DenseNet
 from vitreous.layers.preprocess import Preprocess
 from vitreous.methods._apply import applied, reinstall
 from vitreous.models._pixel_estimator import PixelEstimator
-from vitreous.recipe import Recipe, Settings, make_recipe
+from vitreous.recipe import R, Recipe, Settings, make_recipe
 from vitreous.tasks.checkpoint import load_exactly, load_tensors, save_tensors
 
 Network: TypeAlias = PatchClassifier | DenseClassifier
@@ -73,7 +73,7 @@ class Run:
     @property
     def recipe(self) -> Recipe:
         """The settings it was trained with."""
-        return make_recipe(read_json(self.path / CONFIG)["recipe"])
+        return recipe_of(self.path, Recipe)
 
     @property
     def split(self) -> Split:
@@ -126,6 +126,18 @@ def write_config(
         "versions": versions(),
     }
     write_json(folder / CONFIG, value)
+
+
+def recipe_of(folder: Path, kind: type[R]) -> R:
+    """Return the settings that a run was trained with.
+
+    Raises:
+        VitreousError: its ``config.json`` is missing or damaged.
+    """
+    config = read_json(folder / CONFIG)
+    if not isinstance(config, dict) or not isinstance(config.get("recipe"), dict):
+        raise ConfigError(f"{folder / CONFIG} holds no recipe.", "Start the run again.")
+    return make_recipe(config["recipe"], kind)
 
 
 def new_run_folder(runs: str | Path, task: str, name: str) -> Path:

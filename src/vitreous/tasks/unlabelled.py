@@ -6,23 +6,21 @@ from collections.abc import Iterator
 from typing import Any, ClassVar, cast
 
 import torch
-import xarray as xr
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from vitreous.data.crops import Crops
 from vitreous.recipe import PretrainRecipe, RestoreRecipe
-from vitreous.scenes import open_scene
-from vitreous.scenes.samples import SAMPLES, load_sample
-from vitreous.tasks.loop import VALIDATIONS, Row, Task, stream
+from vitreous.tasks.loop import VALIDATIONS, Row, Task
 from vitreous.tasks.schedules import cosine
+from vitreous.tasks.streams import VALIDATED, stream
 
 EPOCH_STEPS = 25  # after so many the state may be kept
 WARMUP = 0.05  # share of the steps
 STATISTICS_BATCHES = 16  # to find batch-norm statistics on
 VALIDATION_CROPS = 16  # at most
-DRAWN, SPOILT, VALIDATED = 1, 20_000, 30_000  # random streams
+DRAWN, SPOILT = 1, 20_000  # random streams
 
 
 class CropBatches(IterableDataset[tuple[Tensor, int]]):
@@ -34,7 +32,8 @@ class CropBatches(IterableDataset[tuple[Tensor, int]]):
         self.crops, self.recipe, self.epoch, self.rank = crops, recipe, epoch, rank
 
     def __len__(self) -> int:
-        return min(EPOCH_STEPS, self.recipe.steps - self.epoch * EPOCH_STEPS)
+        left = self.recipe.steps - self.epoch * EPOCH_STEPS
+        return max(0, min(EPOCH_STEPS, left))  # none are left of a training that stopped at its end
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
         """Yield crops of physical values, with the number of the step."""
@@ -162,12 +161,3 @@ class CropTask(Task):
         """
         self.find_statistics()
         return self.finite_average()
-
-
-def open_named(scene: str, hints: dict[str, Any]) -> xr.DataArray:
-    """Open a scene file, or a built-in sample by its name; an existing path wins over a sample's name."""
-    from pathlib import Path
-
-    if scene in SAMPLES and not Path(scene).exists():
-        return load_sample(scene).scene
-    return open_scene(scene, **hints)
