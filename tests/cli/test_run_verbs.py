@@ -67,7 +67,7 @@ def _run(*words):
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.json").touch()
+    (tmp_path / "run" / "config.json").write_text("{}")
     return tmp_path / "run"
 
 
