@@ -145,16 +145,30 @@ def benchmarks() -> str:
     return results(ROOT / "benchmarks" / "results")
 
 
-def results(folder: Path) -> str:
-    """Return every result of a folder as a table with the command that made it."""
+def compression() -> str:
+    """What methods cost and bring, side by side."""
+    return results(ROOT / "benchmarks" / "results", "compression.json")
+
+
+def results(folder: Path, names: str = "*.json") -> str:
+    """Return results of a folder as tables with the command that made them."""
     parts = []
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder.glob(names)):
         result = json.loads(path.read_text(encoding="utf-8"))
         made = f"Made by `{result['command']}` on {result['machine']}, {result['date']}."
-        parts.append(
-            f"### {result['title']}\n\n{table(result['rows'])}\n{result['conclusion']}\n\n{made}\n"
-        )
+        rows = "\n".join(table(part) for part in _alike(result["rows"]))
+        parts.append(f"### {result['title']}\n\n{rows}\n{result['conclusion']}\n\n{made}\n")
     return "\n".join(parts) or "Nothing has been measured yet.\n"
+
+
+def _alike(rows: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Divide rows where they begin to be about something else: less than half of their columns stay."""
+    parts: list[list[dict[str, Any]]] = []
+    for row in rows:
+        if not parts or 2 * len(row.keys() & parts[-1][0].keys()) < len(row):
+            parts.append([])
+        parts[-1].append(row)
+    return parts
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
@@ -201,6 +215,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "restore_settings": partial(settings_table, RestoreRecipe),
     "pretrain_settings": partial(settings_table, PretrainRecipe),
     "degradations": degradations,
+    "compression": compression,
     "reproductions": reproductions,
     "benchmarks": benchmarks,
 }

@@ -148,8 +148,11 @@ def measure(setting: Setting) -> Figures:
 
 def timed(call: Callable[[], object], repeats: int) -> list[float]:
     """Return the seconds of each of ``repeats`` calls, fewer where they are slow."""
+    started = time.perf_counter()
     for _ in range(WARM_UP):
         call()
+        if time.perf_counter() - started > ENOUGH_SECONDS:  # slow calls are warm after one
+            break
     seconds: list[float] = []
     while len(seconds) < repeats and (sum(seconds) < ENOUGH_SECONDS or len(seconds) < FEWEST):
         started = time.perf_counter()
