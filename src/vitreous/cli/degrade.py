@@ -36,11 +36,10 @@ def degrade(
     from vitreous.data.degradations import degradation, degraded_scene
     from vitreous.scenes import write_scene
     from vitreous.scenes.formats import find_writer
+    from vitreous.scenes.samples import open_named
 
     find_writer(out)
     chosen = degradation(kind, key_values(args or [], "--args"))
-    from vitreous.scenes.samples import open_named
-
     opened = open_named(scene, key_values(hints or [], "--hints"))
     check_overwrite(out, opened.scene)
     write_scene(degraded_scene(opened.scene, chosen, per=per, seed=seed), out)

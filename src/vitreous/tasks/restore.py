@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import xarray as xr
 from jaxtyping import Float
 from rich.console import Console
@@ -163,7 +162,7 @@ def check_recipe(recipe: RestoreRecipe) -> Degradation:
         ModelError: there is no such system.
     """
     scale = _scale_of(recipe.model, recipe.model_args)
-    name = recipe.degradation or ("downsample" if scale > 1 else "gaussian")
+    name = _degradation_name(recipe, scale)
     settings = dict(recipe.degradation_args)
     if name == "downsample" and scale > 1:
         settings.setdefault("scale", scale)
@@ -270,6 +269,11 @@ def _scale_of(name: str, model_args: dict[str, Any]) -> int:
         net = create_model(name, bands=8, **model_args)
     assert isinstance(net, Restorer)
     return net.scale
+
+
+def _degradation_name(recipe: RestoreRecipe, scale: int) -> str:
+    """Return what is undone: what the recipe says, or what fits a model of this scale."""
+    return recipe.degradation or ("downsample" if scale > 1 else "gaussian")
 
 
 def _check_baseline(name: str, scale: int) -> None:
@@ -463,9 +467,8 @@ def _untouched(cube: TestCube) -> dict[str, Any]:
     """Return the row of the degraded scene as it is, or enlarged where it is coarser."""
     degraded = torch.from_numpy(cube.degraded.values)
     if cube.scale > 1:
-        degraded = F.interpolate(
-            degraded[None], scale_factor=cube.scale, mode="bicubic", antialias=True
-        )[0]
+        enlarge = create_model("bicubic", bands=len(degraded), scale=cube.scale)
+        degraded = enlarge(degraded[None])[0]
     return {
         "name": DEGRADED,
         "kind": "input",
@@ -485,11 +488,13 @@ def _metrics(
     rows: list[dict[str, Any]],
 ) -> dict[str, Any]:
     centres = wavelengths_of(cube.degraded)
-    name = recipe.degradation or ("downsample" if degrade.factor > 1 else "gaussian")
     return {
         "schema": 1,
         "task": TASK,
-        "degradation": {"name": name, "settings": vars(degrade)},
+        "degradation": {
+            "name": _degradation_name(recipe, degrade.factor),
+            "settings": vars(degrade),
+        },
         "scale": degrade.factor,
         "areas": {
             part: area.to_json() for part, area in zip(("train", "val", "test"), areas, strict=True)

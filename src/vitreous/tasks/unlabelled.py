@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -52,8 +52,6 @@ class CropTask(Task):
         crops: where to learn from.
         val: where the learning curve is measured, or None.
     """
-
-    kept: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
