@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from vitreous.catalog.registry import create_model
-from vitreous.catalog.results import percent, write_result
+from vitreous.catalog.results import percent, verdict, write_result
 from vitreous.layers.quantize import Log2Quantizer, LogSqrt2Quantizer, Quantizer
 from vitreous.methods._apply import apply
 from vitreous.methods.quantize._codes import RATIO, AdaLogQuantizer
@@ -172,17 +172,13 @@ def conclude(records: Sequence[dict[str, Any]], maps: Sequence[dict[str, Any]]) 
     learned = points(RECONSTRUCTED, RECONSTRUCTED_BITS) - points(OURS, RECONSTRUCTED_BITS)
     return (
         f"On random attention the best base leaves at most {worst:.2f} times the error of the better of log2 and "
-        f"log-sqrt2, where {SLACK} is allowed: {_verdict(worst <= SLACK)}. The best q of {RATIO} is "
+        f"log-sqrt2, where {SLACK} is allowed: {verdict(worst <= SLACK)}. The best q of {RATIO} is "
         f"{', '.join(f'{q:.0f}' for q in bases)} for scores of spread {', '.join(f'{s:g}' for s in SPREADS)}; that it "
-        f"falls as attention sharpens: {_verdict(falls)}. AdaLog is {three:+.1f} points from RepQ-ViT at W3A3; that it "
-        f"is above: {_verdict(three > 0)}. At W4A4 it is {four:+.1f} points from it; that it is at least as accurate: "
-        f"{_verdict(four >= 0)}. W6A6 costs {six:.1f} points, at most {NEAR:.0f}: {_verdict(six <= NEAR)}. "
+        f"falls as attention sharpens: {verdict(falls)}. AdaLog is {three:+.1f} points from RepQ-ViT at W3A3; that it "
+        f"is above: {verdict(three > 0)}. At W4A4 it is {four:+.1f} points from it; that it is at least as accurate: "
+        f"{verdict(four >= 0)}. W6A6 costs {six:.1f} points, at most {NEAR:.0f}: {verdict(six <= NEAR)}. "
         f"Reconstruction adds {learned:+.1f} points at W3A3."
     )
-
-
-def _verdict(holds: bool) -> str:
-    return "holds" if holds else "does not hold"
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitreous.catalog.results import percent, write_result
+from vitreous.catalog.results import percent, verdict, write_result
 from vitreous.layers.backbone import init_linear
 from vitreous.layers.preprocess import Preprocess
 from vitreous.methods._apply import apply
@@ -228,7 +228,7 @@ def conclude(records: Sequence[dict[str, Any]]) -> str:
     words = [_conclude_accuracy(records, labels) for labels in LABELS]
     return (
         f"{' '.join(words)} It trains {share:.1%} of the parameters, head included, of at most {SHARE:.0%}: "
-        f"{_verdict(share <= SHARE)}."
+        f"{verdict(share <= SHARE)}."
     )
 
 
@@ -237,8 +237,8 @@ def _conclude_accuracy(records: Sequence[dict[str, Any]], labels: int) -> str:
     gain, behind = points[OURS] - points[PROBE], points[OURS] - points[FULL]
     return (
         f"With {labels} labels per class AdaptFormer is {gain:+.1f} points of OA from the linear probe, where the "
-        f"claim demands {GAIN:+.1f}: {_verdict(gain >= GAIN)}; {behind:+.1f} points from full fine-tuning, and may be "
-        f"{SLACK:.1f} below: {_verdict(behind >= -SLACK)}; and {points[OURS] - points[LORA]:+.1f} points from LoRA of "
+        f"claim demands {GAIN:+.1f}: {verdict(gain >= GAIN)}; {behind:+.1f} points from full fine-tuning, and may be "
+        f"{SLACK:.1f} below: {verdict(behind >= -SLACK)}; and {points[OURS] - points[LORA]:+.1f} points from LoRA of "
         "its size."
     )
 
@@ -250,10 +250,6 @@ def _of(records: Sequence[dict[str, Any]], labels: int, arm: str) -> list[dict[s
 def _share(records: Sequence[dict[str, Any]]) -> float:
     """Return the share of the parameters that train."""
     return float(records[0]["trained"] / records[0]["parameters"])
-
-
-def _verdict(holds: bool) -> str:
-    return "holds" if holds else "does not hold"
 
 
 if __name__ == "__main__":

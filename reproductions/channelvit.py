@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitreous.catalog.results import percent, write_result
+from vitreous.catalog.results import percent, verdict, write_result
 from vitreous.layers.backbone import Backbone, init_linear
 from vitreous.models.channelvit import ChannelViT, SampledInput
 from vitreous.models.vit import VisionTransformer
@@ -191,17 +191,13 @@ def conclude(records: Sequence[dict[str, Any]]) -> str:
     lost = {arm: oa[arm, BANDS] - oa[arm, BANDS // 2] for arm in ARMS}
     return (
         f"On {FEW} channels and fewer, sampled ChannelViT is {gain:+.1f} points from sampled ViT, where the claim demands "
-        f"{GAIN:+.0f}: {_verdict(gain >= GAIN)}. Sampling is worth {sampling:+.1f} points to ChannelViT on 2 channels, "
-        f"where it demands {SAMPLING:+.0f}: {_verdict(sampling >= SAMPLING)}, and {oa[VIT_HCS, 2] - oa[VIT, 2]:+.1f} to "
+        f"{GAIN:+.0f}: {verdict(gain >= GAIN)}. Sampling is worth {sampling:+.1f} points to ChannelViT on 2 channels, "
+        f"where it demands {SAMPLING:+.0f}: {verdict(sampling >= SAMPLING)}, and {oa[VIT_HCS, 2] - oa[VIT, 2]:+.1f} to "
         f"ViT. With all channels it is {whole:+.1f} points from plain ViT, and may be {SLACK:.0f} behind: "
-        f"{_verdict(whole >= -SLACK)}. Without half of the channels ViT loses {lost[VIT]:.1f} points and ChannelViT "
-        f"{lost[CHANNELVIT]:.1f}; that it loses less: {_verdict(lost[CHANNELVIT] < lost[VIT])}. Sampled, they lose "
-        f"{lost[VIT_HCS]:.1f} and {lost[OURS]:.1f}; that ChannelViT loses less: {_verdict(lost[OURS] < lost[VIT_HCS])}."
+        f"{verdict(whole >= -SLACK)}. Without half of the channels ViT loses {lost[VIT]:.1f} points and ChannelViT "
+        f"{lost[CHANNELVIT]:.1f}; that it loses less: {verdict(lost[CHANNELVIT] < lost[VIT])}. Sampled, they lose "
+        f"{lost[VIT_HCS]:.1f} and {lost[OURS]:.1f}; that ChannelViT loses less: {verdict(lost[OURS] < lost[VIT_HCS])}."
     )
-
-
-def _verdict(holds: bool) -> str:
-    return "holds" if holds else "does not hold"
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from einops import rearrange
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from vitreous.catalog.results import percent, write_result
+from vitreous.catalog.results import percent, verdict, write_result
 from vitreous.inference.cost import count_cost
 from vitreous.layers.attention import AttentionCore
 from vitreous.layers.mlp import Mlp
@@ -216,15 +216,11 @@ def conclude(rows: list[dict[str, Any]], runs: list[dict[str, Any]]) -> str:
     pace = {row["blocks"]: row["ns per 1000 multiply-adds"] for row in rows}
     return (
         f"ConvNeXt's blocks are {ours - windows:+.2f} points from window attention, where the claim demands 0 or more: "
-        f"{_verdict(ours >= windows)} ({ours - resnet:+.2f} from ResNet's bottlenecks). Kernels of 7 are "
+        f"{verdict(ours >= windows)} ({ours - resnet:+.2f} from ResNet's bottlenecks). Kernels of 7 are "
         f"{ours - small:+.2f} points from kernels of 3, where at most {SLACK} behind is allowed: "
-        f"{_verdict(ours >= small - SLACK)}. They take {pace[OURS]:.1f} ns per 1000 multiply-adds against "
-        f"{pace[WINDOWS]:.1f} of window attention, where less is demanded: {_verdict(pace[OURS] < pace[WINDOWS])}."
+        f"{verdict(ours >= small - SLACK)}. They take {pace[OURS]:.1f} ns per 1000 multiply-adds against "
+        f"{pace[WINDOWS]:.1f} of window attention, where less is demanded: {verdict(pace[OURS] < pace[WINDOWS])}."
     )
-
-
-def _verdict(holds: bool) -> str:
-    return "holds" if holds else "does not hold"
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitreous.catalog.results import percent, write_result
+from vitreous.catalog.results import percent, verdict, write_result
 from vitreous.data.regions import orient
 from vitreous.data.splits import TEST, TRAIN, Split, buffered_blocks, stratified_random
 from vitreous.inference.cost import count_cost
@@ -255,10 +255,10 @@ def conclude(records: Sequence[dict[str, Any]], growth: float) -> str:
     commonest = 100 * _of(records, "blocks", OURS)[0]["commonest"]
     return (
         f"Drawn at random, cross-attention is {cross - single:+.1f} points from a single branch with as many parameters, "
-        f"ahead on {_wins(records, SINGLE)} seeds; that it is not behind: {_verdict(cross >= single)}. It is "
-        f"{cross - added:+.1f} points from adding class tokens, ahead on {_wins(records, SUM)} seeds; that it is at most {SLACK_OF_SUM} points behind: {_verdict(cross >= added - SLACK_OF_SUM)}. Twice the "
+        f"ahead on {_wins(records, SINGLE)} seeds; that it is not behind: {verdict(cross >= single)}. It is "
+        f"{cross - added:+.1f} points from adding class tokens, ahead on {_wins(records, SUM)} seeds; that it is at most {SLACK_OF_SUM} points behind: {verdict(cross >= added - SLACK_OF_SUM)}. Twice the "
         f"tokens cost {growth:.2f} times the multiply-adds of cross-attention; that it is less than {MOST_GROWTH} times: "
-        f"{_verdict(growth < MOST_GROWTH)}. On blocks the best of the three reaches {best:.1f} % where the commonest "
+        f"{verdict(growth < MOST_GROWTH)}. On blocks the best of the three reaches {best:.1f} % where the commonest "
         f"class alone makes {commonest:.1f} %: with patches of {SIDE} pixels of so small a scene, "
         + (
             "what these networks learned does not carry over."
@@ -280,10 +280,6 @@ def _points(records: Sequence[dict[str, Any]], protocol: str, name: str) -> floa
 
 def _of(records: Sequence[dict[str, Any]], protocol: str, name: str) -> list[dict[str, Any]]:
     return [r for r in records if (r["protocol"], r["system"]) == (protocol, name)]
-
-
-def _verdict(holds: bool) -> str:
-    return "holds" if holds else "does not hold"
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from vitreous.catalog.registry import create_model
-from vitreous.catalog.results import percent, write_result
+from vitreous.catalog.results import percent, verdict, write_result
 from vitreous.tasks.miniature import accuracy, fit_images
 
 SEEDS, EPOCHS, TRAIN = 3, 15, 1200
@@ -130,14 +130,10 @@ def conclude(records: Sequence[dict[str, Any]]) -> str:
     )
     return (
         f"CvT without positions is {cvt - vit:+.1f} points from the ViT with them; that it is at least as good: "
-        f"{_verdict(cvt >= vit)}. Without positions the ViT loses {vit - lost_vit:.1f} points, where the claim "
-        f"demands {LOSS_OF_VIT:.0f} or more: {_verdict(vit - lost_vit >= LOSS_OF_VIT)}; the CvT loses "
-        f"{placed_cvt - cvt:.1f}, at most {LOSS_OF_CVT:.0f}: {_verdict(placed_cvt - cvt <= LOSS_OF_CVT)}."
+        f"{verdict(cvt >= vit)}. Without positions the ViT loses {vit - lost_vit:.1f} points, where the claim "
+        f"demands {LOSS_OF_VIT:.0f} or more: {verdict(vit - lost_vit >= LOSS_OF_VIT)}; the CvT loses "
+        f"{placed_cvt - cvt:.1f}, at most {LOSS_OF_CVT:.0f}: {verdict(placed_cvt - cvt <= LOSS_OF_CVT)}."
     )
-
-
-def _verdict(holds: bool) -> str:
-    return "holds" if holds else "does not hold"
 
 
 if __name__ == "__main__":

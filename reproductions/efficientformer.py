@@ -30,7 +30,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from vitreous.catalog.registry import create_model
-from vitreous.catalog.results import percent, write_result
+from vitreous.catalog.results import percent, verdict, write_result
 from vitreous.inference.bench import cpu_seconds
 from vitreous.inference.cost import count_cost
 from vitreous.models.efficientformer import EfficientFormer, MapBlock, fuse
@@ -240,7 +240,6 @@ def _parts(shape: Shape) -> Iterator[Part]:
         x = part(x)
 
 
-@torch.inference_mode()
 class Digits:
     """Digits enlarged to 16 x 16, divided at random into ``train``, ``validation`` and ``test``."""
 
@@ -367,15 +366,11 @@ def conclude(rows: list[dict[str, Any]], records: list[dict[str, Any]]) -> str:
     gain = 100 * (mean(r["accuracy"] for r in slimmed) - mean(r["accuracy"] for r in uniform))
     return (
         f"efficientformer_l1 takes {ratio:.2f} of the plain ViT's time on one image, where at most {FASTER} is allowed: "
-        f"{_verdict(ratio <= FASTER)}. The time of the slimmed networks, {mean(r['share'] for r in slimmed):.0%} of "
+        f"{verdict(ratio <= FASTER)}. The time of the slimmed networks, {mean(r['share'] for r in slimmed):.0%} of "
         f"the whole, is at most {error:.1%} from what the table of parts predicts, where {ERROR:.0%} are allowed: "
-        f"{_verdict(error <= ERROR)}. They are {gain:+.2f} points of accuracy from networks narrowed uniformly to "
-        f"{mean(r['share'] for r in uniform):.0%}, where at most {SLACK} behind is allowed: {_verdict(gain >= -SLACK)}."
+        f"{verdict(error <= ERROR)}. They are {gain:+.2f} points of accuracy from networks narrowed uniformly to "
+        f"{mean(r['share'] for r in uniform):.0%}, where at most {SLACK} behind is allowed: {verdict(gain >= -SLACK)}."
     )
-
-
-def _verdict(holds: bool) -> str:
-    return "holds" if holds else "does not hold"
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from vitreous.catalog.registry import create_model
-from vitreous.catalog.results import percent, write_result
+from vitreous.catalog.results import percent, verdict, write_result
 from vitreous.layers.attention import AttentionCore
 from vitreous.layers.convnorm import ConvNorm
 from vitreous.layers.windows import DistanceBias
@@ -298,15 +298,11 @@ def conclude(records: Sequence[dict[str, Any]], speeds: Sequence[dict[str, Any]]
     speedup = speeds[0]["images_per_second"] / speeds[1]["images_per_second"]
     return (
         f"With as many parameters the sandwich is {gain:+.1f} points from the usual blocks, at most {SLACK} behind: "
-        f"{_verdict(gain >= -SLACK)}; it classifies {faster:.2f} times as many images per second, more than as many: "
-        f"{_verdict(faster > 1)}; the similarity of its heads' maps differs by {alike:+.3f}, below 0: "
-        f"{_verdict(alike < 0)}. M2 classifies {speedup:.2f} times as many images per second as the hybrid, more "
-        f"than {SPEEDUP:.0f} times as many: {_verdict(speedup > SPEEDUP)}."
+        f"{verdict(gain >= -SLACK)}; it classifies {faster:.2f} times as many images per second, more than as many: "
+        f"{verdict(faster > 1)}; the similarity of its heads' maps differs by {alike:+.3f}, below 0: "
+        f"{verdict(alike < 0)}. M2 classifies {speedup:.2f} times as many images per second as the hybrid, more "
+        f"than {SPEEDUP:.0f} times as many: {verdict(speedup > SPEEDUP)}."
     )
-
-
-def _verdict(holds: bool) -> str:
-    return "holds" if holds else "does not hold"
 
 
 if __name__ == "__main__":

@@ -30,14 +30,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitreous.catalog.registry import create_model
-from vitreous.catalog.results import write_result
+from vitreous.catalog.results import plus_minus, verdict, write_result
 from vitreous.data.degradations import Downsample, spoil
 from vitreous.models.essaformer import Attention, ESSAformer
 from vitreous.tasks.miniature import (
     Strips,
     band_averages,
     fit_steps,
-    plus_minus,
     random_crops,
     sample_cube,
     scaled_strips,
@@ -201,12 +200,12 @@ def conclude(records: Sequence[dict[str, Any]], costs: Sequence[dict[str, Any]])
     ours, softmax = (growth(costs, arm) for arm in (OURS, SOFTMAX))
     faster = taken[SOFTMAX, middle] / taken[OURS, middle]
     return (
-        f"ESSA is {gain:+.2f} dB from bicubic, where the claim demands {GAIN:+.1f}: {_verdict(gain >= GAIN)}; "
-        f"{over:+.2f} dB from the values alone, and may be {SLACK} behind: {_verdict(over >= -SLACK)}; {softly:+.2f} dB "
+        f"ESSA is {gain:+.2f} dB from bicubic, where the claim demands {GAIN:+.1f}: {verdict(gain >= GAIN)}; "
+        f"{over:+.2f} dB from the values alone, and may be {SLACK} behind: {verdict(over >= -SLACK)}; {softly:+.2f} dB "
         f"from softmax attention. Its SAM is {angle:.3f} degrees, bicubic's {plain:.3f}; that it is lower: "
-        f"{_verdict(angle < plain)}. On {middle} tokens softmax attention takes {faster:.1f} times as long; that ESSA is "
-        f"faster: {_verdict(faster > 1)}. Twice the tokens take ESSA {_times(ours)} times as long, of at most {GROWTH}: "
-        f"{_verdict(max(ours) <= GROWTH)}; softmax attention {_times(softmax)} times."
+        f"{verdict(angle < plain)}. On {middle} tokens softmax attention takes {faster:.1f} times as long; that ESSA is "
+        f"faster: {verdict(faster > 1)}. Twice the tokens take ESSA {_times(ours)} times as long, of at most {GROWTH}: "
+        f"{verdict(max(ours) <= GROWTH)}; softmax attention {_times(softmax)} times."
     )
 
 
@@ -216,10 +215,6 @@ def _times(ratios: Sequence[float]) -> str:
 
 def _of(records: Sequence[dict[str, Any]], arm: str) -> list[dict[str, Any]]:
     return [r for r in records if r["system"] == arm]
-
-
-def _verdict(holds: bool) -> str:
-    return "holds" if holds else "does not hold"
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitreous.catalog.results import percent, write_result
+from vitreous.catalog.results import percent, verdict, write_result
 from vitreous.inference.cost import count_cost
 from vitreous.methods._apply import apply
 from vitreous.tasks.miniature import (
@@ -134,15 +134,11 @@ def conclude(records: Sequence[dict[str, Any]]) -> str:
     chosen, fused = points[OURS] - points[RANDOM], points[OURS] - points[BARE]
     return (
         f"EViT takes {cost:.0%} of the dense network's multiply-adds, where the claim demands at most {COST:.0%}: "
-        f"{_verdict(cost <= COST)}. It is {behind:+.1f} points from the dense network, trained on as long; that it is at "
-        f"most {LOSS:g} behind: {_verdict(behind >= -LOSS)}. Against patches kept at random it is {chosen:+.1f} points; "
-        f"that it is ahead: {_verdict(chosen > 0)}. Where only 0.3 are kept it is "
+        f"{verdict(cost <= COST)}. It is {behind:+.1f} points from the dense network, trained on as long; that it is at "
+        f"most {LOSS:g} behind: {verdict(behind >= -LOSS)}. Against patches kept at random it is {chosen:+.1f} points; "
+        f"that it is ahead: {verdict(chosen > 0)}. Where only 0.3 are kept it is "
         f"{points[OURS_FEWER] - points[RANDOM_FEWER]:+.1f}. Fusing what is dropped is worth {fused:+.1f}."
     )
-
-
-def _verdict(holds: bool) -> str:
-    return "holds" if holds else "does not hold"
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitreous.catalog.results import percent, write_result
+from vitreous.catalog.results import percent, verdict, write_result
 from vitreous.data.blocks import TEST, TRAIN
 from vitreous.data.splits import stratified_random
 from vitreous.layers.backbone import init_linear
@@ -159,16 +159,12 @@ def conclude(records: Sequence[dict[str, Any]]) -> str:
     over_mean, over_max = oa[GGEM] - oa[MEAN], oa[GGEM] - oa[MAX]
     return (
         f"OA: {order}. GGeM is {over_mean:+.1f} points from the mean, where at most {SLACK_OF_MEAN} below it are "
-        f"allowed: {_verdict(over_mean >= -SLACK_OF_MEAN)}; {over_max:+.1f} from the maximum, that it is not below: "
-        f"{_verdict(over_max >= 0)}. Its exponents differ by {spread:.2f} (standard deviation over heads); that it is "
-        f"more than {SPREAD}: {_verdict(spread > SPREAD)}. Nearest neighbours are right {recall[GGEM] - recall[MEAN]:+.1f} "
-        f"points more often than with the mean; that it is not less often: {_verdict(recall[GGEM] >= recall[MEAN])}. "
+        f"allowed: {verdict(over_mean >= -SLACK_OF_MEAN)}; {over_max:+.1f} from the maximum, that it is not below: "
+        f"{verdict(over_max >= 0)}. Its exponents differ by {spread:.2f} (standard deviation over heads); that it is "
+        f"more than {SPREAD}: {verdict(spread > SPREAD)}. Nearest neighbours are right {recall[GGEM] - recall[MEAN]:+.1f} "
+        f"points more often than with the mean; that it is not less often: {verdict(recall[GGEM] >= recall[MEAN])}. "
         "Pixels are drawn at random, so test patches overlap training patches, alike for every pool."
     )
-
-
-def _verdict(holds: bool) -> str:
-    return "holds" if holds else "does not hold"
 
 
 if __name__ == "__main__":

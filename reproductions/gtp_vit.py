@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from vitreous.catalog.registry import create_model
-from vitreous.catalog.results import percent, write_result
+from vitreous.catalog.results import percent, verdict, write_result
 from vitreous.inference.bench import timed
 from vitreous.inference.cost import count_cost
 from vitreous.layers.matching import cosines, match
@@ -204,17 +204,13 @@ def conclude(records: Sequence[dict[str, Any]], seconds: dict[str, float]) -> st
     ours, theirs = (1e3 * seconds[name] for name in ("propagation", "matching"))
     return (
         f"Where {LEAVING} patches leave per block, GTP is {few[PRUNED]:+.1f} points from pruning, where the claim "
-        f"demands {GAIN:+.1f}: {_verdict(few[PRUNED] >= GAIN)}; and {few[FUSED]:+.1f} from a mean token, "
+        f"demands {GAIN:+.1f}: {verdict(few[PRUNED] >= GAIN)}; and {few[FUSED]:+.1f} from a mean token, "
         f"{few[TOME]:+.1f} from ToMe, {few[RANDOM]:+.1f} from pruning at random. It is {behind:+.1f} from the dense "
-        f"network; that it is at most {LOSS:g} behind: {_verdict(behind >= -LOSS)}. Where {MANY} leave it is "
+        f"network; that it is at most {LOSS:g} behind: {verdict(behind >= -LOSS)}. Where {MANY} leave it is "
         f"{many[PRUNED]:+.1f} from pruning, {many[FUSED]:+.1f} from a mean token, {many[TOME]:+.1f} from ToMe and "
         f"{many[RANDOM]:+.1f} from pruning at random. Choosing and handing on takes {ours:.2f} ms, matching and "
-        f"merging {theirs:.2f} ms; that it is faster: {_verdict(ours < theirs)}."
+        f"merging {theirs:.2f} ms; that it is faster: {verdict(ours < theirs)}."
     )
-
-
-def _verdict(holds: bool) -> str:
-    return "holds" if holds else "does not hold"
 
 
 if __name__ == "__main__":

@@ -27,13 +27,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitreous.catalog.registry import create_model
-from vitreous.catalog.results import write_result
+from vitreous.catalog.results import plus_minus, verdict, write_result
 from vitreous.data.degradations import Blind, Gaussian, spoil
 from vitreous.models.hsdt import SpectralAttention
 from vitreous.tasks.miniature import (
     Strips,
     fit_steps,
-    plus_minus,
     random_crops,
     sample_cube,
     scaled_strips,
@@ -162,7 +161,7 @@ def conclude(records: Sequence[dict[str, Any]]) -> str:
     words = [_conclude_level(records, sigma) for sigma in SIGMAS]
     return (
         f"HSDT has {size[OURS]:,} parameters, the CNN {size[CNN]:,}; that it has no more: "
-        f"{_verdict(size[OURS] <= size[CNN])}. {' '.join(words)}"
+        f"{verdict(size[OURS] <= size[CNN])}. {' '.join(words)}"
     )
 
 
@@ -181,21 +180,17 @@ def _conclude_level(records: Sequence[dict[str, Any]], sigma: float) -> str:
     ahead = all(psnr[OURS] > psnr[arm] and sam[OURS] < sam[arm] for arm in (CNN, *FILTERS))
     return (
         f"At {sigma:g} of 255 HSDT is {gain:+.2f} dB from the CNN, where the claim demands {GAIN:+.1f}: "
-        f"{_verdict(gain > GAIN)}; {cleaner:+.1f} dB from the noisy cube, where it demands {CLEANER:+.0f}: "
-        f"{_verdict(cleaner > CLEANER)}; its SAM of {sam[OURS]:.2f} degrees is below the CNN's {sam[CNN]:.2f}: "
-        f"{_verdict(sam[OURS] < sam[CNN])}. Learned queries are {own:+.2f} dB from the cube's own, and may be {SLACK} "
-        f"behind: {_verdict(own >= -SLACK)}; and {guided:+.2f} dB from a network without them; that they are not "
-        f"behind: {_verdict(guided >= 0)}. The best filter is {best} with {psnr[best]:.2f} dB, by SAM {finest} with "
-        f"{sam[finest]:.2f} degrees; that HSDT is ahead of the CNN and of all filters in both: {_verdict(ahead)}."
+        f"{verdict(gain > GAIN)}; {cleaner:+.1f} dB from the noisy cube, where it demands {CLEANER:+.0f}: "
+        f"{verdict(cleaner > CLEANER)}; its SAM of {sam[OURS]:.2f} degrees is below the CNN's {sam[CNN]:.2f}: "
+        f"{verdict(sam[OURS] < sam[CNN])}. Learned queries are {own:+.2f} dB from the cube's own, and may be {SLACK} "
+        f"behind: {verdict(own >= -SLACK)}; and {guided:+.2f} dB from a network without them; that they are not "
+        f"behind: {verdict(guided >= 0)}. The best filter is {best} with {psnr[best]:.2f} dB, by SAM {finest} with "
+        f"{sam[finest]:.2f} degrees; that HSDT is ahead of the CNN and of all filters in both: {verdict(ahead)}."
     )
 
 
 def _of(records: Sequence[dict[str, Any]], arm: str, sigma: float) -> list[dict[str, Any]]:
     return [r for r in records if (r["system"], r["sigma"]) == (arm, sigma)]
-
-
-def _verdict(holds: bool) -> str:
-    return "holds" if holds else "does not hold"
 
 
 if __name__ == "__main__":

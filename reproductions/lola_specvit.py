@@ -25,7 +25,7 @@ from typing import Any
 from rich.console import Console
 
 from vitreous.catalog.registry import create_model
-from vitreous.catalog.results import percent, write_result
+from vitreous.catalog.results import percent, verdict, write_result
 from vitreous.data.splits import Split
 from vitreous.recipe import Recipe, make_recipe
 from vitreous.tasks import classify, runs
@@ -257,9 +257,9 @@ def _conclude_labels(records: Sequence[dict[str, Any]]) -> str:
     few, two, many = (gaps[share] for share in LABELS)
     return (
         f"At 2 % labels it is {two:+.1f} points of OA from the plain ViT, where the claim demands "
-        f"{GAIN_AT_2:+.1f}: {_verdict(two >= GAIN_AT_2)}. The gap is {few:+.1f} at 1 % and {many:+.1f} at 10 %; "
+        f"{GAIN_AT_2:+.1f}: {verdict(two >= GAIN_AT_2)}. The gap is {few:+.1f} at 1 % and {many:+.1f} at 10 %; "
         f"that it grows, or shrinks by at most {SLACK_OF_GAPS} points, with fewer labels: "
-        f"{_verdict(few >= many - SLACK_OF_GAPS)}. Both draw pixels at random, so most test pixels lie inside "
+        f"{verdict(few >= many - SLACK_OF_GAPS)}. Both draw pixels at random, so most test pixels lie inside "
         "training patches; benchmarks/accuracy.py compares both on blocks."
     )
 
@@ -274,12 +274,8 @@ def _conclude_adapters(records: Sequence[dict[str, Any]], form: str) -> str:
         f"With {form} adapters, adapters and head ({share:.1%} of the parameters) learn the other half of the "
         f"classes {adapters - full:+.1f} points from all weights and {adapters - probe:+.1f} from the head alone; "
         f"that it is at most {SLACK_OF_ADAPTERS} points behind, above the head alone, and trains at most "
-        f"{TRAINED_SHARE:.0%}: {_verdict(holds)}."
+        f"{TRAINED_SHARE:.0%}: {verdict(holds)}."
     )
-
-
-def _verdict(holds: bool) -> str:
-    return "holds" if holds else "does not hold"
 
 
 def _gap(records: Sequence[dict[str, Any]], part: str) -> float:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitreous.catalog.results import percent, write_result
+from vitreous.catalog.results import percent, verdict, write_result
 from vitreous.inference.cost import count_cost
 from vitreous.methods._apply import apply
 from vitreous.methods.reduce.mctf import Consistency
@@ -161,19 +161,15 @@ def conclude(records: Sequence[dict[str, Any]]) -> str:
     ours, tuned, plainly = (points(arm) - dense for arm in (OURS, TUNED, PLAINLY))
     return (
         f"MCTF saves {1 - macs[OURS, FEW] / macs[DENSE, 0]:.0%} of the multiply-adds. With weights as they are it is "
-        f"{ahead:+.1f} points from merging by likeness alone; that it is not behind: {_verdict(ahead >= 0)}. It is "
-        f"{ours:+.1f} points from the dense network, where the claim demands {-LOSS:+.1f}: {_verdict(ours >= -LOSS)}. "
+        f"{ahead:+.1f} points from merging by likeness alone; that it is not behind: {verdict(ahead >= 0)}. It is "
+        f"{ours:+.1f} points from the dense network, where the claim demands {-LOSS:+.1f}: {verdict(ours >= -LOSS)}. "
         f"After {TUNING} epochs with the consistency loss it is {tuned:+.1f} from it, where the claim demands "
-        f"{-TUNED_LOSS:+.1f}: {_verdict(tuned >= -TUNED_LOSS)}; with cross-entropy alone {plainly:+.1f}. Where half of "
+        f"{-TUNED_LOSS:+.1f}: {verdict(tuned >= -TUNED_LOSS)}; with cross-entropy alone {plainly:+.1f}. Where half of "
         f"the tokens are merged per block, MCTF is {points(OURS, HALF) - points(ALONE, HALF):+.1f} points from likeness "
         f"alone and {points(OURS, HALF) - points(BARE, HALF):+.1f} from itself without the criteria of information and "
         f"size; its scores move by {points(OURS, HALF, 'moved'):.1f} %, those of likeness alone by "
         f"{points(ALONE, HALF, 'moved'):.1f} %, those of ToMe by {points(TOME, HALF, 'moved'):.1f} %."
     )
-
-
-def _verdict(holds: bool) -> str:
-    return "holds" if holds else "does not hold"
 
 
 if __name__ == "__main__":

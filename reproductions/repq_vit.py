@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from vitreous.catalog.registry import create_model
-from vitreous.catalog.results import percent, write_result
+from vitreous.catalog.results import percent, verdict, write_result
 from vitreous.layers.quantize import LogSqrt2Quantizer, Quantizer, UniformQuantizer
 from vitreous.methods._apply import apply
 from vitreous.tasks.miniature import accuracy, divided_digits, fit_images, with_loud_channels
@@ -138,15 +138,11 @@ def conclude(records: Sequence[dict[str, Any]], errors: Sequence[dict[str, float
     better = all(e["log_sqrt2"] < e["uniform"] for e in errors)
     return (
         f"Folded ranges are {gain:+.1f} points from one range per tensor, where the claim demands {GAIN:+.1f}: "
-        f"{_verdict(gain >= GAIN)}. They are {-loss:+.1f} from one range per channel, where {-LOSS:+.1f} is allowed: "
-        f"{_verdict(loss <= LOSS)}; and {points[OURS] - points[FLOAT]:+.1f} from floating point. On diffuse attention "
+        f"{verdict(gain >= GAIN)}. They are {-loss:+.1f} from one range per channel, where {-LOSS:+.1f} is allowed: "
+        f"{verdict(loss <= LOSS)}; and {points[OURS] - points[FLOAT]:+.1f} from floating point. On diffuse attention "
         f"log-sqrt2 codes leave {root:.3f} of the product's square, uniform ones {uniform:.3f}; that they leave less: "
-        f"{_verdict(better)}."
+        f"{verdict(better)}."
     )
-
-
-def _verdict(holds: bool) -> str:
-    return "holds" if holds else "does not hold"
 
 
 if __name__ == "__main__":

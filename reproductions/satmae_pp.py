@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitreous.catalog.registry import create_model
-from vitreous.catalog.results import percent, write_result
+from vitreous.catalog.results import percent, plus_minus, verdict, write_result
 from vitreous.layers.backbone import Backbone
 from vitreous.models.satmae_pp import MaskedAutoencoder
 from vitreous.tasks.miniature import (
@@ -36,7 +36,6 @@ from vitreous.tasks.miniature import (
     fit_images,
     fit_steps,
     patches_at,
-    plus_minus,
     random_crops,
     sample_cube,
     turned,
@@ -268,16 +267,12 @@ def conclude(records: Sequence[dict[str, Any]]) -> str:
     scratch, single = tuned[OURS] - tuned[FRESH], tuned[OURS] - tuned[SINGLE]
     return (
         f"A linear classifier on the features of two scales is {over:+.1f} points from that on one, and may be {SLACK} "
-        f"behind: {_verdict(over >= -SLACK)}; and {gain:+.1f} points from that on a fresh encoder, where the claim "
-        f"demands {GAIN:+.0f}: {_verdict(gain >= GAIN)}. Fine-tuned, two scales are {scratch:+.1f} points from training "
-        f"from scratch; that they are ahead: {_verdict(scratch > 0)}; and {single:+.1f} points from one scale; that they "
-        f"are ahead: {_verdict(single > 0)}. The finer picture is off by {error[OURS]:.3f} deviations on average, the "
-        f"enlarged one of one scale by {error[SINGLE]:.3f}; that it is nearer: {_verdict(error[OURS] < error[SINGLE])}."
+        f"behind: {verdict(over >= -SLACK)}; and {gain:+.1f} points from that on a fresh encoder, where the claim "
+        f"demands {GAIN:+.0f}: {verdict(gain >= GAIN)}. Fine-tuned, two scales are {scratch:+.1f} points from training "
+        f"from scratch; that they are ahead: {verdict(scratch > 0)}; and {single:+.1f} points from one scale; that they "
+        f"are ahead: {verdict(single > 0)}. The finer picture is off by {error[OURS]:.3f} deviations on average, the "
+        f"enlarged one of one scale by {error[SINGLE]:.3f}; that it is nearer: {verdict(error[OURS] < error[SINGLE])}."
     )
-
-
-def _verdict(holds: bool) -> str:
-    return "holds" if holds else "does not hold"
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from vitreous.catalog.registry import create_model
-from vitreous.catalog.results import percent, write_result
+from vitreous.catalog.results import percent, verdict, write_result
 from vitreous.data.blocks import TEST, TRAIN
 from vitreous.inference.cost import count_cost
 from vitreous.layers.preprocess import Preprocess
@@ -148,16 +148,12 @@ def conclude(records: Sequence[dict[str, Any]]) -> str:
     saved = 1 - macs[OURS] / macs[ATTENTION]
     return (
         f"With 2 of 6 blocks spectral OA is {gain:+.1f} points from the better of none and all; that it is at most "
-        f"{SLACK} behind: {_verdict(gain >= -SLACK)}. Seed by seed it is {', '.join(f'{g:+.1f}' for g in gains)}: "
+        f"{SLACK} behind: {verdict(gain >= -SLACK)}. Seed by seed it is {', '.join(f'{g:+.1f}' for g in gains)}: "
         f"the mean is {spread} than its spread. It is "
-        f"{over[REVERSED]:+.1f} from the reverse order; that it is better: {_verdict(over[REVERSED] > 0)}. It takes "
+        f"{over[REVERSED]:+.1f} from the reverse order; that it is better: {verdict(over[REVERSED] > 0)}. It takes "
         f"{saved:.0%} fewer multiply-adds than attention alone, not counting Fourier transforms; that it takes "
-        f"fewer: {_verdict(saved > 0)}."
+        f"fewer: {verdict(saved > 0)}."
     )
-
-
-def _verdict(holds: bool) -> str:
-    return "holds" if holds else "does not hold"
 
 
 if __name__ == "__main__":

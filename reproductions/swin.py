@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitreous.catalog.registry import create_model
-from vitreous.catalog.results import percent, write_result
+from vitreous.catalog.results import percent, verdict, write_result
 from vitreous.layers.backbone import init_linear
 from vitreous.tasks.miniature import accuracy, fit_images
 
@@ -159,14 +159,10 @@ def conclude(records: Sequence[dict[str, Any]]) -> str:
     linear = growth[SHIFTED] <= 4 < growth[GLOBAL]
     return (
         f"Shifting the windows is worth {gain:+.1f} points, where the claim demands {GAIN:+.1f}: "
-        f"{_verdict(gain >= GAIN)}. Shifted windows are {points[SHIFTED] - points[GLOBAL]:+.1f} points from global "
+        f"{verdict(gain >= GAIN)}. Shifted windows are {points[SHIFTED] - points[GLOBAL]:+.1f} points from global "
         f"attention. At twice the side, attention in windows costs {growth[SHIFTED]:g} times the multiply-adds, "
-        f"global attention {growth[GLOBAL]:g} times; that the cost is linear in the image's size: {_verdict(linear)}."
+        f"global attention {growth[GLOBAL]:g} times; that the cost is linear in the image's size: {verdict(linear)}."
     )
-
-
-def _verdict(holds: bool) -> str:
-    return "holds" if holds else "does not hold"
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from vitreous.catalog.results import percent, write_result
+from vitreous.catalog.results import percent, verdict, write_result
 from vitreous.inference.cost import count_cost
 from vitreous.models.t2t_vit import NeighbourhoodLinear, T2TViT
 from vitreous.tasks.miniature import accuracy, fit_images
@@ -149,16 +149,12 @@ def conclude(records: Sequence[dict[str, Any]]) -> str:
     spread = max(sizes) / min(sizes) - 1
     return (
         f"T2T with Performer layers is {performer - patches:+.1f} points from plain patches, where the claim demands "
-        f"{GAIN:+.1f}: {_verdict(performer >= patches + GAIN)}. Performer and softmax layers are "
+        f"{GAIN:+.1f}: {verdict(performer >= patches + GAIN)}. Performer and softmax layers are "
         f"{abs(performer - transformer):.1f} points apart; that it is at most {BETWEEN_KINDS}: "
-        f"{_verdict(abs(performer - transformer) <= BETWEEN_KINDS)}. Convolutions of the same strides are "
+        f"{verdict(abs(performer - transformer) <= BETWEEN_KINDS)}. Convolutions of the same strides are "
         f"{convolutions - performer:+.1f} points from T2T. Parameters differ by {spread:.0%}; that it is at most "
-        f"{SPREAD:.0%}: {_verdict(spread <= SPREAD)}."
+        f"{SPREAD:.0%}: {verdict(spread <= SPREAD)}."
     )
-
-
-def _verdict(holds: bool) -> str:
-    return "holds" if holds else "does not hold"
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from vitreous.catalog.registry import create_model
-from vitreous.catalog.results import percent, write_result
+from vitreous.catalog.results import percent, verdict, write_result
 from vitreous.inference.cost import count_cost
 from vitreous.tasks.miniature import accuracy, fit_images
 
@@ -152,15 +152,11 @@ def conclude(records: Sequence[dict[str, Any]], share: float) -> str:
     spread = "less" if abs(mean(gains)) < stdev(gains) else "more"
     return (
         f"TNT is {ours - plain:+.1f} points from the plain ViT, where the claim demands {GAIN:+.1f}: "
-        f"{_verdict(ours >= plain + GAIN)}. Seed by seed it is {', '.join(f'{gain:+.1f}' for gain in gains)}: the mean "
+        f"{verdict(ours >= plain + GAIN)}. Seed by seed it is {', '.join(f'{gain:+.1f}' for gain in gains)}: the mean "
         f"is {spread} than its spread. It is {ours - silent:+.1f} from itself without attention among words; that it "
-        f"is at most {SLACK} behind: {_verdict(ours >= silent - SLACK)}. Of TNT-S's multiply-adds a plain ViT of its "
-        f"width does without {share:.0%}, less than {SHARE:.0%}: {_verdict(share < SHARE)}."
+        f"is at most {SLACK} behind: {verdict(ours >= silent - SLACK)}. Of TNT-S's multiply-adds a plain ViT of its "
+        f"width does without {share:.0%}, less than {SHARE:.0%}: {verdict(share < SHARE)}."
     )
-
-
-def _verdict(holds: bool) -> str:
-    return "holds" if holds else "does not hold"
 
 
 if __name__ == "__main__":

@@ -75,8 +75,18 @@ def write_result(
 
 def percent(values: Sequence[float]) -> str:
     """Return fractions as mean and standard deviation (of the sample) in percent: ``92.31 ± 0.40``."""
-    text = f"{100 * mean(values):.2f}"
-    return f"{text} ± {100 * stdev(values):.2f}" if len(values) > 1 else text
+    return plus_minus([100 * value for value in values])
+
+
+def plus_minus(values: Sequence[float], digits: int = 2) -> str:
+    """Return values as mean and standard deviation (of the sample): ``31.20 ± 0.15``."""
+    text = f"{mean(values):.{digits}f}"
+    return f"{text} ± {stdev(values):.{digits}f}" if len(values) > 1 else text
+
+
+def verdict(holds: bool) -> str:
+    """Return what is to be said of a claim."""
+    return "holds" if holds else "does not hold"
 
 
 def _processor() -> str:

@@ -7,8 +7,7 @@ digits, patches with known answers.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from statistics import mean, stdev
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -322,12 +321,6 @@ def turned(
 ) -> Float[Tensor, "count bands side side"]:
     """Mirror and turn a batch by one of the square's eight symmetries; fits ``augment`` of :func:`fit_images`."""
     return orient(images, int(torch.randint(8, (), generator=generator)))
-
-
-def plus_minus(values: Sequence[float], digits: int = 2) -> str:
-    """Return values as mean and standard deviation (of the sample): ``31.20 ± 0.15``."""
-    text = f"{mean(values):.{digits}f}"
-    return f"{text} ± {stdev(values):.{digits}f}" if len(values) > 1 else text
 
 
 # -- networks that are hard to quantize ---------------------------------------------------------------------
