@@ -40,6 +40,10 @@ def _assert_told(done, *words):
         (["train", "--split", "bloks"], "'blocks'"),
         (["train", "--patch-size", "14"], "odd"),
         (["train", "--hints", "variable"], "KEY=VALUE"),
+        (
+            ["train", "--model-args", "dims=[1, 2],depth=3"],
+            "Write --model-args dims=[1, 2] --model-args depth=3.",
+        ),
         (["train", "--hints", "variable=[1"], "variable"),
         (["train", "--recipe", "none.yaml"], "none.yaml"),
         (["train", "some/run"], "--resume"),

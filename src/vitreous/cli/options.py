@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,9 @@ from vitreous.errors import CheckpointError, ConfigError
 if TYPE_CHECKING:
     import xarray as xr
 
+# What makes one value of several words, and the comma before what looks like a second setting.
+ENCLOSED = re.compile(r"""\[.*?\]|\{.*?\}|'.*?'|".*?\"""")
+NEXT = re.compile(r",(?=\s*\w+=)")
 RUNTIMES = ("torch", "onnxruntime", "openvino")
 
 
@@ -24,7 +28,7 @@ def key_values(pairs: Iterable[str], option: str) -> dict[str, Any]:
         option: the option they belong to, for messages.
 
     Raises:
-        ConfigError: a word without ``=``, or a value that is no YAML.
+        ConfigError: a word without ``=``, several settings in one word, or a value that is no YAML.
     """
     values = {}
     for pair in pairs:
@@ -33,6 +37,9 @@ def key_values(pairs: Iterable[str], option: str) -> dict[str, Any]:
             raise ConfigError(
                 f"{option} '{pair}' is no KEY=VALUE.", f"Write it as {option} key=value."
             )
+        if NEXT.search(ENCLOSED.sub("", text)):
+            each = " ".join(f"{option} {setting.strip()}" for setting in NEXT.split(pair))
+            raise ConfigError(f"{option} '{pair}' holds several settings.", f"Write {each}.")
         try:
             values[key.strip()] = yaml.safe_load(text)
         except yaml.YAMLError as error:
@@ -57,7 +64,7 @@ def check_run(run: Path) -> None:
     if not (run / "config.json").is_file():
         raise CheckpointError(
             f"{run} is no run folder: it has no config.json.",
-            "Name one that 'vitreous train' has made, such as runs/classify/demo.",
+            "Name one that vitreous has made, such as runs/classify/demo.",
         )
 
 
