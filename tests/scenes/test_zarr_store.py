@@ -20,6 +20,7 @@ def some_scene() -> xr.DataArray:
         wavelengths=[450, 550, 650, 850, 1600, 2200],
         fwhm=[20.0] * 6,
         good_band=[True, True, True, True, False, True],
+        band_names=["B1", "B2", "B3", "B4", "cirrus", "B7"],
         unit="reflectance",
         scale=1e-4,
         nodata=-9999,
@@ -38,7 +39,7 @@ def test_round_trip_keeps_everything(store: Path) -> None:
     read, written = zarr_store.open(store), some_scene()
     np.testing.assert_array_equal(read.values, written.values)
     assert read.dtype == written.dtype
-    for name in ("wavelength", "fwhm", "good_band"):
+    for name in ("wavelength", "fwhm", "good_band", "band_name"):
         np.testing.assert_array_equal(read[name].values, written[name].values)
     assert {k: read.attrs[k] for k in ("unit", "scale", "nodata")} == {
         "unit": "reflectance",
@@ -85,6 +86,12 @@ def test_we_open_what_xarray_writes(tmp_path: Path, zarr_format: int) -> None:
     assert read.rio.transform(recalc=False).almost_equals(PLACE, 1e-6)
     assert read.attrs["unit"] == "reflectance"
     assert read.wavelength.values.tolist() == [450, 550, 650, 850, 1600, 2200]
+
+
+@pytest.mark.parametrize("names", ["B1", ["B1", "B2"], [1, 2, 3, 4, 5, 6], {"B1": 1}])
+def test_band_names_that_are_none_are_left_out(store: Path, names: object) -> None:
+    zarr.open_group(store)["scene"].attrs["band_names"] = names
+    assert "band_name" not in zarr_store.open(store).coords
 
 
 def test_a_single_array_without_names_opens(tmp_path: Path) -> None:

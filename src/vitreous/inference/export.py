@@ -289,7 +289,7 @@ def export(
     ready, quantization = integer_form(plain, form)
     with _whole_folder(folder) as temporary:
         for name, part in parts_of(ready, single=single).items():
-            _write_graph(part, temporary / name, form, product.name)
+            write_graph(part, temporary / name, form, product.name)
         description = _describe(product, temporary, form, single, quantization)
         write_json(temporary / DESCRIPTION, description)
         exported = load_exported(temporary, trust=True)
@@ -399,7 +399,7 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_graph(part: Part, stem: Path, form: str, name: str) -> None:
+def write_graph(part: Part, stem: Path, form: str, name: str) -> None:
     """Write one graph.
 
     Raises:

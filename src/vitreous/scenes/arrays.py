@@ -130,6 +130,7 @@ def open_cube(
     bands, height, width = check_shape([info.shape[axis] for axis in axes], file.source)
     facts = {
         **spectral_facts(file, bands, wavelength_unit),
+        "band_names": _band_names(info, bands),
         **_value_facts(info, file.source),
         **_georeference(file, info, axes),
         **known,
@@ -440,6 +441,14 @@ def _value_facts(info: ArrayInfo, source: str) -> dict[str, Any]:
             if number is not None:
                 facts.setdefault(argument, number)
     return facts
+
+
+def _band_names(info: ArrayInfo, bands: int) -> list[str] | None:
+    """Names of the bands as our own Zarr writer keeps them."""
+    names = info.attrs.get("band_names")
+    if not isinstance(names, list) or len(names) != bands:
+        return None
+    return names if all(isinstance(name, str) for name in names) else None
 
 
 def _number(value: Any) -> float | None:

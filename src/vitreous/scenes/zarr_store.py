@@ -32,6 +32,7 @@ _CHUNK = (
     64  # pixels: a chunk holds all bands of 64 x 64 pixels, what training and mapping read together
 )
 _DIMS = ("band", "y", "x")
+_COORDINATES = ("wavelength", "fwhm", "good_band")  # along the bands
 _MAX_DEPTH = 4
 _CODECS = {
     *("bytes", "transpose", "sharding_indexed", "crc32c", "vlen-utf8"),
@@ -196,21 +197,21 @@ def _codecs(metadata: Any) -> Iterator[str]:
 
 
 def _attributes(scene: xr.DataArray) -> dict[str, Any]:
-    coordinates = [
-        name for name in ("wavelength", "fwhm", "good_band", "band_name") if name in scene.coords
-    ]
+    coordinates = [name for name in _COORDINATES if name in scene.coords]
     nodata = scene.attrs.get("nodata")
     return {
         "unit": scene.attrs.get("unit", "dn"),
         "scale": float(scene.attrs.get("scale", 1.0)),
         **({} if nodata is None else {"nodata": "nan" if math.isnan(nodata) else float(nodata)}),
+        # An attribute, because format 3 has no settled array of words.
+        **({"band_names": scene.band_name.values.tolist()} if "band_name" in scene.coords else {}),
         "grid_mapping": "spatial_ref",
         "coordinates": " ".join([*coordinates, "spatial_ref"]),
     }
 
 
 def _write_coordinates(group: Any, scene: xr.DataArray) -> None:
-    for name in ("wavelength", "fwhm", "good_band"):
+    for name in _COORDINATES:
         if name in scene.coords:
             values = scene[name].values
             attributes = {} if name == "good_band" else {"units": "nm"}
