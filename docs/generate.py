@@ -140,14 +140,9 @@ def reproductions() -> str:
     return results(ROOT / "reproductions" / "results")
 
 
-def benchmarks() -> str:
+def benchmarks(names: str = "*.json") -> str:
     """What the benchmarks measured."""
-    return results(ROOT / "benchmarks" / "results")
-
-
-def compression() -> str:
-    """What methods cost and bring, side by side."""
-    return results(ROOT / "benchmarks" / "results", "compression.json")
+    return results(ROOT / "benchmarks" / "results", names)
 
 
 def results(folder: Path, names: str = "*.json") -> str:
@@ -215,7 +210,9 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "restore_settings": partial(settings_table, RestoreRecipe),
     "pretrain_settings": partial(settings_table, PretrainRecipe),
     "degradations": degradations,
-    "compression": compression,
+    "compression": partial(benchmarks, "compression.json"),
+    "integers": partial(benchmarks, "integers.json"),
+    "leaderboard": partial(benchmarks, "leaderboard.json"),
     "reproductions": reproductions,
     "benchmarks": benchmarks,
 }
