@@ -23,9 +23,8 @@ from vitreous.errors import VitreousError
 from vitreous.files import atomic_path
 from vitreous.inference.windows import Scored, Window, class_dtype
 from vitreous.scenes.cube import georeference
-from vitreous.scenes.geotiff import set_classes, write_category_names
+from vitreous.scenes.geotiff import CACHE_MB, set_classes, write_category_names
 
-CACHE_MB = 64  # GDAL would take 5 % of the machine's memory
 TILE = 256
 
 

@@ -40,6 +40,7 @@ from vitreous.scenes.gdal_files import RasterReader, known_grid, open_raster
 
 TILE = 256
 STRIP_BYTES = 32 * 2**20  # written at a time
+CACHE_MB = 64  # of GDAL while it writes; it would take 5 % of the machine's memory
 SIDECAR_LIMIT = 2**20
 LABEL_PIXELS_LIMIT = 2**30  # labels are held in memory
 
@@ -393,7 +394,8 @@ def _cog(
     tile = min(TILE, -(-max(height, width) // 16) * 16)
     layout = {"tiled": True, "blockxsize": tile, "blockysize": tile, "interleave": "band"}
     _check_space(path, bands * height * width * dtype.itemsize)
-    with atomic_path(path) as final, _scratch(path.parent) as scratch, rasterio.Env():
+    cache = rasterio.Env(GDAL_CACHEMAX=CACHE_MB)
+    with atomic_path(path) as final, _scratch(path.parent) as scratch, cache:
         plain = scratch / "plain.tif"
         try:
             with _quiet(
