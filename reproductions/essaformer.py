@@ -7,7 +7,7 @@ interpolation. Softmax attention, which costs more than the other two together, 
 on that.
 
 All networks have the bicubic enlargement added to their output (``global_skip``), which the published one has not, and
-begin with a last convolution of zeros, that is, as bicubic interpolation: from nothing, so few steps do not reach it.
+begin as bicubic interpolation: from nothing, so few steps do not reach it.
 Features are dropped nowhere: in a short training that only delays.
 
 What attention costs is measured apart, forward and backward, on 24 x 24, 48 x 48 and 96 x 96 tokens: the median of
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from vitreous.catalog.registry import create_model
 from vitreous.catalog.results import plus_minus, verdict, write_result
 from vitreous.data.degradations import Downsample, spoil
-from vitreous.models.essaformer import Attention, ESSAformer
+from vitreous.models.essaformer import Attention
 from vitreous.tasks.miniature import (
     Strips,
     band_averages,
@@ -119,11 +119,7 @@ def trained(fine: Tensor, arm: str, seed: int, steps: int) -> nn.Module:
         scale=SCALE,
         attention=NETWORKS[arm],
         drop=0.0,
-        global_skip=True,
     )
-    assert isinstance(model, ESSAformer)
-    for parameter in model.last.parameters():
-        nn.init.zeros_(parameter)
 
     def next_loss(generator: torch.Generator) -> Tensor:
         crops = random_crops(fine, CROP, BATCH, generator)

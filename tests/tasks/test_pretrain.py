@@ -108,7 +108,7 @@ def test_without_room_for_validation_it_trains_all_the_same(tmp_path, places):
 
 
 def fine_tuned(folder, places, **changes):
-    recipe = tiny_recipe(folder, **places, **FINE_TUNED, **changes)
+    recipe = tiny_recipe(folder, **{**places, **FINE_TUNED, **changes})
     return classify.train(recipe, show=False)
 
 
@@ -214,6 +214,24 @@ def test_scenes_without_anything_to_learn_leave_no_folder(tmp_path):
 def test_a_file_of_other_arguments_is_refused(trained, places, tmp_path):
     with pytest.raises(ModelError, match=r"has the model arguments \{\}"):
         run(tmp_path, scene=places["scene"], init=str(trained), model_args={"depth": 1})
+
+
+def test_no_training_starts_from_a_run_that_has_not_finished(trained, places, tmp_path):
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    shutil.copy(trained / "config.json", begun)
+    for start in (lambda: fine_tuned(tmp_path, places, init=str(begun)), lambda: run(tmp_path, scene=places["scene"], init=str(begun))):  # fmt: skip
+        with pytest.raises(CheckpointError, match="has not finished") as caught:
+            start()
+        assert caught.value.fix == f"Go on with 'vitreous pretrain {begun} --resume'."
+    assert not (tmp_path / "runs").exists()
+
+
+def test_training_that_cannot_begin_leaves_no_folder(trained, places, tmp_path):
+    for changes in ({"model_args": {"depth": 1}}, {"model": "vit_test"}):
+        with pytest.raises(ModelError, match=r"model arguments|holds 'satmae_pp_test'"):
+            fine_tuned(tmp_path, places, init=str(trained), **changes)
+    assert not list((tmp_path / "runs" / "classify").iterdir())
 
 
 def test_runs_of_other_tasks_are_told(trained, tmp_path):

@@ -33,8 +33,8 @@ CARD = Card(
         "essaformer": {"dim": 256, "scale": 4},
         "essaformer_x2": {"dim": 256, "scale": 2},
         "essaformer_x8": {"dim": 256, "scale": 8},
-        "essaformer_small": {"dim": 64, "scale": 4},
-        "essaformer_tiny": {"dim": 32, "scale": 4},
+        "essaformer_small": {"dim": 64, "scale": 4, "global_skip": True},
+        "essaformer_tiny": {"dim": 32, "scale": 4, "global_skip": True},
         "essaformer_test": {"dim": 8, "scale": 2},
     },
     published=[
@@ -72,10 +72,10 @@ CARD = Card(
         "Features are divisible by 4 for scales 2, 4 and 8, by 9 for scale 3.",
         "attention='value' and 'softmax' are the baselines of the claim: the values alone, and softmax attention "
         "with one head.",
-        "global_skip adds the bicubic enlargement of the input to the output. It is ours: it trains much "
-        "faster where there are few steps.",
+        "global_skip adds the bicubic enlargement of the input to the output, and begins with a last convolution of "
+        "zeros, that is, as bicubic interpolation. It is ours: few steps do not reach that from nothing.",
         "The authors' units drop features at three places, at 0.2 each.",
-        "essaformer_small and essaformer_tiny are ours.",
+        "essaformer_small and essaformer_tiny are ours; they have the global skip.",
     ],
 )
 
@@ -206,7 +206,7 @@ class ESSAformer(Restorer):
         scale: how many times finer the output is: 2, 3, 4 or 8.
         attention: ``essa``, ``value`` or ``softmax``, see :class:`Attention`.
         drop: share of features dropped in training.
-        global_skip: add the bicubic enlargement of the input to the output.
+        global_skip: add the bicubic enlargement of the input to the output, which begins as that alone.
 
     Raises:
         ModelError: another scale or attention, or features that cannot be divided among pixels.
@@ -232,6 +232,9 @@ class ESSAformer(Restorer):
         self.refine_up = Refine(dim, attention, drop)
         self.refine_down = Refine(dim, attention, drop)
         self.last = nn.Conv2d(dim, bands, 3, padding=1)
+        if global_skip:
+            for parameter in self.last.parameters():
+                nn.init.zeros_(parameter)
 
     def restore(
         self, x: Float[Tensor, "batch bands height width"]

@@ -77,33 +77,30 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
         complete_settings(recipe.adapt_method, recipe.adapt_args)  # refuses unknown ones
     if recipe.reduce is not None:
         _check_reducer(recipe)
+    if recipe.init is not None:
+        runs.check_start(recipe.init, TASK, "pretrain")
     console.print(f"reading {recipe.scene}", highlight=False)
     data = open_labelled(recipe)
     contract = BandContract.of(data.scene)
     name = f"{Path(recipe.scene).stem}-{recipe.model}"
-    folder, first = runs.start_folder(recipe, TASK, name, resume=resume)
-    try:
+    with runs.started_folder(recipe, TASK, name, resume=resume) as (folder, first):
         split = _split(recipe, data, folder)
-    except VitreousError:
-        if first and not resume:
-            folder.rmdir()  # nothing is in it yet
-        raise
-    if first:
-        if not resume:
-            runs.write_config(folder, TASK, recipe, data.scene, command)
-        _describe(console, split, folder)
-    if resume and (folder / MODEL).is_file():  # it was stopped after training, before its products
-        trained = Trained(load_run(folder).classifier, *_known_figures(folder))
-    elif runs.is_network(recipe.model):
-        trained = _fit_network(recipe, data, split, contract, folder, resume=resume, show=show)
-        if not first:
-            raise SystemExit(0)  # this process was started by the first one, to train with it
-        _keep(folder, recipe, trained, data)
-    else:
-        trained = _fit_estimator(recipe.model, recipe, data, split, contract)
-        _keep(folder, recipe, trained, data)
-    _measure(folder, recipe, trained, data, split, console)
-    (folder / STATE).unlink(missing_ok=True)
+        if first:
+            if not resume:
+                runs.write_config(folder, TASK, recipe, data.scene, command)
+            _describe(console, split, folder)
+        if resume and (folder / MODEL).is_file():  # it was stopped after training
+            trained = Trained(load_run(folder).classifier, *_known_figures(folder))
+        elif runs.is_network(recipe.model):
+            trained = _fit_network(recipe, data, split, contract, folder, resume=resume, show=show)
+            if not first:
+                raise SystemExit(0)  # this process was started by the first one, to train with it
+            _keep(folder, recipe, trained, data)
+        else:
+            trained = _fit_estimator(recipe.model, recipe, data, split, contract)
+            _keep(folder, recipe, trained, data)
+        _measure(folder, recipe, trained, data, split, console)
+        (folder / STATE).unlink(missing_ok=True)
     return folder
 
 

@@ -25,10 +25,9 @@ from vitreous.files import write_text
 from vitreous.recipe import Settings
 from vitreous.tasks.checkpoint import load_state, save_state
 from vitreous.tasks.progress import EpochProgress
-from vitreous.tasks.runs import STATE
+from vitreous.tasks.runs import LOG, STATE
 from vitreous.tasks.streams import stream_seed
 
-LOG = "log.csv"
 VALIDATIONS = 20  # of one training
 SAVE_SHARE = 20  # saving the state may take one part in so many of the time
 

@@ -64,6 +64,8 @@ def train(
     """
     console = Console(stderr=True, quiet=not show)
     check_recipe(recipe)
+    if recipe.init is not None:
+        runs.check_start(recipe.init, TASK)
     console.print(f"reading {recipe.scene}", highlight=False)
     scene = open_named(recipe.scene, recipe.hints).scene
     contract = BandContract.of(scene)
@@ -80,31 +82,31 @@ def train(
     model = _pretrainer(recipe, preprocess, contract)
     crops, val = _crops(scene, bands, areas, model)
     name = f"{Path(recipe.scene).stem}-{recipe.model}"
-    folder, first = runs.start_folder(recipe, TASK, name, resume=resume)
-    if first and not resume:
-        runs.write_config(folder, TASK, recipe, scene, command)
-    if val is None and recipe.val_fraction:
-        console.print(
-            f"no validation: {recipe.val_fraction:.0%} of the scene are narrower than a crop of {crops.side} pixels",
-            highlight=False,
-        )
     from vitreous.tasks.fit_pretrainer import PretrainTask
     from vitreous.tasks.loop import fit
 
-    task = PretrainTask(model, recipe, crops, val, preprocess)
-    fit(task, folder, resume=resume, show=show)
-    if not first:
-        raise SystemExit(0)  # this process was started by the first one, to train with it
-    trained = task.result()
-    assert isinstance(trained, Pretrainer)
-    console.print(f"run {folder}", highlight=False)
-    _keep(folder, recipe, task, trained, contract)
-    if recipe.report:
-        from vitreous.report.pretraining import build_report
+    with runs.started_folder(recipe, TASK, name, resume=resume) as (folder, first):
+        if first and not resume:
+            runs.write_config(folder, TASK, recipe, scene, command)
+        if val is None and recipe.val_fraction:
+            console.print(
+                f"no validation: {recipe.val_fraction:.0%} of the scene are narrower than a crop of {crops.side} pixels",
+                highlight=False,
+            )
+        task = PretrainTask(model, recipe, crops, val, preprocess)
+        fit(task, folder, resume=resume, show=show)
+        if not first:
+            raise SystemExit(0)  # this process was started by the first one, to train with it
+        trained = task.result()
+        assert isinstance(trained, Pretrainer)
+        console.print(f"run {folder}", highlight=False)
+        _keep(folder, recipe, task, trained, contract)
+        if recipe.report:
+            from vitreous.report.pretraining import build_report
 
-        console.print("writing the report", highlight=False)
-        build_report(folder, scene, _pictures(task, trained))
-    (folder / STATE).unlink(missing_ok=True)
+            console.print("writing the report", highlight=False)
+            build_report(folder, scene, _pictures(task, trained))
+        (folder / STATE).unlink(missing_ok=True)
     return folder
 
 

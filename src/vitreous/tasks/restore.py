@@ -111,29 +111,30 @@ def train(
     """
     console = Console(stderr=True, quiet=not show)
     degrade = check_recipe(recipe)
+    if recipe.init is not None:
+        runs.check_start(recipe.init, TASK)
     console.print(f"reading {recipe.scene}", highlight=False)
     scene = open_named(recipe.scene, recipe.hints).scene
     areas = _areas(recipe, scene, degrade.factor)
     trained = resume and (Path(recipe.runs) / TASK / str(recipe.name) / MODEL).is_file()
     # What cannot be trained is refused before there is a folder for it.
     fresh = None if trained else _untrained(recipe, scene, areas)
-    folder, first = runs.start_folder(
-        recipe, TASK, f"{Path(recipe.scene).stem}-{recipe.model}", resume=resume
-    )
-    if first and not resume:
-        runs.write_config(folder, TASK, recipe, scene, command)
-    if fresh is None:  # it was stopped after training, before its products
-        restorer, seconds = load_run(folder).restorer, _seconds(folder)
-    else:
-        restorer, seconds = _fit(
-            recipe, fresh, scene, areas, degrade, folder, resume=resume, show=show
-        )
-        if not first:
-            raise SystemExit(0)  # this process was started by the first one, to train with it
-        _keep(folder, recipe, restorer, seconds)
-    console.print(f"run {folder}", highlight=False)
-    _measure(folder, recipe, restorer, scene, areas, degrade, console)
-    (folder / STATE).unlink(missing_ok=True)
+    name = f"{Path(recipe.scene).stem}-{recipe.model}"
+    with runs.started_folder(recipe, TASK, name, resume=resume) as (folder, first):
+        if first and not resume:
+            runs.write_config(folder, TASK, recipe, scene, command)
+        if fresh is None:  # it was stopped after training, before its products
+            restorer, seconds = load_run(folder).restorer, _seconds(folder)
+        else:
+            restorer, seconds = _fit(
+                recipe, fresh, scene, areas, degrade, folder, resume=resume, show=show
+            )
+            if not first:
+                raise SystemExit(0)  # this process was started by the first one, to train with it
+            _keep(folder, recipe, restorer, seconds)
+        console.print(f"run {folder}", highlight=False)
+        _measure(folder, recipe, restorer, scene, areas, degrade, console)
+        (folder / STATE).unlink(missing_ok=True)
     return folder
 
 

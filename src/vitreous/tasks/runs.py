@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,12 +34,13 @@ Network: TypeAlias = PatchClassifier | DenseClassifier
 
 SCHEMA = 1
 LARGEST_ARGUMENT = 256  # of a model, unless a tensor in its file is that large
-MODEL, STATE, SPLIT, CONFIG, METRICS = (
+MODEL, STATE, SPLIT, CONFIG, METRICS, LOG = (
     "model.safetensors",
     "state.safetensors",
     "split.npz",
     "config.json",
     "metrics.json",
+    "log.csv",
 )
 PREPROCESS = "preprocess.safetensors"  # of a pre-trained run, beside its model file
 VERBS = {"classify": "train", "restore": "restore", "pretrain": "pretrain"}  # that train for a task
@@ -81,8 +83,13 @@ class Run:
         return Split.load(self.path / SPLIT)
 
 
-def start_folder(recipe: Settings, task: str, name: str, *, resume: bool) -> tuple[Path, bool]:
-    """Return the folder of a run, and whether this process is the one that writes it.
+@contextmanager
+def started_folder(
+    recipe: Settings, task: str, name: str, *, resume: bool
+) -> Iterator[tuple[Path, bool]]:
+    """Yield the folder of a run, and whether this process is the one that writes it.
+
+    A fresh one is removed again where the block fails before anything has been trained.
 
     Args:
         recipe: the settings.
@@ -95,7 +102,8 @@ def start_folder(recipe: Settings, task: str, name: str, *, resume: bool) -> tup
         VitreousError: the folder cannot be made.
     """
     if RUN_FOLDER in os.environ and int(os.environ.get("LOCAL_RANK", "0")) > 0:
-        return Path(os.environ[RUN_FOLDER]), False
+        yield Path(os.environ[RUN_FOLDER]), False
+        return
     if resume:
         folder = Path(recipe.runs) / task / str(recipe.name)
         if not (folder / CONFIG).is_file():
@@ -106,7 +114,47 @@ def start_folder(recipe: Settings, task: str, name: str, *, resume: bool) -> tup
     else:
         folder = new_run_folder(recipe.runs, task, recipe.name or name)
     os.environ[RUN_FOLDER] = str(folder.resolve())
-    return folder, True
+    try:
+        yield folder, True
+    except VitreousError:
+        if not resume and not any((folder / made).is_file() for made in (LOG, STATE, MODEL)):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def check_start(init: str, task: str, *others: str) -> None:
+    """Refuse, before anything is made, to start from a run that is of another task or has not finished.
+
+    Args:
+        init: a run folder; what is none is left to its reader.
+        task: what is trained now.
+        others: tasks whose runs it may start from as well.
+
+    Raises:
+        CheckpointError: the run cannot be started from.
+    """
+    path = Path(init)
+    if not (path / CONFIG).is_file():
+        return
+    found = task_of(path)
+    _check_task(path, found if found in others else task)
+    _check_finished(path, found)
+
+
+def _check_task(path: Path, task: str) -> None:
+    if (other := task_of(path)) != task:
+        raise CheckpointError(
+            f"{path} is a run of the task '{other}', not of '{task}'.",
+            f"Name one that 'vitreous {VERBS[task]}' has made.",
+        )
+
+
+def _check_finished(path: Path, task: str) -> None:
+    if not (path / MODEL).is_file():
+        raise CheckpointError(
+            f"The run {path} has not finished.",
+            f"Go on with 'vitreous {VERBS[task]} {path} --resume'.",
+        )
 
 
 def write_config(
@@ -238,16 +286,10 @@ def checkpoint(path: Path, task: str) -> Iterator[tuple[dict[str, torch.Tensor],
         raise CheckpointError(
             f"There is no run folder {path}.", f"Train one with 'vitreous {VERBS[task]}'."
         )
-    if (path / CONFIG).is_file() and (other := task_of(path)) != task:
-        raise CheckpointError(
-            f"{path} is a run of the task '{other}', not of '{task}'.",
-            f"Name one that 'vitreous {VERBS[task]}' has made.",
-        )
-    if not (path / MODEL).is_file() and (path / STATE).is_file():
-        raise CheckpointError(
-            f"The run {path} has not finished.",
-            f"Go on with 'vitreous {VERBS[task]} {path} --resume'.",
-        )
+    if (path / CONFIG).is_file():
+        _check_task(path, task)
+    if (path / CONFIG).is_file() or (path / STATE).is_file():
+        _check_finished(path, task)
     tensors, header = load_tensors(path / MODEL)
     with readable_header(path / MODEL, header):
         yield tensors, header
