@@ -270,7 +270,7 @@ class RestoreRecipe(Settings):
         "Neighbouring bands per step, of a network that takes any number; all where there are fewer.",
         ge=1,
     )
-    learning_rate: float = _setting(1e-3, "Training", "Peak learning rate.", gt=0)
+    learning_rate: float = _setting(3e-3, "Training", "Peak learning rate.", gt=0)
     weight_decay: float = _setting(0.0, "Training", "AdamW weight decay.", ge=0)
     loss: Literal["l1", "mse"] = _setting("l1", "Training", "Mean absolute or mean squared error.")
 
