@@ -1,8 +1,8 @@
 """What 8-bit integers bring on this machine, image by image: whole networks with torch, ONNX Runtime and OpenVINO.
 
 DeiT-S at 224 pixels and LoLA-SpecViT's CPU variant on patches of 15 x 15 pixels of 15 components, with random weights,
-which do not change the cost: floats in eager torch, floats as exported, and 8 bits as exported, with weights of seven
-bits, the form that processors without VNNI compute as it should be. All take turns on the same images, so that whatever
+which do not change the cost: floats in eager torch, floats as exported, and 8 bits as exported, as docs/compression.md
+advises for processors without VNNI: weights of seven bits, and the attention's products left in floats. All take turns on the same images, so that whatever
 else the machine does hits all alike; each round's times are divided by eager torch's of the same round. The integers are
 compared with their simulation in torch too. Asked for: 2.5 times as fast as floats in eager torch.
 
@@ -40,8 +40,9 @@ NETWORKS: dict[str, tuple[int, int, int, int]] = {
     "vit_small": (3, 1000, 224, 8),
     "lola_specvit_tiny": (15, 16, 15, 64),
 }
-BITS = (7, 8)  # of weights, of activations
-FORMS = {"onnxruntime": "onnx", "openvino": "openvino"}
+QUANTIZED = {"bits": (7, 8), "skip": ["*.matmul_*"]}
+RUNTIMES = ("onnxruntime", "openvino")
+FORM = "onnx"  # both read it, and weights of seven bits are the same in it for either
 FLOATS, INTEGERS = "float32", "int8"
 ROUNDS = 11
 ASKED = 2.5
@@ -50,13 +51,12 @@ Array = npt.NDArray[np.float32]
 console = Console(stderr=True, soft_wrap=True)
 
 
-def exported(model: nn.Module, images: torch.Tensor, runtime: str, folder: Path) -> Graph:
-    """Return a network as a runtime computes it."""
-    form = FORMS[runtime]
-    ready, _ = integer_form(model, form)
-    write_graph(Part(ready, images[:2], (0,)), folder / "graph", form, runtime)
-    files = [(folder / name).read_bytes() for name in file_names("graph", form)]
-    return Graph(files, form, runtime, torch.get_num_threads())
+def exported(model: nn.Module, images: torch.Tensor) -> list[bytes]:
+    """Return the files of a network's graph."""
+    ready, _ = integer_form(model, FORM)
+    with tempfile.TemporaryDirectory() as folder:
+        write_graph(Part(ready, images[:2], (0,)), Path(folder) / "graph", FORM, "the network")
+        return [(Path(folder) / name).read_bytes() for name in file_names("graph", FORM)]
 
 
 def eager(model: nn.Module) -> Callable[[Array], Array]:
@@ -76,12 +76,12 @@ def measure(name: str, rounds: int) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     dense = create_model(name, bands=bands, num_classes=classes, image_size=side).eval()
     images = torch.randn(batch, bands, side, side)
-    small = apply(dense, "ptq_minmax", calibration=[images], bits=BITS).model.eval()
+    small = apply(dense, "ptq_minmax", calibration=[images], **QUANTIZED).model.eval()
     ways: dict[tuple[str, str], Callable[[Array], Array]] = {EAGER: eager(dense)}
-    with tempfile.TemporaryDirectory() as folder:
-        for runtime in FORMS:
-            ways[runtime, FLOATS] = exported(dense, images, runtime, Path(folder))
-            ways[runtime, INTEGERS] = exported(small, images, runtime, Path(folder))
+    for arithmetic, model in ((FLOATS, dense), (INTEGERS, small)):
+        files = exported(model, images)
+        for runtime in RUNTIMES:
+            ways[runtime, arithmetic] = Graph(files, FORM, runtime, torch.get_num_threads())
     values = images.numpy()
     expected = {FLOATS: eager(dense)(values), INTEGERS: eager(small)(values)}
     off = {way: deviation(call(values), expected[way[1]]) for way, call in ways.items()}
