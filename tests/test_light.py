@@ -45,17 +45,21 @@ except SystemExit as end:
 
 
 def test_help_is_quick():
-    """The promise is 0.7 s; processor time, the best of five, because other processes may hold the cores."""
+    """The promise is 0.7 s, where the libraries behind it take a third of a second; slower machines get as much more.
 
-    def seconds() -> float:
+    Processor time, the best of several, because other processes may hold the cores.
+    """
+
+    def seconds(*words):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(
-            [sys.executable, "-m", "vitreous", "--help"], capture_output=True, check=True
-        )
+        subprocess.run([sys.executable, *words], capture_output=True, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    assert min(seconds() for _ in range(5)) < 0.7
+    libraries = ("-c", "import pydantic, typer.rich_utils, yaml")
+    taken = [(seconds("-m", "vitreous", "--help"), seconds(*libraries)) for _ in range(5)]
+    ours, theirs = (min(column) for column in zip(*taken, strict=True))
+    assert ours < max(0.7, 2.5 * theirs)
 
 
 def test_an_unknown_name_is_an_attribute_error():
