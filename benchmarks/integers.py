@@ -2,9 +2,10 @@
 
 DeiT-S at 224 pixels and LoLA-SpecViT's CPU variant on patches of 15 x 15 pixels of 15 components, with random weights,
 which do not change the cost: floats in eager torch, floats as exported, and 8 bits as exported, as docs/compression.md
-advises for processors without VNNI: weights of seven bits, and the attention's products left in floats. All take turns on the same images, so that whatever
-else the machine does hits all alike; each round's times are divided by eager torch's of the same round. The integers are
-compared with their simulation in torch too. Asked for: 2.5 times as fast as floats in eager torch.
+advises for processors without VNNI: weights of seven bits, and the attention's products left in floats. All take turns
+on the same images, so that whatever else the machine does hits all alike; each round's times are divided by eager
+torch's of the same round. The integers are compared with their simulation in torch too. Asked for: 2.5 times as fast as
+floats in eager torch.
 
 What 8 bits bring to a whole map, and cost in accuracy, is in ``compression.py``.
 """
@@ -13,8 +14,8 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,6 +29,7 @@ from torch import nn
 
 from vitreous.catalog.registry import create_model
 from vitreous.catalog.results import write_result
+from vitreous.inference.bench import by_turns
 from vitreous.inference.export import Part, file_names, write_graph
 from vitreous.inference.integers import integer_form
 from vitreous.inference.runtimes import Graph
@@ -85,7 +87,9 @@ def measure(name: str, rounds: int) -> list[dict[str, Any]]:
     values = images.numpy()
     expected = {FLOATS: eager(dense)(values), INTEGERS: eager(small)(values)}
     off = {way: deviation(call(values), expected[way[1]]) for way, call in ways.items()}
-    seconds = timed(ways, values, rounds)
+    seconds = by_turns(
+        {way: partial(call, values) for way, call in ways.items()}, rounds, warm_up=1
+    )
     rows = [row_of(name, way, seconds, off[way]) for way in ways]
     for row in rows:
         console.print(str(row), highlight=False)
@@ -95,20 +99,6 @@ def measure(name: str, rounds: int) -> list[dict[str, Any]]:
 def deviation(found: Array, expected: Array) -> float:
     """Return the root mean square difference in units of the scores' own spread."""
     return float(np.sqrt(np.mean((found - expected) ** 2)) / expected.std())
-
-
-def timed(
-    ways: Mapping[tuple[str, str], Callable[[Array], Array]], values: Array, rounds: int
-) -> dict[tuple[str, str], list[float]]:
-    """Return the seconds of each way, round by round; a round before them warms up."""
-    seconds: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
-    for number in range(rounds + 1):
-        for way, call in ways.items():
-            began = time.perf_counter()
-            call(values)
-            if number:
-                seconds[way].append(time.perf_counter() - began)
-    return seconds
 
 
 def row_of(

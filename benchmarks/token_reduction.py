@@ -9,8 +9,8 @@ method slower than dense.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Mapping
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import nn
 
 from vitreous.catalog.registry import create_model
 from vitreous.catalog.results import write_result
+from vitreous.inference.bench import by_turns
 from vitreous.inference.cost import count_cost
 from vitreous.methods._apply import apply
 
@@ -59,15 +60,14 @@ def build() -> dict[str, nn.Module]:
 def measure(networks: Mapping[str, nn.Module], batch: int, rounds: int) -> dict[str, list[float]]:
     """Return each network's seconds per call, round by round."""
     images = torch.randn(batch, 3, SIZE, SIZE)
-    seconds: dict[str, list[float]] = {label: [] for label in networks}
-    for number in range(rounds + 1):
-        for label, network in networks.items():
-            began = time.perf_counter()
-            network(images)
-            if number:  # the first round warms up
-                seconds[label].append(time.perf_counter() - began)
-        console.print(f"batch {batch}, round {number} of {rounds}", highlight=False)
-    return seconds
+    return by_turns(
+        {label: partial(network, images) for label, network in networks.items()},
+        rounds,
+        warm_up=1,
+        told=lambda number: console.print(
+            f"batch {batch}, round {number} of {rounds}", highlight=False
+        ),
+    )
 
 
 def summary(

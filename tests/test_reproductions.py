@@ -335,3 +335,8 @@ def test_recorded_words_and_table_follow_from_recorded_runs(path: Path):
     assert again(script.conclude) == result["conclusion"]
     if hasattr(script, "summary"):
         assert json.loads(json.dumps(again(script.summary))) == result["rows"]
+
+
+def test_all_seeds_are_recorded(lola):
+    result = read_json(lola.RESULT)
+    assert {r["seed"] for r in result["runs"]} == set(range(lola.SEEDS))

@@ -32,7 +32,12 @@ R = TypeVar("R", bound="Settings")
 class Settings(BaseModel):
     """What every recipe has, whatever is trained."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        validate_assignment=True,
+        protected_namespaces=(),
+        defer_build=True,  # 'vitreous --help' validates nothing
+    )
 
     scene: str = _setting("indian_pines", "Data", "Scene file, or the name of a built-in sample.")
     hints: dict[str, Any] = _setting({}, "Data", "Hints for the reader, e.g. variable=cube.")

@@ -7,10 +7,10 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from vitreous.inference.cost import count_cost
 WARM_UP = 2  # calls before the clock runs: allocation, choice of kernels
 ENOUGH_SECONDS = 20.0  # of measuring one setting: slow networks repeat less often ...
 FEWEST = 5  # ... but never less than this
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
@@ -170,14 +171,37 @@ def cpu_seconds(
 
     Unlike the time on the clock it does not count what other programs do meanwhile.
     """
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(runs + WARM_UP):
-        for name, call in calls.items():
-            started = time.process_time()
-            call()
-            if turn >= WARM_UP:
-                found[name].append(time.process_time() - started)
+    found = by_turns(calls, runs, clock=time.process_time)
     return {name: typical(seconds) for name, seconds in found.items()}
+
+
+def by_turns(
+    calls: Mapping[K, Callable[[], object]],
+    runs: int,
+    *,
+    warm_up: int = WARM_UP,
+    clock: Callable[[], float] = time.perf_counter,
+    told: Callable[[int], object] | None = None,
+) -> dict[K, list[float]]:
+    """Return the seconds of each call, run by run; the calls take turns, so that what else happens hits all alike.
+
+    Args:
+        calls: by name.
+        runs: how often each is timed.
+        warm_up: runs before that.
+        clock: what is read.
+        told: called after each timed run with its number, from 1.
+    """
+    found: dict[K, list[float]] = {name: [] for name in calls}
+    for number in range(1 - warm_up, runs + 1):
+        for name, call in calls.items():
+            started = clock()
+            call()
+            if number > 0:
+                found[name].append(clock() - started)
+        if told and number > 0:
+            told(number)
+    return found
 
 
 def write_csv(path: Path, rows: list[dict[str, object]]) -> None:

@@ -77,8 +77,7 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
         complete_settings(recipe.adapt_method, recipe.adapt_args)  # refuses unknown ones
     if recipe.reduce is not None:
         _check_reducer(recipe)
-    if recipe.init is not None:
-        runs.check_start(recipe.init, TASK, "pretrain")
+    runs.check_start(recipe.init, TASK, "pretrain")
     console.print(f"reading {recipe.scene}", highlight=False)
     data = open_labelled(recipe)
     contract = BandContract.of(data.scene)

@@ -204,12 +204,15 @@ class StateKeeper(L.Callback):
         self.folder = folder
         self.next_save = 0.0
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin the log, which tells that training has begun."""
+        self._log(trainer, pl_module)
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save, if the last save is long enough ago."""
         assert isinstance(pl_module, Task)
         pl_module.finish_epoch()  # Lightning calls callbacks before the module's own hook, too late for us
-        if trainer.is_global_zero:
-            write_log(self.folder / LOG, pl_module.columns, pl_module.history)
+        self._log(trainer, pl_module)
         # All processes must take part in a save, so the first one's clock decides.
         now = time.perf_counter()
         if trainer.strategy.broadcast(now < self.next_save):
@@ -217,6 +220,11 @@ class StateKeeper(L.Callback):
         trainer.save_checkpoint(self.folder / STATE)
         taken = time.perf_counter() - now
         self.next_save = time.perf_counter() + SAVE_SHARE * taken
+
+    def _log(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        assert isinstance(task, Task)
+        if trainer.is_global_zero:
+            write_log(self.folder / LOG, task.columns, task.history)
 
 
 def write_log(path: Path, columns: Sequence[str], history: list[Row]) -> None:

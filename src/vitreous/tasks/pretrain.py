@@ -64,8 +64,7 @@ def train(
     """
     console = Console(stderr=True, quiet=not show)
     check_recipe(recipe)
-    if recipe.init is not None:
-        runs.check_start(recipe.init, TASK)
+    runs.check_start(recipe.init, TASK)
     console.print(f"reading {recipe.scene}", highlight=False)
     scene = open_named(recipe.scene, recipe.hints).scene
     contract = BandContract.of(scene)

@@ -111,8 +111,7 @@ def train(
     """
     console = Console(stderr=True, quiet=not show)
     degrade = check_recipe(recipe)
-    if recipe.init is not None:
-        runs.check_start(recipe.init, TASK)
+    runs.check_start(recipe.init, TASK)
     console.print(f"reading {recipe.scene}", highlight=False)
     scene = open_named(recipe.scene, recipe.hints).scene
     areas = _areas(recipe, scene, degrade.factor)

@@ -89,7 +89,7 @@ def started_folder(
 ) -> Iterator[tuple[Path, bool]]:
     """Yield the folder of a run, and whether this process is the one that writes it.
 
-    A fresh one is removed again where the block fails before anything has been trained.
+    A fresh one is removed again where the block fails before training has begun.
 
     Args:
         recipe: the settings.
@@ -117,25 +117,25 @@ def started_folder(
     try:
         yield folder, True
     except VitreousError:
-        if not resume and not any((folder / made).is_file() for made in (LOG, STATE, MODEL)):
+        if not resume and not any((folder / made).is_file() for made in (LOG, MODEL)):
             shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
-def check_start(init: str, task: str, *others: str) -> None:
+def check_start(init: str | None, task: str, *others: str) -> None:
     """Refuse, before anything is made, to start from a run that is of another task or has not finished.
 
     Args:
-        init: a run folder; what is none is left to its reader.
+        init: a run folder; what is none is left to its reader, and None starts from nothing.
         task: what is trained now.
         others: tasks whose runs it may start from as well.
 
     Raises:
         CheckpointError: the run cannot be started from.
     """
-    path = Path(init)
-    if not (path / CONFIG).is_file():
+    if init is None or not (Path(init) / CONFIG).is_file():
         return
+    path = Path(init)
     found = task_of(path)
     _check_task(path, found if found in others else task)
     _check_finished(path, found)
