@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitreous.catalog.registry import create_model
+from vitreous.data.images import Images, read_image_folder
 from vitreous.data.regions import orient
-from vitreous.layers.backbone import init_linear
 from vitreous.layers.ranges import BandRange
 from vitreous.methods.quantize._install import layers_to_quantize
 from vitreous.methods.quantize.repq_vit import pairs
@@ -162,7 +163,112 @@ def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     ]
 
 
-# -- digits: small images, plain or on a ground where few tokens matter ---------------------------------------
+# -- fair starts ---------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def scaled_init(model: nn.Module) -> nn.Module:
+    """Scale the first weights of every layer to what its width asks for, and return the network.
+
+    Published networks draw weights with a deviation of 0.02, which suits widths of many hundreds; the narrow networks of
+    a miniature are nearly silent with it, some architectures more than others. Here the weights of every linear layer and
+    convolution get a deviation of ``fan_in ** -0.5``, so that every arm of a comparison starts alike. Layers that start
+    at zero by design stay at zero.
+    """
+    for part in model.modules():
+        weight = getattr(part, "weight", None)
+        if isinstance(part, nn.Embedding) or not isinstance(weight, nn.Parameter):
+            continue
+        if weight.ndim < 2 or not weight.any():
+            continue
+        fan_in = weight[0].numel() if not _transposed(part) else weight.numel() // weight.shape[1]
+        weight.mul_(fan_in**-0.5 / weight.square().mean().sqrt())
+    return model
+
+
+def _transposed(part: nn.Module) -> bool:
+    return isinstance(part, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
+
+
+# -- small images: real ones, digits, digits on a ground where few tokens matter ------------------------------
+
+
+class ImageTask(NamedTuple):
+    """Images to classify, each band with mean 0 and deviation 1 over the training images.
+
+    Attributes:
+        name: of the data, for headings; toy data is called a toy.
+        num_classes: how many there are.
+        train: to learn from.
+        validation: to choose settings by, never to report.
+        test: to report.
+    """
+
+    name: str
+    num_classes: int
+    train: Images
+    validation: Images
+    test: Images
+
+    @property
+    def shape(self) -> dict[str, int]:
+        """What ``create_model`` has to know about the data."""
+        bands, side = self.train.images.shape[1:3]
+        return {"bands": bands, "num_classes": self.num_classes, "image_size": side}
+
+
+def image_task(
+    seed: int,
+    side: int,
+    *,
+    data: Path | None = None,
+    training: int = 1200,
+    validation: int = 200,
+) -> ImageTask:
+    """Return scikit-learn's digits, enlarged, or the pictures of a folder.
+
+    Args:
+        seed: draws the division; where a folder has test images of its own, these are the same for every seed.
+        side: of an image in pixels.
+        data: the folder, see ``data/images.py``; the toy digits without.
+        training: how many digits to train with; of a folder, all that are left are trained with.
+        validation: how many images to choose settings by.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if data is None:
+        name, everything, test = "toy: 8 x 8 digits, enlarged", _digits(side), None
+        names = [str(number) for number in range(10)]
+    else:
+        name = data.name
+        everything, test, names = read_image_folder(data, side)
+    order = torch.randperm(len(everything.images), generator=generator)
+    held_out = 0 if test else len(order) // 5 if data else len(order) - training - validation
+    parts = [order[:held_out], order[held_out:][:validation], order[held_out + validation :]]
+    tested, chosen, trained = (Images(*(values[part] for values in everything)) for part in parts)
+    deviation, average = torch.std_mean(trained.images, dim=(0, 2, 3), keepdim=True)
+
+    def standardised(part: Images) -> Images:
+        return Images((part.images - average) / deviation, part.classes)
+
+    return ImageTask(
+        name,
+        len(names),
+        standardised(trained),
+        standardised(chosen),
+        standardised(tested if test is None else test),
+    )
+
+
+def _digits(side: int) -> Images:
+    """Return all of scikit-learn's digits from 0 to 1, enlarged from 8 pixels."""
+    from sklearn.datasets import load_digits
+
+    loaded = load_digits()
+    digits = torch.as_tensor(loaded.images, dtype=torch.float32)[:, None] / 16
+    if side != digits.shape[-1]:
+        digits = F.interpolate(digits, size=(side, side), mode="bilinear")
+    return Images(digits, torch.as_tensor(loaded.target))
+
 
 DIGIT, GROUND = 16, 32  # sides in pixels, of a digit that is put on a ground, and of the ground
 GROUND_VIT: dict[str, Any] = {
@@ -189,13 +295,7 @@ def divided_digits(
     Returns:
         Digits and classes to train with, then to test with.
     """
-    from sklearn.datasets import load_digits
-
-    loaded = load_digits()
-    digits = torch.as_tensor(loaded.images, dtype=torch.float32)[:, None] / 16
-    if side != digits.shape[-1]:
-        digits = F.interpolate(digits, size=(side, side), mode="bilinear")
-    classes = torch.as_tensor(loaded.target)
+    digits, classes = _digits(side)
     order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(seed))
     train, test = order[:training], order[training:]
     return digits[train], classes[train], digits[test], classes[test]
@@ -207,7 +307,7 @@ def trained_on_ground(
     """Train a plain ViT of 8 x 8 tokens on digits on a ground: what fewer tokens are compared with."""
     torch.manual_seed(seed)
     network = create_model("vit_test", bands=1, num_classes=10, image_size=GROUND, **GROUND_VIT)
-    init_linear(network, 0.15)  # narrow networks are nearly silent with 0.02
+    scaled_init(network)
     fit_images(
         network,
         digits,
