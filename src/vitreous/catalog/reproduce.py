@@ -25,7 +25,7 @@ def reproduce(
     full: bool = False,
     data: Path | None = None,
     scripts: Path = SCRIPTS,
-) -> Path | None:
+) -> Path:
     """Run ``main`` of a system's reproduction.
 
     Args:
@@ -36,7 +36,7 @@ def reproduce(
         scripts: folder of the scripts.
 
     Returns:
-        The file with what was measured; None where nothing is recorded.
+        The file where a full reproduction records what it measured.
 
     Raises:
         ModelError: there is no such reproduction, or it takes no images.
@@ -52,22 +52,23 @@ def reproduce(
     known = sorted(path.stem for path in scripts.glob("[a-z]*.py"))
     if not re.fullmatch(r"[a-z0-9_]+", slug) or slug not in known:
         raise ModelError(f"There is no reproduction of '{slug}'.", did_you_mean(slug, known))
+    if data is not None and not data.is_dir():
+        raise VitreousError(
+            f"{data} is not a folder of images.",
+            "Give a folder with one subfolder per class, or with train/ and test/ above those.",
+        )
     main = _load(scripts / f"{slug}.py").main
-    given: dict[str, Any] = {"quick": quick, "full": full}
+    given: dict[str, Any] = {"quick": quick}
+    if full:
+        given["full"] = True
     if data is not None:
-        if "data" not in inspect.signature(main).parameters:
-            raise ModelError(
-                f"The reproduction of '{slug}' takes no folder of images.", "Leave out --data."
-            )
-        if not data.is_dir():
-            raise VitreousError(
-                f"{data} is not a folder of images.",
-                "Give a folder with one subfolder per class, or with train/ and test/ above those.",
-            )
         given["data"] = data.resolve()
+    if unknown := given.keys() - inspect.signature(main).parameters:
+        option = f"--{unknown.pop()}"
+        raise ModelError(f"The reproduction of '{slug}' takes no {option}.", f"Leave out {option}.")
     main(**given)
     name = slug if data is None else f"{slug}.{data.resolve().name}"
-    return scripts / "results" / f"{name}.json" if full else None
+    return scripts / "results" / f"{name}.json"
 
 
 def _load(script: Path) -> ModuleType:

@@ -33,5 +33,5 @@ def reproduce(
     from vitreous.catalog import reproduce as reproductions
 
     result = reproductions.reproduce(slug, quick=quick, full=full, data=data)
-    if result is not None:
+    if full:
         typer.echo(str(result))
