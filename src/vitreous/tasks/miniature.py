@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -259,6 +259,18 @@ def image_task(
     )
 
 
+Task = TypeVar("Task", "ImageTask", "TokenTask")
+
+
+def in_little(task: Task, count: int = 64) -> Task:
+    """Return a task of few images, to check that something runs."""
+    parts = {
+        name: Images(*(values[:count] for values in getattr(task, name)))
+        for name in ("train", "validation", "test")
+    }
+    return task._replace(**parts)
+
+
 def _digits(side: int) -> Images:
     """Return all of scikit-learn's digits from 0 to 1, enlarged from 8 pixels."""
     from sklearn.datasets import load_digits
@@ -301,24 +313,87 @@ def divided_digits(
     return digits[train], classes[train], digits[test], classes[test]
 
 
-def trained_on_ground(
-    seed: int, digits: Float[Tensor, "count 1 16 16"], classes: Int[Tensor, "count"], epochs: int
-) -> nn.Module:
-    """Train a plain ViT of 8 x 8 tokens on digits on a ground: what fewer tokens are compared with."""
+class TokenTask(NamedTuple):
+    """Images of 32 x 32 pixels in 8 x 8 patches, for methods that let a ViT compute with fewer of them.
+
+    Attributes:
+        name: of the data, for headings.
+        num_classes: how many there are.
+        train: to learn from, before ``augment``.
+        validation: to choose settings by.
+        test: to report.
+        augment: makes training images of a batch of ``train``.
+    """
+
+    name: str
+    num_classes: int
+    train: Images
+    validation: Images
+    test: Images
+    augment: Callable[[Tensor, torch.Generator], Tensor]
+
+
+def token_task(seed: int, data: Path | None = None) -> TokenTask:
+    """Return toy digits on a rough texture, on which most patches tell nothing, or the pictures of a folder.
+
+    Digits lie near the middle; every epoch and image has another place and texture, and each test digit two.
+    """
+    if data is not None:
+        task = image_task(seed, GROUND, data=data, validation=500)
+        return TokenTask(*task, augment=moved)
+    digits, classes, *rest = divided_digits(seed)
+    generator = torch.Generator().manual_seed(1000 + seed)
+    shown, held_out = digits[:-200], digits[-200:]
+    known = Images(on_ground(held_out.repeat(3, 1, 1, 1), generator), classes[-200:].repeat(3))
+    test = Images(torch.cat([on_ground(rest[0], generator) for _ in range(2)]), rest[1].repeat(2))
+    train = Images(shown, classes[:-200])
+    return TokenTask("toy: digits on texture", 10, train, known, test, on_ground)
+
+
+def trained_vit(seed: int, task: TokenTask, epochs: int) -> nn.Module:
+    """Train a plain ViT of 8 x 8 tokens: what fewer tokens are compared with."""
     torch.manual_seed(seed)
-    network = create_model("vit_test", bands=1, num_classes=10, image_size=GROUND, **GROUND_VIT)
+    shape = {"bands": task.test.images.shape[1], "num_classes": task.num_classes}
+    network = create_model("vit_test", **shape, image_size=GROUND, **GROUND_VIT)
     scaled_init(network)
+    tune_vit(network, seed, task, epochs, learning_rate=2e-3, warmup=0.1)
+    return network
+
+
+def tune_vit(
+    network: nn.Module,
+    seed: int,
+    task: TokenTask,
+    epochs: int,
+    *,
+    learning_rate: float = 2e-4,
+    warmup: float = 0.0,
+    loss: Loss = cross_entropy,
+) -> None:
+    """Train such a network on, in place; the arguments are those of :func:`fit_images`."""
     fit_images(
         network,
-        digits,
-        classes,
+        *task.train,
         epochs=epochs,
         batch_size=32,
-        learning_rate=2e-3,
+        learning_rate=learning_rate,
+        warmup=warmup,
         seed=seed,
-        augment=on_ground,
+        loss=loss,
+        augment=task.augment,
     )
-    return network
+
+
+def moved(
+    images: Float[Tensor, "count bands height width"], generator: torch.Generator
+) -> Float[Tensor, "count bands height width"]:
+    """Mirror half of the images and move all by up to four pixels; fits ``augment`` of :func:`fit_images`."""
+    count, _, height, width = images.shape
+    flipped = torch.rand(count, generator=generator) < 0.5
+    images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
+    places = F.pad(images, (4,) * 4, mode="reflect").unfold(2, height, 1).unfold(3, width, 1)
+    down, right = torch.randint(0, 9, (2, count), generator=generator)
+    return places[torch.arange(count), :, down, right]
 
 
 def on_ground(
