@@ -501,6 +501,30 @@ def turned(
 # -- networks that are hard to quantize ---------------------------------------------------------------------
 
 
+QUANTIZED_VIT: dict[str, Any] = {"dim": 48, "depth": 4, "heads": 4, "mlp_ratio": 4.0}
+QUANTIZED_EPOCHS, LOUD, FACTOR = 30, 3, 20.0
+
+
+def vit_with_loud_channels(
+    seed: int, data: Path | None = None, quick: bool = False
+) -> tuple[ImageTask, nn.Module]:
+    """Train a small ViT, and make some of its channels loud, see :func:`with_loud_channels`.
+
+    Args:
+        seed: of images, weights and channels.
+        data: folder of real images of 32 x 32 pixels; toy digits of 8 x 8 without.
+        quick: only check that it runs.
+    """
+    side, token = (8, 2) if data is None else (32, 4)
+    task = image_task(seed, side, data=data, training=1000)
+    task = in_little(task) if quick else task
+    torch.manual_seed(seed)
+    model = create_model("vit_test", **task.shape, **QUANTIZED_VIT, token_size=token)
+    epochs = 1 if quick else QUANTIZED_EPOCHS
+    fit_images(scaled_init(model), *task.train, epochs=epochs, batch_size=32, seed=seed)
+    return task, with_loud_channels(model, seed, LOUD, FACTOR)
+
+
 @torch.no_grad()
 def with_loud_channels(
     model: nn.Module, seed: int, channels: int = 3, factor: float = 20.0
