@@ -140,8 +140,15 @@ def exact(
     signed: bool = False,
 ) -> Claim:
     """Return a claim about a value that does not depend on a seed, such as a count; see :func:`claim`."""
-    bounds = {"at_least": at_least, "at_most": at_most}
-    found = claim(text, [value], **bounds, unit=unit, digits=digits, signed=signed)
+    found = claim(
+        text,
+        [value],
+        at_least=at_least,
+        at_most=at_most,
+        unit=unit,
+        digits=digits,
+        signed=signed,
+    )
     return replace(found, low=value, high=value, count=None)
 
 

@@ -20,14 +20,18 @@ from torch import Tensor, nn
 from vitreous.catalog.registry import create_model
 from vitreous.data.images import Images, read_image_folder
 from vitreous.data.regions import orient
+from vitreous.layers.backbone import Backbone
 from vitreous.layers.ranges import BandRange
 from vitreous.methods.quantize._install import layers_to_quantize
 from vitreous.methods.quantize.repq_vit import pairs
+from vitreous.recipe import Recipe
 from vitreous.scenes.samples import load_sample
 from vitreous.tasks.quality import quality
 from vitreous.tasks.schedules import cosine
+from vitreous.tasks.weights import save_model
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Net = TypeVar("Net", bound=nn.Module)
 
 
 def cross_entropy(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
@@ -167,7 +171,7 @@ def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
 
 
 @torch.no_grad()
-def scaled_init(model: nn.Module) -> nn.Module:
+def scaled_init(model: Net) -> Net:
     """Scale the first weights of every layer to what its width asks for, and return the network.
 
     Published networks draw weights with a deviation of 0.02, which suits widths of many hundreds; the narrow networks of
@@ -184,6 +188,17 @@ def scaled_init(model: nn.Module) -> nn.Module:
         fan_in = weight[0].numel() if not _transposed(part) else weight.numel() // weight.shape[1]
         weight.mul_(fan_in**-0.5 / weight.square().mean().sqrt())
     return model
+
+
+def scaled_start(recipe: Recipe, classes: int, folder: Path) -> Recipe:
+    """Return a recipe whose network starts from weights of :func:`scaled_init`, which are written into a folder."""
+    torch.manual_seed(recipe.seed)
+    shape = {"bands": recipe.components, "num_classes": classes, "image_size": recipe.patch_size}
+    model = scaled_init(create_model(recipe.model, **shape, **recipe.model_args))
+    assert isinstance(model, Backbone)
+    path = folder / f"start-{recipe.model}.safetensors"
+    save_model(model, path)
+    return recipe.model_copy(update={"init": str(path)})
 
 
 def _transposed(part: nn.Module) -> bool:
@@ -264,11 +279,13 @@ Task = TypeVar("Task", "ImageTask", "TokenTask")
 
 def in_little(task: Task, count: int = 64) -> Task:
     """Return a task of few images, to check that something runs."""
-    parts = {
-        name: Images(*(values[:count] for values in getattr(task, name)))
-        for name in ("train", "validation", "test")
-    }
-    return task._replace(**parts)
+
+    def few(part: Images) -> Images:
+        return Images(part.images[:count], part.classes[:count])
+
+    return task._replace(
+        train=few(task.train), validation=few(task.validation), test=few(task.test)
+    )
 
 
 def _digits(side: int) -> Images:
