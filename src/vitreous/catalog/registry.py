@@ -18,7 +18,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 from vitreous.catalog.card import Card
-from vitreous.errors import ModelError, did_you_mean
+from vitreous.catalog.tensors import check_finite, without_prefix
+from vitreous.errors import CheckpointError, ModelError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -155,27 +156,42 @@ def from_reference(
 
     Args:
         slug: the system.
-        state_dict: the authors' tensors under the authors' names.
+        state_dict: the authors' tensors under the authors' names, or with those of a wrapper (``module.``) before them.
         kwargs: the authors' constructor arguments.
 
     Raises:
         ModelError: no such system, or it has no published layout.
-        CheckpointError: tensors are missing, left over or of another shape.
+        CheckpointError: tensors are missing, left over, of another shape, or hold NaN or infinite values.
     """
-    from vitreous.errors import CheckpointError
-
     module = system_module(slug)
     if not hasattr(module, "from_reference"):
         raise ModelError(f"'{slug}' has no reference layout to load from.")
+    for given, what in ((state_dict, "weights"), (kwargs, "constructor arguments")):
+        if not isinstance(given, Mapping):
+            raise ModelError(
+                f"The authors' {what} of {slug} are {given!r:.80}, not a dictionary.",
+                "Give their state_dict, and the arguments that their model was built with ({} for none).",
+            )
     try:
-        model: nn.Module = module.from_reference(state_dict, kwargs)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"The weights do not fit {slug}: {error}", "Check the arguments they belong to."
-        ) from error
+        weights = without_prefix(state_dict)
+        check_finite(weights, f"The state_dict of {slug}")
+        model: nn.Module = module.from_reference(weights, kwargs)
     except KeyError as error:
         raise ModelError(
-            f"The arguments of {slug} lack {error}.", "Give the authors' constructor arguments."
+            f"The arguments or weights of {slug} lack {error}.",
+            "Give the authors' constructor arguments, and the whole state_dict.",
+        ) from error
+    # What others' arguments and tensors can be is unknown: they can fail in any of these ways.
+    except (
+        RuntimeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+    ) as error:
+        raise CheckpointError(
+            f"The weights do not fit {slug}: {error}", "Check the arguments they belong to."
         ) from error
     return model
 

@@ -16,6 +16,7 @@ from vitreous.errors import ModelError
 from vitreous.layers.backbone import Backbone, FeatureInfo, init_linear, linear_rates, stem_stride
 from vitreous.layers.bands import resize_kernel
 from vitreous.layers.positions import resize_positions
+from vitreous.layers.reference import rename_keys
 from vitreous.models.vit import Block
 
 CARD = Card(
@@ -332,6 +333,10 @@ def _check(image_size: int, token_size: int, dim: int, heads: int) -> None:
 build = ChannelViT
 
 
+AS_PUBLISHED = {"published_positions": True}  # how weights in this layout were trained
+LAYOUTS = {"the authors' ChannelViT": (r"^patch_embed\.channel_embed\.weight$",)}
+
+
 def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give the authors' weights our names; their projection has an axis of one channel more, their table one less."""
     names = {
@@ -340,7 +345,7 @@ def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         "patch_embed.channel_embed.weight": "channel_embed",
         "cls_token": "class_token",
     }
-    renamed = {names.get(key, key): value for key, value in state_dict.items()}
+    renamed = rename_keys(state_dict, lambda key: names.get(key, key))
     if "patch_embed.proj.weight" in state_dict:
         renamed["patch_embed.weight"] = renamed["patch_embed.weight"].squeeze(2)
     if "patch_embed.channel_embed.weight" in state_dict:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from vitreous.layers.convnorm import ConvNorm
 from vitreous.layers.drop import DropPath
 from vitreous.layers.mlp import Mlp
 from vitreous.layers.positions import resize_positions
+from vitreous.layers.reference import rename_keys, substitute
 
 CARD = Card(
     slug="cvt",
@@ -511,14 +512,14 @@ _NAMES = (
 )
 
 
+LAYOUTS = {
+    "the authors' CvT": (r"^stage0\.blocks\.0\.attn\.(conv_)?proj_q\.", r"^stage0\.patch_embed\.")
+}
+
+
 def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give weights in the authors' layout our names."""
-    renamed = {}
-    for key, value in state_dict.items():
-        for old, new in _NAMES:
-            key = re.sub(old, new, key)
-        renamed[key] = value
-    return renamed
+    return rename_keys(state_dict, partial(substitute, _NAMES))
 
 
 def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) -> CvT:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError, did_you_mean
 from vitreous.layers.attention import AttentionCore
+from vitreous.layers.reference import rename_keys, substitute
 from vitreous.layers.restorer import Restorer
 
 CARD = Card(
@@ -279,15 +280,12 @@ _NAMES = [
 ]
 
 
+LAYOUTS = {"the authors' ESSAformer": (r"^blockup\.conv(up|down)",)}
+
+
 def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give weights in the authors' layout our names."""
-    return {_our_name(key): value for key, value in state_dict.items()}
-
-
-def _our_name(key: str) -> str:
-    for old, new in _NAMES:
-        key = re.sub(old, new, key)
-    return key
+    return rename_keys(state_dict, partial(substitute, _NAMES))
 
 
 def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) -> ESSAformer:

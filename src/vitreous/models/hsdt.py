@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError, did_you_mean
+from vitreous.layers.reference import rename_keys, substitute
 from vitreous.layers.restorer import Restorer
 
 CARD = Card(
@@ -542,15 +543,15 @@ _NAMES = [
 ]
 
 
+LAYOUTS = {"the authors' HSDT": (r"^head\.(conv\.dw_conv|attn)\.", r"^encoder\.layers\.0\.")}
+
+
 def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give weights in the authors' layout our names and, where ours are convolutions in two dimensions, shapes."""
-    found = {}
-    for key, value in state_dict.items():
-        for old, new in _NAMES:
-            key = re.sub(old, new, key)
+    found = rename_keys(state_dict, functools.partial(substitute, _NAMES))
+    for key, value in found.items():
         if re.search(r"\.(value|proj|fc1|fc2|gate|spectral)\.weight$", key):
-            value = value[:, :, None, None] if value.ndim == 2 else value.squeeze(-1)
-        found[key] = value
+            found[key] = value[:, :, None, None] if value.ndim == 2 else value.squeeze(-1)
     return found
 
 

@@ -20,6 +20,7 @@ from vitreous.layers.backbone import Backbone, FeatureInfo, linear_rates
 from vitreous.layers.drop import DropPath
 from vitreous.layers.lora import LoRALinear
 from vitreous.layers.positions import resize_positions
+from vitreous.layers.reference import join, rename_keys, substitute
 from vitreous.layers.windows import RelativePositionBias, padding_bias, partition, reverse
 
 CARD = Card(
@@ -536,22 +537,24 @@ def resize(state_dict: Mapping[str, Tensor], model: LolaSpecViT) -> dict[str, Te
     return resized
 
 
+AS_PUBLISHED = {"mask_padding": False}  # how weights in this layout were trained
+LAYOUTS = {"the authors' LoLA-SpecViT": (r"^spectral_conv\.0\.weight$", r"\.lora_down\.weight$")}
+
+
 def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give the authors' weights our names; position indices, which follow from the window, are left out."""
-    renamed: dict[str, Tensor] = {}
-    for key, value in state_dict.items():
-        if key.endswith("relative_position_index") or ".mlp.1.w2." in key:
-            continue
-        new = key.replace("spectral_conv.", "spectral.").replace(
-            "relative_position_bias_table", "position.table"
-        )
-        new = new.replace("fc.0.", "squeeze.").replace("fc.2.", "excite.").replace(".linear.", ".")
-        new = new.replace("head.linear.", "head.")
-        for name in ("lora_down", "lora_up", "lora_gate", "lora_residual"):
-            new = new.replace(f"{name}.weight", name)
-        if ".mlp.1.w1." in key:
-            value = torch.cat([value, state_dict[key.replace(".w1.", ".w2.")]])
-            new = new.replace(".w1.", ".gate_value.")
-        new = new.replace(".mlp.1.w3.", ".mlp.1.out.").replace(".mlp.3.", ".mlp.2.")
-        renamed[new] = value
-    return renamed
+    learned = {k: v for k, v in state_dict.items() if not k.endswith("relative_position_index")}
+    joined = join(learned, (".mlp.1.w1.", ".mlp.1.w2."), ".mlp.1.gate_value.")
+    return rename_keys(joined, partial(substitute, _NAMES))
+
+
+_NAMES = (
+    (r"spectral_conv\.", "spectral."),
+    (r"relative_position_bias_table", "position.table"),
+    (r"fc\.0\.", "squeeze."),
+    (r"fc\.2\.", "excite."),
+    (r"\.linear\.", "."),
+    (r"(lora_(?:down|up|gate|residual))\.weight", r"\1"),
+    (r"\.mlp\.1\.w3\.", ".mlp.1.out."),
+    (r"\.mlp\.3\.", ".mlp.2."),
+)

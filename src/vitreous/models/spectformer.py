@@ -21,6 +21,7 @@ from vitreous.layers.backbone import Backbone, FeatureInfo, init_linear, linear_
 from vitreous.layers.drop import DropPath
 from vitreous.layers.mlp import Mlp
 from vitreous.layers.positions import resize_positions
+from vitreous.layers.reference import join, rename_keys, substitute
 
 CARD = Card(
     slug="spectformer",
@@ -654,20 +655,22 @@ _NAMES = [
 _NUMBERED = {"patch_embed": "embeds", "block": "stages", "norm": "norms"}  # from 1 there, 0 here
 
 
+LAYOUTS = {
+    "the authors' SpectFormer": (r"^blocks\.\d+\.filter\.complex_weight$",),
+    "the authors' SpectFormer-H": (r"^block1\.\d+\.filter\.complex_weight$",),
+}
+
+
 def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give weights in the authors' two layouts our names, and join queries with their keys and values."""
-    loose = dict(state_dict)
-    for key in list(loose):
-        others = key.replace(".attn.q.", ".attn.kv.")
-        if key.startswith("block") and others != key and others in loose:
-            joined = torch.cat([loose.pop(key), loose.pop(others)])
-            loose[key.replace(".attn.q.", ".attn.qkv.")] = joined
-    return {_our_name(key): value for key, value in loose.items()}
+    blocks = {key: value for key, value in state_dict.items() if key.startswith("block")}
+    others = {key: value for key, value in state_dict.items() if key not in blocks}
+    joined = join(blocks, (".attn.q.", ".attn.kv."), ".attn.qkv.")
+    return rename_keys({**others, **joined}, _our_name)
 
 
 def _our_name(key: str) -> str:
-    for old, new in _NAMES:
-        key = re.sub(f"^{old}", new, key)
+    key = substitute([(f"^{old}", new) for old, new in _NAMES], key)
     key = re.sub(
         r"^(patch_embed|block|norm)(\d)\.",
         lambda found: f"{_NUMBERED[found[1]]}.{int(found[2]) - 1}.",

@@ -22,6 +22,7 @@ from vitreous.layers.backbone import stem_stride as shrunk_stride
 from vitreous.layers.drop import DropPath
 from vitreous.layers.mlp import Mlp
 from vitreous.layers.positions import resize_positions
+from vitreous.layers.reference import begin, rename_keys, substitute
 
 CARD = Card(
     slug="t2t_vit",
@@ -476,42 +477,51 @@ def _check(dim: int, heads: int, strides: Sequence[int], token_attention: str) -
 build = T2TViT
 
 
+_NAMES = {
+    "cls_token": "class_token",
+    "pos_embed": "positions",
+    "tokens_to_token.attention1.": "tokenizer.layers.0.",
+    "tokens_to_token.attention2.": "tokenizer.layers.1.",
+    "tokens_to_token.project.": "tokenizer.project.",
+}
+# Of a token layer, of either kind.
+_LAYER_NAMES = (
+    (r"\.attn\.", "."),
+    (r"\.mlp\.0\.", ".mlp.fc1."),
+    (r"\.mlp\.2\.", ".mlp.fc2."),
+    (r"\.kqv\.", ".qkv."),
+    (r"\.w$", ".core.directions"),
+)
+
+
+LAYOUTS = {"the authors' T2T-ViT": (r"^tokens_to_token\.project\.",)}
+
+
 def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give weights in the authors' layout our names, shapes, and order of queries, keys and values."""
-    names = {
-        "cls_token": "class_token",
-        "pos_embed": "positions",
-        "tokens_to_token.attention1.": "tokenizer.layers.0.",
-        "tokens_to_token.attention2.": "tokenizer.layers.1.",
-        "tokens_to_token.project.": "tokenizer.project.",
-    }
-    renamed = {}
-    for key, value in state_dict.items():
-        for old, new in names.items():
-            if key.startswith(old):
-                key = new + key.removeprefix(old)
-        if key.startswith("tokenizer.layers."):
-            key, value = _rename_layer(key, value)
-        renamed[key] = value
-    return renamed
+    turned = {key: _turn(key, value) for key, value in state_dict.items()}
+    return rename_keys(turned, _our_name)
 
 
-def _rename_layer(key: str, value: Tensor) -> tuple[str, Tensor]:
-    """Rename what belongs to a token layer of either kind."""
-    parts = {".attn.": ".", ".mlp.0.": ".mlp.fc1.", ".mlp.2.": ".mlp.fc2."}
-    for old, new in parts.items():
-        key = key.replace(old, new)
+def _our_name(key: str) -> str:
+    key = begin(_NAMES, key)
+    return substitute(_LAYER_NAMES, key) if key.startswith("tokenizer.layers.") else key
+
+
+def _turn(key: str, value: Tensor) -> Tensor:
+    """Return a tensor of a token layer as ours is."""
+    name = _our_name(key)
+    if not name.startswith("tokenizer.layers."):
+        return value
     if ".kqv." in key:
         keys, queries, values = value.chunk(3)
-        key, value = key.replace(".kqv.", ".qkv."), torch.cat([queries, keys, values])
-    if key.endswith(".w"):
-        key = key.removesuffix("w") + "core.directions"
-    if ".norm1." in key or key.endswith("qkv.weight"):
-        kernel = 7 if ".layers.0." in key else 3
+        value = torch.cat([queries, keys, values])
+    if ".norm1." in name or name.endswith("qkv.weight"):
+        kernel = 7 if ".layers.0." in name else 3
         value = rearrange(
             value.reshape(-1, value.shape[-1]), "o (c h w) -> o c h w", h=kernel, w=kernel
         )
-    return key, value
+    return value
 
 
 def resize(state_dict: Mapping[str, Tensor], model: T2TViT) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vitreous.catalog.tensors import check_finite
 from vitreous.errors import CheckpointError
 from vitreous.files import atomic_path
 
@@ -138,7 +139,7 @@ def load_exactly(model: torch.nn.Module, tensors: Mapping[str, Tensor], what: st
     """Load tensors into a model (on the meta device or not) and refuse anything but a perfect fit.
 
     Raises:
-        CheckpointError: names, shapes or types differ; the message names a few.
+        CheckpointError: names, shapes or types differ, or a value is NaN or infinite; the message names a few.
     """
     own = model.state_dict()
     missing = [name for name in own if name not in tensors]
@@ -168,6 +169,7 @@ def load_exactly(model: torch.nn.Module, tensors: Mapping[str, Tensor], what: st
             f"The weights do not fit {what}: {'; '.join(complaints)}.",
             "They belong to another model or other settings; nothing was loaded.",
         )
+    check_finite(tensors, f"The file of {what}")
     model.load_state_dict(dict(tensors), assign=True)
     # A buffer that no file holds would stay without memory, and indexing by it gives whatever lies around.
     empty = [name for name, buffer in model.named_buffers() if buffer.is_meta]
