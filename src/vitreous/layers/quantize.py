@@ -167,8 +167,11 @@ class UniformQuantizer(Quantizer):
         return _round(x, self.scale, self.zero_point, self.lowest, self.levels)
 
     def codes(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Return the codes of ``x``, 0 to 2^bits - 1."""
-        return torch.round(x / self.scale + self.zero_point).clamp_(self.lowest, self.levels - 1)
+        """Return the codes of ``x``, 0 to 2^bits - 1: those that :meth:`quantize` decodes."""
+        rounded = torch.round(
+            x / self.scale
+        )  # before the zero point is added, which could turn a tie
+        return (rounded + self.zero_point).clamp_(self.lowest, self.levels - 1)
 
     def set_parameters(self, scale: Tensor, zero_point: Tensor) -> None:
         """Set scale and zero point; any shape with as many elements will do."""
