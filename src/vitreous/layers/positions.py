@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -20,7 +22,7 @@ def resize_positions(
         prefix: how many to keep as they are.
     """
     fixed, grid = table[:, :prefix], table[:, prefix:]
-    side = round(grid.shape[1] ** 0.5)
+    side = math.isqrt(int(grid.shape[1]))  # a tensor while a graph is traced
     if (side, side) == size:
         return table
     image = rearrange(grid, "1 (h w) d -> 1 d h w", h=side)

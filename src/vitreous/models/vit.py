@@ -11,6 +11,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import Amount, Count, Depth, Positive, Share, Size
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.adapter import AdapterSeam
@@ -197,6 +198,7 @@ class VisionTransformer(Backbone):
         ModelError: an image smaller than a token, heads that do not divide the width, or a name that is not listed.
     """
 
+    classifiers = ("head", "distillation_head")
     any_size = True
     band_parameters = ("patch_embed.weight",)
     undecayed = ("pos_embed", "class_token", "distillation_token", "register_tokens")
@@ -207,18 +209,18 @@ class VisionTransformer(Backbone):
         num_classes: int,
         image_size: int = 224,
         *,
-        dim: int = 384,
-        depth: int = 12,
-        heads: int = 6,
-        token_size: int | None = None,
-        mlp_ratio: float = 4.0,
+        dim: Size = 384,
+        depth: Depth = 12,
+        heads: Size = 6,
+        token_size: Size | None = None,
+        mlp_ratio: Positive = 4.0,
         pool: str = "class",
         norm_last: bool | None = None,
         positions: str = "learned",
         distilled: bool = False,
-        registers: int = 0,
-        layer_scale: float | None = None,
-        drop_path: float = 0.0,
+        registers: Count = 0,
+        layer_scale: Amount | None = None,
+        drop_path: Share = 0.0,
     ) -> None:
         super().__init__(bands, num_classes, image_size)
         self.token_size = token_size or stem_stride(image_size, 16, cells=7)
@@ -228,7 +230,7 @@ class VisionTransformer(Backbone):
                 "norm_last goes with pooled patches.", "Use another pool than 'class'."
             )
         self.num_features, self.pool, self.positions = dim, pool, positions
-        self.grid = image_size // self.token_size
+        self.grid, self.least_size = image_size // self.token_size, self.token_size
         self.feature_info = [FeatureInfo(dim, self.token_size)] * min(4, depth)
         self.patch_embed = nn.Conv2d(bands, dim, self.token_size, stride=self.token_size)
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if pool == "class" else None
@@ -332,7 +334,7 @@ class VisionTransformer(Backbone):
             return logits
         return (logits + self.distillation_head(features[:, 1])) / 2
 
-    def forward_levels(
+    def level_maps(
         self, x: Float[Tensor, "batch bands height width"]
     ) -> list[Float[Tensor, "batch dim h w"]]:
         """Return the patches' maps after each quarter of the blocks; all have the stride of a token.
@@ -355,13 +357,6 @@ class VisionTransformer(Backbone):
                 patches = self.norm(tokens)[:, self.prefix :]
                 maps.append(rearrange(patches, "b (h w) d -> b d h w", h=height))
         return maps
-
-    def reset_head(self, num_classes: int) -> None:
-        """Replace the classifiers by new ones."""
-        super().reset_head(num_classes)
-        if self.distillation_head is not None:
-            weight = next(self.head.parameters())
-            self.distillation_head = self.make_head(num_classes).to(weight.device, weight.dtype)
 
     def _block(self, number: int) -> Block:
         block = self.blocks[number]
