@@ -13,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import Amount, Depths, Positive, Share, Size, Sizes
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers import backbone
@@ -186,16 +187,16 @@ class ConvNeXt(Backbone):
         num_classes: int,
         image_size: int = 224,
         *,
-        dims: Sequence[int] = (96, 192, 384, 768),
-        depths: Sequence[int] = (3, 3, 9, 3),
-        kernel: int | Sequence[int] = 7,
-        mlp_ratio: float = 4.0,
-        layer_scale: float | None = 1e-6,
+        dims: Sizes = (96, 192, 384, 768),
+        depths: Depths = (3, 3, 9, 3),
+        kernel: Size | Sizes = 7,
+        mlp_ratio: Positive = 4.0,
+        layer_scale: Amount | None = 1e-6,
         isotropic: bool = False,
-        stem_stride: int | None = None,
-        head_scale: float = 1.0,
-        drop_path: float = 0.0,
-        norm_eps: float = 1e-6,
+        stem_stride: Size | None = None,
+        head_scale: Amount = 1.0,
+        drop_path: Share = 0.0,
+        norm_eps: Positive = 1e-6,
         pool: str = "mean",
     ) -> None:
         super().__init__(bands, num_classes, image_size)
@@ -206,8 +207,9 @@ class ConvNeXt(Backbone):
         step = 1 if isotropic else 2
         later = step ** (len(dims) - 1)
         stride = stem_stride or backbone.stem_stride(image_size, 16 if isotropic else 4, later)
-        self.last_stride, self.num_features, self.head_scale = stride * later, dims[-1], head_scale
-        self._check_size(image_size, image_size)
+        self.num_features, self.head_scale = dims[-1], head_scale
+        self.least_size = stride * later
+        self.check_size(image_size, image_size)
         self.feature_info = [FeatureInfo(dim, stride * step**k) for k, dim in enumerate(dims)]
         # The first "down-sampling" is the stem.
         norm = nn.Identity() if isotropic else ChannelNorm(dims[0], norm_eps)
@@ -238,37 +240,25 @@ class ConvNeXt(Backbone):
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
 
-    def make_head(self, num_classes: int) -> nn.Module:
+    def new_head(self, num_classes: int) -> nn.Module:
         """Return a new linear classifier, its weights scaled by ``head_scale``."""
-        head = super().make_head(num_classes)
+        head = super().new_head(num_classes)
         with torch.no_grad():
             for parameter in head.parameters():
                 parameter.mul_(self.head_scale)
         return head
 
-    def check(self, x: Tensor) -> None:
-        """Refuse images of other bands, and such as have no cell on the last map."""
-        super().check(x)
-        self._check_size(x.shape[2], x.shape[3])
-
-    def _check_size(self, height: int, width: int) -> None:
-        if min(height, width) < self.last_stride:
-            raise ModelError(
-                f"This convnext needs images of {self.last_stride} pixels or more, not {height} x {width}.",
-                "Build it with a smaller stem_stride or fewer stages.",
-            )
-
     def forward_features(
         self, x: Float[Tensor, "batch bands height width"]
     ) -> Float[Tensor, "batch dim h w"]:
         """Return the last stage's map."""
-        return self.forward_levels(x)[-1]
+        return self.level_maps(x)[-1]
 
     def forward_head(self, features: Float[Tensor, "batch dim h w"]) -> Float[Tensor, "batch c"]:
         """Classify what all cells are pooled to, normalised: the norm follows the pooling."""
         return self.head(self.norm(pool_cells(features, self.pool, (2, 3))))
 
-    def forward_levels(
+    def level_maps(
         self, x: Float[Tensor, "batch bands height width"]
     ) -> list[Float[Tensor, "batch dim h w"]]:
         """Return the map behind each stage, not normalised; heights and widths are floored."""

@@ -13,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import Positive, Positives, Share, Size, Sizes, StageDepths
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.adapter import AdapterSeam
@@ -153,7 +154,8 @@ CARD = Card(
         "On small images the large token shrinks until 7 x 7 fit, the small one is 3/4 of it, rounded up; an image "
         "whose side is no multiple of a branch's token is resampled to it, as the paper does for the small branch.",
         "Images of another size than the network was built for are resampled to the branches' sizes, as in the "
-        "authors' code, which compares only the height; here both sides are compared.",
+        "authors' code, which compares only the height; here both sides are compared. Maps for dense heads are resampled "
+        "back, so that a cell lies where its stride says on images of any shape.",
         "With two or more cross-attention blocks in a row, the authors' code keeps only the class token after the "
         "first, so that the others attend over itself alone. Here the patches stay; lone_class_token=True is theirs. "
         "No published network has more than one block.",
@@ -410,7 +412,6 @@ class CrossViT(Backbone):
             for which there is no convolutional stem.
     """
 
-    head: nn.ModuleList
     any_size = True
     band_parameters = ("branches.0.patch_embed.0.weight", "branches.1.patch_embed.0.weight")
     undecayed = ("pos_embed", "class_token")
@@ -421,18 +422,18 @@ class CrossViT(Backbone):
         num_classes: int,
         image_size: int = 224,
         *,
-        dims: Sequence[int] = (192, 384),
-        depths: Sequence[Sequence[int]] = ((1, 5, 1),) * 3,
-        heads: Sequence[int] = (6, 6),
-        mlp_ratio: Sequence[float] = (3, 3),
-        token_sizes: Sequence[int] | None = None,
-        branch_sizes: Sequence[int | Sequence[int]] | None = None,
+        dims: Sizes = (192, 384),
+        depths: StageDepths = ((1, 5, 1),) * 3,
+        heads: Sizes = (6, 6),
+        mlp_ratio: Positives = (3, 3),
+        token_sizes: Sizes | None = None,
+        branch_sizes: Sequence[Size | Sizes] | None = None,
         conv_stem: bool = False,
         qkv_bias: bool = True,
-        cross_scale: float | None = None,
+        cross_scale: Positive | None = None,
         lone_class_token: bool = False,
-        norm_eps: float = 1e-6,
-        drop_path: float = 0.0,
+        norm_eps: Positive = 1e-6,
+        drop_path: Share = 0.0,
         pool: str = "class",
     ) -> None:
         super().__init__(bands, num_classes, image_size)
@@ -465,7 +466,7 @@ class CrossViT(Backbone):
         init_linear(self)
         self.head = self.make_head(num_classes)
 
-    def make_head(self, num_classes: int) -> nn.ModuleList:
+    def new_head(self, num_classes: int) -> nn.ModuleList:
         """Return one linear classifier per branch."""
         heads = nn.ModuleList(nn.Linear(dim, num_classes) for dim in self.dims)
         init_linear(heads)
@@ -483,20 +484,50 @@ class CrossViT(Backbone):
     def forward_head(
         self, features: tuple[Float[Tensor, "batch tokens dim"], Float[Tensor, "batch fewer wider"]]
     ) -> Float[Tensor, "batch classes"]:
-        """Return the mean of the two classifiers' scores."""
-        pooled = [
+        """Return the mean of the two classifiers' scores; without classes, both pooled branches side by side."""
+        small, large = (
             tokens[:, 0] if self.pool == "class" else tokens[:, 1:].mean(1) for tokens in features
-        ]
-        return (self.head[0](pooled[0]) + self.head[1](pooled[1])) / 2
+        )
+        if not isinstance(self.head, nn.ModuleList):
+            return self.head(torch.cat([small, large], 1))
+        return (self.head[0](small) + self.head[1](large)) / 2
 
-    def forward_levels(
+    def level_maps(
         self, x: Float[Tensor, "batch bands height width"]
     ) -> list[Float[Tensor, "batch channels h w"]]:
-        """Return the patches' maps of the small and of the large branch."""
+        """Return the patches' maps of the small and of the large branch.
+
+        A branch's square grid covers the whole image, whatever its shape: here it is resampled to cells of the stride
+        that is declared, so that each lies where it says.
+        """
+        size = (int(x.shape[2]), int(x.shape[3]))
         return [
-            rearrange(tokens[:, 1:], "b (h w) d -> b d h w", h=grid[0])
-            for tokens, grid in zip(self.forward_features(x), self.grids, strict=True)
+            to_cells(rearrange(tokens[:, 1:], "b (h w) d -> b d h w", h=grid[0]), size, info.stride)
+            for tokens, grid, info in zip(
+                self.forward_features(x), self.grids, self.feature_info, strict=True
+            )
         ]
+
+
+def to_cells(
+    x: Float[Tensor, "batch dim h w"], size: tuple[int, int], stride: int
+) -> Float[Tensor, "batch dim h2 w2"]:
+    """Resample a map that covers an image of ``size`` pixels to cells of ``stride`` pixels; the last may be incomplete."""
+    if (x.shape[2] * stride, x.shape[3] * stride) == size:
+        return x
+    rows, columns = (
+        _interpolation(cells, side, stride).to(x)
+        for cells, side in zip(x.shape[2:], size, strict=True)
+    )
+    return rows @ x @ columns.mT
+
+
+def _interpolation(cells: int, side: int, stride: int) -> Float[Tensor, "wanted cells"]:
+    """Return linear interpolation at the centres of cells of ``stride`` pixels, from ``cells`` that fill ``side``."""
+    wanted = -(-side // stride)
+    place = (torch.arange(wanted) + 0.5) * (stride * cells / side) - 0.5
+    place = place.clamp(0, cells - 1)
+    return (1 - (place[:, None] - torch.arange(cells)).abs()).clamp(min=0)
 
 
 def default_token_sizes(image_size: int) -> tuple[int, int]:

@@ -11,6 +11,17 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import (
+    Count,
+    Counts,
+    Depths,
+    Positive,
+    Positives,
+    Share,
+    Shares,
+    Size,
+    Sizes,
+)
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.adapter import AdapterSeam
@@ -328,22 +339,22 @@ class CvT(Backbone):
         num_classes: int,
         image_size: int = 224,
         *,
-        dims: Sequence[int] = (64, 192, 384),
-        depths: Sequence[int] = (1, 2, 10),
-        heads: Sequence[int] = (1, 3, 6),
-        mlp_ratio: float | Sequence[float] = 4.0,
-        kernels: Sequence[int] | None = None,
-        strides: Sequence[int] | None = None,
-        paddings: Sequence[int] | None = None,
+        dims: Sizes = (64, 192, 384),
+        depths: Depths = (1, 2, 10),
+        heads: Sizes = (1, 3, 6),
+        mlp_ratio: Positive | Positives = 4.0,
+        kernels: Sizes | None = None,
+        strides: Sizes | None = None,
+        paddings: Counts | None = None,
         projection: str | Sequence[str] = "conv",
-        qkv_kernel: int | Sequence[int] = 3,
-        key_stride: int | Sequence[int] = 2,
-        key_padding: int | Sequence[int] | None = None,
+        qkv_kernel: Size | Sizes = 3,
+        key_stride: Size | Sizes = 2,
+        key_padding: Count | Counts | None = None,
         qkv_bias: bool | Sequence[bool] = True,
         class_token: bool | Sequence[bool] = True,
         positions: bool = False,
         act: str = "quick_gelu",
-        drop_path: float | Sequence[float] = 0.0,
+        drop_path: Share | Shares = 0.0,
     ) -> None:
         super().__init__(bands, num_classes, image_size)
         count = len(dims)
@@ -377,6 +388,8 @@ class CvT(Backbone):
             projections,
         )
         _check(lists, act, image_size)
+        self.least_size = _least_size(kernels, strides, paddings)
+        self.check_size(image_size, image_size)
         self.num_features, self.class_token = dims[-1], bool(tokens[-1])
         self.feature_info = []
         self.stages = nn.ModuleList()
@@ -433,7 +446,7 @@ class CvT(Backbone):
         """Classify the class token, or the tokens' mean."""
         return self.head(features[:, 0] if self.class_token else features.mean(1))
 
-    def forward_levels(
+    def level_maps(
         self, x: Float[Tensor, "batch bands height width"]
     ) -> list[Float[Tensor, "batch channels h w"]]:
         """Return the map of each stage; the last one normalised, without the class token."""
@@ -441,6 +454,16 @@ class CvT(Backbone):
         front = int(self.class_token)
         last = rearrange(self.norm(tokens[:, front:]), "b (h w) d -> b d h w", h=maps[-1].shape[2])
         return [*maps[:-1], last]
+
+
+def _least_size(kernels: Sequence[int], strides: Sequence[int], paddings: Sequence[int]) -> int:
+    """Return the side of the smallest image that leaves a cell in every stage."""
+    side = 1
+    for kernel, stride, padding in zip(
+        reversed(kernels), reversed(strides), reversed(paddings), strict=True
+    ):
+        side = max(1, (side - 1) * stride + kernel - 2 * padding)
+    return side
 
 
 def _per_stage(value: Any, count: int, last: bool = False) -> list[Any]:

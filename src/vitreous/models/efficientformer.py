@@ -14,6 +14,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import Amount, Count, Depths, Positive, Share, Size, Sizes
 from vitreous.catalog.card import Card
 from vitreous.errors import CheckpointError, ModelError
 from vitreous.layers import backbone
@@ -273,6 +274,7 @@ class EfficientFormer(Backbone):
             stride that two convolutions cannot have.
     """
 
+    classifiers = ("head", "distillation_head")
     any_size = True
     band_parameters = ("patch_embed.0.weight",)
 
@@ -282,18 +284,18 @@ class EfficientFormer(Backbone):
         num_classes: int,
         image_size: int = 224,
         *,
-        dims: Sequence[int] = (48, 96, 224, 448),
-        depths: Sequence[int] = (3, 2, 6, 4),
-        attention_blocks: int = 1,
-        mlp_ratio: float = 4.0,
-        heads: int = 8,
-        key_dim: int = 32,
-        value_dim: int = 128,
-        pool_size: int = 3,
-        layer_scale: float | None = 1e-5,
+        dims: Sizes = (48, 96, 224, 448),
+        depths: Depths = (3, 2, 6, 4),
+        attention_blocks: Count = 1,
+        mlp_ratio: Positive = 4.0,
+        heads: Size = 8,
+        key_dim: Size = 32,
+        value_dim: Size = 128,
+        pool_size: Size = 3,
+        layer_scale: Amount | None = 1e-5,
         distilled: bool = True,
-        stem_stride: int | None = None,
-        drop_path: float = 0.0,
+        stem_stride: Size | None = None,
+        drop_path: Share = 0.0,
     ) -> None:
         super().__init__(bands, num_classes, image_size)
         stride = stem_stride or backbone.stem_stride(image_size, 4, 8)
@@ -383,19 +385,12 @@ class EfficientFormer(Backbone):
         scores = self.forward_heads(features)
         return scores[0] if len(scores) == 1 else (scores[0] + scores[1]) / 2
 
-    def forward_levels(
+    def level_maps(
         self, x: Float[Tensor, "batch bands height width"]
     ) -> list[Float[Tensor, "batch dim h w"]]:
         """Return the map behind each stage, the last normalised; heights and widths are rounded up."""
         *maps, last = self._maps(x)
         return [*maps, rearrange(self._attend(last), "b (h w) d -> b d h w", h=last.shape[2])]
-
-    def reset_head(self, num_classes: int) -> None:
-        """Replace the classifiers by new ones."""
-        super().reset_head(num_classes)
-        if self.distillation_head is not None:
-            weight = next(self.head.parameters())
-            self.distillation_head = self.make_head(num_classes).to(weight.device, weight.dtype)
 
 
 def _scale(dim: int, first: float | None, channels_first: bool = False) -> nn.Module:

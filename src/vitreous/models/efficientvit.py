@@ -13,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import Depths, Positive, Share, Size, Sizes
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.attention import AttentionCore
@@ -326,6 +327,7 @@ class EfficientViT(Backbone):
             or too few kernels.
     """
 
+    classifiers = ("head", "distillation_head")
     any_size = True
     band_parameters = ("patch_embed.0.conv.weight",)
     undecayed = ("position.table",)
@@ -336,17 +338,17 @@ class EfficientViT(Backbone):
         num_classes: int,
         image_size: int = 224,
         *,
-        dims: Sequence[int] = (64, 128, 192),
-        depths: Sequence[int] = (1, 2, 3),
-        heads: Sequence[int] = (4, 4, 4),
-        kernels: Sequence[int] = (5, 5, 5, 5),
-        key_dim: int | Sequence[int] = 16,
-        window: int | Sequence[int] = 7,
-        mlp_ratio: float = 2.0,
-        total_stride: int | None = None,
+        dims: Sizes = (64, 128, 192),
+        depths: Depths = (1, 2, 3),
+        heads: Sizes = (4, 4, 4),
+        kernels: Sizes = (5, 5, 5, 5),
+        key_dim: Size | Sizes = 16,
+        window: Size | Sizes = 7,
+        mlp_ratio: Positive = 2.0,
+        total_stride: Size | None = None,
         mask_padding: bool = True,
         distilled: bool = False,
-        drop_path: float = 0.0,
+        drop_path: Share = 0.0,
         pool: str = "mean",
     ) -> None:
         super().__init__(bands, num_classes, image_size)
@@ -373,18 +375,11 @@ class EfficientViT(Backbone):
         self.head = self.make_head(num_classes)
         self.distillation_head = self.make_head(num_classes) if distilled else None
 
-    def make_head(self, num_classes: int) -> nn.Module:
+    def new_head(self, num_classes: int) -> nn.Module:
         """Return a new classifier, which begins with a norm of its own."""
-        return nn.Sequential(HeadNorm(self.num_features), super().make_head(num_classes))
+        return nn.Sequential(HeadNorm(self.num_features), super().new_head(num_classes))
 
-    def reset_head(self, num_classes: int) -> None:
-        """Replace the classifiers by new ones."""
-        super().reset_head(num_classes)
-        if self.distillation_head is not None:
-            weight = next(self.head.parameters())
-            self.distillation_head = self.make_head(num_classes).to(weight.device, weight.dtype)
-
-    def forward_levels(
+    def level_maps(
         self, x: Float[Tensor, "batch bands height width"]
     ) -> list[Float[Tensor, "batch channels h w"]]:
         """Return the map of each stage."""
@@ -400,7 +395,7 @@ class EfficientViT(Backbone):
         self, x: Float[Tensor, "batch bands height width"]
     ) -> Float[Tensor, "batch dim h w"]:
         """Return the last stage's map."""
-        return self.forward_levels(x)[-1]
+        return self.level_maps(x)[-1]
 
     def forward_head(
         self, features: Float[Tensor, "batch dim h w"]

@@ -13,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import Share, Size
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError, did_you_mean
 from vitreous.layers.attention import AttentionCore
@@ -219,10 +220,10 @@ class ESSAformer(Restorer):
         self,
         bands: int,
         *,
-        dim: int = 256,
-        scale: int = 4,
+        dim: Size = 256,
+        scale: Size = 4,
         attention: str = "essa",
-        drop: float = 0.2,
+        drop: Share = 0.2,
         global_skip: bool = False,
     ) -> None:
         super().__init__(bands)

@@ -14,6 +14,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import Count, Depth, Size
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError, did_you_mean
 from vitreous.layers.reference import rename_keys, substitute
@@ -369,16 +370,16 @@ class HSDT(Restorer):
         self,
         bands: int,
         *,
-        channels: int = 16,
-        half_layers: int = 5,
-        downs: Sequence[int] = (1, 3),
-        queries: int = 31,
+        channels: Size = 16,
+        half_layers: Depth = 5,
+        downs: Sequence[Count] = (1, 3),
+        queries: Size = 31,
         self_query: bool = False,
         conv: str = "s3",
         attention: str = "guided",
         feed_forward: str = "modulated",
         noise_map: bool = False,
-        outputs: int | None = None,
+        outputs: Size | None = None,
         xavier: bool = False,
     ) -> None:
         super().__init__(bands)

@@ -12,6 +12,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import Amount, Depths, Positive, Share, Size, Sizes
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.adapter import AdapterSeam
@@ -347,22 +348,22 @@ class LolaSpecViT(Backbone):
         num_classes: int = 9,
         image_size: int = 15,
         *,
-        dim: int = 96,
-        depths: Sequence[int] = (3, 4, 19),
-        heads: Sequence[int] = (4, 8, 16),
-        windows: Sequence[int] = (7, 7, 7),
-        mlp_ratio: float = 4.0,
-        stem_channels: Sequence[int] = (32, 64),
-        rank: int = 16,
-        alpha: float = 32.0,
+        dim: Size = 96,
+        depths: Depths = (3, 4, 19),
+        heads: Sizes = (4, 8, 16),
+        windows: Sizes = (7, 7, 7),
+        mlp_ratio: Positive = 4.0,
+        stem_channels: Sizes = (32, 64),
+        rank: Size = 16,
+        alpha: Amount = 32.0,
         gate: bool = True,
         residual: bool = True,
-        drop: float = 0.1,
-        band_dropout: float = 0.1,
-        drop_path: float = 0.2,
+        drop: Share = 0.1,
+        band_dropout: Share = 0.1,
+        drop_path: Share = 0.2,
         zero_init: bool = True,
         mask_padding: bool = True,
-        init_std: float = 0.02,
+        init_std: Amount = 0.02,
     ) -> None:
         super().__init__(bands, num_classes, image_size)
         _check(dim, depths, heads, windows, image_size)
@@ -451,7 +452,7 @@ class LolaSpecViT(Backbone):
         """Classify patches of the stem's output."""
         return self.forward_head(self.patch_features(stem))
 
-    def forward_levels(
+    def level_maps(
         self, x: Float[Tensor, "batch bands size size"]
     ) -> list[Float[Tensor, "batch channels h w"]]:
         """Return the map of each level, before it is reduced; the last one normalised."""
@@ -468,7 +469,7 @@ class LolaSpecViT(Backbone):
         x = self.patch_embed(self.spectral_attention(stem)).permute(0, 2, 3, 1)
         return self.pos_drop(x + self.pos_embed)
 
-    def make_head(self, num_classes: int) -> nn.Module:
+    def new_head(self, num_classes: int) -> nn.Module:
         """Return a new classifier, with an adapter of its own."""
         head = self._head(self.num_features, num_classes)
         nn.init.trunc_normal_(head.weight, std=self.init_std)

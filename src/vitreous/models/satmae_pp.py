@@ -14,6 +14,7 @@ from einops import rearrange, reduce
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import Count, Depth, Positive, Share, Size
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.backbone import Backbone, FeatureInfo, linear_rates, stem_stride
@@ -185,6 +186,7 @@ class GroupedTransformer(Backbone):
 
     any_size = True
     band_parameters = ("patch_embed.weight",)
+    band_arguments = ("groups",)
     undecayed = ("pos_embed", "group_embed", "class_group_embed", "class_token", "patch_embed.bias")
 
     def __init__(
@@ -193,23 +195,23 @@ class GroupedTransformer(Backbone):
         num_classes: int,
         image_size: int = 96,
         *,
-        dim: int = 768,
-        depth: int = 12,
-        heads: int = 12,
+        dim: Size = 768,
+        depth: Depth = 12,
+        heads: Size = 12,
         groups: Groups | None = None,
-        group_dim: int | None = None,
-        token_size: int | None = None,
-        mlp_ratio: float = 4.0,
+        group_dim: Count | None = None,
+        token_size: Size | None = None,
+        mlp_ratio: Positive = 4.0,
         pool: str = "cls",
-        norm_eps: float = 1e-6,
-        drop_path: float = 0.0,
+        norm_eps: Positive = 1e-6,
+        drop_path: Share = 0.0,
     ) -> None:
         super().__init__(bands, num_classes, image_size)
         self.groups = tuple(map(tuple, default_groups(bands) if groups is None else groups))
         self.token_size = token_size or stem_stride(image_size, 8, cells=7)
         self.num_features, self.mlp_ratio, self.pool = dim, mlp_ratio, pool
         self.group_dim = _quarter(dim) if group_dim is None else group_dim
-        self.grid = image_size // self.token_size
+        self.grid, self.least_size = image_size // self.token_size, self.token_size
         self._check(heads)
         self.feature_info = [FeatureInfo(dim, self.token_size)]
         self.patch_embed = GroupEmbed(self.groups, dim, self.token_size)
@@ -224,10 +226,6 @@ class GroupedTransformer(Backbone):
         _init_linear(self.blocks)
         _set_norms(self, norm_eps)
         self.head = self.make_head(num_classes)
-
-    def make_head(self, num_classes: int) -> nn.Module:
-        """Return a linear classifier, or nothing for 0 classes."""
-        return super().make_head(num_classes) if num_classes else nn.Identity()
 
     @property
     def tables(self) -> dict[str, nn.Parameter]:
@@ -269,7 +267,7 @@ class GroupedTransformer(Backbone):
             return self.head(self.norm(features[:, 1:].mean(1)))
         return self.head(features[:, 0])
 
-    def forward_levels(
+    def level_maps(
         self, x: Float[Tensor, "batch bands height width"]
     ) -> list[Float[Tensor, "batch dim h w"]]:
         """Return one map, the mean over the groups' normalised tokens."""
@@ -403,14 +401,14 @@ class MaskedAutoencoder(Pretrainer):
         self,
         encoder: Backbone,
         *,
-        decoder_width: int | None = None,
-        decoder_depth: int | None = None,
-        decoder_heads: int | None = None,
-        decoder_group_dim: int | None = None,
+        decoder_width: Size | None = None,
+        decoder_depth: Depth | None = None,
+        decoder_heads: Size | None = None,
+        decoder_group_dim: Count | None = None,
         mask_ratio: float = 0.75,
         same_mask: bool = False,
         scales: int = 2,
-        scale_width: int | None = None,
+        scale_width: Size | None = None,
         ms_weight: float = 0.4,
         norm_pix: bool = False,
         group_order: str = "natural",

@@ -13,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import Depths, Positive, Share, Size, Sizes
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.adapter import AdapterSeam
@@ -349,17 +350,17 @@ class SwinTransformer(Backbone):
         num_classes: int,
         image_size: int = 224,
         *,
-        dim: int = 96,
-        depths: Sequence[int] = (2, 2, 6, 2),
-        heads: Sequence[int] = (3, 6, 12, 24),
-        window: int | Sequence[int | Sequence[int]] = 7,
-        token_size: int | None = None,
-        mlp_ratio: float = 4.0,
-        drop_path: float = 0.0,
+        dim: Size = 96,
+        depths: Depths = (2, 2, 6, 2),
+        heads: Sizes = (3, 6, 12, 24),
+        window: Size | Sequence[Size | Sizes] = 7,
+        token_size: Size | None = None,
+        mlp_ratio: Positive = 4.0,
+        drop_path: Share = 0.0,
         shift: bool = True,
         absolute_positions: bool = False,
         qkv_bias: bool = True,
-        scale: float | None = None,
+        scale: Positive | None = None,
         stem_norm: bool = True,
         mask_padding: bool = True,
         pool: str = "mean",
@@ -408,10 +409,6 @@ class SwinTransformer(Backbone):
         if self.pos_embed is not None:
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
-    def make_head(self, num_classes: int) -> nn.Module:
-        """Return a linear classifier, or nothing for 0 classes."""
-        return super().make_head(num_classes) if num_classes else nn.Identity()
-
     def embed(self, x: Float[Tensor, "batch bands height width"]) -> Float[Tensor, "batch h w dim"]:
         """Return the tokens of the first stage, one per started cell of ``token_size`` pixels."""
         below, right = (-side % self.token_size for side in x.shape[2:])
@@ -448,7 +445,7 @@ class SwinTransformer(Backbone):
         """Classify the pooled tokens."""
         return self.head(pool_cells(features, self.pool, (1,)))
 
-    def forward_levels(
+    def level_maps(
         self, x: Float[Tensor, "batch bands height width"]
     ) -> list[Float[Tensor, "batch channels h w"]]:
         """Return the maps of all stages, the last one normalised."""

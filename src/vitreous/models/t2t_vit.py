@@ -13,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import Depth, Positive, Share, Size, Sizes
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.adapter import AdapterSeam
@@ -348,23 +349,23 @@ class T2TViT(Backbone):
         num_classes: int,
         image_size: int = 224,
         *,
-        dim: int = 384,
-        depth: int = 14,
-        heads: int = 6,
-        mlp_ratio: float = 3.0,
-        token_dim: int = 64,
+        dim: Size = 384,
+        depth: Depth = 14,
+        heads: Size = 6,
+        mlp_ratio: Positive = 3.0,
+        token_dim: Size = 64,
         token_attention: str = "performer",
-        stem_stride: int | None = None,
-        later_strides: Sequence[int] = (2, 2),
+        stem_stride: Size | None = None,
+        later_strides: Sizes = (2, 2),
         qkv_bias: bool = False,
-        qk_scale: float | None = None,
-        drop_path: float = 0.0,
+        qk_scale: Positive | None = None,
+        drop_path: Share = 0.0,
     ) -> None:
         super().__init__(bands, num_classes, image_size)
         first = stem_stride or shrunk_stride(image_size, 4, math.prod(later_strides), cells=7)
         strides = (first, *later_strides)
         _check(dim, heads, strides, token_attention)
-        self.grid = _grid(image_size, strides)
+        self.grid, self.least_size = _grid(image_size, strides), _least_size(strides)
         self.num_features = dim
         self.feature_info = [FeatureInfo(dim, math.prod(strides))] * min(4, depth)
         self.tokenizer: nn.Module = TokensToToken(bands, token_dim, dim, strides, token_attention)
@@ -404,7 +405,7 @@ class T2TViT(Backbone):
         """Classify the class token."""
         return self.head(features[:, 0])
 
-    def forward_levels(
+    def level_maps(
         self, x: Float[Tensor, "batch bands height width"]
     ) -> list[Float[Tensor, "batch dim h w"]]:
         """Return the tokens' maps after each quarter of the blocks; all have the same stride."""
@@ -444,6 +445,14 @@ def sinusoids(count: int, dim: int) -> Float[Tensor, "count dim"]:
     channel = torch.arange(dim, dtype=torch.float64)
     angle = torch.arange(count, dtype=torch.float64)[:, None] / 10000 ** (2 * (channel // 2) / dim)
     return torch.where(channel % 2 == 0, angle.sin(), angle.cos()).float()
+
+
+def _least_size(strides: Sequence[int]) -> int:
+    """Return the side of the smallest image of which the soft splits leave a token."""
+    side = 1
+    for stride in reversed(strides):
+        side = (side - 1) * stride + (2 * stride - 1) - 2 * (stride // 2)
+    return max(side, 1)
 
 
 def _grid(image_size: int, strides: Sequence[int]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import Depth, Positive, Share, Size, Sizes
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.adapter import AdapterSeam
@@ -270,21 +271,21 @@ class TransformerInTransformer(Backbone):
         num_classes: int,
         image_size: int = 224,
         *,
-        dim: int = 384,
-        inner_dim: int = 24,
-        depth: int = 12,
-        heads: int = 6,
-        inner_heads: int = 4,
-        token_size: int | None = None,
-        inner_stride: int | None = None,
-        mlp_ratio: float = 4.0,
+        dim: Size = 384,
+        inner_dim: Size = 24,
+        depth: Depth = 12,
+        heads: Size = 6,
+        inner_heads: Size = 4,
+        token_size: Size | None = None,
+        inner_stride: Size | None = None,
+        mlp_ratio: Positive = 4.0,
         qkv_bias: bool = False,
-        qk_scale: float | None = None,
+        qk_scale: Positive | None = None,
         excite: bool = False,
         word_attention: bool = True,
-        drop_path: float = 0.0,
-        inner_mlp_ratio: float | None = None,
-        grid: Sequence[int] | None = None,
+        drop_path: Share = 0.0,
+        inner_mlp_ratio: Positive | None = None,
+        grid: Sizes | None = None,
         pool: str = "class",
     ) -> None:
         super().__init__(bands, num_classes, image_size)
@@ -297,7 +298,8 @@ class TransformerInTransformer(Backbone):
                     "Change the width or the heads.",
                 )
         self.token_size = token_size or max(stem_stride(image_size, 16, cells=7), 2)
-        self._check_size(image_size, image_size)
+        self.least_size = self.token_size
+        self.check_size(image_size, image_size)
         stride = inner_stride or max(self.token_size // 4, 1)
         words = (-(-self.token_size // stride)) ** 2
         self.num_features = dim
@@ -328,18 +330,6 @@ class TransformerInTransformer(Backbone):
         init_linear(self)
         for table in (self.class_token, self.inner_pos, self.outer_pos):
             nn.init.trunc_normal_(table, std=0.02)
-
-    def _check_size(self, height: int, width: int) -> None:
-        if min(height, width) < self.token_size:
-            raise ModelError(
-                f"tnt cuts patches of {self.token_size} pixels; an image of {height} x {width} has none.",
-                "Give a smaller token_size, or larger images.",
-            )
-
-    def check(self, x: Tensor) -> None:
-        """Refuse images that do not fit, in words."""
-        super().check(x)
-        self._check_size(x.shape[2], x.shape[3])
 
     def embed(
         self, x: Float[Tensor, "batch bands height width"]
@@ -376,7 +366,7 @@ class TransformerInTransformer(Backbone):
         """Classify the class token, or the mean of the sentences."""
         return self.head(features[:, 0] if self.pool == "class" else features[:, 1:].mean(1))
 
-    def forward_levels(
+    def level_maps(
         self, x: Float[Tensor, "batch bands height width"]
     ) -> list[Float[Tensor, "batch dim h w"]]:
         """Return the sentences' maps after each quarter of the blocks; all have the stride of a patch."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -13,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import Amount, Count, Depth, Positive, Share, Size, Sizes
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.adapter import AdapterSeam
@@ -228,6 +229,7 @@ class VisionTransformer(Backbone):
         ModelError: an image smaller than a token, heads that do not divide the width, or a name that is not listed.
     """
 
+    classifiers = ("head", "distillation_head")
     any_size = True
     band_parameters = ("patch_embed.weight",)
     undecayed = ("pos_embed", "class_token", "distillation_token", "register_tokens")
@@ -238,23 +240,23 @@ class VisionTransformer(Backbone):
         num_classes: int,
         image_size: int = 224,
         *,
-        dim: int = 384,
-        depth: int = 12,
-        heads: int = 6,
-        token_size: int | None = None,
-        mlp_ratio: float = 4.0,
+        dim: Size = 384,
+        depth: Depth = 12,
+        heads: Size = 6,
+        token_size: Size | None = None,
+        mlp_ratio: Positive = 4.0,
         pool: str = "class",
         norm_last: bool | None = None,
         positions: str = "learned",
         distilled: bool = False,
-        registers: int = 0,
-        layer_scale: float | None = None,
-        drop_path: float = 0.0,
+        registers: Count = 0,
+        layer_scale: Amount | None = None,
+        drop_path: Share = 0.0,
         class_token: bool | None = None,
         class_position: bool = True,
-        grid: Sequence[int] | None = None,
+        grid: Sizes | None = None,
         qkv_bias: bool = True,
-        norm_eps: float = 1e-6,
+        norm_eps: Positive = 1e-6,
     ) -> None:
         super().__init__(bands, num_classes, image_size)
         self.token_size = token_size or stem_stride(image_size, 16, cells=7)
@@ -266,7 +268,7 @@ class VisionTransformer(Backbone):
         if class_token is False and pool == "class":
             raise ModelError("pool='class' needs the class token.", "Use pool='mean' without it.")
         self.num_features, self.pool, self.positions = dim, pool, positions
-        self.grid = image_size // self.token_size
+        self.grid, self.least_size = image_size // self.token_size, self.token_size
         self.position_grid = pair(grid) if grid else (self.grid, self.grid)
         self.class_position = class_position
         self.feature_info = [FeatureInfo(dim, self.token_size)] * min(4, depth)
@@ -377,7 +379,7 @@ class VisionTransformer(Backbone):
             return logits
         return (logits + self.distillation_head(features[:, 1])) / 2
 
-    def forward_levels(
+    def level_maps(
         self, x: Float[Tensor, "batch bands height width"]
     ) -> list[Float[Tensor, "batch dim h w"]]:
         """Return the patches' maps after each quarter of the blocks; all have the stride of a token.
@@ -400,13 +402,6 @@ class VisionTransformer(Backbone):
                 patches = self.norm(tokens)[:, self.prefix :]
                 maps.append(rearrange(patches, "b (h w) d -> b d h w", h=height))
         return maps
-
-    def reset_head(self, num_classes: int) -> None:
-        """Replace the classifiers by new ones."""
-        super().reset_head(num_classes)
-        if self.distillation_head is not None:
-            weight = next(self.head.parameters())
-            self.distillation_head = self.make_head(num_classes).to(weight.device, weight.dtype)
 
     def _block(self, number: int) -> Block:
         block = self.blocks[number]
