@@ -52,18 +52,19 @@ def tiles(pixels: npt.NDArray[np.int64], width: int, side: int = TILE) -> Iterat
 
 
 def spread_windows(height: int, width: int, side: int, count: int) -> Iterator[tuple[slice, slice]]:
-    """Yield squares spread evenly over a scene, as slices of rows and columns.
+    """Yield squares spread evenly over a scene, as slices of rows and columns; they never overlap.
 
     Args:
         height: rows of the scene.
         width: columns of the scene.
         side: of a square in pixels.
-        count: squares along each side of the scene, at most; fewer where they would overlap.
+        count: squares along each side of the scene; fewer where these cover all of it.
     """
 
     def spans(size: int) -> list[slice]:
-        number = min(count, -(-size // side))
-        starts = np.linspace(0, max(0, size - side), number).astype(int).tolist()
+        starts = list(range(0, size, side))
+        if len(starts) > count:
+            starts = np.linspace(0, size - side, count).astype(int).tolist()
         return [slice(start, min(start + side, size)) for start in starts]
 
     for rows in spans(height):

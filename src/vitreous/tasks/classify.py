@@ -846,6 +846,6 @@ def metrics_of(
             "patch_size": patch_size,
             "counts": split.counts,
         },
-        "start": begun.to_json() if start else None,
+        "start": {**begun.to_json(), "split_leakage": used.leakage(patch_size)} if start else None,
         "systems": systems,
     }
