@@ -132,8 +132,7 @@ def evaluate(path: str | Path) -> dict[str, Any]:
         The metrics of ``metrics.json``, for the trained system alone.
     """
     run = load_run(path)
-    data = open_labelled(run.recipe)
-    split = fitting(run.split, data)
+    data, split = reopened(run)
     parameters = (
         runs.parameter_counts(run.classifier)[0]
         if isinstance(run.classifier, runs.Network)
@@ -149,6 +148,18 @@ def evaluate(path: str | Path) -> dict[str, Any]:
         **_test_figures(run.classifier, data, split, run.class_names),
     }
     return metrics_of(data, split, run.recipe, receptive_size(run.classifier), [row], run.start)
+
+
+def reopened(run: runs.Run) -> tuple[LabelledScene, Split]:
+    """Open the scene and labels of a finished run again, with its split.
+
+    Raises:
+        VitreousError: they are others than it was trained on.
+    """
+    data = open_labelled(run.recipe)
+    split = fitting(run.split, data)
+    runs.check_unchanged(run.path, data.scene, data.fingerprint)
+    return data, split
 
 
 def draw_split(recipe: Recipe, data: LabelledScene) -> Split:

@@ -28,7 +28,7 @@ from vitreous.layers.quantize import QuantMatMul, quantized_layers, set_enabled
 from vitreous.methods._apply import Report, apply
 from vitreous.tasks import classify, runs
 from vitreous.tasks.bench import throughput
-from vitreous.tasks.labelled import LabelledScene, open_labelled
+from vitreous.tasks.labelled import LabelledScene
 
 TABLE = "compress.json"
 BATCH = 32  # images of one calibration batch
@@ -174,8 +174,7 @@ def _open(path: Path, method: str, settings: dict[str, Any], images: int, consol
             f"{path} trained '{run.name}', which is no network.", "Compress a run of a network."
         )
     console.print(f"reading {run.recipe.scene}", highlight=False)
-    data = open_labelled(run.recipe)
-    split = classify.fitting(run.split, data)
+    data, split = classify.reopened(run)
     batches = calibration_batches(run.classifier, data, split, images, run.recipe.seed)
     pixels = split.pixels(VAL)
     if len(pixels) < FEWEST_GATE_PIXELS:

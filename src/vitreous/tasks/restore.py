@@ -171,6 +171,7 @@ def evaluate(path: str | Path) -> dict[str, Any]:
     recipe = run.recipe
     degrade = check_recipe(recipe)
     scene = open_named(recipe.scene, recipe.hints).scene
+    runs.check_unchanged(run.path, scene)
     areas = _areas(recipe, scene, degrade.factor)
     cube = test_cube(recipe, run.restorer, scene, areas[2], degrade)
     row, _ = measure(run.restorer, run.name, cube)

@@ -215,7 +215,7 @@ def write_config(
 
 
 def check_unchanged(folder: Path, scene: xr.DataArray, labels: str | None = None) -> None:
-    """Refuse to go on with a run whose scene or labels are others than when it began.
+    """Refuse to go on with a run, or to measure it again, where its scene or labels are others than when it began.
 
     Args:
         folder: of the run.
@@ -234,7 +234,7 @@ def check_unchanged(folder: Path, scene: xr.DataArray, labels: str | None = None
         if known.get(name, found) != found:
             raise ConfigError(
                 f"The {name} of the run {folder} changed after it began.",
-                "Restore the file as it was, or start a new run: going on would mix two trainings.",
+                "Restore the file as it was, or start a new run: figures of both would mean nothing together.",
             )
 
 
