@@ -53,6 +53,26 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], Any]:
     return tensors, header
 
 
+def read_header(path: str | Path) -> Any:
+    """Read our header of a safetensors file without its tensors; None where there is none.
+
+    Raises:
+        CheckpointError: missing or truncated.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist.", "Check the path.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {}).get("vitreous", "null"))
+    except (SafetensorError, ValueError, OSError, RecursionError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path} is damaged: {error}.", "Restore the file, or train again.")
+
+
 def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], Any]:
     """Read anybody's safetensors file: its tensors, and our header in it, or None where there is none.
 
@@ -75,9 +95,7 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], Any]:
             header = json.loads((file.metadata() or {}).get("vitreous", "null"))
             return {name: file.get_tensor(name) for name in names}, header
     except (SafetensorError, ValueError, OSError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} is damaged: {error}.", "Restore the file, or train again."
-        ) from error
+        raise _damaged(path, error) from error
 
 
 def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
