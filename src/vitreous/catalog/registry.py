@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 from vitreous.catalog.card import Card
-from vitreous.errors import ModelError, did_you_mean
+from vitreous.errors import ModelError, did_you_mean, listed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -97,7 +97,7 @@ def create_model(
     if entry.kind not in MODULES:
         raise ModelError(
             f"'{name}' is no network but a {entry.kind}.",
-            f"Networks: {[n for kind in MODULES for n in list_models(kind=kind)]}.",
+            f"Networks: {listed(n for kind in MODULES for n in list_models(kind=kind))}.",
         )
     if name not in entry.variants:
         raise ModelError(

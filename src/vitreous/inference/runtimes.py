@@ -33,6 +33,7 @@ from vitreous.inference.export import (
     RUNTIMES,
     SCHEMA,
     file_names,
+    first_line,
     graph_kind,
 )
 
@@ -95,7 +96,7 @@ class Graph:
             return compute(values)
         except Exception as error:  # each runtime has errors of its own
             raise ModelError(
-                f"{self.runtime} cannot compute the exported graph: {_first_line(error)}",
+                f"{self.runtime} cannot compute the exported graph: {first_line(error)}",
                 "Export the run again.",
             ) from error
 
@@ -122,7 +123,7 @@ class Graph:
                     ) from error
                 except Exception as error:
                     raise CheckpointError(
-                        f"{self.runtime} cannot read the exported graph: {_first_line(error)}",
+                        f"{self.runtime} cannot read the exported graph: {first_line(error)}",
                         "Export the run again.",
                     ) from error
             return self._compute
@@ -407,7 +408,7 @@ def check_onnx(contents: bytes, file: Path) -> None:
         model = onnx.load_model_from_string(contents)
     except Exception as error:  # protobuf's own
         raise CheckpointError(
-            f"{file} is no ONNX model: {_first_line(error)}", "Export the run again."
+            f"{file} is no ONNX model: {first_line(error)}", "Export the run again."
         ) from error
     foreign = {node.domain for node in _onnx_nodes(model.graph)} - {"", "ai.onnx"}
     if foreign or model.functions:
@@ -530,7 +531,3 @@ def _torch_program(files: list[bytes], threads: int) -> Compute:
         return found.numpy()
 
     return compute
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vitreous.errors import CheckpointError
-from vitreous.files import atomic_path
+from vitreous.files import atomic_path, parse_json
 
 MAX_TENSORS = 200_000
 _TENSOR = "__tensor__"
@@ -38,13 +38,19 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Any) -
             raise OSError(int(code[1]), str(error)) from error
 
 
-def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], Any]:
+def load_tensors(
+    path: str | Path, parse: Callable[[str], Any] = parse_json
+) -> tuple[dict[str, Tensor], Any]:
     """Read what :func:`save_tensors` wrote.
+
+    Args:
+        path: the file.
+        parse: reads the header's text.
 
     Raises:
         CheckpointError: missing, truncated, not ours, or with an absurd number of tensors.
     """
-    tensors, header = read_safetensors(path)
+    tensors, header = read_safetensors(path, parse)
     if header is None:
         raise CheckpointError(
             f"{path} was not written by vitreous.", "Give a model.safetensors of a run folder."
@@ -52,8 +58,14 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], Any]:
     return tensors, header
 
 
-def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], Any]:
+def read_safetensors(
+    path: str | Path, parse: Callable[[str], Any] = parse_json
+) -> tuple[dict[str, Tensor], Any]:
     """Read anybody's safetensors file: its tensors, and our header in it, or None where there is none.
+
+    Args:
+        path: the file.
+        parse: reads the header's text.
 
     Raises:
         CheckpointError: missing, truncated, or with an absurd number of tensors.
@@ -71,7 +83,7 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], Any]:
                 raise CheckpointError(
                     f"{path} claims {len(names)} tensors.", "It is no checkpoint of ours."
                 )
-            header = json.loads((file.metadata() or {}).get("vitreous", "null"))
+            header = parse((file.metadata() or {}).get("vitreous", "null"))
             return {name: file.get_tensor(name) for name in names}, header
     except (SafetensorError, ValueError, OSError, RecursionError) as error:
         raise CheckpointError(
@@ -91,7 +103,7 @@ def load_state(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is damaged, or no training state.
     """
-    tensors, header = load_tensors(path)
+    tensors, header = load_tensors(path, json.loads)  # a training may have met infinities
     try:
         state: dict[str, Any] = _unpack(header, tensors)
     except (KeyError, TypeError, ValueError, RecursionError) as error:

@@ -12,14 +12,14 @@ import numpy.typing as npt
 import torch
 from rich.console import Console
 
-from vitreous.catalog.registry import card, stage, system_module
+from vitreous.catalog.registry import card, list_models, stage, system_module
 from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.contract import BandContract
 from vitreous.data.pixels import spectra_at
 from vitreous.data.regions import PixelRegions, best_side, reduce_scene
 from vitreous.data.splits import Split
 from vitreous.data.tiles import TilePixels
-from vitreous.errors import ConfigError, ModelError, VitreousError
+from vitreous.errors import ConfigError, ModelError, VitreousError, listed
 from vitreous.files import read_json, write_json
 from vitreous.inference.dense_classifier import DenseClassifier
 from vitreous.inference.maps import no_georeference_warning
@@ -42,6 +42,12 @@ from vitreous.tasks.weights import is_model_file, load_model
 TASK = "classify"
 MAP = "map.tif"
 DECODER_WIDTH = 64  # of mode dense
+KINDS = ("model", "estimator")  # of systems that classify
+OTHER_KINDS = {
+    "method": "Name the model that it is applied to, and the method with --adapt or --reduce.",
+    "restorer": "Train it with 'vitreous restore'.",
+    "filter": "Use it with 'vitreous restore'.",
+}
 
 
 @dataclass
@@ -71,8 +77,16 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
         VitreousError: anything that the user can mend; the run folder keeps what was reached.
     """
     console = Console(stderr=True, quiet=not show)
-    for name in (recipe.model, *recipe.baselines):
+    systems = (recipe.model, *recipe.baselines)
+    for name in systems:
         _check_system(name)
+    recipe = runs.prepared(
+        recipe,
+        console,
+        trained=runs.is_network(recipe.model),
+        networks=any(map(runs.is_network, systems)),
+    )
+    _check_arguments(recipe)
     if recipe.adapt_method is not None:
         complete_settings(recipe.adapt_method, recipe.adapt_args)  # refuses unknown ones
     if recipe.reduce is not None:
@@ -82,11 +96,10 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
     data = open_labelled(recipe)
     contract = BandContract.of(data.scene)
     name = f"{Path(recipe.scene).stem}-{recipe.model}"
-    with runs.started_folder(recipe, TASK, name, resume=resume) as (folder, first):
+    config = runs.config_of(TASK, recipe, data.scene, command)
+    with runs.started_folder(recipe, config, name, resume=resume) as (folder, first):
         split = _split(recipe, data, folder)
         if first:
-            if not resume:
-                runs.write_config(folder, TASK, recipe, data.scene, command)
             _describe(console, split, folder)
         if resume and (folder / MODEL).is_file():  # it was stopped after training
             trained = Trained(load_run(folder).classifier, *_known_figures(folder))
@@ -189,14 +202,32 @@ def receptive_size(classifier: runs.Network | PixelEstimator) -> int:
 def _check_system(name: str) -> None:
     """Refuse what cannot be trained now, not after an hour of training something else."""
     entry = card(name)
-    if entry.kind == "method":
+    if entry.kind not in KINDS:
         raise ConfigError(
-            f"'{name}' is a method, which is not trained by itself.",
-            "Name a model, and its method with --adapt.",
+            f"'{name}' is a {entry.kind}, which does not classify.",
+            f"{OTHER_KINDS[entry.kind]} Systems that classify: "
+            f"{listed(n for kind in KINDS for n in list_models(kind=kind))}.",
         )
     if name not in entry.variants:
         raise ModelError(
             f"'{name}' has several variants.", f"Choose one of {', '.join(entry.variants)}."
+        )
+
+
+def _check_arguments(recipe: Recipe) -> None:
+    """Refuse arguments that make no system, before anything is read."""
+    if not runs.is_network(recipe.model):
+        settings = {**card(recipe.model).variants[recipe.model], **recipe.model_args}
+        contract = BandContract(1, (0,), None, "dn")
+        system_module(recipe.model).build(num_classes=2, contract=contract, **settings)
+    elif recipe.init is None:
+        bands = recipe.components  # or the scene's own, which are not known yet
+        runs.check_builds(
+            recipe.model,
+            recipe.model_args,
+            lambda: runs.make_net(
+                recipe.model, _settings(recipe), bands=bands, num_classes=2, **recipe.model_args
+            ),
         )
 
 
@@ -266,8 +297,8 @@ def _describe(console: Console, split: Split, folder: Path) -> None:
 
 
 def _known_figures(folder: Path) -> tuple[float, int | None, int | None]:
-    model = read_json(folder / CONFIG).get("model", {})
-    return float(model.get("train_seconds", 0.0)), model.get("parameters"), model.get("trainable")
+    figures = runs.figures_of(folder)
+    return figures.train_seconds, figures.parameters, figures.trainable
 
 
 def _fit_estimator(
