@@ -139,6 +139,7 @@ class Product:
         class_names: names of the classes from 1 on.
         class_colors: their ``#rrggbb``.
         source: SHA-256 of the model file it came from; empty where it came from none.
+        class_codes: the numbers that stand for the classes in a map; from 1 on when empty.
     """
 
     classifier: Network
@@ -146,6 +147,7 @@ class Product:
     class_names: Sequence[str]
     class_colors: Sequence[str]
     source: str = ""
+    class_codes: Sequence[int] = ()
 
 
 # -- the graphs -------------------------------------------------------------------------------------------
@@ -476,6 +478,7 @@ def _describe(
         "contract": classifier.contract.to_json(),
         "class_names": list(product.class_names),
         "class_colors": list(product.class_colors),
+        "class_codes": list(product.class_codes) or list(range(1, len(product.class_names) + 1)),
         "settings": settings,
         "methods": applied(classifier.net),
         "quantization": quantization._asdict(),

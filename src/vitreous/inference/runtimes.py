@@ -56,6 +56,7 @@ class Exported:
         classifier: fulfils the scene classifier's contract.
         class_names: names of the classes from 1 on.
         class_colors: their ``#rrggbb``.
+        class_codes: the numbers that stand for them in a map.
         name: of the architecture.
         runtime: what computes it.
         description: all of ``export.json``.
@@ -65,6 +66,7 @@ class Exported:
     classifier: ExportedClassifier
     class_names: list[str]
     class_colors: list[str]
+    class_codes: list[int]
     name: str
     runtime: str
     description: dict[str, Any]
@@ -293,6 +295,7 @@ def load_exported(
         _check_description(description)
         contract = BandContract.from_json(description["contract"])
         names, colors = list(description["class_names"]), list(description["class_colors"])
+        codes = list(description.get("class_codes") or range(1, len(names) + 1))
         chosen = _choose_runtime(form, runtime)
         if form == "torch" and not trust:
             raise ConfigError(
@@ -314,7 +317,9 @@ def load_exported(
         ) from error
     for graph in loaded.values():
         graph.prepared()
-    return Exported(path, classifier, names, colors, str(description["name"]), chosen, description)
+    return Exported(
+        path, classifier, names, colors, codes, str(description["name"]), chosen, description
+    )
 
 
 def _choose_runtime(form: str, runtime: str | None) -> str:
@@ -359,6 +364,9 @@ def _check_description(description: dict[str, Any]) -> None:
     for word in (*description["class_names"], *description["class_colors"]):
         if not isinstance(word, str):
             raise TypeError(f"the class name {word!r}")
+    for code in description.get("class_codes") or ():
+        if not isinstance(code, int):
+            raise TypeError(f"the class code {code!r}")
 
 
 def _read_files(path: Path, graph: str, form: str, listed: Mapping[str, Any]) -> list[bytes]:

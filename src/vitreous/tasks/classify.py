@@ -22,7 +22,7 @@ from vitreous.data.tiles import TilePixels
 from vitreous.errors import ConfigError, ModelError, VitreousError, listed
 from vitreous.files import read_json, write_json
 from vitreous.inference.dense_classifier import DenseClassifier
-from vitreous.inference.maps import no_georeference_warning
+from vitreous.inference.maps import class_numbers, no_georeference_warning
 from vitreous.inference.pixels import classify_pixels
 from vitreous.inference.predict import Prediction, predict_scene
 from vitreous.layers.bands import Bands
@@ -589,6 +589,7 @@ def _keep(folder: Path, recipe: Recipe, trained: Trained, data: LabelledScene) -
         model_args=trained.model_args,
         class_names=data.class_names,
         class_colors=data.class_colors,
+        class_codes=data.class_codes,
     )
 
 
@@ -606,7 +607,7 @@ def _measure(
         pixels = split.pixels(TEST)
         prediction = map_scene(folder, recipe, trained.classifier, data, console)
         row["pixels_per_second"] = prediction.pixels_per_second
-        predicted = _read_map(folder / MAP, pixels)
+        predicted = class_numbers(_read_map(folder / MAP, pixels), data.class_codes)
         row["test"] = scores(data.classes_at(pixels), predicted, data.class_names)
     else:
         row |= _test_figures(trained.classifier, data, split, data.class_names)
@@ -671,13 +672,14 @@ def map_scene(
             folder / MAP,
             class_names=data.class_names,
             class_colors=data.class_colors,
+            class_codes=data.class_codes,
             probabilities=folder / "probabilities.tif" if recipe.probabilities else None,
             progress=advance,
         )
 
 
 def _read_map(path: Path, pixels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return the map's classes at flat pixel indices, reading it in strips."""
+    """Return the map's values at flat pixel indices, reading it in strips."""
     import rasterio
     from rasterio.windows import Window
 
@@ -715,13 +717,12 @@ def metrics_of(
     data: LabelledScene, split: Split, patch_size: int, systems: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Return what ``metrics.json`` holds: the classes, the split and the systems' rows."""
-    names, colors = data.class_names, data.class_colors
+    entries = zip(data.class_codes, data.class_names, data.class_colors, strict=True)
+    for system in systems:
+        _put_codes(system, data.class_codes)
     return {
         "schema": 1,
-        "classes": [
-            {"value": k, "name": name, "color": color}
-            for k, (name, color) in enumerate(zip(names, colors, strict=True), start=1)
-        ],
+        "classes": [{"value": code, "name": name, "color": color} for code, name, color in entries],
         "split": {
             "method": split.method,
             "params": split.params,
@@ -734,3 +735,10 @@ def metrics_of(
         },
         "systems": systems,
     }
+
+
+def _put_codes(system: dict[str, Any], codes: list[int]) -> None:
+    """Let the rows of a system's classes carry the label file's own numbers."""
+    for figures in (system.get("val"), system.get("test")):
+        for row, code in zip(figures["per_class"] if figures else [], codes, strict=False):
+            row["value"] = code

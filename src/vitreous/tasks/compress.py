@@ -418,4 +418,5 @@ def _write(
         model_args=job.run.model_args,
         class_names=job.run.class_names,
         class_colors=job.run.class_colors,
+        class_codes=job.run.class_codes,
     )

@@ -62,6 +62,7 @@ class Run:
         classifier: fulfils the scene classifier's contract.
         class_names: names of the classes from 1 on.
         class_colors: their ``#rrggbb``.
+        class_codes: the numbers that stand for them in a map.
         name: the system's name.
         model_args: what differs from the variant's own arguments.
     """
@@ -70,6 +71,7 @@ class Run:
     classifier: Network | PixelEstimator
     class_names: list[str]
     class_colors: list[str]
+    class_codes: list[int]
     name: str
     model_args: dict[str, Any]
 
@@ -340,6 +342,7 @@ def save_run_model(
     model_args: dict[str, Any],
     class_names: list[str],
     class_colors: list[str],
+    class_codes: list[int] | None = None,
 ) -> None:
     """Write ``model.safetensors``: everything that is needed to map a raw scene."""
     assert isinstance(classifier.contract, BandContract)
@@ -349,6 +352,7 @@ def save_run_model(
         "contract": classifier.contract.to_json(),
         "class_names": class_names,
         "class_colors": class_colors,
+        "class_codes": class_codes or list(range(1, len(class_names) + 1)),
     }
     if isinstance(classifier, Network):
         header |= {
@@ -393,6 +397,8 @@ def load_run(path: str | Path) -> Run:
             classifier,
             header["class_names"],
             header["class_colors"],
+            # Older runs only knew classes that are numbered from 1.
+            header.get("class_codes") or list(range(1, len(header["class_names"]) + 1)),
             header["name"],
             header.get("model_args", {}),
         )
