@@ -6,6 +6,7 @@ so their names are the same everywhere and an unknown one is refused with the ne
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
@@ -92,7 +93,12 @@ class Settings(BaseModel):
         """Refuse what no file is named and no argument can be."""
         if isinstance(value, str) and "\0" in value:
             raise ValueError("the character with the code 0 has no place in it")
-        if isinstance(value, dict) and info.field_name not in {"hints", "degradation_args"}:
+        if info.field_name == "hints":  # words, because JSON has no such numbers; readers know them
+            return {
+                key: str(part) if isinstance(part, float) and not math.isfinite(part) else part
+                for key, part in value.items()
+            }
+        if isinstance(value, dict) and info.field_name != "degradation_args":
             for key, part in value.items():
                 for number in part if isinstance(part, list | tuple) else [part]:
                     if isinstance(number, int | float) and not abs(number) <= LARGEST_ARGUMENT:

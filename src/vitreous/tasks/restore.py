@@ -30,7 +30,8 @@ from vitreous.data.contract import BandContract
 from vitreous.data.crops import Area, Crops, cut_scene, sample_spectra
 from vitreous.data.degradations import Degradation, degradation
 from vitreous.errors import ConfigError, ModelError, SceneError
-from vitreous.files import read_json, write_json
+from vitreous.files import checked, read_json, write_json
+from vitreous.inference.descriptions import RestorerHeader
 from vitreous.inference.restore import TILE, SceneRestorer, restored_scene
 from vitreous.layers.ranges import BandRange, fill_invalid
 from vitreous.layers.restorer import Restorer
@@ -186,6 +187,7 @@ def load_run(path: str | Path) -> RestoreRun:
     """
     path = Path(path)
     with runs.checkpoint(path, TASK) as (tensors, header):
+        checked(RestorerHeader, header, path / MODEL, "Restore the file, or train again.")
         runs.check_counts(header["model_args"], tensors)
         contract = BandContract.from_json(header["contract"])
         with torch.device("meta"):

@@ -25,6 +25,7 @@ from vitreous.data.splits import Split
 from vitreous.errors import CheckpointError, ConfigError, ModelError, VitreousError
 from vitreous.files import checked, hidden_folder, read_json, task_of, write_json
 from vitreous.inference.dense_classifier import DenseClassifier
+from vitreous.inference.descriptions import EstimatorHeader, NetworkHeader
 from vitreous.inference.patch_classifier import PatchClassifier
 from vitreous.layers.decoders import DenseNet
 from vitreous.layers.preprocess import Preprocess
@@ -382,6 +383,8 @@ def load_run(path: str | Path) -> Run:
     """
     path = Path(path)
     with checkpoint(path, "classify") as (tensors, header):
+        kind = NetworkHeader if header["kind"] == "model" else EstimatorHeader
+        checked(kind, header, path / MODEL, "Restore the file, or train again.")
         contract = BandContract.from_json(header["contract"])
         classifier = (
             _network(header, tensors, contract)
