@@ -28,7 +28,7 @@ from vitreous.catalog.arguments import (
 from vitreous.catalog.card import Card
 from vitreous.catalog.results import physical_memory
 from vitreous.catalog.tensors import check_finite, without_prefix
-from vitreous.errors import CheckpointError, ModelError, did_you_mean
+from vitreous.errors import CheckpointError, ModelError, did_you_mean, listed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -179,7 +179,7 @@ def _buildable(name: str) -> Card:
     if entry.kind not in MODULES:
         raise ModelError(
             f"'{name}' is no network but a {entry.kind}.",
-            f"Networks: {[n for kind in MODULES for n in list_models(kind=kind)]}.",
+            f"Networks: {listed(n for kind in MODULES for n in list_models(kind=kind))}.",
         )
     if name not in entry.variants:
         raise ModelError(

@@ -177,7 +177,7 @@ class BandContract:
             if centres is not None and len(centres) != len(contract.used):
                 raise ValueError(f"{len(contract.used)} bands have {len(centres)} wavelengths")
             return contract
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise CheckpointError(
                 f"The checkpoint's band description is damaged: {error}.",
                 "Restore the file, or train again.",

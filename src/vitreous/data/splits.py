@@ -25,7 +25,7 @@ import xarray as xr
 
 from vitreous.data.blocks import TEST, TRAIN, VAL, automatic_block_size, buffered_roles
 from vitreous.errors import SplitError
-from vitreous.files import atomic_path
+from vitreous.files import atomic_path, parse_json
 from vitreous.recipe import Recipe
 
 UNUSED = 0
@@ -182,7 +182,7 @@ class Split:
                 seal = _read_member(archive, "seal", dimensions=1, limit=64).tobytes()
             if seal != _seal(roles, text) or int(roles.max(initial=0)) > TEST:
                 raise ValueError("its contents do not match its checksum")
-            return cls._from_meta(roles, json.loads(text))
+            return cls._from_meta(roles, parse_json(text.decode()))
         except FileNotFoundError as error:
             raise SplitError(f"The split {path} does not exist.", "Check the path.") from error
         except (

@@ -83,8 +83,22 @@ class _Page:
         return self.record.metrics.classes
 
     @property
+    def numbered(self) -> list[tuple[int, ClassEntry]]:
+        """The classes with their numbers in ``labels``, from 1 on."""
+        return list(enumerate(self.classes, start=1))
+
+    @property
+    def codes(self) -> list[int]:
+        return [entry.value for entry in self.classes]
+
+    @property
     def colors(self) -> dict[int, str]:
-        return {entry.value: entry.color for entry in self.classes}
+        return {number: entry.color for number, entry in self.numbered}
+
+    def pixels_with(self, role: int | None = None) -> npt.NDArray[np.int64]:
+        """Labelled pixels by class number, of one role or of all."""
+        chosen = self.labels > 0 if role is None else (self.roles == role) & (self.labels > 0)
+        return np.bincount(self.labels[chosen].ravel(), minlength=len(self.classes) + 1)
 
     @property
     def trained(self) -> System:
@@ -287,7 +301,7 @@ def _maps(page: _Page) -> Markup:
     ]
     map_path = page.record.map_path
     if map_path is not None:
-        mapped = pictures.read_map(map_path, (height, width))
+        mapped = pictures.read_map(map_path, (height, width), page.codes)
         plates.append(
             plate(
                 "Map",
@@ -306,7 +320,7 @@ def _maps(page: _Page) -> Markup:
         )
     )
     if map_path is not None:
-        outcomes = pictures.read_outcomes(map_path, page.labels, page.roles)
+        outcomes = pictures.read_outcomes(map_path, page.labels, page.roles, page.codes)
         plates.append(
             plate(
                 "Errors",
@@ -347,15 +361,15 @@ def _swatch(color: str) -> Markup:
 
 
 def _legend(page: _Page) -> Markup:
-    counts = np.bincount(page.labels[page.labels > 0].ravel(), minlength=1)
+    counts = page.pixels_with()
     rows = [
         tag(
             "li",
             _swatch(entry.color),
             tag("span", entry.name, class_="label"),
-            tag("small", f"{counts[entry.value] if entry.value < len(counts) else 0:,}"),
+            tag("small", f"{counts[number]:,}"),
         )
-        for entry in page.classes
+        for number, entry in page.numbered
     ]
     words = tag("p", tag("strong", "Classes"), " and their labelled pixels", class_="caption")
     return tag("div", words, tag("ul", *rows), class_="card legend")
@@ -479,9 +493,11 @@ def _classes(page: _Page) -> Markup | None:
 
 
 def _class_table(page: _Page, test: Scores) -> Markup:
-    trained = np.bincount(
-        page.labels[(page.roles == pictures.TRAIN) & (page.labels > 0)].ravel(), minlength=1
-    )
+    trained = {
+        code: int(count)
+        for code, count in zip(page.codes, page.pixels_with(pictures.TRAIN)[1:], strict=False)
+    }
+    colors = {entry.value: entry.color for entry in page.classes}
     head = (
         "Class",
         "Producer's accuracy",
@@ -492,11 +508,11 @@ def _class_table(page: _Page, test: Scores) -> Markup:
     )
     rows = [
         [
-            join(_swatch(page.colors.get(score.value, "#808080")), score.name),
+            join(_swatch(colors.get(score.value, "#808080")), score.name),
             _bar(score.producer),
             _bar(score.user),
             _bar(score.f1),
-            f"{trained[score.value] if 0 <= score.value < len(trained) else 0:,}",
+            f"{trained.get(score.value, 0):,}",
             f"{score.support:,}",
         ]
         for score in test.per_class
@@ -559,21 +575,20 @@ def _learning(page: _Page) -> Markup | None:
 
 def _spectra(page: _Page) -> Markup | None:
     training = page.roles == pictures.TRAIN
-    counts = np.bincount(page.labels[training & (page.labels > 0)].ravel(), minlength=65536)
+    counts = page.pixels_with(pictures.TRAIN)
     # The commonest classes, where there are more than anybody would look through.
-    common = sorted(page.classes, key=lambda entry: -counts[entry.value])[:SPECTRA_SHOWN]
-    chosen = [entry for entry in page.classes if entry in common]
-    spectra = class_spectra(page.scene, page.labels, training, [entry.value for entry in chosen])
+    common = sorted(range(1, len(page.classes) + 1), key=lambda number: -counts[number])
+    chosen = sorted(common[:SPECTRA_SHOWN])
+    spectra = class_spectra(page.scene, page.labels, training, chosen)
     if not spectra:
         return None
-    entries = {entry.value: entry for entry in chosen}
     overall = np.mean([spectrum.mean for spectrum in spectra], axis=0)
     low = min(float(np.nanmin(s.mean - s.deviation)) for s in spectra)
     high = max(float(np.nanmax(s.mean + s.deviation)) for s in spectra)
     margin = 0.04 * (high - low) or 1.0
     cards = []
     for spectrum in spectra:
-        entry = entries[spectrum.value]
+        entry = page.classes[spectrum.value - 1]
         figure = figures.spectrum_figure(
             spectrum,
             entry.color,
@@ -588,7 +603,7 @@ def _spectra(page: _Page) -> Markup | None:
             " ",
             tag("small", f"{spectrum.pixels:,} px"),
         )
-        drawn = as_svg(figure, f"spectrum-{entry.value}", f"Mean spectrum of {entry.name}")
+        drawn = as_svg(figure, f"spectrum-{spectrum.value}", f"Mean spectrum of {entry.name}")
         cards.append(tag("figure", title, drawn, class_="card"))
     unit = UNIT_WORDS.get(str(page.scene.attrs.get("unit")), "values")
     words = (

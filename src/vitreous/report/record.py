@@ -66,9 +66,9 @@ class Record(BaseModel):
 
 
 class ClassEntry(Record):
-    """One class: its value in the label image, its name and its colour (``#rrggbb``)."""
+    """One class: its code in the label file and the map, its name and its colour (``#rrggbb``)."""
 
-    value: int = Field(ge=1, le=65535)
+    value: int = Field(ge=-(2**31), le=2**31 - 1)
     name: Name
     color: Color
 

@@ -13,7 +13,7 @@ import torch
 import xarray as xr
 from rich.console import Console
 
-from vitreous.catalog.registry import card, stage, system_module
+from vitreous.catalog.registry import card, list_models, stage, system_module
 from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.contract import BandContract
 from vitreous.data.fingerprint import Ground
@@ -22,10 +22,10 @@ from vitreous.data.provenance import Provenance, Seen, split_leakage, start_leak
 from vitreous.data.regions import PixelRegions, best_side, reduce_scene
 from vitreous.data.splits import Split
 from vitreous.data.tiles import TilePixels
-from vitreous.errors import ConfigError, ModelError, VitreousError
+from vitreous.errors import ConfigError, ModelError, VitreousError, listed
 from vitreous.files import read_json, write_json
 from vitreous.inference.dense_classifier import DenseClassifier
-from vitreous.inference.maps import no_georeference_warning
+from vitreous.inference.maps import class_numbers, no_georeference_warning
 from vitreous.inference.pixels import classify_pixels
 from vitreous.inference.predict import Prediction, predict_scene
 from vitreous.layers.bands import Bands
@@ -51,6 +51,12 @@ MAP = "map.tif"
 REFIT = "refit"  # folder of the second training, within the run's
 DECODER_WIDTH = 64  # of mode dense
 LEVEL_PIXELS = 20_000  # training pixels that tell how bright they all are
+KINDS = ("model", "estimator")  # of systems that classify
+OTHER_KINDS = {
+    "method": "Name the model that it is applied to, and the method with --adapt or --reduce.",
+    "restorer": "Train it with 'vitreous restore'.",
+    "filter": "Use it with 'vitreous restore'.",
+}
 
 
 @dataclass
@@ -90,8 +96,16 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
         VitreousError: anything that the user can mend; the run folder keeps what was reached.
     """
     console = Console(stderr=True, quiet=not show)
-    for name in (recipe.model, *recipe.baselines):
+    systems = (recipe.model, *recipe.baselines)
+    for name in systems:
         _check_system(name)
+    recipe = runs.prepared(
+        recipe,
+        console,
+        trained=runs.is_network(recipe.model),
+        networks=any(map(runs.is_network, systems)),
+    )
+    _check_arguments(recipe)
     if recipe.adapt_method is not None:
         complete_settings(recipe.adapt_method, recipe.adapt_args)  # refuses unknown ones
     if recipe.reduce is not None:
@@ -101,14 +115,13 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
     data = open_labelled(recipe)
     start = start_provenance(recipe.init)
     name = f"{Path(recipe.scene).stem}-{recipe.model}"
-    with runs.started_folder(recipe, TASK, name, resume=resume) as (folder, first):
+    config = runs.config_of(TASK, recipe, data.scene, command, data.fingerprint)
+    with runs.started_folder(recipe, config, name, resume=resume) as (folder, first):
         if resume:
             runs.check_unchanged(folder, data.scene, data.fingerprint)
         split = _split(recipe, data, folder)
         contract = _contract(data, split)
         if first:
-            if not resume:
-                runs.write_config(folder, TASK, recipe, data.scene, command, data.fingerprint)
             _describe(console, recipe, data, split, start, folder)
         if resume and (folder / MODEL).is_file():  # it was stopped after training
             trained = Trained(load_run(folder).classifier, *_known_figures(folder))
@@ -233,14 +246,32 @@ def receptive_size(classifier: runs.Network | PixelEstimator) -> int:
 def _check_system(name: str) -> None:
     """Refuse what cannot be trained now, not after an hour of training something else."""
     entry = card(name)
-    if entry.kind == "method":
+    if entry.kind not in KINDS:
         raise ConfigError(
-            f"'{name}' is a method, which is not trained by itself.",
-            "Name a model, and its method with --adapt.",
+            f"'{name}' is a {entry.kind}, which does not classify.",
+            f"{OTHER_KINDS[entry.kind]} Systems that classify: "
+            f"{listed(n for kind in KINDS for n in list_models(kind=kind))}.",
         )
     if name not in entry.variants:
         raise ModelError(
             f"'{name}' has several variants.", f"Choose one of {', '.join(entry.variants)}."
+        )
+
+
+def _check_arguments(recipe: Recipe) -> None:
+    """Refuse arguments that make no system, before anything is read."""
+    if not runs.is_network(recipe.model):
+        settings = {**card(recipe.model).variants[recipe.model], **recipe.model_args}
+        contract = BandContract(1, (0,), None, "dn")
+        system_module(recipe.model).build(num_classes=2, contract=contract, **settings)
+    elif recipe.init is None:
+        bands = recipe.components  # or the scene's own, which are not known yet
+        runs.check_builds(
+            recipe.model,
+            recipe.model_args,
+            lambda: runs.make_net(
+                recipe.model, _settings(recipe), bands=bands, num_classes=2, **recipe.model_args
+            ),
         )
 
 
@@ -331,8 +362,8 @@ def _describe(
 
 
 def _known_figures(folder: Path) -> tuple[float, int | None, int | None]:
-    model = read_json(folder / CONFIG).get("model", {})
-    return float(model.get("train_seconds", 0.0)), model.get("parameters"), model.get("trainable")
+    figures = runs.figures_of(folder)
+    return figures.train_seconds, figures.parameters, figures.trainable
 
 
 def _fit_estimator(
@@ -682,6 +713,7 @@ def _keep(
         class_names=data.class_names,
         class_colors=data.class_colors,
         provenance=(*start, own),
+        class_codes=data.class_codes,
     )
 
 
@@ -700,7 +732,7 @@ def _measure(
         pixels = split.pixels(TEST)
         prediction = map_scene(folder, recipe, trained.classifier, data, console)
         row["pixels_per_second"] = prediction.pixels_per_second
-        predicted = _read_map(folder / MAP, pixels)
+        predicted = class_numbers(_read_map(folder / MAP, pixels), data.class_codes)
         row["test"] = score_pixels(data, split, pixels, predicted, data.class_names)
     else:
         row |= _test_figures(trained.classifier, data, split, data.class_names)
@@ -778,13 +810,14 @@ def map_scene(
             check_values=False,  # it is the scene that was trained on
             class_names=data.class_names,
             class_colors=data.class_colors,
+            class_codes=data.class_codes,
             probabilities=folder / "probabilities.tif" if recipe.probabilities else None,
             progress=advance,
         )
 
 
 def _read_map(path: Path, pixels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return the map's classes at flat pixel indices, reading it in strips."""
+    """Return the map's values at flat pixel indices, reading it in strips."""
     import rasterio
     from rasterio.windows import Window
 
@@ -837,16 +870,15 @@ def metrics_of(
         start: the provenance of the weights that training started from; what they have seen of the test pixels counts
             as leakage.
     """
-    names, colors = data.class_names, data.class_colors
+    entries = zip(data.class_codes, data.class_names, data.class_colors, strict=True)
+    for system in systems:
+        _put_codes(system, data.class_codes)
     ground = Ground.of(data.scene) if start else Ground("", *split.roles.shape)
     begun, seen = start_leakage(start, split.pixels(TEST), ground)
     used = learned_from(recipe, split)
     return {
         "schema": 1,
-        "classes": [
-            {"value": k, "name": name, "color": color}
-            for k, (name, color) in enumerate(zip(names, colors, strict=True), start=1)
-        ],
+        "classes": [{"value": code, "name": name, "color": color} for code, name, color in entries],
         "split": {
             "method": split.method,
             "params": split.params,
@@ -860,3 +892,10 @@ def metrics_of(
         "start": {**begun.to_json(), "split_leakage": used.leakage(patch_size)} if start else None,
         "systems": systems,
     }
+
+
+def _put_codes(system: dict[str, Any], codes: list[int]) -> None:
+    """Let the rows of a system's classes carry the label file's own numbers."""
+    for figures in (system.get("val"), system.get("test")):
+        for row, code in zip(figures["per_class"] if figures else [], codes, strict=False):
+            row["value"] = code

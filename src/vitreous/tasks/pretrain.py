@@ -67,6 +67,7 @@ def train(
     """
     console = Console(stderr=True, quiet=not show)
     check_recipe(recipe)
+    recipe = runs.prepared(recipe, console, trained=True, networks=True)
     runs.check_start(recipe.init, TASK)
     console.print(f"reading {recipe.scene}", highlight=False)
     scene = open_named(recipe.scene, recipe.hints).scene
@@ -90,11 +91,10 @@ def train(
     from vitreous.tasks.fit_pretrainer import PretrainTask
     from vitreous.tasks.loop import fit
 
-    with runs.started_folder(recipe, TASK, name, resume=resume) as (folder, first):
+    config = runs.config_of(TASK, recipe, scene, command)
+    with runs.started_folder(recipe, config, name, resume=resume) as (folder, first):
         if resume:
             runs.check_unchanged(folder, scene)
-        if first and not resume:
-            runs.write_config(folder, TASK, recipe, scene, command)
         if val is None and recipe.val_fraction:
             console.print(
                 f"no validation: {recipe.val_fraction:.0%} of the scene are narrower than a crop of {crops.side} pixels",
@@ -134,6 +134,21 @@ def check_recipe(recipe: PretrainRecipe) -> None:
             f"'{recipe.model}' has no way to learn without labels.",
             did_you_mean(recipe.model, known),
         )
+    if recipe.init is None:
+        runs.check_builds(
+            recipe.model,
+            recipe.model_args,
+            lambda: create_model(
+                recipe.model,
+                bands=recipe.components,
+                num_classes=1,
+                image_size=recipe.image_size,
+                **recipe.model_args,
+            ),
+        )
+    check_arguments(
+        recipe.model, system_module(recipe.model).build_pretrainer, recipe.pretrainer_args
+    )
 
 
 @dataclass(frozen=True)
@@ -212,7 +227,6 @@ def _pretrainer(
             )
     assert isinstance(encoder, Backbone)
     build = system_module(recipe.model).build_pretrainer
-    check_arguments(recipe.model, build, recipe.pretrainer_args)
     try:
         made = build(encoder.train(), **recipe.pretrainer_args)
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:

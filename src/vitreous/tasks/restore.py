@@ -39,7 +39,8 @@ from vitreous.data.provenance import (
     start_leakage,
 )
 from vitreous.errors import ConfigError, ModelError, SceneError
-from vitreous.files import read_json, write_json
+from vitreous.files import checked, read_json, write_json
+from vitreous.inference.descriptions import RestorerHeader
 from vitreous.inference.restore import TILE, SceneRestorer, restored_scene
 from vitreous.layers.ranges import BandRange, fill_invalid
 from vitreous.layers.restorer import Restorer
@@ -128,20 +129,21 @@ def train(
     """
     console = Console(stderr=True, quiet=not show)
     degrade = check_recipe(recipe)
+    trained = card(recipe.model).kind != "filter"
+    recipe = runs.prepared(recipe, console, trained=trained, networks=trained)
     runs.check_start(recipe.init, TASK)
     console.print(f"reading {recipe.scene}", highlight=False)
     scene = open_named(recipe.scene, recipe.hints).scene
     start = start_provenance(recipe.init)
     areas = _areas(recipe, scene, degrade.factor)
-    trained = resume and (Path(recipe.runs) / TASK / str(recipe.name) / MODEL).is_file()
+    done = resume and (Path(recipe.runs) / TASK / str(recipe.name) / MODEL).is_file()
     # What cannot be trained is refused before there is a folder for it.
-    fresh = None if trained else _untrained(recipe, scene, areas)
+    fresh = None if done else _untrained(recipe, scene, areas)
     name = f"{Path(recipe.scene).stem}-{recipe.model}"
-    with runs.started_folder(recipe, TASK, name, resume=resume) as (folder, first):
+    config = runs.config_of(TASK, recipe, scene, command)
+    with runs.started_folder(recipe, config, name, resume=resume) as (folder, first):
         if resume:
             runs.check_unchanged(folder, scene)
-        if first and not resume:
-            runs.write_config(folder, TASK, recipe, scene, command)
         if fresh is None:  # it was stopped after training, before its products
             restorer, seconds = load_run(folder).restorer, _seconds(folder)
         else:
@@ -211,6 +213,7 @@ def load_run(path: str | Path) -> RestoreRun:
     """
     path = Path(path)
     with runs.checkpoint(path, TASK) as (tensors, header):
+        checked(RestorerHeader, header, path / MODEL, "Restore the file, or train again.")
         runs.check_counts(header["model_args"], tensors)
         contract = BandContract.from_json(header["contract"])
         with torch.device("meta"):
@@ -292,8 +295,7 @@ def _scale_of(name: str, model_args: dict[str, Any]) -> int:
         raise ConfigError(
             f"'{name}' is no restorer but a {entry.kind}.", f"Restorers: {', '.join(known)}."
         )
-    with torch.device("meta"):
-        net = create_model(name, bands=8, **model_args)
+    net = runs.check_builds(name, model_args, lambda: create_model(name, bands=8, **model_args))
     assert isinstance(net, Restorer)
     return net.scale
 
@@ -454,7 +456,7 @@ def _keep(
 
 
 def _seconds(folder: Path) -> float:
-    return float(read_json(folder / CONFIG).get("model", {}).get("train_seconds", 0.0))
+    return runs.figures_of(folder).train_seconds
 
 
 def _measure(
