@@ -64,15 +64,17 @@ class Point:
 
 @dataclass(frozen=True)
 class Claim:
-    """An effect, what is required of it, and the verdict."""
+    """An effect with its interval and, where something is required of it, the required value and the verdict."""
 
     text: str
     effect: float
-    required: float
-    at_least: bool = True
     interval: tuple[float, ...] = ()  # low and high, where there is one
+    required: float | None = None
+    at_least: bool = True
     unit: str = ""
     verdict: str = ""
+    signed: bool | None = None  # None: by the unit
+    digits: int | None = None  # None: by the size of the numbers
 
 
 def claims_plot(claims: Sequence[Claim], title: str) -> str:
@@ -89,10 +91,12 @@ def _claim(claim: Claim, top: float) -> tuple[list[str], float]:
     lines = _wrap(claim.text, WIDTH - 2 * MARGIN)
     out = [_text(MARGIN, top + 16 + 17 * n, line) for n, line in enumerate(lines)]
     y = top + 16 + 17 * len(lines) + 14
-    axis = _Axis.around([*claim.interval, claim.effect, claim.required, 0.0], left, right)
+    required = [] if claim.required is None else [claim.required]
+    axis = _Axis.around([*claim.interval, claim.effect, *required, 0.0], left, right)
     out += axis.drawn(y - 12, y + 12)
-    at = axis(claim.required)
-    out.append(f'<line class="required" x1="{at:.1f}" x2="{at:.1f}" y1="{y - 15}" y2="{y + 12}"/>')
+    for at in map(axis, required):
+        place = f'x1="{at:.1f}" x2="{at:.1f}" y1="{y - 15}" y2="{y + 12}"'
+        out.append(f'<line class="required" {place}/>')
     kind = VERDICTS.get(claim.verdict, "c0")
     if claim.interval:
         out.append(_bar(axis(claim.interval[0]), axis(claim.interval[1]), y, kind))
@@ -102,22 +106,26 @@ def _claim(claim: Claim, top: float) -> tuple[list[str], float]:
         _text(right + 26, y - 10 + 16 * n, words, style or f"{kind} bold")
         for n, (words, style) in enumerate(said)
     ]
-    return out, y + 16 * len(said) - 8
+    return out, y + 16 * max(len(said), 3) - 8
 
 
 def _said(claim: Claim) -> list[tuple[str, str]]:
     """Return the lines beside a claim's strip, with their styles (the verdict's own where it is empty)."""
-    signed = claim.unit in SIGNED
-    digits = _digits(max(abs(v) for v in (claim.effect, claim.required, *claim.interval)))
-    effect, required, *interval = (
-        f"{v:{'+' if signed and v else ''},.{digits}f}".replace("-", "−")
-        for v in (claim.effect, claim.required, *claim.interval)
-    )
-    lines = [(f"{effect} {claim.unit}".strip(), "bold")]
-    if interval:
-        lines.append((f"95 %: {interval[0]} to {interval[1]}", "muted small"))
-    bound = "at least" if claim.at_least else "at most"
-    lines.append((f"required: {bound} {required}", "requiredtext small"))
+    values = [claim.effect, *claim.interval, *([] if claim.required is None else [claim.required])]
+    digits = _digits(max(map(abs, values))) if claim.digits is None else claim.digits
+    signed = claim.unit in SIGNED if claim.signed is None else claim.signed
+
+    def shown(value: float) -> str:
+        value = round(value, digits) + 0.0  # no minus before a zero
+        return f"{value:{'+' if signed and value else ''},.{digits}f}".replace("-", "−")
+
+    lines = [(f"{shown(claim.effect)} {claim.unit}".strip(), "bold")]
+    if len(set(claim.interval)) > 1:
+        low, high = map(shown, claim.interval)
+        lines.append((f"95 %: {low} to {high}", "muted small"))
+    if claim.required is not None:
+        bound = "at least" if claim.at_least else "at most"
+        lines.append((f"required: {bound} {shown(claim.required)}", "requiredtext small"))
     return [*lines, (claim.verdict, "")] if claim.verdict else lines
 
 
@@ -212,6 +220,8 @@ def _placed(label: str, x: float, y: float, taken: list[tuple[float, float, floa
         (x + 8, y + 16, "start"),
         (x - 8, y - 8, "end"),
         (x - 8, y + 16, "end"),
+        (x, y - 22, "middle"),
+        (x, y + 31, "middle"),
     ]
     best: tuple[int, tuple[float, float, str], tuple[float, float, float, float]] | None = None
     for place in places:

@@ -5,7 +5,8 @@ built-in ones) or ``benchmarks/results/<name>.json``, is one object:
 
     {"title": "...", "command": "what made it", "machine": "...", "date": "YYYY-MM-DD", "versions": {...},
      "rows": [{"column": value, ...}, ...], "conclusion": "in words, also where a claim does not hold",
-     "claims": [{"text", "effect", "low", "high", "required", "at_least", "unit", "verdict"}, ...],  where there are any
+     "claims": [{"text", "effect", "low", "high", "required", "at_least", "unit", "verdict", ...}, ...],  where there are
+         any: see src/vitreous/catalog/claims.py; "required" and "verdict" are null where nothing is claimed
      "runs": [...]}                                                                  what each seed gave, for other plots
 """
 
@@ -61,8 +62,8 @@ class Record:
         title = self.content["title"].removeprefix(f"{self.name.partition('.')[0]}: ")
         if self.data and self.data.lower() not in title.lower():
             title = f"{title} ({self.data})"
-        if self.toy and not title.lower().startswith("toy"):
-            return f"Toy data: {title}"
+        if self.toy:
+            return f"Toy data: {title.replace('(toy: ', '(')}"
         return title[:1].upper() + title[1:]
 
     @property
@@ -72,11 +73,13 @@ class Record:
             Claim(
                 text=claim["text"],
                 effect=claim["effect"],
-                required=claim["required"],
+                required=claim.get("required"),
                 at_least=claim.get("at_least", True),
                 interval=_interval(claim),
-                unit=claim.get("unit", ""),
-                verdict=claim.get("verdict", ""),
+                unit=claim.get("unit") or "",
+                verdict=claim.get("verdict") or "",
+                signed=claim.get("signed"),
+                digits=claim.get("digits"),
             )
             for claim in self.content.get("claims", [])
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -12,13 +13,15 @@ from plots import Point, scatter_plot
 from records import Record, Row, benchmark, folded, inline, reproductions, table, tables
 
 from vitreous.catalog.card import Card
-from vitreous.catalog.registry import STAGES, cards, list_models, stage
+from vitreous.catalog.registry import STAGES, cards, stage
 
+IMAGE_SIDE = costs.IMAGE["image_size"]
 NOTE_HEADINGS = (
     "Usage",
     "Image size",
     "Checkpoints",
     "Differs from the reference",
+    "As in the reference",
     "Not specified in the paper",
     "Published figures",
     "Not included",
@@ -166,7 +169,9 @@ def _cost_row(card: Card, name: str, cost: dict[str, Any], with_input: bool) -> 
         "multiply-adds": short(cost["macs"]),
     }
     if with_input:
-        row["input"] = f"{cost['bands']} x {cost['image_size']} x {cost['image_size']}"
+        row["input"] = "\u00a0x\u00a0".join(
+            str(cost[key]) for key in ("bands", "image_size", "image_size")
+        )
     found = [
         p["top1"]
         for p in card.published
@@ -330,29 +335,28 @@ def index_table() -> str:
 def cost_plot() -> str:
     """Plot multiply-adds against parameters of every architecture that takes ordinary images."""
     counted = costs.recorded()
-    points = []
-    for card in cards():
+    points: list[Point] = []
+    named: list[tuple[float, float]] = []
+    for card in (card for card in cards() if card.kind == "model"):
         own = [
-            counted[name]
-            for name in list_models(f"{card.slug}*", "model")
-            if name in card.variants and name in counted and counted[name]["image_size"] == 224
+            (counted[name]["parameters"] / 1e6, counted[name]["macs"] / 1e9)
+            for name in card.variants
+            if counted.get(name, {}).get("image_size") == IMAGE_SIDE
         ]
-        if not own:
-            continue
-        named = min(own, key=lambda cost: abs(cost["parameters"] - 25e6))
-        points += [
-            Point(
-                card.slug if cost is named else "",
-                cost["parameters"] / 1e6,
-                cost["macs"] / 1e9,
-                series=0 if cost is named else 4,
-            )
-            for cost in own
-        ]
+        if own:
+            spot = max(own, key=lambda at: min((_apart(at, other) for other in named), default=0))
+            named.append(spot)
+            points += [Point("", *at, series=4) for at in own if at != spot]
+            points.append(Point(card.slug, *spot))
     return scatter_plot(
         points,
         "Multiply-adds against parameters of all architectures",
         "parameters (millions)",
-        "multiply-adds (billions), 224 x 224 pixels, 3 bands",
+        f"multiply-adds (billions), {IMAGE_SIDE} x {IMAGE_SIDE} pixels, 3 bands",
         log=(True, True),
     )
+
+
+def _apart(a: tuple[float, float], b: tuple[float, float]) -> float:
+    """Return how far two points of a plot with logarithmic axes are apart."""
+    return math.hypot(*(math.log(x / y) for x, y in zip(a, b, strict=True)))
