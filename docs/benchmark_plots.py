@@ -41,7 +41,7 @@ def accuracy(record: Record) -> str | None:
     }
     groups = []
     for split, heading in names.items():
-        own = [row for row in record.rows if row["split"] == split]
+        own = [row for row in _having(record, "split", "system") if row["split"] == split]
         found = [
             value(row["system"], row.get("OA %"), row.get("seeds") or 1, int(split != "blocks"))
             for row in own
@@ -50,18 +50,21 @@ def accuracy(record: Record) -> str | None:
         rows = sorted((v for v in found if v), key=lambda v: -v.mean)
         if rows:
             groups.append((heading, rows))
+    if not groups:
+        return None
     return values_plot(groups, record.title, "OA (%), mean and 95 % interval over seeds")
 
 
 def compression(record: Record) -> str | None:
     """Plot accuracy against the size of the weights."""
-    rows = [r for r in record.rows if "weights MiB" in r and r.get("OA %", 0) >= USABLE]
+    rows = _having(record, "network", "method", "weights MiB", "OA %")
+    rows = [row for row in rows if row["OA %"] >= USABLE]
     return _by_network(rows, "weights MiB", "weights (MiB)", record.title, log=True)
 
 
 def runtimes(record: Record) -> str | None:
     """Plot accuracy against mapping speed on real runtimes."""
-    rows = [row for row in record.rows if row.get("runtime") and row.get("pixels/s")]
+    rows = _having(record, "network", "method", "runtime", "arithmetic", "pixels/s", "OA %")
     return _by_network(rows, "pixels/s", "mapped pixels per second", record.title)
 
 
@@ -93,7 +96,7 @@ def integers(record: Record) -> str | None:
     """Plot the speed-up of runtimes and 8-bit integers."""
     return _speed_ups(
         record,
-        "network",
+        ("network", "runtime", "arithmetic"),
         lambda row: f"{row['runtime']}, {row['arithmetic']}",
         "speed-up over torch, float32",
     )
@@ -101,32 +104,38 @@ def integers(record: Record) -> str | None:
 
 def dense_map(record: Record) -> str | None:
     """Plot mapping speed of dense prediction and of a patch per pixel."""
-    return _speed_ups(record, None, lambda row: row["way"], "speed-up over one patch per pixel")
+    axis = "speed-up over one patch per pixel"
+    return _speed_ups(record, ("way",), lambda row: row["way"], axis)
 
 
 def map_speed(record: Record) -> str | None:
     """Plot the speed-up of sharing the front-end."""
-    return _speed_ups(record, "scene", lambda row: row["way"], "speed-up")
+    return _speed_ups(record, ("scene", "way"), lambda row: row["way"], "speed-up")
 
 
 def _speed_ups(
-    record: Record, group: str | None, label: Callable[[Row], str], axis: str
+    record: Record, columns: Sequence[str], label: Callable[[Row], str], axis: str
 ) -> str | None:
-    column = next((c for c in SPEED_UP if c in record.rows[0]), None)
-    if column is None:
-        return None
+    """Plot ratios of speeds, grouped by the first of several columns that name a row."""
+    ratio = next((name for name in SPEED_UP if _having(record, name)), None)
+    rows = _having(record, *columns, ratio) if ratio else []
     groups: dict[str, list[Value]] = {}
-    for row in record.rows:
+    for row in rows:
+        heading = str(row[columns[0]]) if len(columns) > 1 else ""
         ends = (row.get("rounds, from"), row.get("to"))
-        heading = str(row[group]) if group else ""
-        groups.setdefault(heading, []).append(Value(label(row), row[column], *ends))
-    return values_plot(list(groups.items()), record.title, axis)
+        groups.setdefault(heading, []).append(Value(label(row), row[ratio], *ends))
+    return values_plot(list(groups.items()), record.title, axis) if groups else None
+
+
+def _having(record: Record, *columns: str | None) -> list[Row]:
+    """Return the rows in which all of some columns are filled."""
+    return [row for row in record.rows if all(row.get(name) is not None for name in columns)]
 
 
 def token_reduction(record: Record) -> str | None:
     """Plot measured speed-up against saved multiply-adds."""
     x, y = "multiply-adds saved, times", "speed-up, times"
-    rows = [row for row in record.rows if x in row and y in row]
+    rows = _having(record, "network", "batch", x, y)
     if not rows:
         return None
     batches = sorted({row["batch"] for row in rows})

@@ -97,7 +97,7 @@ def main() -> None:
         card, shape = today[name]
         known[name] = count(name, card, shape)
         print(name, known[name])
-    kept = {name: known[name] for name in today}
+    kept = {name: known[name] for name in today}  # in the order of the cards
     COSTS.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 

@@ -2,7 +2,8 @@
 
 Three kinds of text are made: sections between ``<!-- generated: NAME -->`` and ``<!-- end -->`` in README.md and
 docs/*.md, the page of every system in docs/systems/, and plots in docs/figures/. Run this after a card, a setting or a
-result has changed; with ``--check`` nothing is written, and the exit code is 1 where something is out of date.
+result has changed; variants whose arguments have changed are counted anew (docs/costs.py). With ``--check`` nothing is
+written, and the exit code is 1 where something is out of date.
 """
 
 from __future__ import annotations
@@ -182,9 +183,11 @@ SECTIONS: dict[str, Callable[[], str]] = {
 def main(check: bool) -> int:
     """Rewrite what is out of date, or only say what is."""
     uncounted = costs.stale()
-    if uncounted:
-        print(f"docs/costs.json lacks {', '.join(uncounted)}: run docs/costs.py first")
+    if uncounted and check:
+        print(f"docs/costs.json lacks {', '.join(uncounted)}: run docs/generate.py")
         return 1
+    if uncounted:
+        costs.main()
     wanted = written()
     existing = {path for folder in WHOLE for path in (DOCS / folder).glob("*.*")}
     stale = [path for path, text in wanted.items() if not _holds(path, text)]

@@ -166,7 +166,7 @@ def _dot(value: Value, axis: _Axis, y: float) -> list[str]:
     if value.low is not None and value.high is not None:
         out.append(_bar(axis(value.low), axis(value.high), y, kind))
         if value.high > value.low:
-            text += f" ± {_number((value.high - value.low) / 2)}"
+            text += f" ± {(value.high - value.low) / 2:.{_digits(abs(value.mean))}f}"
     out.append(f'<circle class="{kind}" cx="{axis(value.mean):.1f}" cy="{y}" r="4.5"/>')
     out.append(_text(WIDTH - 116, y + 4, text, "muted small"))
     return out

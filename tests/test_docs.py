@@ -1,4 +1,4 @@
-"""The documentation is made from what the code and the records say, and opens offline."""
+"""The documentation is made from what the code and the records say, opens offline, and speaks the field's English."""
 
 import importlib
 import json
@@ -16,6 +16,21 @@ from vitreous.catalog.registry import cards, list_models
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 HAND_WRITTEN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+# Turns of phrase that no user of remote sensing or vision would write, each as a pattern.
+IDIOMS = [
+    r"\bin use\b",
+    r"\bby turns\b",
+    r"\bthe house\b",
+    r"\bshall\b",
+    r"\bheld (up )?(to|against)\b",
+    r"\b(is|are) no (number|model|network|adapter|scene|test)\b",
+    r"\bpixels that choose\b",
+    r"\bground it has not seen\b",
+    r"\bwhat is undone\b",
+    r"\btimes as fast\b",
+    r"\bthe claim demands\b",
+    r"\bgoes on (with|where|after)\b",
+]
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +38,15 @@ def docs():
     """Give the scripts in docs/ as modules."""
     sys.path.insert(0, str(DOCS))
     try:
-        names = ("costs", "generate", "pictures", "plots", "records", "system_pages")
+        names = (
+            "benchmark_plots",
+            "costs",
+            "generate",
+            "pictures",
+            "plots",
+            "records",
+            "system_pages",
+        )
         yield {name: importlib.import_module(name) for name in names}
     finally:
         sys.path.remove(str(DOCS))
@@ -106,13 +129,21 @@ def test_a_claim_without_an_interval_is_drawn_without_one(docs):
     assert "3.50 times" in svg
 
 
+def test_an_effect_of_which_nothing_is_claimed_is_drawn_alone(docs):
+    reported = {**CLAIM, "required": None, "verdict": None, "digits": 1, "signed": True}
+    record = _record(docs, claims=[reported, CLAIM])
+    assert "+1.2 to +5.8" in record.plot()
+    assert record.plot().count('class="required"') == 1
+    assert record.verdicts() == "1 holds"
+
+
 def test_without_claims_the_arms_are_drawn_with_t_intervals(docs):
     rows = [
         {"system": "A", "seeds": 3, "parameters": 10, "accuracy %": "90.00 ± 1.00"},
         {"system": "B", "seeds": 1, "parameters": 10, "accuracy %": "80.00"},
     ]
     svg = _record(docs, rows=rows).plot()
-    assert "90.0 ± 2.48" in svg  # 4.303 / sqrt(3)
+    assert "90.0 ± 2.5" in svg  # 4.303 / sqrt(3) = 2.48
     assert ">80.0<" in svg
     assert _record(docs, rows=[{"system": "A"}]).plot() is None
 
@@ -123,12 +154,14 @@ def test_toy_data_are_called_so_and_real_data_come_first(docs, monkeypatch, tmp_
         (tmp_path / name).write_text(json.dumps({**content, "date": ""}))
 
     write("net.json", "net: what was asked (digits)")
-    write("net.cifar10.json", "net: what was asked")
+    write("net.cifar10.json", "net: what was asked (cifar10)")
+    write("toy.json", "toy: why not (toy: digits on texture)")
     write("other.json", "other: more (Indian Pines)")
     monkeypatch.setattr(docs["records"], "REPRODUCTIONS", tmp_path)
     titles = [record.title for record in docs["records"].reproductions("net")]
     assert titles == ["What was asked (cifar10)", "Toy data: what was asked (digits)"]
     assert docs["records"].reproductions("other")[0].title == "More (Indian Pines)"
+    assert docs["records"].reproductions("toy")[0].title == "Toy data: why not (digits on texture)"
 
 
 def test_verdicts_are_counted(docs):
@@ -136,6 +169,20 @@ def test_verdicts_are_counted(docs):
     assert _record(docs, claims=claims).verdicts() == "2 hold, 1 not decided"
     words = "It is ahead: holds. It is faster: does not hold."
     assert _record(docs, conclusion=words).verdicts() == "1 holds, 1 does not hold"
+
+
+def test_benchmarks_are_drawn_by_what_they_recorded(docs):
+    plots = docs["benchmark_plots"]
+    row = {"architecture": "vit", "fixed OA %": "70.00 ± 1.00", "blocks OA %": "40.00 ± 5.00"}
+    timed = _record(docs, "leaderboard", rows=[{**row, "weights M": 0.8, "pixels/s": 120}])
+    assert "pixels per second" in plots.leaderboard(timed)
+    untimed = _record(docs, "leaderboard", rows=[{**row, "weights M": 0.8}])
+    assert "parameters (millions)" in plots.leaderboard(untimed)
+    for name, draw in plots.PLOTS.items():  # other columns: no plot rather than an error
+        for function in draw.values():
+            assert function(_record(docs, name, rows=[{"other": 1}])) is None
+    for record in docs["records"].benchmarks():
+        assert set(plots.drawn(record)) == set(plots.PLOTS.get(record.name, {}))
 
 
 def test_pictures_are_small_and_have_a_maker(docs):
@@ -168,6 +215,37 @@ def test_readme_tables_are_narrow():
     for row in rows:
         assert row.count(" | ") == 1, row
         assert len(row) < 300, row
+
+
+def _texts_of_cards():
+    for card in cards():
+        for words in (card.title, card.summary, card.when, card.claim, card.miniature, *card.notes):
+            yield card.slug, words
+
+
+def test_notes_stand_under_a_heading(docs):
+    for card in cards():
+        for note in card.notes:
+            assert note.partition(": ")[0] in docs["system_pages"].NOTE_HEADINGS, (card.slug, note)
+
+
+def test_cards_and_pages_have_no_idioms_of_their_own():
+    found = [
+        f"{where}: {match[0]}"
+        for where, words in [
+            *_texts_of_cards(),
+            *((page.name, _hand_written(page)) for page in HAND_WRITTEN),
+        ]
+        for pattern in IDIOMS
+        for match in re.finditer(pattern, words, re.IGNORECASE)
+    ]
+    assert not found, "\n".join(found)
+
+
+def _hand_written(page):
+    """Return a page without what is made from settings and records, whose texts have tests of their own."""
+    text = page.read_text(encoding="utf-8")
+    return re.sub(r"<!-- generated: \w+ -->.*?<!-- end -->", "", text, flags=re.DOTALL)
 
 
 class _Resources(HTMLParser):
