@@ -37,8 +37,9 @@ CARD = Card(
     slug="cvt",
     title="CvT: Introducing Convolutions to Vision Transformers",
     kind="model",
-    summary="Three stages; convolutions embed the tokens and, depth-wise, project queries, keys and values.",
-    when="As a pyramid that needs no position embedding, so one model serves images of any size.",
+    summary="Three stages; strided convolutions embed the tokens, and depthwise convolutions "
+    "project queries, keys and values.",
+    when="A pyramid without position embeddings, for images of varying size.",
     paper="arXiv 2103.15808 (ICCV 2021)",
     year=2021,
     source_licence="MIT (microsoft/CvT): re-implemented from the equations",
@@ -106,22 +107,29 @@ CARD = Card(
         "weight_decay": "0.05 (cvt_13), 0.1 (others); none on norms and biases",
         "augment": "RandAugment m9, mixup 0.8, cutmix 1, erasing 0.25, jitter 0.4, smoothing 0.1",
     },
-    claim="81.6 % on ImageNet with 20 M parameters against DeiT-S's 79.8 with 22 M; without position embeddings "
-    "DeiT-S loses 1.8 points, CvT none.",
-    miniature="Digits of 16 x 16 pixels: CvT at least as good as a plain ViT with positions and as many parameters; "
-    "without positions the ViT loses 2 points or more, CvT stays within 1.",
+    claim="81.6 % on ImageNet with 20 M parameters, DeiT-S 79.8 % with 22 M; without position "
+    "embeddings DeiT-S loses 1.8 points, CvT none.",
+    miniature="Digits of 16 x 16 pixels, networks of equal size. Required: CvT at least as "
+    "accurate as a plain ViT with position embeddings; without them the ViT loses at least 2 "
+    "points, CvT at most 1.",
     notes=[
-        "Scores are scaled by the width of the stage to the power -1/2, not of a head: the published weights need it.",
-        "The class token is created in the last stage and bypasses the convolutions.",
-        "The stem's stride of 4 shrinks on small images (strides). Its padding of 2 follows from the stride: "
-        "(kernel - stride + 1) // 2, the least that keeps size // stride cells.",
-        "The authors drop all axes of length 1 before the head, so a single image loses its batch axis; not here.",
-        "projection='linear' works here; the authors' code fails on it. Their setting of a position embedding has no "
-        "effect; positions=True adds one per stage, as the paper's ablation does.",
-        "With a class token nobody reads the last block's cells, so its convolution of the queries gets no gradient "
-        "from the scores, only from dense heads; cvt_test pools by the mean, where every parameter gets one.",
-        "Dropout is 0 in every published model and is left out.",
-        "gmacs are those of the authors' counter or ours at their sizes; their README rounds cvt_13 to 4.5.",
+        "Usage: With a class token, no score depends on the patch tokens of the last block, so "
+        "its query convolution only gets gradients from dense heads. cvt_test pools by the mean, "
+        "where every parameter gets one.",
+        "Image size: The stem's stride of 4 shrinks on small images (strides). Its padding "
+        "follows from the stride, (kernel - stride + 1) // 2, the least that keeps size // "
+        "stride cells.",
+        "Checkpoints: Attention is scaled by the width of the stage, not of a head; the "
+        "published weights need it.",
+        "Checkpoints: The class token enters in the last stage and bypasses the convolutions.",
+        "Differs from the reference: The authors squeeze all axes of length 1 before the head, "
+        "so a single image loses its batch axis; here it keeps it.",
+        "Differs from the reference: projection='linear' works; it fails in the authors' code. "
+        "Their option for a position embedding has no effect; positions=True adds one per stage, "
+        "as in the paper's ablation.",
+        "Published figures: gmacs are those of the authors' counter, or ours at their sizes; "
+        "their README rounds cvt_13 to 4.5.",
+        "Not included: Dropout, which is 0 in every published model.",
     ],
 )
 

@@ -28,8 +28,10 @@ CARD = Card(
     slug="efficientvit",
     title="EfficientViT: Memory Efficient Vision Transformer with Cascaded Group Attention",
     kind="model",
-    summary="Convolutions and feed-forwards around one attention per block, whose heads work in a cascade.",
-    when="When images per second count most, on small machines too.",
+    summary="Convolutions and feed-forwards around a single attention per block, whose heads are "
+    "cascaded.",
+    when="High throughput on images of 128 pixels and more. Trains poorly with batches of one "
+    "image (batch norm).",
     paper="arXiv 2305.07027 (CVPR 2023); not the model of the same name from MIT",
     year=2023,
     source_licence="MIT (microsoft/Cream): re-implemented from the equations",
@@ -98,25 +100,32 @@ CARD = Card(
         "clip": "adaptive, 0.02",
         "augment": "RandAugment m9, mixup 0.8, cutmix 1, erasing 0.25, smoothing 0.1",
     },
-    claim="M5 is 1.9 points better on ImageNet than MobileNetV3-Large at 40 % (GPU) and 45 % (CPU) more images per "
-    "second; M2 is 1.8 points better than MobileViT-XXS and 5.8 and 3.7 times as fast.",
-    miniature="Digits, equal parameters: the sandwich with cascaded group attention is at most half a point worse than "
-    "blocks of multi-head attention and one feed-forward, takes less time, and its heads' attention maps are less "
-    "alike. At 224 pixels on a CPU, M2 classifies more than twice as many images per second as a hybrid of "
-    "MobileViT-XXS's size.",
+    claim="M5 is 1.9 points more accurate on ImageNet than MobileNetV3-Large at 40 % (GPU) and "
+    "45 % (CPU) higher throughput; M2 is 1.8 points more accurate than MobileViT-XXS at a 5.8x "
+    "(GPU) and 3.7x (CPU) speed-up.",
+    miniature="Digits, equal parameters: sandwich blocks with cascaded group attention at most "
+    "0.5 points below blocks of multi-head attention and one feed-forward, faster, and with less "
+    "similar attention maps. At 224 pixels on a CPU, M2 at more than twice the throughput of a "
+    "hybrid of MobileViT-XXS's size.",
     notes=[
-        "Windows that padding completes: the authors let the padded cells take part in the attention, which "
-        "mask_padding=False does (from_reference switches it on). By default they are hidden, and a window at the "
-        "edge equals attention among its real cells. At 224 pixels no window is padded: both are the same.",
-        "Biases of windows are looked up when they are used, never stale after loading; the authors' are.",
-        "Other image sizes than image_size work; the authors' code refuses them.",
-        "The stem's stride of 16 shrinks on small images (total_stride), first in its first convolutions.",
-        "Three levels of features (strides 16, 32, 64), as the paper's detectors use.",
-        "A single image in training is normalised by the head's running statistics; the authors' code fails on it.",
-        "With distillation the prediction is the mean of both heads, in training too.",
-        "Squeeze-and-excite is as wide as a quarter of its channels, rounded to a multiple of 8.",
-        "drop_path is 0 in every published model.",
-        "gmacs were published as FLOPs; they count multiply-adds.",
+        "Usage: Feature maps at strides 16, 32 and 64, as in the paper's detectors.",
+        "Usage: With distillation, predictions average both heads, also in training.",
+        "Usage: drop_path is 0 in every published model.",
+        "Image size: Image sizes other than image_size are accepted; the authors' code refuses "
+        "them.",
+        "Image size: The stem's stride of 16 shrinks on small images (total_stride), first in "
+        "its first convolutions.",
+        "Differs from the reference: Where windows are padded, the authors let padded cells take "
+        "part in attention. Here they are masked, so a window at the edge equals attention among "
+        "its real cells; mask_padding=False reproduces theirs (from_reference sets it). At 224 "
+        "pixels no window is padded.",
+        "Differs from the reference: Window biases are looked up at each forward pass; the "
+        "authors cache them, and the cache is stale after loading weights.",
+        "Differs from the reference: A single training image is normalised by the head's running "
+        "statistics; the authors' code fails on it.",
+        "Not specified in the paper: Squeeze-and-excite has a quarter of its channels, rounded "
+        "to a multiple of 8.",
+        "Published figures: gmacs were published as FLOPs; they count multiply-adds.",
     ],
 )
 

@@ -15,15 +15,17 @@ CARD = Card(
     slug="low_rank",
     title="Low-rank approximation by truncated singular value decomposition",
     kind="filter",
-    summary="Keeps the spectral components that stand out of the noise, and drops the others.",
-    when="Many correlated bands with white noise and no time to train.",
+    summary="Truncated SVD: keeps the spectral components above the noise level and drops the "
+    "rest.",
+    when="First choice for denoising: the best classical filter measured under white noise, "
+    "close to a trained network, in under a second. Needs many correlated bands.",
     paper="threshold: Gavish and Donoho, IEEE TIT 60(8), 5040-5053",
     year=2014,
     tasks=["restore"],
     variants={"low_rank": {}},
     notes=[
-        "Without rank= the threshold is Gavish and Donoho's for unknown noise: omega(beta) times the median singular "
-        "value, with their cubic approximation of omega.",
+        "Usage: Without rank=, the threshold is Gavish and Donoho's for unknown noise: "
+        "omega(beta) times the median singular value, with their cubic approximation of omega.",
     ],
 )
 

@@ -29,9 +29,11 @@ CARD = Card(
     slug="satmae_pp",
     title="Rethinking Transformers Pre-training for Multi-Spectral Satellite Imagery",
     kind="model",
-    summary="A ViT whose tokens are places in groups of bands, and a masked autoencoder for it that also restores the "
-    "image at two and four times the resolution.",
-    when="For multi-spectral images with few labels and much unlabelled ground at a finer resolution.",
+    summary="A ViT with tokens per position and group of bands, pre-trained as a masked "
+    "autoencoder that also reconstructs the image at two and four times the resolution.",
+    when="Multispectral images with few labels and plenty of unlabelled imagery at a finer "
+    "resolution, with the encoder frozen. Fine-tuning was not better than training from scratch "
+    "in our small test.",
     paper="arXiv 2403.05419; CVPR 2024; groups of bands: SatMAE, arXiv 2207.08051",
     year=2024,
     source_licence="Apache-2.0 (techmn/satmae_pp): re-implemented from the equations",
@@ -77,28 +79,39 @@ CARD = Card(
             "layer_decay": 0.75,
         },
     },
-    claim="Restoring several scales gives better features than restoring one, at equal pre-training.",
-    miniature="Crops of 32 x 32 pixels of a scene with 10 averages of bands in 3 groups, pre-trained with and without "
-    "the finer scale: a linear classifier on the features with it at most 0.5 points below and 3 points above a "
-    "random encoder; the finer picture nearer to the truth than the enlarged coarse one.",
+    claim="Reconstructing several scales gives better features than one scale, for equal "
+    "pre-training.",
+    miniature="Crops of 32 x 32 pixels of a scene with 10 averaged bands in 3 groups, "
+    "pre-trained with and without the finer scale. Required: a linear classifier on the features "
+    "at most 0.5 points below that of one scale and at least 3 points above a random encoder; "
+    "the fine reconstruction closer to the truth than the upsampled coarse one.",
     notes=[
-        "The authors compare the picture, whose channels are in the groups' order, with a target in the bands' own, "
-        "so that heads learn bands of other groups. Ours puts the picture into the bands' order; "
-        "group_order='published' repeats theirs, which weights of theirs were trained with (from_reference).",
-        "norm_pix normalises the target per band; with group_order='published' jointly over bands, as theirs.",
-        "Images of 10 bands have the published groups of Sentinel-2 without B1, B9 and B10; others three runs of "
-        "neighbours, as equal as can be (groups).",
-        "All groups' projections are one weight in the bands' order, so that it can be made for other bands. Each "
-        "band stays at its place, and joins the group that this place has among the new bands.",
-        "Quantization leaves that projection in floating point.",
-        "Position and group tables start as sines in the classifier too, where they are trained.",
-        "With pool='mean' the last norm, which is trained in pre-training, follows the mean; the authors' is new.",
-        "The heads for finer scales are 4 x bands wide, as published, but never wider than the encoder.",
-        "Left out: dropout (0 in every published setting). The published RGB autoencoder is groups=((0, 1, 2),), "
-        "group_dim=0, token_size=16 and one finer scale.",
-        "satmae_pp_tiny is ours, for CPUs. Tokens are 8 pixels at 96, and smaller on smaller images, so that at least "
-        "7 x 7 places remain (token_size).",
-        "Published counts of the autoencoder: 329.33 M (large), 111.74 M (base), 329.55 M (large, RGB at 224).",
+        "Usage: satmae_pp_tiny is our variant for CPUs.",
+        "Usage: Images of 10 bands use the published groups for Sentinel-2 without B1, B9 and "
+        "B10; other images three groups of neighbouring bands of nearly equal size (groups).",
+        "Usage: With pool='mean' the last norm, which pre-training trains, follows the mean; the "
+        "authors use a new one.",
+        "Usage: Quantization leaves the patch embedding in floating point.",
+        "Image size: Tokens are 8 pixels at 96; on smaller images they shrink so that at least 7 "
+        "x 7 positions remain (token_size).",
+        "Checkpoints: The groups' projections are stored as one weight in band order, so that it "
+        "can be adapted to other bands. Each band keeps its position and joins the group of that "
+        "position among the new bands.",
+        "Checkpoints: Position and group embeddings are initialised with sines in the classifier "
+        "too, where they are trained.",
+        "Checkpoints: The published RGB autoencoder is groups=((0, 1, 2),), group_dim=0, "
+        "token_size=16 and one finer scale.",
+        "Differs from the reference: The authors compare the reconstruction, whose channels are "
+        "in group order, with a target in band order, so that heads learn bands of other groups. "
+        "Here both are in band order; group_order='published' reproduces theirs, which their "
+        "checkpoints were trained with (from_reference).",
+        "Differs from the reference: norm_pix normalises the target per band; with "
+        "group_order='published' jointly over bands, as the authors do.",
+        "Differs from the reference: Heads for finer scales have 4 x bands channels, as "
+        "published, but at most the encoder's width.",
+        "Published figures: Autoencoder parameters: 329.33 M (large), 111.74 M (base), 329.55 M "
+        "(large, RGB at 224).",
+        "Not included: Dropout, which is 0 in every published setting.",
     ],
 )
 

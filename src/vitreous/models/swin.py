@@ -38,8 +38,10 @@ CARD = Card(
     slug="swin",
     title="Swin Transformer: Hierarchical Vision Transformer using Shifted Windows",
     kind="model",
-    summary="A pyramid whose attention stays inside windows; every second block shifts them, so that they mix.",
-    when="As the trunk of dense tasks, or for images so large that global attention costs too much.",
+    summary="A pyramid with attention inside local windows, which are shifted in every second "
+    "block.",
+    when="Backbone for dense tasks on large images, where global attention is too expensive. "
+    "Slow on small patches.",
     paper="arXiv 2103.14030; ICCV 2021",
     year=2021,
     source_licence="MIT (microsoft/Swin-Transformer): re-implemented from the equations",
@@ -138,20 +140,24 @@ CARD = Card(
         "erasing": 0.25,
         "jitter": 0.4,
     },
-    claim="81.3 % on ImageNet with the budget of DeiT-S (79.8 %), at a cost that is linear in the image's size; "
-    "shifting the windows is worth 1.1 points of it.",
-    miniature="Scenes of 32 x 32 pixels with two glyphs in different windows: same or different? Shifted windows "
-    "at least 3 points above windows that stay where they are; the multiply-adds of window attention grow 4 "
-    "times, not 16, as the side doubles.",
+    claim="81.3 % on ImageNet at the cost of DeiT-S (79.8 %), and a cost linear in image size; "
+    "shifted windows are worth 1.1 points.",
+    miniature="Images of 32 x 32 pixels with two glyphs in different windows: same or different? "
+    "Required: shifted windows at least 3 points above fixed windows; multiply-adds of window "
+    "attention grow by a factor of 4, not 16, when the side doubles.",
     notes=[
-        "The published costs are the authors' own count, which includes the normalisations; ours does not.",
-        "The authors' classifier takes sizes that divide evenly. Here what is missing is padded with zeros below "
-        "and on the right, as in their detection code, but no cell attends to cells that padding added.",
-        "Pairs of cells that are not neighbours are hidden by -inf, the authors subtract 100.",
-        "A stage whose map is no larger than a window is one window without a shift, as published; on images "
-        "that are not square this is decided for each axis by itself.",
-        "Patches are 4 pixels at 224, and smaller on smaller images, so that 4 x 4 cells remain (token_size).",
-        "Left out: dropout (0 in every published setting) and the Swin-MLP variants of the authors' code.",
+        "Image size: Patches are 4 pixels at 224; on smaller images they shrink so that 4 x 4 "
+        "cells remain (token_size).",
+        "Image size: The authors' classifier needs sizes that divide evenly. Here maps are "
+        "zero-padded at the bottom and right, as in their detection code, and padded cells are "
+        "masked.",
+        "Image size: A stage whose map is not larger than a window is a single window without "
+        "shift, as published; for images that are not square this is decided per axis.",
+        "Differs from the reference: Pairs of cells that are not neighbours are masked with "
+        "-inf, where the authors subtract 100.",
+        "Published figures: Published costs are the authors' count, which includes "
+        "normalisation; ours does not.",
+        "Not included: Dropout (0 in every published setting) and the Swin-MLP variants.",
     ],
 )
 

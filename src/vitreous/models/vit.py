@@ -44,7 +44,8 @@ CARD = Card(
     title="An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale",
     kind="model",
     summary="Non-overlapping patches as tokens, global attention, GELU feed-forward.",
-    when="As a baseline, or as the plainest trunk for methods.",
+    when="Baseline for every architecture, and the backbone that all methods support. vit_patch, "
+    "for scene patches, was the most accurate system with randomly drawn pixels.",
     paper="arXiv 2010.11929; distillation token: DeiT, arXiv 2012.12877",
     year=2021,
     source_licence="Apache-2.0 (google-research/vision_transformer): re-implemented from the equations",
@@ -77,10 +78,12 @@ CARD = Card(
         {"variant": "vit_base_distilled", "parameters_m": 87.338},
     ],
     notes=[
-        "vit_patch is ours: sized like lola_specvit_tiny, tokens of 3 x 3 pixels for small scene patches.",
-        "vit_tiny to vit_base are the sizes of DeiT, whose weights fit; patches are 16 pixels at 224, and smaller on "
-        "smaller images, so that at least 7 x 7 remain (token_size).",
-        "With a distillation token the prediction is the mean of both heads, in training too.",
+        "Usage: vit_patch is our variant for small scene patches: sized like lola_specvit_tiny, "
+        "tokens of 3 x 3 pixels.",
+        "Usage: With a distillation token, predictions average both heads, also in training.",
+        "Image size: Patches are 16 pixels at 224; on smaller images they shrink so that at "
+        "least 7 x 7 remain (token_size).",
+        "Checkpoints: vit_tiny to vit_base have the sizes of DeiT, whose weights load.",
     ],
 )
 
