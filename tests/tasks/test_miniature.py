@@ -9,7 +9,7 @@ from torch import nn
 from vitreous.catalog.registry import cards, create_model
 from vitreous.data.images import read_image_folder
 from vitreous.errors import VitreousError
-from vitreous.tasks.miniature import image_task, scaled_init
+from vitreous.tasks.miniature import image_task, scaled_init, shifted, shifted_and_mirrored
 
 ARCHITECTURES = [f"{card.slug}_test" for card in cards() if card.kind == "model"]
 
@@ -108,3 +108,21 @@ def test_an_empty_folder_is_refused_in_words(tmp_path):
 def test_pictures_that_do_not_fit_are_refused_before_they_are_read(folder):
     with pytest.raises(VitreousError, match="GiB"):
         read_image_folder(folder, 60_000)
+
+
+def test_shifts_move_each_image_by_its_own_few_pixels():
+    images = torch.arange(2 * 64.0).reshape(2, 1, 8, 8).repeat(20, 1, 1, 1)
+    moved = shifted(images, torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(images, (1, 1, 1, 1), mode="reflect")
+    found = set()
+    for image, wide in zip(moved, padded, strict=True):
+        places = [(r, c) for r in range(3) for c in range(3)]
+        found |= {(r, c) for r, c in places if torch.equal(image, wide[:, r : r + 8, c : c + 8])}
+    assert len(found) == 9
+
+
+def test_about_half_of_the_images_are_mirrored():
+    images = torch.arange(8.0).expand(200, 3, 8, 8).clone()  # brighter to the right
+    made = shifted_and_mirrored(images, torch.Generator().manual_seed(0))
+    rising = (made[:, 0, 0, 6] > made[:, 0, 0, 1]).sum()
+    assert 70 < rising < 130

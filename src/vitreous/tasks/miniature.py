@@ -270,6 +270,25 @@ def _digits(side: int) -> Images:
     return Images(digits, torch.as_tensor(loaded.target))
 
 
+def shifted(
+    images: Float[Tensor, "count bands side side"], generator: torch.Generator
+) -> Float[Tensor, "count bands side side"]:
+    """Move every image by up to an eighth of its side; its border is mirrored. Fits ``augment`` of :func:`fit_images`."""
+    most = images.shape[-1] // 8
+    padded = F.pad(images, (most,) * 4, mode="reflect")
+    places = padded.unfold(2, images.shape[2], 1).unfold(3, images.shape[3], 1)
+    down, right = torch.randint(2 * most + 1, (2, len(images)), generator=generator)
+    return places[torch.arange(len(images)), :, down, right]
+
+
+def shifted_and_mirrored(
+    images: Float[Tensor, "count bands side side"], generator: torch.Generator
+) -> Float[Tensor, "count bands side side"]:
+    """Move every image as :func:`shifted` does and mirror half of them left to right, as is usual for natural images."""
+    mirror = torch.rand(len(images), generator=generator) < 0.5
+    return shifted(torch.where(mirror[:, None, None, None], images.flip(3), images), generator)
+
+
 DIGIT, GROUND = 16, 32  # sides in pixels, of a digit that is put on a ground, and of the ground
 GROUND_VIT: dict[str, Any] = {
     "dim": 48,
