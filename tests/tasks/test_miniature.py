@@ -7,9 +7,19 @@ from PIL import Image
 from torch import nn
 
 from vitreous.catalog.registry import cards, create_model
+from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.images import read_image_folder
+from vitreous.data.splits import stratified_random
 from vitreous.errors import VitreousError
-from vitreous.tasks.miniature import image_task, scaled_init
+from vitreous.models.spectformer import SpectralGate
+from vitreous.tasks.miniature import (
+    image_task,
+    pixel_task,
+    sample_cube,
+    scaled_init,
+    shifted,
+    shifted_and_mirrored,
+)
 
 ARCHITECTURES = [f"{card.slug}_test" for card in cards() if card.kind == "model"]
 
@@ -26,6 +36,14 @@ def test_every_layer_starts_at_the_scale_of_its_width(name):
         if layer.weight.any():
             rms = float(layer.weight.detach().square().mean().sqrt())
             assert rms == pytest.approx(layer.weight[0].numel() ** -0.5, rel=1e-3)
+
+
+def test_a_filter_starts_at_the_scale_that_keeps_its_input_s():
+    torch.manual_seed(0)
+    model = scaled_init(create_model("spectformer_test", bands=4, num_classes=5, image_size=15))
+    gate = next(part for part in model.modules() if isinstance(part, SpectralGate))
+    maps = torch.randn(200, 5, 5, gate.weight.shape[2])
+    assert float(gate(maps).detach().std()) == pytest.approx(1, abs=0.1)
 
 
 def test_layers_that_start_at_zero_stay_at_zero():
@@ -108,3 +126,41 @@ def test_an_empty_folder_is_refused_in_words(tmp_path):
 def test_pictures_that_do_not_fit_are_refused_before_they_are_read(folder):
     with pytest.raises(VitreousError, match="GiB"):
         read_image_folder(folder, 60_000)
+
+
+def test_shifts_move_each_image_by_its_own_few_pixels():
+    images = torch.arange(2 * 64.0).reshape(2, 1, 8, 8).repeat(20, 1, 1, 1)
+    moved = shifted(images, torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(images, (1, 1, 1, 1), mode="reflect")
+    found = set()
+    for image, wide in zip(moved, padded, strict=True):
+        places = [(r, c) for r in range(3) for c in range(3)]
+        found |= {(r, c) for r, c in places if torch.equal(image, wide[:, r : r + 8, c : c + 8])}
+    assert len(found) == 9
+
+
+def test_about_half_of_the_images_are_mirrored():
+    images = torch.arange(8.0).expand(200, 3, 8, 8).clone()  # brighter to the right
+    made = shifted_and_mirrored(images, torch.Generator().manual_seed(0))
+    rising = (made[:, 0, 0, 6] > made[:, 0, 0, 1]).sum()
+    assert 70 < rising < 130
+
+
+def test_patches_of_a_split_are_those_of_its_pixels():
+    _, labels = sample_cube()
+    split = stratified_random(labels.numpy(), train_fraction=0.1, val_fraction=0.5, seed=3)
+    task = pixel_task(split, 4, 6, training=300, test=50)
+    counts = [len(part.images) for part in task[2:]]
+    assert counts == [300, len(split.pixels(VAL)), 50]
+    assert task.shape == {"bands": 6, "num_classes": 16, "image_size": 4}
+    centres = task.train.images[
+        :, :, 2, 2
+    ]  # of an even patch, the pixel is the first of its second half
+    assert torch.allclose(centres.mean(0), torch.zeros(6), atol=1e-4)
+    assert torch.allclose(centres.var(0), torch.ones(6), atol=1e-2)
+    for role, part in zip((TRAIN, VAL, TEST), task[2:], strict=True):
+        assert len(part.images.flatten(1).unique(dim=0)) == len(part.images)
+        known = labels.flatten()[torch.from_numpy(split.pixels(role))] - 1
+        assert (
+            torch.bincount(part.classes, minlength=16) <= torch.bincount(known, minlength=16)
+        ).all()

@@ -221,6 +221,8 @@ class SpectralGate(nn.Module):
         grid: side of the map in cells.
     """
 
+    fan_in = 2  # a part of a product of complex numbers is a sum of two products
+
     def __init__(self, dim: int, grid: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(grid, grid // 2 + 1, dim, 2) * 0.02)

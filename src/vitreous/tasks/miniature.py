@@ -18,9 +18,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitreous.catalog.registry import create_model
+from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.images import Images, read_image_folder
 from vitreous.data.regions import orient
+from vitreous.data.splits import Split
 from vitreous.layers.backbone import Backbone
+from vitreous.layers.preprocess import Preprocess
 from vitreous.layers.ranges import BandRange
 from vitreous.methods.quantize._install import layers_to_quantize
 from vitreous.methods.quantize.repq_vit import pairs
@@ -177,7 +180,7 @@ def scaled_init(model: Net) -> Net:
     Published networks draw weights with a deviation of 0.02, which suits widths of many hundreds; the narrow networks of
     a miniature are nearly silent with it, some architectures more than others. Here the weights of every linear layer and
     convolution get a deviation of ``fan_in ** -0.5``, so that every arm of a comparison starts alike. Layers that start
-    at zero by design stay at zero.
+    at zero by design stay at zero. A layer whose weights are not ``(outputs, inputs, ...)`` says its ``fan_in`` itself.
     """
     for part in model.modules():
         weight = getattr(part, "weight", None)
@@ -185,7 +188,8 @@ def scaled_init(model: Net) -> Net:
             continue
         if weight.ndim < 2 or not weight.any():
             continue
-        fan_in = weight[0].numel() if not _transposed(part) else weight.numel() // weight.shape[1]
+        inputs = weight[0].numel() if not _transposed(part) else weight.numel() // weight.shape[1]
+        fan_in = getattr(part, "fan_in", inputs)
         weight.mul_(fan_in**-0.5 / weight.square().mean().sqrt())
     return model
 
@@ -297,6 +301,25 @@ def _digits(side: int) -> Images:
     if side != digits.shape[-1]:
         digits = F.interpolate(digits, size=(side, side), mode="bilinear")
     return Images(digits, torch.as_tensor(loaded.target))
+
+
+def shifted(
+    images: Float[Tensor, "count bands side side"], generator: torch.Generator
+) -> Float[Tensor, "count bands side side"]:
+    """Move every image by up to an eighth of its side; its border is mirrored. Fits ``augment`` of :func:`fit_images`."""
+    most = images.shape[-1] // 8
+    padded = F.pad(images, (most,) * 4, mode="reflect")
+    places = padded.unfold(2, images.shape[2], 1).unfold(3, images.shape[3], 1)
+    down, right = torch.randint(2 * most + 1, (2, len(images)), generator=generator)
+    return places[torch.arange(len(images)), :, down, right]
+
+
+def shifted_and_mirrored(
+    images: Float[Tensor, "count bands side side"], generator: torch.Generator
+) -> Float[Tensor, "count bands side side"]:
+    """Move every image as :func:`shifted` does and mirror half of them left to right, as is usual for natural images."""
+    mirror = torch.rand(len(images), generator=generator) < 0.5
+    return shifted(torch.where(mirror[:, None, None, None], images.flip(3), images), generator)
 
 
 DIGIT, GROUND = 16, 32  # sides in pixels, of a digit that is put on a ground, and of the ground
@@ -506,6 +529,41 @@ def patches_at(
     padded = F.pad(image[None], (side // 2,) * 4, mode="reflect")[0]
     windows = padded.unfold(1, side, 1).unfold(2, side, 1)
     return windows[:, rows, columns].transpose(0, 1).contiguous()
+
+
+def pixel_task(
+    split: Split,
+    side: int,
+    components: int,
+    *,
+    training: int | None = None,
+    validation: int | None = None,
+    test: int | None = None,
+) -> ImageTask:
+    """Return patches around the labelled pixels of the built-in scene, in principal components of unit variance.
+
+    Args:
+        split: of the scene's pixels; its seed draws which of them are taken.
+        side: of a patch in pixels.
+        components: how many; they are found on the training pixels.
+        training: how many pixels to train with at most, and likewise
+        validation: to choose settings by,
+        test: to report.
+    """
+    cube, labels = sample_cube()
+    draw = np.random.default_rng(split.seed)
+    most = {TRAIN: training, VAL: validation, TEST: test}
+    pixels = {role: draw.permutation(split.pixels(role))[:count] for role, count in most.items()}
+    learned = Preprocess.fit(
+        cube.flatten(1).T[pixels[TRAIN]].numpy(), components=components, standardize=True
+    )
+    with torch.no_grad():
+        image = learned(cube[None])[0]
+    train, chosen, tested = (
+        Images(patches_at(image, part, side), labels.flatten()[part] - 1)
+        for part in map(torch.from_numpy, pixels.values())
+    )
+    return ImageTask("Indian Pines", int(labels.max()), train, chosen, tested)
 
 
 def turned(
