@@ -380,7 +380,7 @@ def token_task(seed: int, data: Path | None = None) -> TokenTask:
     """
     if data is not None:
         task = image_task(seed, GROUND, data=data, validation=500)
-        return TokenTask(*task, augment=moved)
+        return TokenTask(*task, augment=shifted_and_mirrored)
     digits, classes, *rest = divided_digits(seed)
     generator = torch.Generator().manual_seed(1000 + seed)
     shown, held_out = digits[:-200], digits[-200:]
@@ -422,18 +422,6 @@ def tune_vit(
         loss=loss,
         augment=task.augment,
     )
-
-
-def moved(
-    images: Float[Tensor, "count bands height width"], generator: torch.Generator
-) -> Float[Tensor, "count bands height width"]:
-    """Mirror half of the images and move all by up to four pixels; fits ``augment`` of :func:`fit_images`."""
-    count, _, height, width = images.shape
-    flipped = torch.rand(count, generator=generator) < 0.5
-    images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
-    places = F.pad(images, (4,) * 4, mode="reflect").unfold(2, height, 1).unfold(3, width, 1)
-    down, right = torch.randint(0, 9, (2, count), generator=generator)
-    return places[torch.arange(count), :, down, right]
 
 
 def on_ground(
