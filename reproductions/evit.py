@@ -25,7 +25,7 @@ from vitreous.inference.cost import count_cost
 from vitreous.methods._apply import apply
 from vitreous.tasks.miniature import accuracy, in_little, token_task, trained_vit, tune_vit
 
-EPOCHS, TUNING, TUNING_RATE = 20, 3, 2e-4
+EPOCHS, TUNING, TUNING_RATE = 40, 3, 2e-4
 KEEP: dict[str, Any] = {"keep_rate": 0.7, "blocks": [1, 3]}
 FEWER: dict[str, Any] = {**KEEP, "keep_rate": 0.3}
 DENSE, OURS, BARE, RANDOM = "dense", "EViT", "EViT without fusion", "random patches"

@@ -35,7 +35,7 @@ from vitreous.methods._apply import apply
 from vitreous.methods.reduce.gtp_vit import Propagation, ranked
 from vitreous.tasks.miniature import TokenTask, accuracy, in_little, token_task, trained_vit
 
-EPOCHS = 20
+EPOCHS = 40
 LEAVING, MANY = 4, 10  # patches per block
 DENSE, PRUNED, FUSED, OURS, TOME, RANDOM = (
     "dense",

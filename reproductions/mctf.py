@@ -37,7 +37,7 @@ from vitreous.tasks.miniature import (
     tune_vit,
 )
 
-EPOCHS, TUNING, TUNING_RATE = 20, 5, 2e-4
+EPOCHS, TUNING, TUNING_RATE = 40, 5, 2e-4
 FEW, HALF = 6, 32  # tokens fewer per block
 R_MAX = 6
 ALIKE = {"tau_info": 0.0, "tau_size": 0.0}

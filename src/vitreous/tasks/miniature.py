@@ -381,13 +381,17 @@ def token_task(seed: int, data: Path | None = None) -> TokenTask:
     if data is not None:
         task = image_task(seed, GROUND, data=data, validation=500)
         return TokenTask(*task, augment=shifted_and_mirrored)
-    digits, classes, *rest = divided_digits(seed)
+    train, train_classes, rest, classes = divided_digits(seed)
     generator = torch.Generator().manual_seed(1000 + seed)
-    shown, held_out = digits[:-200], digits[-200:]
-    known = Images(on_ground(held_out.repeat(3, 1, 1, 1), generator), classes[-200:].repeat(3))
-    test = Images(torch.cat([on_ground(rest[0], generator) for _ in range(2)]), rest[1].repeat(2))
-    train = Images(shown, classes[:-200])
-    return TokenTask("toy: digits on texture", 10, train, known, test, on_ground)
+
+    def placed(part: slice, times: int) -> Images:
+        images = torch.cat([on_ground(rest[part], generator) for _ in range(times)])
+        return Images(images, classes[part].repeat(times))
+
+    test, known = placed(slice(200, None), 2), placed(slice(200), 3)
+    return TokenTask(
+        "toy: digits on texture", 10, Images(train, train_classes), known, test, on_ground
+    )
 
 
 def trained_vit(seed: int, task: TokenTask, epochs: int) -> nn.Module:
