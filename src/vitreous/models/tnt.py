@@ -397,7 +397,7 @@ build = TransformerInTransformer
 
 LAYOUTS = {
     "timm's TNT": (r"^pixel_embed\.proj\.weight$", r"^patch_pos$"),
-    "the authors' TNT": (r"^outer_pos$", r"^inner_pos$"),
+    "the authors' TNT": (r"^outer_pos$", r"^blocks\.\d+\.outer_attn\."),
 }
 UNREAD = ("outer_tokens",)  # the authors keep a tensor that nothing reads
 _NAMES = {
