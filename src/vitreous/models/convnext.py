@@ -98,6 +98,8 @@ CARD = Card(
         "dense heads find four levels. Nothing is computed differently.",
         "The levels for dense heads are the stages' outputs; the LayerNorm that the reference's detection backbone "
         "puts on each belongs to the dense head.",
+        "Weights of timm fit, with its feed-forwards as linear layers or as convolutions. Not offered: its overlapping "
+        "stems, a norm before the pooling, and ConvNeXt V2.",
         "Layer scale starts at 1e-6: an untrained network is nearly a stack of down-samplings. Trained from scratch "
         "for few steps, a larger layer_scale learns faster.",
     ],

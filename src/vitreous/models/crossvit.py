@@ -157,6 +157,8 @@ CARD = Card(
         "With two or more cross-attention blocks in a row, the authors' code keeps only the class token after the "
         "first, so that the others attend over itself alone. Here the patches stay; lone_class_token=True is theirs. "
         "No published network has more than one block.",
+        "timm gives queries, keys and values a bias and normalises with 1e-6 unless told otherwise, the authors' class "
+        "neither; from_reference tells them apart by the names of their tensors.",
         "The authors count 0 cross-attention blocks where there is one; depths here say 1.",
         "Stochastic depth grows linearly over the large branch's blocks; a multi-scale block's cross-attention has the "
         "rate of the last of them.",

@@ -104,6 +104,7 @@ CARD = Card(
         "distances beyond the farthest one known share its bias; the reference only takes its own size, 224.",
         "Convolutions of 3 x 3 with stride 2 pad by one: sizes are rounded up. On images below 128 pixels the stem's "
         "second, then also its first convolution loses its stride (stem_stride).",
+        "Weights of timm fit; its models always have both heads.",
         "attention_blocks=0 is a network of pooling alone, whose cells are flattened for the head; the reference never "
         "flattens there, and its head acts on the wrong axes.",
         "fuse folds the batch norms of the convolutions into them, as is done for phones.",
@@ -566,8 +567,8 @@ def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) 
         bands=state_dict[stem].shape[1],
         num_classes=kwargs.get("num_classes", 1000),
         image_size=32 * grid,
-        dims=kwargs["embed_dims"],
-        depths=kwargs["depths"] if "depths" in kwargs else kwargs["layers"],
+        dims=kwargs.get("embed_dims", (48, 96, 224, 448)),
+        depths=kwargs.get("depths", kwargs.get("layers", (3, 2, 6, 4))),
         attention_blocks=kwargs.get("num_vit", kwargs.get("vit_num", 0)),
         mlp_ratio=kwargs.get("mlp_ratios", 4),
         pool_size=kwargs.get("pool_size", 3),

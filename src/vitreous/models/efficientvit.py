@@ -107,6 +107,7 @@ CARD = Card(
         "Windows that padding completes: the authors let the padded cells take part in the attention, which "
         "mask_padding=False does (from_reference switches it on). By default they are hidden, and a window at the "
         "edge equals attention among its real cells. At 224 pixels no window is padded: both are the same.",
+        "timm's EfficientVitMsra is this model, without a distillation head; weights of both fit.",
         "Biases of windows are looked up when they are used, never stale after loading; the authors' are.",
         "Other image sizes than image_size work; the authors' code refuses them.",
         "The stem's stride of 16 shrinks on small images (total_stride), first in its first convolutions.",

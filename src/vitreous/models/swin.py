@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vitreous.catalog.card import Card
+from vitreous.catalog.tensors import DERIVED
 from vitreous.errors import ModelError
 from vitreous.layers.adapter import AdapterSeam
 from vitreous.layers.attention import AttentionCore
@@ -23,7 +24,6 @@ from vitreous.layers.mlp import Mlp
 from vitreous.layers.pooling import TIMM_POOLS, check_pool, pool_cells
 from vitreous.layers.positions import resize_positions
 from vitreous.layers.reference import (
-    DERIVED,
     one_side,
     pair,
     refuse_eps,
@@ -150,6 +150,9 @@ CARD = Card(
         "A stage whose map is no larger than a window is one window without a shift, as published; on images "
         "that are not square this is decided for each axis by itself.",
         "Patches are 4 pixels at 224, and smaller on smaller images, so that 4 x 4 cells remain (token_size).",
+        "timm pads maps that windows do not divide after it has shifted them, and lets the padding take part; "
+        "mask_padding=False repeats that, and from_reference sets it for weights in timm's layout. timm's windows may "
+        "be oblong, and are clipped along each axis by itself.",
         "Left out: dropout (0 in every published setting) and the Swin-MLP variants of the authors' code.",
     ],
 )

@@ -89,6 +89,8 @@ CARD = Card(
         "The miniature's task was settled on after others showed no gain over the ViT: digits that stay in place (96.1 "
         "against 96.8 %, one seed), filtered noise (75.6 against 80.8 %, one seed), shifts common to a batch (+0.3 "
         "points over three seeds).",
+        "Weights of timm fit: its words' feed-forwards are 4 times as wide whatever mlp_ratio says (inner_mlp_ratio). Its "
+        "older weights (legacy=True) belong to another computation and are refused.",
         "Pyramid TNT (arXiv 2201.00978) is another architecture and not here.",
     ],
 )

@@ -19,11 +19,10 @@ from torch import Tensor
 
 from vitreous.catalog.registry import card, create_model, system_module
 from vitreous.catalog.results import versions
-from vitreous.catalog.tensors import check_finite
+from vitreous.catalog.tensors import DERIVED, check_finite
 from vitreous.errors import CheckpointError, ModelError, VitreousError
 from vitreous.layers.backbone import Backbone
 from vitreous.layers.bands import Bands, adapt_bands, resize_kernel
-from vitreous.layers.reference import DERIVED
 from vitreous.methods._apply import applied, has, reinstall
 from vitreous.tasks import hub
 from vitreous.tasks.checkpoint import load_exactly, read_safetensors, save_tensors
@@ -117,8 +116,8 @@ class LoadReport:
         left_over: in the file, without a place in the model.
         misshapen: in both, but of another shape, in words.
         derived: in the file, but following from the model's sizes.
-        unread: in the file, but of no part of the network: a decoder of its pre-training, or what stood beside the
-            network in its wrapper (a counter of steps, a loss).
+        unread: of what is left over, what is of no part of the network: a decoder of its pre-training, or what stood
+            beside the network in its wrapper (a counter of steps, a loss). A load is complete without it.
         rewritten: names in the file of tensors that were joined, split or turned to become the model's.
         layout: whose network in whose names the file held, e.g. ``timm's Swin``; empty where that is unknown.
         parameters: of the network in the file.
@@ -162,7 +161,7 @@ class LoadReport:
         """What keeps a load from being complete."""
         return {
             "missing": self.missing,
-            "left over": self.left_over,
+            "left over": tuple(name for name in self.left_over if name not in self.unread),
             "of another shape": self.misshapen,
         }
 
@@ -426,9 +425,9 @@ def convert(
             headless=classes is None and num_classes is not None,
         )
     except PartialLoadError as error:
-        report = replace(error.report, **told)
+        report = _told(error.report, told)
         raise PartialLoadError(report, _advice(report, tensors, name)) from None
-    return model, replace(report, **{**told, "derived": report.derived + told["derived"]})
+    return model, _told(report, told)
 
 
 def assemble(
@@ -597,6 +596,15 @@ def _renamed(tensors: dict[str, Tensor], probe: Blueprint, source: str) -> dict[
             "Name the architecture that they belong to.",
         ) from error
     return renamed
+
+
+def _told(report: LoadReport, told: dict[str, Any]) -> LoadReport:
+    """Add to the report of a load what was known before it."""
+    grown = {
+        "derived": report.derived + told["derived"],
+        "left_over": report.left_over + told["unread"],
+    }
+    return replace(report, **{**told, **grown})
 
 
 def _identified(
