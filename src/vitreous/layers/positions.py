@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -24,7 +26,7 @@ def resize_positions(
         grid: rows and columns of the table; a square's where not given.
     """
     fixed, cells = table[:, :prefix], table[:, prefix:]
-    side = round(cells.shape[1] ** 0.5)
+    side = math.isqrt(int(cells.shape[1]))  # a tensor while a graph is traced
     rows, columns = grid or (side, side)
     if (rows, columns) == size:
         return table

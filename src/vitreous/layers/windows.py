@@ -10,6 +10,8 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vitreous.layers.graphs import recording
+
 
 def partition(
     x: Float[Tensor, "batch height width dim"], window: tuple[int, int]
@@ -64,7 +66,7 @@ class RelativePositionBias(nn.Module):
 
     def forward(self, height: int, width: int) -> Float[Tensor, "heads tokens tokens"]:
         """Return the bias between all tokens of a ``height x width`` window; in use, it is expanded once."""
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if self.training or torch.is_grad_enabled() or recording():
             return self._expand(height, width)
         table = self.table
         # The version counts changes in place; a table replaced or moved has another address.

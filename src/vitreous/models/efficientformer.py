@@ -14,6 +14,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import Amount, Count, Depths, Positive, Share, Size, Sizes
 from vitreous.catalog.card import Card
 from vitreous.errors import CheckpointError, ModelError
 from vitreous.layers import backbone
@@ -30,8 +31,10 @@ CARD = Card(
     slug="efficientformer",
     title="EfficientFormer: Vision Transformers at MobileNet Speed",
     kind="model",
-    summary="Pooling and convolutional feed-forwards on maps; attention only in the last blocks, on tokens.",
-    when="Where the time of one prediction counts, on phones and small processors.",
+    summary="Pooling and convolutional feed-forwards on feature maps; attention only in the last "
+    "blocks, on tokens.",
+    when="Most accurate small architecture in the leaderboard, on both splits, and a good first "
+    "choice for patches. Not faster per image than a plain ViT of equal multiply-adds on our CPU.",
     paper="arXiv 2206.01191, NeurIPS 2022",
     year=2022,
     source_licence="Snap's own terms (snap-research/EfficientFormer): re-implemented from the paper",
@@ -94,21 +97,28 @@ CARD = Card(
         "weight_average": 0.99996,
         "distillation": "hard, from RegNetY-16GF: half of the loss on the head, half on the distillation head",
     },
-    claim="Accuracy of a transformer (79.2 % of ImageNet-1k, l1) in the time of MobileNetV2 (1.6 ms on an iPhone 12).",
-    miniature="The time of l1 for one image on a CPU against a plain ViT of as many multiply-adds; and latency-driven "
-    "slimming of a small supernet on handwritten digits against a uniformly narrowed network of equal latency.",
+    claim="The accuracy of a transformer (79.2 % on ImageNet-1k, l1) at the latency of "
+    "MobileNetV2 (1.6 ms on an iPhone 12).",
+    miniature="CPU latency of l1 for one image vs a plain ViT of equal multiply-adds; and "
+    "latency-driven slimming of a small supernet on handwritten digits vs a uniformly narrowed "
+    "network of equal latency.",
     notes=[
-        "With both heads the prediction is their mean, in training too; forward_heads gives each, for distillation. The "
-        "published sizes are those with both heads.",
-        "A learned bias per head and distance in cells, as many as the last map of image_size has. On larger images, "
-        "distances beyond the farthest one known share its bias; the reference only takes its own size, 224.",
-        "Convolutions of 3 x 3 with stride 2 pad by one: sizes are rounded up. On images below 128 pixels the stem's "
-        "second, then also its first convolution loses its stride (stem_stride).",
-        "Weights of timm fit; its models always have both heads.",
-        "attention_blocks=0 is a network of pooling alone, whose cells are flattened for the head; the reference never "
-        "flattens there, and its head acts on the wrong axes.",
-        "fuse folds the batch norms of the convolutions into them, as is done for phones.",
-        "Layer scale starts at 1e-5 (layer_scale).",
+        "Usage: With distillation, predictions average both heads, also in training; "
+        "forward_heads returns each for the distillation loss. Published sizes include both "
+        "heads.",
+        "Usage: fuse folds batch norms into the convolutions before them, as is done for mobile "
+        "deployment.",
+        "Usage: LayerScale starts at 1e-5 (layer_scale).",
+        "Image size: Attention biases are learned per head and offset, for the last feature map "
+        "at image_size. On larger images, offsets beyond the largest known one share its bias; "
+        "the reference only accepts 224 pixels.",
+        "Image size: Strided 3 x 3 convolutions pad by one, so sizes are rounded up. Below 128 "
+        "pixels the second, then also the first convolution of the stem loses its stride "
+        "(stem_stride).",
+        "Checkpoints: Checkpoints of timm load; its models always have both heads.",
+        "Differs from the reference: attention_blocks=0 gives a pooling-only network whose map "
+        "is flattened before the head; the reference never flattens it, and its head acts on the "
+        "wrong axes.",
     ],
 )
 
@@ -274,6 +284,7 @@ class EfficientFormer(Backbone):
             stride that two convolutions cannot have.
     """
 
+    classifiers = ("head", "distillation_head")
     any_size = True
     band_parameters = ("patch_embed.0.weight",)
 
@@ -283,18 +294,18 @@ class EfficientFormer(Backbone):
         num_classes: int,
         image_size: int = 224,
         *,
-        dims: Sequence[int] = (48, 96, 224, 448),
-        depths: Sequence[int] = (3, 2, 6, 4),
-        attention_blocks: int = 1,
-        mlp_ratio: float = 4.0,
-        heads: int = 8,
-        key_dim: int = 32,
-        value_dim: int = 128,
-        pool_size: int = 3,
-        layer_scale: float | None = 1e-5,
+        dims: Sizes = (48, 96, 224, 448),
+        depths: Depths = (3, 2, 6, 4),
+        attention_blocks: Count = 1,
+        mlp_ratio: Positive = 4.0,
+        heads: Size = 8,
+        key_dim: Size = 32,
+        value_dim: Size = 128,
+        pool_size: Size = 3,
+        layer_scale: Amount | None = 1e-5,
         distilled: bool = True,
-        stem_stride: int | None = None,
-        drop_path: float = 0.0,
+        stem_stride: Size | None = None,
+        drop_path: Share = 0.0,
     ) -> None:
         super().__init__(bands, num_classes, image_size)
         stride = stem_stride or backbone.stem_stride(image_size, 4, 8)
@@ -384,19 +395,12 @@ class EfficientFormer(Backbone):
         scores = self.forward_heads(features)
         return scores[0] if len(scores) == 1 else (scores[0] + scores[1]) / 2
 
-    def forward_levels(
+    def level_maps(
         self, x: Float[Tensor, "batch bands height width"]
     ) -> list[Float[Tensor, "batch dim h w"]]:
         """Return the map behind each stage, the last normalised; heights and widths are rounded up."""
         *maps, last = self._maps(x)
         return [*maps, rearrange(self._attend(last), "b (h w) d -> b d h w", h=last.shape[2])]
-
-    def reset_head(self, num_classes: int) -> None:
-        """Replace the classifiers by new ones."""
-        super().reset_head(num_classes)
-        if self.distillation_head is not None:
-            weight = next(self.head.parameters())
-            self.distillation_head = self.make_head(num_classes).to(weight.device, weight.dtype)
 
 
 def _scale(dim: int, first: float | None, channels_first: bool = False) -> nn.Module:

@@ -13,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import Depths, Positive, Share, Size, Sizes
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.attention import AttentionCore
@@ -27,8 +28,10 @@ CARD = Card(
     slug="efficientvit",
     title="EfficientViT: Memory Efficient Vision Transformer with Cascaded Group Attention",
     kind="model",
-    summary="Convolutions and feed-forwards around one attention per block, whose heads work in a cascade.",
-    when="When images per second count most, on small machines too.",
+    summary="Convolutions and feed-forwards around a single attention per block, whose heads are "
+    "cascaded.",
+    when="High throughput on images of 128 pixels and more. Trains poorly with batches of one "
+    "image (batch norm).",
     paper="arXiv 2305.07027 (CVPR 2023); not the model of the same name from MIT",
     year=2023,
     source_licence="MIT (microsoft/Cream): re-implemented from the equations",
@@ -97,26 +100,33 @@ CARD = Card(
         "clip": "adaptive, 0.02",
         "augment": "RandAugment m9, mixup 0.8, cutmix 1, erasing 0.25, smoothing 0.1",
     },
-    claim="M5 is 1.9 points better on ImageNet than MobileNetV3-Large at 40 % (GPU) and 45 % (CPU) more images per "
-    "second; M2 is 1.8 points better than MobileViT-XXS and 5.8 and 3.7 times as fast.",
-    miniature="Digits, equal parameters: the sandwich with cascaded group attention is at most half a point worse than "
-    "blocks of multi-head attention and one feed-forward, takes less time, and its heads' attention maps are less "
-    "alike. At 224 pixels on a CPU, M2 classifies more than twice as many images per second as a hybrid of "
-    "MobileViT-XXS's size.",
+    claim="M5 is 1.9 points more accurate on ImageNet than MobileNetV3-Large at 40 % (GPU) and "
+    "45 % (CPU) higher throughput; M2 is 1.8 points more accurate than MobileViT-XXS at a 5.8x "
+    "(GPU) and 3.7x (CPU) speed-up.",
+    miniature="Digits, equal parameters: sandwich blocks with cascaded group attention at most "
+    "0.5 points below blocks of multi-head attention and one feed-forward, faster, and with less "
+    "similar attention maps. At 224 pixels on a CPU, M2 at more than twice the throughput of a "
+    "hybrid of MobileViT-XXS's size.",
     notes=[
-        "Windows that padding completes: the authors let the padded cells take part in the attention, which "
-        "mask_padding=False does (from_reference switches it on). By default they are hidden, and a window at the "
-        "edge equals attention among its real cells. At 224 pixels no window is padded: both are the same.",
-        "timm's EfficientVitMsra is this model, without a distillation head; weights of both fit.",
-        "Biases of windows are looked up when they are used, never stale after loading; the authors' are.",
-        "Other image sizes than image_size work; the authors' code refuses them.",
-        "The stem's stride of 16 shrinks on small images (total_stride), first in its first convolutions.",
-        "Three levels of features (strides 16, 32, 64), as the paper's detectors use.",
-        "A single image in training is normalised by the head's running statistics; the authors' code fails on it.",
-        "With distillation the prediction is the mean of both heads, in training too.",
-        "Squeeze-and-excite is as wide as a quarter of its channels, rounded to a multiple of 8.",
-        "drop_path is 0 in every published model.",
-        "gmacs were published as FLOPs; they count multiply-adds.",
+        "Usage: Feature maps at strides 16, 32 and 64, as in the paper's detectors.",
+        "Usage: With distillation, predictions average both heads, also in training.",
+        "Usage: drop_path is 0 in every published model.",
+        "Image size: Image sizes other than image_size are accepted; the authors' code refuses "
+        "them.",
+        "Image size: The stem's stride of 16 shrinks on small images (total_stride), first in "
+        "its first convolutions.",
+        "Checkpoints: Checkpoints of timm's EfficientVitMsra load; it has no distillation head.",
+        "Differs from the reference: Where windows are padded, the authors let padded cells take "
+        "part in attention. Here they are masked, so a window at the edge equals attention among "
+        "its real cells; mask_padding=False reproduces theirs (from_reference sets it). At 224 "
+        "pixels no window is padded.",
+        "Differs from the reference: Window biases are looked up at each forward pass; the "
+        "authors cache them, and the cache is stale after loading weights.",
+        "Differs from the reference: A single training image is normalised by the head's running "
+        "statistics; the authors' code fails on it.",
+        "Not specified in the paper: Squeeze-and-excite has a quarter of its channels, rounded "
+        "to a multiple of 8.",
+        "Published figures: gmacs were published as FLOPs; they count multiply-adds.",
     ],
 )
 
@@ -327,6 +337,7 @@ class EfficientViT(Backbone):
             or too few kernels.
     """
 
+    classifiers = ("head", "distillation_head")
     any_size = True
     band_parameters = ("patch_embed.0.conv.weight",)
     undecayed = ("position.table",)
@@ -337,17 +348,17 @@ class EfficientViT(Backbone):
         num_classes: int,
         image_size: int = 224,
         *,
-        dims: Sequence[int] = (64, 128, 192),
-        depths: Sequence[int] = (1, 2, 3),
-        heads: Sequence[int] = (4, 4, 4),
-        kernels: Sequence[int] = (5, 5, 5, 5),
-        key_dim: int | Sequence[int] = 16,
-        window: int | Sequence[int] = 7,
-        mlp_ratio: float = 2.0,
-        total_stride: int | None = None,
+        dims: Sizes = (64, 128, 192),
+        depths: Depths = (1, 2, 3),
+        heads: Sizes = (4, 4, 4),
+        kernels: Sizes = (5, 5, 5, 5),
+        key_dim: Size | Sizes = 16,
+        window: Size | Sizes = 7,
+        mlp_ratio: Positive = 2.0,
+        total_stride: Size | None = None,
         mask_padding: bool = True,
         distilled: bool = False,
-        drop_path: float = 0.0,
+        drop_path: Share = 0.0,
         pool: str = "mean",
     ) -> None:
         super().__init__(bands, num_classes, image_size)
@@ -374,18 +385,11 @@ class EfficientViT(Backbone):
         self.head = self.make_head(num_classes)
         self.distillation_head = self.make_head(num_classes) if distilled else None
 
-    def make_head(self, num_classes: int) -> nn.Module:
+    def new_head(self, num_classes: int) -> nn.Module:
         """Return a new classifier, which begins with a norm of its own."""
-        return nn.Sequential(HeadNorm(self.num_features), super().make_head(num_classes))
+        return nn.Sequential(HeadNorm(self.num_features), super().new_head(num_classes))
 
-    def reset_head(self, num_classes: int) -> None:
-        """Replace the classifiers by new ones."""
-        super().reset_head(num_classes)
-        if self.distillation_head is not None:
-            weight = next(self.head.parameters())
-            self.distillation_head = self.make_head(num_classes).to(weight.device, weight.dtype)
-
-    def forward_levels(
+    def level_maps(
         self, x: Float[Tensor, "batch bands height width"]
     ) -> list[Float[Tensor, "batch channels h w"]]:
         """Return the map of each stage."""
@@ -401,7 +405,7 @@ class EfficientViT(Backbone):
         self, x: Float[Tensor, "batch bands height width"]
     ) -> Float[Tensor, "batch dim h w"]:
         """Return the last stage's map."""
-        return self.forward_levels(x)[-1]
+        return self.level_maps(x)[-1]
 
     def forward_head(
         self, features: Float[Tensor, "batch dim h w"]

@@ -13,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import Depths, Positive, Share, Size, Sizes
 from vitreous.catalog.card import Card
 from vitreous.catalog.tensors import DERIVED
 from vitreous.errors import ModelError
@@ -37,8 +38,10 @@ CARD = Card(
     slug="swin",
     title="Swin Transformer: Hierarchical Vision Transformer using Shifted Windows",
     kind="model",
-    summary="A pyramid whose attention stays inside windows; every second block shifts them, so that they mix.",
-    when="As the trunk of dense tasks, or for images so large that global attention costs too much.",
+    summary="A pyramid with attention inside local windows, which are shifted in every second "
+    "block.",
+    when="Backbone for dense tasks on large images, where global attention is too expensive. "
+    "Slow on small patches.",
     paper="arXiv 2103.14030; ICCV 2021",
     year=2021,
     source_licence="MIT (microsoft/Swin-Transformer): re-implemented from the equations",
@@ -137,23 +140,28 @@ CARD = Card(
         "erasing": 0.25,
         "jitter": 0.4,
     },
-    claim="81.3 % on ImageNet with the budget of DeiT-S (79.8 %), at a cost that is linear in the image's size; "
-    "shifting the windows is worth 1.1 points of it.",
-    miniature="Scenes of 32 x 32 pixels with two glyphs in different windows: same or different? Shifted windows "
-    "at least 3 points above windows that stay where they are; the multiply-adds of window attention grow 4 "
-    "times, not 16, as the side doubles.",
+    claim="81.3 % on ImageNet at the cost of DeiT-S (79.8 %), and a cost linear in image size; "
+    "shifted windows are worth 1.1 points.",
+    miniature="Images of 32 x 32 pixels with two glyphs in different windows: same or different? "
+    "Required: shifted windows at least 3 points above fixed windows; multiply-adds of window "
+    "attention grow by a factor of 4, not 16, when the side doubles.",
     notes=[
-        "The published costs are the authors' own count, which includes the normalisations; ours does not.",
-        "The authors' classifier takes sizes that divide evenly. Here what is missing is padded with zeros below "
-        "and on the right, as in their detection code, but no cell attends to cells that padding added.",
-        "Pairs of cells that are not neighbours are hidden by -inf, the authors subtract 100.",
-        "A stage whose map is no larger than a window is one window without a shift, as published; on images "
-        "that are not square this is decided for each axis by itself.",
-        "Patches are 4 pixels at 224, and smaller on smaller images, so that 4 x 4 cells remain (token_size).",
-        "timm pads maps that windows do not divide after it has shifted them, and lets the padding take part; "
-        "mask_padding=False repeats that, and from_reference sets it for weights in timm's layout. timm's windows may "
-        "be oblong, and are clipped along each axis by itself.",
-        "Left out: dropout (0 in every published setting) and the Swin-MLP variants of the authors' code.",
+        "Image size: Patches are 4 pixels at 224; on smaller images they shrink so that 4 x 4 "
+        "cells remain (token_size).",
+        "Image size: The authors' classifier needs sizes that divide evenly. Here maps are "
+        "zero-padded at the bottom and right, as in their detection code, and padded cells are "
+        "masked.",
+        "Image size: A stage whose map is not larger than a window is a single window without "
+        "shift, as published; for images that are not square this is decided per axis.",
+        "Checkpoints: Checkpoints of timm load. Where a window does not divide a map, timm "
+        "shifts before it pads and lets padded cells take part in attention; mask_padding=False "
+        "reproduces that, and from_reference sets it for timm's layout. Its windows may be "
+        "rectangular and are clipped to the map along each axis.",
+        "Differs from the reference: Pairs of cells that are not neighbours are masked with "
+        "-inf, where the authors subtract 100.",
+        "Published figures: Published costs are the authors' count, which includes "
+        "normalisation; ours does not.",
+        "Not included: Dropout (0 in every published setting) and the Swin-MLP variants.",
     ],
 )
 
@@ -352,17 +360,17 @@ class SwinTransformer(Backbone):
         num_classes: int,
         image_size: int = 224,
         *,
-        dim: int = 96,
-        depths: Sequence[int] = (2, 2, 6, 2),
-        heads: Sequence[int] = (3, 6, 12, 24),
-        window: int | Sequence[int | Sequence[int]] = 7,
-        token_size: int | None = None,
-        mlp_ratio: float = 4.0,
-        drop_path: float = 0.0,
+        dim: Size = 96,
+        depths: Depths = (2, 2, 6, 2),
+        heads: Sizes = (3, 6, 12, 24),
+        window: Size | Sequence[Size | Sizes] = 7,
+        token_size: Size | None = None,
+        mlp_ratio: Positive = 4.0,
+        drop_path: Share = 0.0,
         shift: bool = True,
         absolute_positions: bool = False,
         qkv_bias: bool = True,
-        scale: float | None = None,
+        scale: Positive | None = None,
         stem_norm: bool = True,
         mask_padding: bool = True,
         pool: str = "mean",
@@ -411,10 +419,6 @@ class SwinTransformer(Backbone):
         if self.pos_embed is not None:
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
-    def make_head(self, num_classes: int) -> nn.Module:
-        """Return a linear classifier, or nothing for 0 classes."""
-        return super().make_head(num_classes) if num_classes else nn.Identity()
-
     def embed(self, x: Float[Tensor, "batch bands height width"]) -> Float[Tensor, "batch h w dim"]:
         """Return the tokens of the first stage, one per started cell of ``token_size`` pixels."""
         below, right = (-side % self.token_size for side in x.shape[2:])
@@ -451,7 +455,7 @@ class SwinTransformer(Backbone):
         """Classify the pooled tokens."""
         return self.head(pool_cells(features, self.pool, (1,)))
 
-    def forward_levels(
+    def level_maps(
         self, x: Float[Tensor, "batch bands height width"]
     ) -> list[Float[Tensor, "batch channels h w"]]:
         """Return the maps of all stages, the last one normalised."""

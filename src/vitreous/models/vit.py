@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -13,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import Amount, Count, Depth, Positive, Share, Size, Sizes
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.adapter import AdapterSeam
@@ -43,7 +44,8 @@ CARD = Card(
     title="An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale",
     kind="model",
     summary="Non-overlapping patches as tokens, global attention, GELU feed-forward.",
-    when="As a baseline, or as the plainest trunk for methods.",
+    when="Baseline for every architecture, and the backbone that all methods support. vit_patch, "
+    "for scene patches, was the most accurate system with randomly drawn pixels.",
     paper="arXiv 2010.11929; distillation token: DeiT, arXiv 2012.12877",
     year=2021,
     source_licence="Apache-2.0 (google-research/vision_transformer): re-implemented from the equations",
@@ -76,13 +78,16 @@ CARD = Card(
         {"variant": "vit_base_distilled", "parameters_m": 87.338},
     ],
     notes=[
-        "vit_patch is ours: sized like lola_specvit_tiny, tokens of 3 x 3 pixels for small scene patches.",
-        "vit_tiny to vit_base are the sizes of DeiT, whose weights fit; patches are 16 pixels at 224, and smaller on "
-        "smaller images, so that at least 7 x 7 remain (token_size).",
-        "With a distillation token the prediction is the mean of both heads, in training too.",
-        "Weights of timm fit, those of DeiT III (no position of the class token) and DINOv2 (registers, LayerScale) "
-        "too; eps, pooling and oblong grids follow its arguments. Not offered: query-key norms, a norm before the "
-        "blocks (CLIP), attention pooling.",
+        "Usage: vit_patch is our variant for small scene patches: sized like lola_specvit_tiny, "
+        "tokens of 3 x 3 pixels.",
+        "Usage: With a distillation token, predictions average both heads, also in training.",
+        "Image size: Patches are 16 pixels at 224; on smaller images they shrink so that at "
+        "least 7 x 7 remain (token_size).",
+        "Checkpoints: vit_tiny to vit_base have the sizes of DeiT, whose weights load.",
+        "Checkpoints: Checkpoints of timm load, including DeiT III (no position of the class "
+        "token) and DINOv2 (registers, LayerScale). eps, pooling and grids that are not square "
+        "follow timm's arguments. Query-key norms, a norm before the blocks (CLIP) and attention "
+        "pooling are refused.",
     ],
 )
 
@@ -231,6 +236,7 @@ class VisionTransformer(Backbone):
         ModelError: an image smaller than a token, heads that do not divide the width, or a name that is not listed.
     """
 
+    classifiers = ("head", "distillation_head")
     any_size = True
     band_parameters = ("patch_embed.weight",)
     undecayed = ("pos_embed", "class_token", "distillation_token", "register_tokens")
@@ -241,23 +247,23 @@ class VisionTransformer(Backbone):
         num_classes: int,
         image_size: int = 224,
         *,
-        dim: int = 384,
-        depth: int = 12,
-        heads: int = 6,
-        token_size: int | None = None,
-        mlp_ratio: float = 4.0,
+        dim: Size = 384,
+        depth: Depth = 12,
+        heads: Size = 6,
+        token_size: Size | None = None,
+        mlp_ratio: Positive = 4.0,
         pool: str = "class",
         norm_last: bool | None = None,
         positions: str = "learned",
         distilled: bool = False,
-        registers: int = 0,
-        layer_scale: float | None = None,
-        drop_path: float = 0.0,
+        registers: Count = 0,
+        layer_scale: Amount | None = None,
+        drop_path: Share = 0.0,
         class_token: bool | None = None,
         class_position: bool = True,
-        grid: Sequence[int] | None = None,
+        grid: Sizes | None = None,
         qkv_bias: bool = True,
-        norm_eps: float = 1e-6,
+        norm_eps: Positive = 1e-6,
     ) -> None:
         super().__init__(bands, num_classes, image_size)
         self.token_size = token_size or stem_stride(image_size, 16, cells=7)
@@ -269,7 +275,7 @@ class VisionTransformer(Backbone):
         if class_token is False and pool == "class":
             raise ModelError("pool='class' needs the class token.", "Use pool='mean' without it.")
         self.num_features, self.pool, self.positions = dim, pool, positions
-        self.grid = image_size // self.token_size
+        self.grid, self.least_size = image_size // self.token_size, self.token_size
         self.position_grid = pair(grid) if grid else (self.grid, self.grid)
         self.class_position = class_position
         self.feature_info = [FeatureInfo(dim, self.token_size)] * min(4, depth)
@@ -380,7 +386,7 @@ class VisionTransformer(Backbone):
             return logits
         return (logits + self.distillation_head(features[:, 1])) / 2
 
-    def forward_levels(
+    def level_maps(
         self, x: Float[Tensor, "batch bands height width"]
     ) -> list[Float[Tensor, "batch dim h w"]]:
         """Return the patches' maps after each quarter of the blocks; all have the stride of a token.
@@ -403,13 +409,6 @@ class VisionTransformer(Backbone):
                 patches = self.norm(tokens)[:, self.prefix :]
                 maps.append(rearrange(patches, "b (h w) d -> b d h w", h=height))
         return maps
-
-    def reset_head(self, num_classes: int) -> None:
-        """Replace the classifiers by new ones."""
-        super().reset_head(num_classes)
-        if self.distillation_head is not None:
-            weight = next(self.head.parameters())
-            self.distillation_head = self.make_head(num_classes).to(weight.device, weight.dtype)
 
     def _block(self, number: int) -> Block:
         block = self.blocks[number]

@@ -20,6 +20,7 @@ from torch import Tensor
 from vitreous.catalog.registry import card, create_model, system_module
 from vitreous.catalog.results import versions
 from vitreous.catalog.tensors import DERIVED, check_finite
+from vitreous.data.provenance import Provenance, provenance_to_json
 from vitreous.errors import CheckpointError, ModelError, VitreousError
 from vitreous.layers.backbone import Backbone
 from vitreous.layers.bands import Bands, adapt_bands, resize_kernel
@@ -28,7 +29,7 @@ from vitreous.tasks import hub
 from vitreous.tasks.checkpoint import load_exactly, read_safetensors, save_tensors
 from vitreous.tasks.foreign import PICKLED, Foreign, read_foreign
 from vitreous.tasks.layouts import Layout, recognise
-from vitreous.tasks.runs import check_counts
+from vitreous.tasks.runs import PROVENANCE, check_counts
 
 SCHEMA = 1
 KIND = "architecture"
@@ -218,6 +219,7 @@ def save_model(
     *,
     bands: Bands | None = None,
     origin: str = "",
+    provenance: Provenance | None = None,
     push_to: str | None = None,
 ) -> Path:
     """Write a bare architecture, its weights and what rebuilds it, into one safetensors file.
@@ -227,6 +229,7 @@ def save_model(
         path: the file, ``*.safetensors``.
         bands: what is known of its bands; their number alone where None.
         origin: where the weights come from, in words.
+        provenance: the ground that they have learned from; None where nobody knows.
         push_to: also upload it to this repository of the Hugging Face hub, ``user/name``.
 
     Returns:
@@ -247,6 +250,7 @@ def save_model(
         "kind": KIND,
         **asdict(made),
         "origin": origin,
+        PROVENANCE: provenance_to_json(provenance),
         "versions": versions(),
     }
     save_tensors(path, model.state_dict(), header)
