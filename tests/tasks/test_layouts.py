@@ -119,8 +119,8 @@ def test_convert_says_what_it_found(cli, tmp_path):
     done = cli("convert", "w.pth", "--model", "efficientvit_m0")
     assert done.returncode == 0, done.stderr
     words = " ".join(done.stdout.split())
-    assert "timm's EfficientViT (MSRA), 2.3 M parameters, 1000 classes" in words
-    assert "read off the weights: mask_padding=false" in words
+    assert "found: timm's EfficientViT (MSRA), 2.3 M parameters, 1000 classes" in words
+    assert "read from the checkpoint: mask_padding=false" in words
     done = cli("convert", "w.pth", "--model", "swin_tiny", "-o", "s.safetensors")
     assert done.returncode == 2
     assert "looks like timm's EfficientViT (MSRA), not like swin_tiny" in done.stderr

@@ -145,12 +145,12 @@ def report_table(report: LoadReport) -> Table:
     made = report.made
     known = "" if made.bands.wavelengths is None else " (wavelengths known)"
     about = (
-        f"{report.found}\n{made.name}: {made.bands.count} bands{known}, {made.num_classes} classes, "
-        f"images of {made.image_size} x {made.image_size}"
+        f"{made.name}: {made.bands.count} bands{known}, {made.num_classes} classes, "
+        f"images of {made.image_size} x {made.image_size}\nfound: {report.found}"
     )
     if report.read:
         options = ", ".join(f"{key}={json.dumps(value)}" for key, value in report.read.items())
-        about += f"\nread off the weights: {options}"
+        about += f"\nread from the checkpoint: {options}"
     table = Table("tensors", "number", "names", title=escape(about), title_justify="left")
     table.columns[1].justify = "right"
     fates = {
