@@ -87,6 +87,9 @@ CARD = Card(
         "Image size: The convolution that makes the words zero-pads each patch, not the image.",
         "Checkpoints: Queries, keys and values come from one linear layer. The reference has one "
         "for queries and keys and one for values; they are joined when loading.",
+        "Checkpoints: Checkpoints of timm load. The feed-forwards of its words have a fixed ratio "
+        "of 4 (inner_mlp_ratio). Its older layout (legacy=True) is another computation and is "
+        "refused.",
         "Differs from the reference: The reference holds an unused tensor of patches x width "
         "(outer_tokens). It is left out here, which is 0.04 to 0.13 M fewer parameters: 6.07, "
         "23.76 and 65.43 M.",
@@ -391,7 +394,7 @@ build = TransformerInTransformer
 
 LAYOUTS = {
     "timm's TNT": (r"^pixel_embed\.proj\.weight$", r"^patch_pos$"),
-    "the authors' TNT": (r"^outer_pos$", r"^inner_pos$"),
+    "the authors' TNT": (r"^outer_pos$", r"^blocks\.\d+\.outer_attn\."),
 }
 UNREAD = ("outer_tokens",)  # the authors keep a tensor that nothing reads
 _NAMES = {
