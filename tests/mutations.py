@@ -57,7 +57,7 @@ def drawn(value: Any, count: int, seed: int = 0) -> list[tuple[str, Any]]:
     every = [(path, new) for path in paths for new in VALUES]
     chosen = [(path, rng.choice(VALUES)) for path in paths]
     chosen = rng.sample(chosen, min(len(chosen), count))
-    chosen += rng.sample(every, max(0, count - len(chosen)))
+    chosen += rng.sample(every, min(len(every), max(0, count - len(chosen))))
     return [
         (f"{path} -> {'nothing' if new is NOTHING else repr(new)}", changed(value, path, new))
         for path, new in chosen
