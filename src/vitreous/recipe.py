@@ -184,7 +184,7 @@ class Recipe(Settings):
     val_fraction: float = _setting(
         0.1,
         "Split",
-        "Share kept to choose the model: of the training pixels (in blocks: of all); 0 trains to the end.",
+        "Share kept for validation, which chooses the epoch: of the training pixels (in blocks: of all); 0: the last one.",
         ge=0,
         lt=1,
     )
@@ -297,9 +297,14 @@ class Recipe(Settings):
     patience: int = _setting(
         0,
         "Training",
-        "Stop after so many epochs without progress on the validation pixels and keep the best weights; 0: train to the end and keep the last.",
+        "Early stopping: epochs without progress on the validation pixels; 0: train to the end, then keep the best epoch.",
         ge=0,
         le=MANY,
+    )
+    refit: bool = _setting(
+        False,
+        "Training",
+        "Train again on training and validation pixels, for as many epochs as validated best (twice the time).",
     )
 
     baselines: list[str] = _setting(
@@ -320,6 +325,10 @@ class Recipe(Settings):
             raise ValueError("tile_size must not be smaller than patch_size")
         if (self.test_labels is not None) != (self.split == "files"):
             raise ValueError("split 'files' and test_labels go together")
+        if self.refit and self.val_fraction == 0:
+            raise ValueError("refit goes by validation pixels, and val_fraction is 0")
+        if self.refit and self.devices > 1:
+            raise ValueError("refit trains twice, which several processes (devices) cannot follow")
         if self.adapt_args and self.adapt_method is None:
             raise ValueError(
                 f"adapt_args are settings of a method, and adapt '{self.adapt}' uses none"

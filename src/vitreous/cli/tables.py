@@ -34,6 +34,8 @@ def show(table: Table, console: Console | None = None) -> None:
 def print_metrics(console: Console, metrics: dict[str, Any]) -> None:
     """Print the systems of a ``metrics.json`` (see docs/architecture.md) side by side, with the split's caveats."""
     console.print(split_line(metrics["split"]), highlight=False)
+    for sentence in (metrics.get("start") or {}).get("sentences", []):
+        console.print(sentence, style="yellow", highlight=False, markup=False)
     show(systems_table(metrics["systems"]), console)
 
 
@@ -92,6 +94,8 @@ def print_restoration(console: Console, metrics: dict[str, Any]) -> None:
             style="bold" if number == 0 else "",
         )
     show(table, console)
+    for sentence in (metrics.get("start") or {}).get("sentences", []):
+        console.print(sentence, style="yellow", highlight=False, markup=False)
 
 
 def print_run(console: Console, run: Path) -> None:
@@ -115,6 +119,8 @@ def print_run(console: Console, run: Path) -> None:
 def _score(scores: dict[str, Any] | None, key: str) -> str:
     if scores is None:
         return "-"
+    if scores[f"{key}_ci"] is None:
+        return f"{scores[key] * 100:.1f}"
     low, high = scores[f"{key}_ci"]
     return f"{scores[key] * 100:.1f}\n{low * 100:.1f}-{high * 100:.1f}"
 

@@ -39,6 +39,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitreous.data.provenance import Provenance, provenance_to_json
 from vitreous.errors import ConfigError, ModelError, VitreousError
 from vitreous.files import check_room, whole_folder, write_json
 from vitreous.inference.dense_classifier import DenseClassifier
@@ -139,6 +140,7 @@ class Product:
         class_names: names of the classes from 1 on.
         class_colors: their ``#rrggbb``.
         source: SHA-256 of the model file it came from; empty where it came from none.
+        provenance: the ground that its weights have learned from; None where nobody knows.
         class_codes: the numbers that stand for the classes in a map; from 1 on when empty.
     """
 
@@ -147,6 +149,7 @@ class Product:
     class_names: Sequence[str]
     class_colors: Sequence[str]
     source: str = ""
+    provenance: Provenance | None = None
     class_codes: Sequence[int] = ()
 
 
@@ -483,6 +486,7 @@ def _describe(
         "methods": applied(classifier.net),
         "quantization": quantization._asdict(),
         "source": product.source,
+        "provenance": provenance_to_json(product.provenance),
         "files": {
             path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
             for path in sorted(folder.iterdir())

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vitreous.catalog.tensors import check_finite
 from vitreous.errors import CheckpointError
 from vitreous.files import atomic_path, parse_json
 
@@ -58,6 +59,26 @@ def load_tensors(
     return tensors, header
 
 
+def read_header(path: str | Path) -> Any:
+    """Read our header of a safetensors file without its tensors; None where there is none.
+
+    Raises:
+        CheckpointError: missing or truncated.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist.", "Check the path.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return parse_json((file.metadata() or {}).get("vitreous", "null"))
+    except (SafetensorError, ValueError, OSError, RecursionError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path} is damaged: {error}.", "Restore the file, or train again.")
+
+
 def read_safetensors(
     path: str | Path, parse: Callable[[str], Any] = parse_json
 ) -> tuple[dict[str, Tensor], Any]:
@@ -86,9 +107,7 @@ def read_safetensors(
             header = parse((file.metadata() or {}).get("vitreous", "null"))
             return {name: file.get_tensor(name) for name in names}, header
     except (SafetensorError, ValueError, OSError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} is damaged: {error}.", "Restore the file, or train again."
-        ) from error
+        raise _damaged(path, error) from error
 
 
 def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
@@ -150,7 +169,7 @@ def load_exactly(model: torch.nn.Module, tensors: Mapping[str, Tensor], what: st
     """Load tensors into a model (on the meta device or not) and refuse anything but a perfect fit.
 
     Raises:
-        CheckpointError: names, shapes or types differ; the message names a few.
+        CheckpointError: names, shapes or types differ, or a value is NaN or infinite; the message names a few.
     """
     own = model.state_dict()
     missing = [name for name in own if name not in tensors]
@@ -180,6 +199,7 @@ def load_exactly(model: torch.nn.Module, tensors: Mapping[str, Tensor], what: st
             f"The weights do not fit {what}: {'; '.join(complaints)}.",
             "They belong to another model or other settings; nothing was loaded.",
         )
+    check_finite(tensors, f"The file of {what}")
     model.load_state_dict(dict(tensors), assign=True)
     # A buffer that no file holds would stay without memory, and indexing by it gives whatever lies around.
     empty = [name for name, buffer in model.named_buffers() if buffer.is_meta]

@@ -27,8 +27,7 @@ from vitreous.layers.quantize import QuantMatMul, quantized_layers, set_enabled
 from vitreous.methods._apply import Report, apply, complete_settings
 from vitreous.tasks import classify, runs
 from vitreous.tasks.bench import throughput
-from vitreous.tasks.labelled import LabelledScene, open_labelled
-from vitreous.tasks.metrics import scores
+from vitreous.tasks.labelled import LabelledScene
 
 TABLE = "compress.json"
 BATCH = 32  # images of one calibration batch
@@ -171,8 +170,7 @@ def _open(path: Path, method: str, settings: dict[str, Any], images: int, consol
             f"{path} trained '{run.name}', which is no network.", "Compress a run of a network."
         )
     console.print(f"reading {run.recipe.scene}", highlight=False)
-    data = open_labelled(run.recipe)
-    split = classify.fitting(run.split, data)
+    data, split = classify.reopened(run)
     batches = calibration_batches(run.classifier, data, split, images, run.recipe.seed)
     pixels = split.pixels(VAL)
     if len(pixels) < FEWEST_GATE_PIXELS:
@@ -291,9 +289,14 @@ def _compare(
     job.console.print("measuring both", highlight=False)
     both = {"before": job.classifier, "after": after}
     pixels = job.split.pixels(TEST)
-    truth = job.data.classes_at(pixels)
     tests = {
-        key: scores(truth, classify_pixels(one, job.data.scene, pixels), job.run.class_names)
+        key: classify.score_pixels(
+            job.data,
+            job.split,
+            pixels,
+            classify_pixels(one, job.data.scene, pixels),
+            job.run.class_names,
+        )
         for key, one in both.items()
     }
     speed = _in_turns(both, lambda one: throughput(one, job.data.scene, WINDOWS), max)
@@ -408,7 +411,12 @@ def _write(
         prediction = classify.map_scene(folder, recipe, after, job.data, job.console)
         rows[0]["pixels_per_second"] = prediction.pixels_per_second
     metrics = classify.metrics_of(
-        job.data, job.split, classify.receptive_size(job.classifier), rows
+        job.data,
+        job.split,
+        recipe,
+        classify.receptive_size(job.classifier),
+        rows,
+        job.run.start,
     )
     write_json(folder / runs.METRICS, metrics)
     runs.save_run_model(
@@ -418,5 +426,6 @@ def _write(
         model_args=job.run.model_args,
         class_names=job.run.class_names,
         class_colors=job.run.class_colors,
+        provenance=job.run.provenance,
         class_codes=job.run.class_codes,
     )

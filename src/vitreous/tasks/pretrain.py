@@ -25,6 +25,8 @@ from vitreous.catalog.registry import (
 )
 from vitreous.data.contract import BandContract
 from vitreous.data.crops import Area, Crops, cut_scene, sample_spectra
+from vitreous.data.fingerprint import Ground
+from vitreous.data.provenance import Provenance, Seen, start_leakage
 from vitreous.errors import CheckpointError, ConfigError, ModelError, did_you_mean
 from vitreous.files import write_json
 from vitreous.layers.backbone import Backbone
@@ -35,6 +37,7 @@ from vitreous.recipe import PretrainRecipe
 from vitreous.scenes.samples import open_named
 from vitreous.tasks import runs
 from vitreous.tasks.checkpoint import load_exactly, load_tensors, save_tensors
+from vitreous.tasks.provenance import start_provenance
 from vitreous.tasks.runs import METRICS, MODEL, PREPROCESS, STATE
 from vitreous.tasks.weights import load_model, save_model
 
@@ -68,12 +71,15 @@ def train(
     runs.check_start(recipe.init, TASK)
     console.print(f"reading {recipe.scene}", highlight=False)
     scene = open_named(recipe.scene, recipe.hints).scene
+    start = start_provenance(recipe.init)
     contract = BandContract.of(scene)
     bands = contract.select(scene)
     areas = cut_scene(scene, recipe.val_fraction)
+    spectra = sample_spectra(scene, bands, areas[0])
+    contract = contract.measured(spectra)
     torch.manual_seed(recipe.seed)
     preprocess = Preprocess.fit(
-        sample_spectra(scene, bands, areas[0]),
+        spectra,
         reduction=recipe.reduction,
         components=recipe.components,
         whiten=False,
@@ -87,6 +93,8 @@ def train(
 
     config = runs.config_of(TASK, recipe, scene, command)
     with runs.started_folder(recipe, config, name, resume=resume) as (folder, first):
+        if resume:
+            runs.check_unchanged(folder, scene)
         if val is None and recipe.val_fraction:
             console.print(
                 f"no validation: {recipe.val_fraction:.0%} of the scene are narrower than a crop of {crops.side} pixels",
@@ -99,7 +107,10 @@ def train(
         trained = task.result()
         assert isinstance(trained, Pretrainer)
         console.print(f"run {folder}", highlight=False)
-        _keep(folder, recipe, task, trained, contract)
+        ground = Ground.of(scene)
+        seen = _seen_in_validation(areas[1], scene, start, ground) if val is not None else None
+        own = Seen.values(TASK, Path(recipe.scene).name, ground, areas[0])
+        _keep(folder, recipe, task, trained, contract, (*start, own), seen)
         if recipe.report:
             from vitreous.report.pretraining import build_report
 
@@ -241,6 +252,8 @@ def _keep(
     task: PretrainTask,
     trained: Pretrainer,
     contract: BandContract,
+    provenance: Provenance,
+    val_seen: float | None,
 ) -> None:
     """Write what was learned: the figures first, the preprocessing last, because it tells that all is there."""
     last = task.history[-1]
@@ -252,11 +265,18 @@ def _keep(
         "train_seconds": task.elapsed,
         "train_loss": last["train_loss"],
         "val_loss": last.get("val_loss"),
+        "val_seen": val_seen,
     }
     write_json(folder / METRICS, figures)
     centres = contract.wavelengths if recipe.reduction == "none" else None
     bands = Bands(task.preprocess.channels, centres)
-    save_model(encoder, folder / MODEL, bands=bands, origin=f"pre-trained on {recipe.scene}")
+    save_model(
+        encoder,
+        folder / MODEL,
+        bands=bands,
+        origin=f"pre-trained on {recipe.scene}",
+        provenance=provenance,
+    )
     header = {
         "schema": runs.SCHEMA,
         "kind": "preprocess",
@@ -264,6 +284,13 @@ def _keep(
         "channels": task.preprocess.channels,
     }
     save_tensors(folder / PREPROCESS, task.preprocess.state_dict(), header)
+
+
+def _seen_in_validation(
+    area: Area, scene: xr.DataArray, start: Provenance, ground: Ground
+) -> float:
+    """Return the share of the validation area that the weights had learned from before."""
+    return start_leakage(start, area.pixels(scene.sizes["x"]), ground)[0].share
 
 
 def _pictures(task: PretrainTask, trained: Pretrainer) -> dict[str, npt.NDArray[np.float32]]:

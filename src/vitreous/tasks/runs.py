@@ -21,6 +21,8 @@ from torch import nn
 from vitreous.catalog.registry import card, create_model, system_module
 from vitreous.catalog.results import versions
 from vitreous.data.contract import BandContract
+from vitreous.data.fingerprint import scene_fingerprint
+from vitreous.data.provenance import Provenance, Seen, provenance_from_json, provenance_to_json
 from vitreous.data.splits import Split
 from vitreous.errors import CheckpointError, ConfigError, ModelError, VitreousError
 from vitreous.files import checked, hidden_folder, read_json, task_of, write_json
@@ -50,6 +52,7 @@ MODEL, STATE, SPLIT, CONFIG, METRICS, LOG = (
     "log.csv",
 )
 PREPROCESS = "preprocess.safetensors"  # of a pre-trained run, beside its model file
+PROVENANCE = "provenance"  # in the header of every model file
 VERBS = {"classify": "train", "restore": "restore", "pretrain": "pretrain"}  # that train for a task
 RUN_FOLDER = "VITREOUS_RUN_FOLDER"  # tells the further processes of DDP where the first one writes
 
@@ -66,6 +69,7 @@ class Run:
         class_codes: the numbers that stand for them in a map.
         name: the system's name.
         model_args: what differs from the variant's own arguments.
+        provenance: the ground that its weights have learned from, its own training last.
     """
 
     path: Path
@@ -75,11 +79,17 @@ class Run:
     class_codes: list[int]
     name: str
     model_args: dict[str, Any]
+    provenance: Provenance
 
     @property
     def methods(self) -> list[dict[str, Any]]:
         """What was applied to its network, first to last."""
         return applied(self.classifier.net) if isinstance(self.classifier, Network) else []
+
+    @property
+    def start(self) -> Provenance:
+        """The provenance of the weights that its training started from."""
+        return before(self.provenance, self.recipe)
 
     @property
     def recipe(self) -> Recipe:
@@ -90,6 +100,19 @@ class Run:
     def split(self) -> Split:
         """The split it was trained on."""
         return Split.load(self.path / SPLIT)
+
+
+def before(provenance: Provenance, recipe: Settings) -> Provenance:
+    """Return what a run's weights had learned from before it was trained.
+
+    Args:
+        provenance: what they have learned from now, the run's own training last.
+        recipe: its settings.
+    """
+    if not provenance or isinstance(provenance[-1], Seen):
+        return provenance[:-1]
+    # A run of a version that recorded nothing; whether it started from nothing is known all the same.
+    return () if recipe.init is None else provenance
 
 
 @contextmanager
@@ -277,8 +300,18 @@ def _check_finished(path: Path, task: str) -> None:
     )
 
 
-def config_of(task: str, recipe: Settings, scene: xr.DataArray, command: str) -> dict[str, Any]:
-    """Return what ``config.json`` holds: what it takes to do the run again."""
+def config_of(
+    task: str, recipe: Settings, scene: xr.DataArray, command: str, labels: str | None = None
+) -> dict[str, Any]:
+    """Return what ``config.json`` holds: what it takes to do the run again, and to notice that it would be another one.
+
+    Args:
+        task: what is trained.
+        recipe: the settings.
+        scene: what it is trained on.
+        command: the command line.
+        labels: fingerprint of the labels, where there are any.
+    """
     return {
         "schema": 1,
         "task": task,
@@ -290,6 +323,7 @@ def config_of(task: str, recipe: Settings, scene: xr.DataArray, command: str) ->
             "shape": list(scene.shape),
             "unit": scene.attrs.get("unit"),
         },
+        "fingerprints": {"scene": scene_fingerprint(scene), "labels": labels},
         "versions": versions(),
     }
 
@@ -304,6 +338,29 @@ def config_at(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("recipe"), dict):
         raise ConfigError(f"{folder / CONFIG} holds no recipe.", "Start the run again.")
     return config
+
+
+def check_unchanged(folder: Path, scene: xr.DataArray, labels: str | None = None) -> None:
+    """Refuse to go on with a run, or to measure it again, where its scene or labels are others than when it began.
+
+    Args:
+        folder: of the run.
+        scene: as it is now.
+        labels: fingerprint of the labels as they are now, where there are any.
+
+    Raises:
+        ConfigError: they have changed. Runs of versions that kept no fingerprints are let through.
+    """
+    known = config_at(folder).get("fingerprints")
+    if not isinstance(known, dict):
+        return
+    now = {"scene": scene_fingerprint(scene), "labels": labels}
+    for name, found in now.items():
+        if known.get(name, found) != found:
+            raise ConfigError(
+                f"The {name} of the run {folder} changed after it began.",
+                "Restore the file as it was, or start a new run: figures of both would mean nothing together.",
+            )
 
 
 def recipe_of(folder: Path, kind: type[R]) -> R:
@@ -343,9 +400,21 @@ def save_run_model(
     model_args: dict[str, Any],
     class_names: list[str],
     class_colors: list[str],
+    provenance: Provenance | None = None,
     class_codes: list[int] | None = None,
 ) -> None:
-    """Write ``model.safetensors``: everything that is needed to map a raw scene."""
+    """Write ``model.safetensors``: everything that is needed to map a raw scene.
+
+    Args:
+        path: the run folder.
+        classifier: what was trained.
+        name: the system's name.
+        model_args: what differs from the variant's own arguments.
+        class_names: names of the classes from 1 on.
+        class_colors: their ``#rrggbb``.
+        provenance: the ground that its weights have learned from; None where nobody knows.
+        class_codes: the numbers that stand for the classes in a map; from 1 on where not given.
+    """
     assert isinstance(classifier.contract, BandContract)
     header: dict[str, Any] = {
         "schema": SCHEMA,
@@ -353,6 +422,7 @@ def save_run_model(
         "contract": classifier.contract.to_json(),
         "class_names": class_names,
         "class_colors": class_colors,
+        PROVENANCE: provenance_to_json(provenance),
         "class_codes": class_codes or list(range(1, len(class_names) + 1)),
     }
     if isinstance(classifier, Network):
@@ -404,6 +474,7 @@ def load_run(path: str | Path) -> Run:
             header.get("class_codes") or list(range(1, len(header["class_names"]) + 1)),
             header["name"],
             header.get("model_args", {}),
+            provenance_from_json(header.get(PROVENANCE), path.name),
         )
 
 
