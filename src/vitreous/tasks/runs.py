@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from vitreous.data.contract import BandContract
 from vitreous.data.fingerprint import scene_fingerprint
 from vitreous.data.provenance import Provenance, Seen, provenance_from_json, provenance_to_json
 from vitreous.data.splits import Split
-from vitreous.errors import CheckpointError, ConfigError, ModelError, VitreousError
+from vitreous.errors import CheckpointError, ConfigError, VitreousError
 from vitreous.files import checked, hidden_folder, read_json, task_of, write_json
 from vitreous.inference.dense_classifier import DenseClassifier
 from vitreous.inference.descriptions import EstimatorHeader, NetworkHeader
@@ -40,8 +40,6 @@ Network: TypeAlias = PatchClassifier | DenseClassifier
 
 SCHEMA = 1
 MOST_OF_A_NAME = 10_000  # runs that only differ in the number behind their name
-LARGEST_GIVEN = 16384  # number among the arguments of a network that is to be trained
-MOST_PARAMETERS = 2**32
 LARGEST_ARGUMENT = 256  # of a model, unless a tensor in its file is that large
 MODEL, STATE, SPLIT, CONFIG, METRICS, LOG = (
     "model.safetensors",
@@ -226,37 +224,6 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def check_builds(
-    name: str, model_args: dict[str, Any], build: Callable[[], nn.Module]
-) -> nn.Module:
-    """Build a network without memory for its weights, to refuse bad arguments before anything is read.
-
-    Args:
-        name: the system.
-        model_args: the user's arguments.
-        build: makes the network.
-
-    Raises:
-        ModelError: the arguments make no network, or one of an absurd size.
-    """
-    for key, value in model_args.items():
-        for number in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(number, int | float) and not abs(number) <= LARGEST_GIVEN:
-                raise ModelError(
-                    f"{name} cannot be built with {key}={value}.",
-                    f"Give numbers up to {LARGEST_GIVEN:,}.",
-                )
-    with torch.device("meta"):
-        net = build()
-    count = parameter_counts(net)[0]
-    if count > MOST_PARAMETERS:
-        raise ModelError(
-            f"{name} with {model_args} would have {count:,} parameters.",
-            f"At most {MOST_PARAMETERS:,} are trained here: give smaller --model-args.",
-        )
-    return net
 
 
 def check_start(init: str | None, task: str, *others: str) -> None:
