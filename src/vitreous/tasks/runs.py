@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -25,7 +25,7 @@ from vitreous.data.fingerprint import scene_fingerprint
 from vitreous.data.provenance import Provenance, Seen, provenance_from_json, provenance_to_json
 from vitreous.data.splits import Split
 from vitreous.errors import CheckpointError, ConfigError, VitreousError
-from vitreous.files import checked, hidden_folder, read_json, task_of, write_json
+from vitreous.files import checked, hidden_folder, locked, read_json, task_of, write_json
 from vitreous.inference.dense_classifier import DenseClassifier
 from vitreous.inference.descriptions import EstimatorHeader, NetworkHeader
 from vitreous.inference.patch_classifier import PatchClassifier
@@ -129,7 +129,7 @@ def started_folder(
         resume: go on with the run that the recipe names; what a kill left half-written is deleted.
 
     Raises:
-        ConfigError: there is no such run.
+        ConfigError: there is no such run, or another process is training in its folder.
         VitreousError: the folder cannot be made.
     """
     if RUN_FOLDER in os.environ and int(os.environ.get("LOCAL_RANK", "0")) > 0:
@@ -139,19 +139,39 @@ def started_folder(
     if resume:
         if not (folder / CONFIG).is_file():
             raise ConfigError(f"There is no run to resume in {folder}.", "Check --runs and --name.")
-        _remove_leftovers(folder)
     else:
         with hidden_folder(folder.parent, folder.name) as made:
             write_json(made / CONFIG, config)
             folder = publish(made, folder)
     os.environ[RUN_FOLDER] = str(folder.resolve())
-    try:
-        yield folder, True
-    except Exception:
-        if not resume and not any((folder / made).is_file() for made in (LOG, MODEL)):
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    write_json(folder / CONFIG, {**read_json(folder / CONFIG), "finished": True})
+    with _alone(folder):
+        if resume:
+            _remove_leftovers(folder)
+        try:
+            yield folder, True
+        except Exception:
+            if not resume and not any((folder / made).is_file() for made in (LOG, MODEL)):
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        write_json(folder / CONFIG, {**read_json(folder / CONFIG), "finished": True})
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Be the only process that trains in a run folder.
+
+    Raises:
+        ConfigError: another one does.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder))
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"Another process is training in {folder}.",
+                "Wait for it or stop it, or start a run of another --name.",
+            ) from error
+        yield
 
 
 def publish(made: Path, folder: Path) -> Path:
