@@ -27,7 +27,7 @@ from vitreous.tasks.runs import load_run
 from vitreous.tasks.weights import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-COUNT = 120  # mutations of one file
+COUNT = 80  # mutations of one file
 
 SYSTEMS = {
     "patch": {"mode": "patch", "patch_size": 9},
