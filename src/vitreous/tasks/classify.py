@@ -369,7 +369,8 @@ def _fit_estimator(
     )
     started = time.perf_counter()
     pixels = split.without_validation().pixels(TRAIN)  # it has no epoch to choose
-    estimator.fit(estimator.features_at(data.scene, pixels), data.classes_at(pixels))
+    blocks = split.blocks_of(pixels).of_pixel
+    estimator.fit(estimator.features_at(data.scene, pixels), data.classes_at(pixels), blocks)
     return Trained(estimator, time.perf_counter() - started)
 
 
