@@ -19,6 +19,7 @@ VALUES = (
     NOTHING, None, True, False, -1, 0, 1, 3, 10**6, 10**18, 0.5, -2.5, 1e300, float("nan"),
     float("inf"), "", "x", "3", [], [3], [None], ["x"], {}, {"x": 1}, [[1, 2], [3]],
 )  # fmt: skip
+SEED = int(__import__("os").environ.get("FZ", "0"))
 SECONDS = 5.0  # of one file; a sound one takes a fraction
 MEBIBYTES = 400  # that reading a damaged file may add to this process
 
@@ -56,7 +57,7 @@ def drawn(value: Any, count: int, seed: int = 0) -> list[tuple[str, Any]]:
     every = [(path, new) for path in paths for new in VALUES]
     chosen = [(path, rng.choice(VALUES)) for path in paths]
     chosen = rng.sample(chosen, min(len(chosen), count))
-    chosen += rng.sample(every, max(0, count - len(chosen)))
+    chosen += rng.sample(every, min(len(every), max(0, count - len(chosen))))
     return [
         (f"{path} -> {'nothing' if new is NOTHING else repr(new)}", changed(value, path, new))
         for path, new in chosen
@@ -86,7 +87,7 @@ def mutate_json(path: Path, count: int, call: Callable[[], object]) -> None:
     text = path.read_text()
     refused = 0
     try:
-        for what, value in drawn(json.loads(text), count):
+        for what, value in drawn(json.loads(text), count, SEED):
             path.write_text(json.dumps(value))
             refused += only_told(call, f"{path.name} {what}")
         for length in (0, 1, len(text) // 2, len(text) - 2):
@@ -104,7 +105,7 @@ def mutate_header(path: Path, count: int, call: Callable[[], object]) -> None:
     tensors, header = load_tensors(path, json.loads)
     refused = 0
     try:
-        for what, value in drawn(header, count):
+        for what, value in drawn(header, count, SEED):
             save_tensors(path, tensors, value)
             refused += only_told(call, f"{path.name} {what}")
         for length in (0, 7, 100, len(content) - 1):

@@ -26,7 +26,7 @@ def degrade(
     per: Annotated[
         str, typer.Option("--range", metavar="band|scene", help="What is scaled to 0..1 before.")
     ] = "band",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")] = 0,
     hints: Annotated[
         list[str] | None,
         typer.Option("--hints", "--hint", metavar="KEY=VALUE", help="Hint for the scene's reader."),

@@ -139,19 +139,21 @@ def _print(facts: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from vitreous.cli.tables import show
+
     table = Table(title=escape(facts["source"]), show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, text in _rows(facts):
         table.add_row(name, escape(text))
     console = Console()
-    console.print(table)
+    show(table, console)
     if "labels" in facts:
         labels = Table("class", "name", "pixels", title="Labels", title_justify="left")
         labels.columns[2].justify = "right"
         for value, (name, count) in enumerate(facts["labels"].items(), start=1):
             labels.add_row(str(value), escape(name), f"{count:,}")
-        console.print(labels)
+        show(labels, console)
 
 
 def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:

@@ -68,6 +68,24 @@ def check_run(run: Path) -> None:
         )
 
 
+def free_output(out: Path | None, default: str, overwrite: bool) -> Path:
+    """Return what to write: the file that was named, or one of a default name that is not there yet.
+
+    Raises:
+        ConfigError: the default name, or that of a file that is written beside it, is taken.
+    """
+    if out is not None:
+        return out
+    path = Path(default)
+    taken = [file for file in (path, path.with_suffix(".png")) if file.exists()]
+    if taken and not overwrite:
+        raise ConfigError(
+            f"{taken[0]} is there already.",
+            "Name another file with -o, or replace it with --overwrite.",
+        )
+    return path
+
+
 def check_overwrite(out: Path, scene: xr.DataArray) -> None:
     """Refuse to write over the scene that is being read.
 

@@ -12,6 +12,7 @@ from vitreous.cli.options import (
     check_overwrite,
     check_run_or_export,
     check_runtime,
+    free_output,
     key_values,
 )
 from vitreous.errors import ConfigError
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from vitreous.inference.runtimes import Exported
     from vitreous.tasks.runs import Run
 
+MAP, RESTORED = "map.tif", "restored.tif"  # where no name is given
+
 
 def predict(
     run: Annotated[
@@ -32,18 +35,27 @@ def predict(
     out: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--out", metavar="OUT.tif", help="What to write (map.tif or restored.tif, a COG)."
+            "-o",
+            "--out",
+            metavar="OUT.tif",
+            help="What to write (map.tif or restored.tif, where there is none yet; a COG).",
         ),
     ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Without -o: replace an older map.tif or restored.tif."),
+    ] = False,
     probabilities: Annotated[
         Path | None, typer.Option(metavar="FILE.tif", help="Also write class probabilities here.")
     ] = None,
     window: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Side of the windows in pixels (automatic)."),
+        typer.Option(
+            min=1, max=65536, metavar="N", help="Side of the windows in pixels (automatic)."
+        ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Windows computed at a time.")
+        int | None, typer.Option(min=1, max=1024, metavar="N", help="Windows computed at a time.")
     ] = None,
     dask: Annotated[
         str | None,
@@ -71,10 +83,13 @@ def predict(
     exported = check_run_or_export(run)
     check_runtime(runtime)
 
+    restores = not exported and task_of(run) == "restore"
+    out = free_output(out, RESTORED if restores else MAP, overwrite)
+
     from vitreous.scenes.samples import open_named
 
     opened = open_named(scene, key_values(hints or [], "--hints"))
-    if not exported and task_of(run) == "restore":
+    if restores:
         for option, value in (
             ("--probabilities", probabilities),
             ("--window", window),
@@ -103,7 +118,7 @@ def predict(
         done = predict_scene(
             trained.classifier,
             opened.scene,
-            out or Path("map.tif"),
+            out,
             class_names=trained.class_names,
             class_colors=trained.class_colors,
             class_codes=trained.class_codes,
@@ -120,7 +135,7 @@ def predict(
         typer.echo(str(path))
 
 
-def _restore(run: Path, scene: xr.DataArray, out: Path | None) -> None:
+def _restore(run: Path, scene: xr.DataArray, out: Path) -> None:
     """Restore a scene with a trained restorer."""
     import time
 
@@ -128,10 +143,9 @@ def _restore(run: Path, scene: xr.DataArray, out: Path | None) -> None:
     from vitreous.progress import progress_bar
     from vitreous.scenes import write_scene
     from vitreous.scenes.formats import find_writer
-    from vitreous.tasks.restore import PRODUCT, load_run
+    from vitreous.tasks.restore import load_run
 
     started = time.perf_counter()
-    out = out or Path(PRODUCT)
     find_writer(out)
     check_overwrite(out, scene)
     restorer = load_run(run).restorer

@@ -13,7 +13,7 @@ import torch
 import xarray as xr
 from rich.console import Console
 
-from vitreous.catalog.registry import card, list_models, stage, system_module
+from vitreous.catalog.registry import card, check_system, list_models, stage, system_module
 from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.contract import BandContract
 from vitreous.data.fingerprint import Ground
@@ -260,19 +260,13 @@ def _check_system(name: str) -> None:
 
 def _check_arguments(recipe: Recipe) -> None:
     """Refuse arguments that make no system, before anything is read."""
-    if not runs.is_network(recipe.model):
-        settings = {**card(recipe.model).variants[recipe.model], **recipe.model_args}
-        contract = BandContract(1, (0,), None, "dn")
-        system_module(recipe.model).build(num_classes=2, contract=contract, **settings)
-    elif recipe.init is None:
-        bands = recipe.components  # or the scene's own, which are not known yet
-        runs.check_builds(
-            recipe.model,
-            recipe.model_args,
-            lambda: runs.make_net(
-                recipe.model, _settings(recipe), bands=bands, num_classes=2, **recipe.model_args
-            ),
-        )
+    if runs.is_network(recipe.model) and recipe.init is not None:
+        return  # they come with the weights
+    settings = _settings(recipe)
+    net = check_system(recipe.model, recipe.model_args, image_size=runs.image_size(settings))
+    if net is not None:
+        with torch.device("meta"):
+            runs.with_decoder(net, settings)
 
 
 def _check_reducer(recipe: Recipe) -> None:

@@ -20,6 +20,7 @@ from vitreous.catalog.registry import (
     card,
     cards,
     check_arguments,
+    check_system,
     create_model,
     system_module,
 )
@@ -135,17 +136,7 @@ def check_recipe(recipe: PretrainRecipe) -> None:
             did_you_mean(recipe.model, known),
         )
     if recipe.init is None:
-        runs.check_builds(
-            recipe.model,
-            recipe.model_args,
-            lambda: create_model(
-                recipe.model,
-                bands=recipe.components,
-                num_classes=1,
-                image_size=recipe.image_size,
-                **recipe.model_args,
-            ),
-        )
+        check_system(recipe.model, recipe.model_args, image_size=recipe.image_size)
     check_arguments(
         recipe.model, system_module(recipe.model).build_pretrainer, recipe.pretrainer_args
     )

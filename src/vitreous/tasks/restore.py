@@ -22,6 +22,7 @@ from torch import Tensor
 from vitreous.catalog.registry import (
     RESTORERS,
     card,
+    check_system,
     create_model,
     list_models,
     system_module,
@@ -295,7 +296,7 @@ def _scale_of(name: str, model_args: dict[str, Any]) -> int:
         raise ConfigError(
             f"'{name}' is no restorer but a {entry.kind}.", f"Restorers: {', '.join(known)}."
         )
-    net = runs.check_builds(name, model_args, lambda: create_model(name, bands=8, **model_args))
+    net = check_system(name, model_args)
     assert isinstance(net, Restorer)
     return net.scale
 
