@@ -14,19 +14,21 @@ _QUALITY = {"psnr": 2, "ssim": 3, "sam": 2, "ergas": 2}  # figures and their dig
 
 def print_metrics(console: Console, metrics: dict[str, Any]) -> None:
     """Print the systems of a ``metrics.json`` (see docs/architecture.md) side by side, with the split's caveats."""
-    console.print(split_line(metrics["split"]), highlight=False)
-    for sentence in (metrics.get("start") or {}).get("sentences", []):
+    start = metrics.get("start") or {}
+    console.print(split_line(metrics["split"], bool(start.get("share"))), highlight=False)
+    for sentence in start.get("sentences", []):
         console.print(sentence, style="yellow", highlight=False, markup=False)
     console.print(systems_table(metrics["systems"]))
 
 
-def split_line(split: dict[str, Any]) -> str:
-    """Return one line on how honest a split is."""
+def split_line(split: dict[str, Any], seen_before: bool = False) -> str:
+    """Return one line on how honest a split is; ``seen_before``: the weights that training started from count too."""
     counts = split["counts"]
     pixels = ", ".join(f"{counts[role]:,} {role}" for role in ("train", "val", "test"))
     line = (
         f"Split: {split['method']} ({pixels} pixels); {split['leakage']:.1%} of the test pixels lie inside a "
-        f"{split['patch_size']} x {split['patch_size']} training patch."
+        f"{split['patch_size']} x {split['patch_size']} training patch"
+        + (" or were seen by the weights that training started from." if seen_before else ".")
     )
     return line + (" [yellow]These figures are optimistic.[/]" if split["optimistic"] else "")
 
