@@ -9,6 +9,7 @@ from rasterio.transform import Affine
 
 from vitreous.data import fingerprint
 from vitreous.data.fingerprint import Ground, labels_fingerprint, scene_fingerprint, values_hash
+from vitreous.errors import SceneError
 from vitreous.scenes import open_scene
 from vitreous.scenes.cube import LazyCube, make_labels, make_scene
 
@@ -87,6 +88,16 @@ def test_labels_and_the_names_of_their_classes_count():
     assert labels_fingerprint(plain) == labels_fingerprint(make_labels(values.astype(np.uint8)))
     assert labels_fingerprint(plain, None) != labels_fingerprint(None, plain)
     assert len({labels_fingerprint(plain), *others}) == 5
+
+
+def test_a_scene_that_breaks_off_is_named():
+    def broken(window):
+        raise OSError("short read")
+
+    scene = make_scene(LazyCube((3, 4, 5), np.float32, broken), source="half.tif")
+    with pytest.raises(SceneError, match=r"half\.tif cannot be read: short read") as caught:
+        scene_fingerprint(scene)
+    assert caught.value.fix
 
 
 # -- where pixels are in another scene --------------------------------------------------------------------
