@@ -124,6 +124,11 @@ def test_a_clipping_and_another_resolution_are_found_by_their_place():
         CUBE[:, ::2, ::2], crs=PLACE["crs"], transform=PLACE["transform"] @ Affine.scale(2)
     )
     assert located(coarse, whole, [31, 62, 5]) == [[0, 1, 0], [0, 1, 2]]
+    # A coarse pixel is where its middle is.
+    third = make_scene(
+        CUBE[:, ::3, ::3], crs=PLACE["crs"], transform=PLACE["transform"] @ Affine.scale(3)
+    )
+    assert located(whole, third, [0, 11]) == [[1, 4], [1, 4]]
 
 
 @pytest.mark.parametrize("change", [{"crs": "EPSG:32633"}, {"crs": None}, {"transform": None}])
