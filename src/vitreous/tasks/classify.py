@@ -111,7 +111,8 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
                 runs.write_config(folder, TASK, recipe, data.scene, command, data.fingerprint)
             _describe(console, recipe, data, split, start, folder)
         if resume and (folder / MODEL).is_file():  # it was stopped after training
-            trained = Trained(load_run(folder).classifier, *_known_figures(folder))
+            run = load_run(folder)
+            trained, start = Trained(run.classifier, *_known_figures(folder)), run.start
         elif runs.is_network(recipe.model):
             trained = _fit_network(recipe, data, split, contract, folder, resume=resume, show=show)
             if not first:
