@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -444,6 +445,15 @@ def test_a_start_with_other_settings_is_refused(tmp_path, base, places):
         run(tmp_path, **{**start, "scene": str(tmp_path / "other.npy")})
     with pytest.raises(VitreousError, match="no run folder"):
         run(tmp_path, **{**start, "init": str(tmp_path / "none")})
+
+
+@pytest.mark.parametrize(("model", "size", "warned"), [("efficientvit_test", 1, True), ("efficientvit_test", 32, False), ("vit_test", 1, False)])  # fmt: skip
+def test_batches_too_small_to_normalise_over_are_told(tmp_path, places, model, size, warned):
+    few = {"train_per_class": 3, "patch_size": 9, "epochs": 1, "batch_size": size}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run(tmp_path, **places, **few, model=model)
+    assert any("normalises over the batch" in str(found.message) for found in caught) == warned
 
 
 # -- trouble ----------------------------------------------------------------------------------------------

@@ -127,7 +127,7 @@ def predict_scene(
     _check_classes(classifier, classes)
     _check_positive(window=window, workers=workers)
     bands = np.asarray(classifier.contract.select(scene), dtype=np.int64)
-    if check_values:
+    if check_values and getattr(classifier.contract, "levels", None) is not None:
         classifier.contract.check_values(scene)
     grid = Grid.of(scene)
     side = window or window_side(len(bands), classifier.num_classes, classifier.margin)

@@ -146,7 +146,8 @@ def train(
         if resume:
             runs.check_unchanged(folder, scene)
         if fresh is None:  # it was stopped after training, before its products
-            restorer, seconds = load_run(folder).restorer, _seconds(folder)
+            run = load_run(folder)
+            restorer, seconds, start = run.restorer, _seconds(folder), run.start
         else:
             restorer, seconds = _fit(
                 recipe, fresh, scene, areas, degrade, folder, resume=resume, show=show
