@@ -36,6 +36,7 @@ STAGES = ("adapt", "reduce", "quantize")  # of methods, in the order in which th
 RESTORERS = ("restorer", "filter")  # kinds of systems that turn cubes into cubes
 MODULES = ("model", *RESTORERS)  # kinds of systems that are built by create_model
 DEFAULT_IMAGE_SIZE = 15
+ORDINARY = 1024  # bands, classes or pixels, up to which every variant fits into any memory
 _ROOMS = ("models", "methods")
 _PACKAGE = Path(__file__).parents[1]
 
@@ -112,7 +113,8 @@ def create_model(
     build = functools.partial(
         _build, name, builder, {**entry.variants[name], **changes}, sizes, changes
     )
-    _check_weights(name, build, changes)
+    if changes or max(sizes.values()) > ORDINARY:
+        _check_weights(name, build, changes)
     model: Any = build()
     model.variant, model.arguments = name, changes  # what a file needs to rebuild it
     return cast("nn.Module", model)
@@ -156,9 +158,11 @@ def check_system(
     """
     entry = card(name)
     if entry.kind == "estimator":
-        # It only keeps its bands, which are not known yet.
-        settings = {**entry.variants[name], **arguments}
-        system_module(name).build(num_classes=2, contract=None, **settings)
+        build = system_module(name).build
+        # It only keeps its bands, which are not known yet. Unknown settings are its own to refuse.
+        known = inspect.signature(build.__self__).parameters
+        check_values(name, build.__self__, {k: v for k, v in arguments.items() if k in known})
+        build(num_classes=2, contract=None, **{**entry.variants[name], **arguments})
         return None
     import torch
 

@@ -490,7 +490,10 @@ def _check(
                 f"Level {level} of lola_specvit has width {dim * 2**level}, not divisible by {count} heads."
             )
     if image_size < 4:
-        raise ModelError(f"lola_specvit needs patches of at least 4 x 4 pixels, not {image_size}.")
+        raise ModelError(
+            f"lola_specvit needs patches of at least 4 x 4 pixels, not {image_size}.",
+            "Give larger patches.",
+        )
 
 
 def _spectral_stem(channels: Sequence[int], dim: int) -> nn.Sequential:
