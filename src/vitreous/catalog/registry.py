@@ -158,11 +158,7 @@ def check_system(
     """
     entry = card(name)
     if entry.kind == "estimator":
-        build = system_module(name).build
-        # It only keeps its bands, which are not known yet. Unknown settings are its own to refuse.
-        known = inspect.signature(build.__self__).parameters
-        check_values(name, build.__self__, {k: v for k, v in arguments.items() if k in known})
-        build(num_classes=2, contract=None, **{**entry.variants[name], **arguments})
+        _check_estimator(name, {**entry.variants[name], **arguments})
         return None
     import torch
 
@@ -174,6 +170,14 @@ def check_system(
     sizes = {"num_classes": 2, "image_size": image_size} if entry.kind == "model" else {}
     with torch.device("meta"):
         return create_model(name, bands=bands or 8, **sizes, **known)
+
+
+def _check_estimator(name: str, settings: Mapping[str, Any]) -> None:
+    build = system_module(name).build
+    known = inspect.signature(build.__self__).parameters
+    check_values(name, build.__self__, {k: v for k, v in settings.items() if k in known})
+    # It only keeps its bands, which are not known yet. Unknown settings are its own to refuse.
+    build(num_classes=2, contract=None, **settings)
 
 
 def _buildable(name: str) -> Card:

@@ -19,7 +19,7 @@ from vitreous.data.pixels import spectra_at
 from vitreous.data.regions import PixelRegions, best_side, reduce_scene
 from vitreous.data.splits import Split
 from vitreous.data.tiles import TilePixels
-from vitreous.errors import ConfigError, ModelError, VitreousError
+from vitreous.errors import ConfigError, ModelError, SplitError, VitreousError
 from vitreous.files import read_json, write_json
 from vitreous.inference.dense_classifier import DenseClassifier
 from vitreous.inference.maps import no_georeference_warning
@@ -34,6 +34,7 @@ from vitreous.progress import progress_bar
 from vitreous.recipe import Recipe
 from vitreous.scenes.cube import read_window
 from vitreous.tasks import runs
+from vitreous.tasks.checks import check_models, explained
 from vitreous.tasks.labelled import LabelledScene, open_labelled
 from vitreous.tasks.metrics import scores
 from vitreous.tasks.runs import CONFIG, METRICS, MODEL, PREPROCESS, SPLIT, STATE, load_run
@@ -73,6 +74,7 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
     console = Console(stderr=True, quiet=not show)
     for name in (recipe.model, *recipe.baselines):
         _check_system(name)
+    check_models(recipe)
     if recipe.adapt_method is not None:
         complete_settings(recipe.adapt_method, recipe.adapt_args)  # refuses unknown ones
     if recipe.reduce is not None:
@@ -135,7 +137,11 @@ def draw_split(recipe: Recipe, data: LabelledScene) -> Split:
     Raises:
         VitreousError: the labels cannot be divided so, or no pixel is left to train or to test.
     """
-    split = data.split(recipe, _receptive_size(recipe))
+    size = _receptive_size(recipe)
+    try:
+        split = data.split(recipe, size)
+    except SplitError as error:
+        raise explained(error, recipe, size) from error
     usable = _valid_pixels(data, BandContract.of(data.scene), split)
     if not usable.all():
         roles = split.roles.copy()

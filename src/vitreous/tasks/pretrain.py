@@ -20,6 +20,7 @@ from vitreous.catalog.registry import (
     card,
     cards,
     check_arguments,
+    check_system,
     create_model,
     system_module,
 )
@@ -114,7 +115,7 @@ def check_recipe(recipe: PretrainRecipe) -> None:
 
     Raises:
         ConfigError: the system does not say how.
-        ModelError: there is no such system.
+        ModelError: there is no such system, or its arguments make none.
     """
     entry = card(recipe.model)
     if TASK not in entry.tasks:
@@ -123,6 +124,9 @@ def check_recipe(recipe: PretrainRecipe) -> None:
             f"'{recipe.model}' has no way to learn without labels.",
             did_you_mean(recipe.model, known),
         )
+    check_system(recipe.model, recipe.model_args, image_size=recipe.image_size)
+    build = system_module(recipe.model).build_pretrainer
+    check_arguments(recipe.model, build, recipe.pretrainer_args)
 
 
 @dataclass(frozen=True)
