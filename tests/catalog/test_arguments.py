@@ -89,7 +89,7 @@ def test_words_name_the_argument_the_value_and_what_it_must_be():
         ({"drop_path": 1.0}, r"drop_path=1\.0: it must be less than 1"),
         ({"distilled": 1}, "distilled=1: it must be true or false"),
         ({"depth": 10**9}, "depth=1000000000: it must be 256 or less"),
-        ({"mlp_ratio": 1e-9}, "would have 16 inputs and 0 outputs"),
+        ({"mlp_ratio": 1e-9}, r"weight of blocks\.0\.mlp\.fc1 would have the shape \(0, 16\)"),
         ({"token_size": 10}, "tokens of 10 pixels; an image of 9 has none"),
     ):
         with pytest.raises(ModelError, match=words):
@@ -170,3 +170,33 @@ def test_any_sizes_give_the_right_shapes_or_words(slug, bands, classes, size, sh
             assert level.shape[:2] == (2, info.channels)
             for side, cells in zip((height, width), level.shape[2:], strict=True):
                 assert side // info.stride <= cells <= -(-side // info.stride) + 1
+
+
+@pytest.mark.parametrize("slug", [slug for slug in SLUGS if slug not in CLASSIFIERS])
+@given(bands=st.integers(1, 40), shape=st.tuples(st.integers(1, 24), st.integers(1, 24)))
+@settings(max_examples=8, deadline=None)
+@torch.no_grad()
+def test_restorers_take_any_bands_and_sizes(slug, bands, shape):
+    net = create_model(f"{slug}_test", bands=bands).eval()
+    x = torch.rand(1, bands, *shape)
+    assert net(x).shape == (1, bands, *(side * net.scale for side in shape))
+
+
+@pytest.mark.parametrize("name", ["hsdt_test", "bicubic", "low_rank"])
+def test_restorers_know_no_classes_and_no_image_size(name):
+    for sizes in ({"num_classes": 0}, {"image_size": 9}):
+        with pytest.raises(ModelError, match="knows no classes"):
+            create_model(name, bands=3, **sizes)
+    for bands in (0, -2, 1.5, "3"):
+        with pytest.raises(ModelError, match="bands"):
+            create_model(name, bands=bands)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("bicubic", {"scale": 0}), ("bicubic", {"scale": 2.5}), ("low_rank", {"rank": "all"}),
+     ("low_rank", {"rank": -1}), ("bicubic", {"times": 2})],
+)  # fmt: skip
+def test_filters_check_their_arguments_too(name, changes):
+    with pytest.raises(ModelError, match=next(iter(changes))):
+        create_model(name, bands=3, **changes)

@@ -12,6 +12,7 @@ import fnmatch
 import functools
 import importlib
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -126,7 +127,10 @@ def check_arguments(name: str, builder: Callable[..., Any], given: Mapping[str, 
     Raises:
         ModelError: there is one; the message names the argument, or the nearest known.
     """
-    known = inspect.signature(builder).parameters
+    parameters = inspect.signature(builder).parameters
+    known = [
+        key for key, parameter in parameters.items() if parameter.default is not parameter.empty
+    ]
     for key in given:
         if key not in known:
             raise ModelError(f"{name} has no argument '{key}'.", did_you_mean(key, known))
@@ -218,13 +222,15 @@ def _check_weights(name: str, build: Callable[[], nn.Module], changes: Mapping[s
     """Refuse a network without width or of more weights than there is memory for; done without memory."""
     import torch
 
-    with torch.device("meta"):
+    weighted = (torch.nn.Linear, torch.nn.modules.conv._ConvNd)
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of empty layers, which are refused here
         model = build()
     for at, layer in model.named_modules():
-        if isinstance(layer, torch.nn.Linear) and not layer.weight.numel():
+        if isinstance(layer, weighted) and not layer.weight.numel():
             raise ModelError(
-                f"{name} cannot be built with {dict(changes)}: {at} would have {layer.in_features} inputs and "
-                f"{layer.out_features} outputs.",
+                f"{name} cannot be built with {dict(changes)}: the weight of {at} would have the shape "
+                f"{tuple(layer.weight.shape)}.",
                 "Give larger widths or ratios.",
             )
     if torch.get_default_device().type == "meta":
