@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import vitreous.catalog.registry as registry
 from vitreous.catalog.arguments import MOST_BANDS, MOST_CLASSES, MOST_IMAGE_SIZE
-from vitreous.catalog.registry import cards, check_system, create_model
+from vitreous.catalog.registry import card, cards, check_system, create_model
 from vitreous.errors import ConfigError, ModelError
 
 SLUGS = [entry.slug for entry in cards() if entry.kind in {"model", "restorer"}]
@@ -200,3 +200,34 @@ def test_restorers_know_no_classes_and_no_image_size(name):
 def test_filters_check_their_arguments_too(name, changes):
     with pytest.raises(ModelError, match=next(iter(changes))):
         create_model(name, bands=3, **changes)
+
+
+NUMBERS = st.one_of(st.integers(0, 16), st.sampled_from([0.1, 0.5, 1.0, 2.5]), st.booleans())
+
+
+@pytest.mark.parametrize("slug", CLASSIFIERS)
+@given(data=st.data())
+@settings(max_examples=12, deadline=None, derandomize=True)
+@torch.no_grad()
+def test_one_random_argument_makes_a_network_or_is_refused_in_words(slug, data):
+    """Nothing that is built fails later: it classifies, and gives the maps that it declares."""
+    variant = card(f"{slug}_test").variants[f"{slug}_test"]
+    parameters = registry.inspect.signature(registry.system_module(slug).build).parameters
+    key = data.draw(st.sampled_from(sorted(set(parameters) - set(SIZES))))
+    default = variant.get(key, parameters[key].default)
+    if isinstance(default, list | tuple):
+        value = data.draw(st.lists(NUMBERS, min_size=len(default), max_size=len(default)))
+    else:
+        value = data.draw(NUMBERS)
+    try:
+        net = create_model(f"{slug}_test", bands=3, num_classes=2, image_size=15, **{key: value})
+    except ModelError as error:
+        assert "cannot be built" not in error.problem or "must be" in error.problem or (
+            "would have the shape" in error.problem
+        )  # fmt: skip
+        return
+    x = torch.zeros(1, 3, 15, 15)
+    assert net.eval()(x).shape == (1, 2)
+    assert [level.shape[1] for level in net.forward_levels(x)] == [
+        info.channels for info in net.feature_info
+    ]
