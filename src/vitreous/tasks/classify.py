@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 from rich.console import Console
 
-from vitreous.catalog.registry import card, check_system, list_models, stage, system_module
+from vitreous.catalog.registry import card, list_models, stage, system_module
 from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.contract import BandContract
 from vitreous.data.fingerprint import Ground
@@ -23,7 +23,7 @@ from vitreous.data.provenance import Provenance, Seen, split_leakage, start_leak
 from vitreous.data.regions import PixelRegions, best_side, reduce_scene
 from vitreous.data.splits import Split
 from vitreous.data.tiles import TilePixels
-from vitreous.errors import ConfigError, ModelError, VitreousError, listed
+from vitreous.errors import ConfigError, ModelError, SplitError, VitreousError, listed
 from vitreous.files import read_json, write_json
 from vitreous.inference.dense_classifier import DenseClassifier
 from vitreous.inference.maps import class_numbers, no_georeference_warning
@@ -38,6 +38,7 @@ from vitreous.progress import progress_bar
 from vitreous.recipe import Recipe
 from vitreous.scenes.cube import read_window
 from vitreous.tasks import runs
+from vitreous.tasks.checks import check_models, explained
 from vitreous.tasks.labelled import LabelledScene, open_labelled
 from vitreous.tasks.metrics import scores
 from vitreous.tasks.provenance import start_provenance
@@ -107,7 +108,10 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
         trained=runs.is_network(recipe.model),
         networks=any(map(runs.is_network, systems)),
     )
-    _check_arguments(recipe)
+    net = check_models(recipe)
+    if net is not None:
+        with torch.device("meta"):
+            runs.with_decoder(net, _settings(recipe))
     if recipe.adapt_method is not None:
         complete_settings(recipe.adapt_method, recipe.adapt_args)  # refuses unknown ones
     if recipe.reduce is not None:
@@ -184,7 +188,11 @@ def draw_split(recipe: Recipe, data: LabelledScene) -> Split:
     Raises:
         VitreousError: the labels cannot be divided so, or no pixel is left to train or to test.
     """
-    split = data.split(recipe, _receptive_size(recipe))
+    size = _receptive_size(recipe)
+    try:
+        split = data.split(recipe, size)
+    except SplitError as error:
+        raise explained(error, recipe, size) from error
     usable = _valid_pixels(data, BandContract.of(data.scene), split)
     if not usable.all():
         roles = split.roles.copy()
@@ -259,17 +267,6 @@ def _check_system(name: str) -> None:
         raise ModelError(
             f"'{name}' has several variants.", f"Choose one of {', '.join(entry.variants)}."
         )
-
-
-def _check_arguments(recipe: Recipe) -> None:
-    """Refuse arguments that make no system, before anything is read."""
-    if runs.is_network(recipe.model) and recipe.init is not None:
-        return  # they come with the weights
-    settings = _settings(recipe)
-    net = check_system(recipe.model, recipe.model_args, image_size=runs.image_size(settings))
-    if net is not None:
-        with torch.device("meta"):
-            runs.with_decoder(net, settings)
 
 
 def _check_reducer(recipe: Recipe) -> None:

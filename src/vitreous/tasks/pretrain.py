@@ -126,7 +126,7 @@ def check_recipe(recipe: PretrainRecipe) -> None:
 
     Raises:
         ConfigError: the system does not say how.
-        ModelError: there is no such system.
+        ModelError: there is no such system, or its arguments make none.
     """
     entry = card(recipe.model)
     if TASK not in entry.tasks:
@@ -137,9 +137,8 @@ def check_recipe(recipe: PretrainRecipe) -> None:
         )
     if recipe.init is None:
         check_system(recipe.model, recipe.model_args, image_size=recipe.image_size)
-    check_arguments(
-        recipe.model, system_module(recipe.model).build_pretrainer, recipe.pretrainer_args
-    )
+    build = system_module(recipe.model).build_pretrainer
+    check_arguments(recipe.model, build, recipe.pretrainer_args)
 
 
 @dataclass(frozen=True)
