@@ -18,8 +18,10 @@ import numpy.typing as npt
 
 from vitreous.errors import SceneError, VitreousError
 from vitreous.scenes.arrays import MAX_ARRAYS, ArrayInfo, Key, check_memory, plain
+from vitreous.scenes.attributes import key_of
 
 _MAX_DEPTH = 8
+_TEXTS = {"mapinfo", "epsgcode"}  # NEON's place
 _MAX_ATTRIBUTE = 2**20
 
 
@@ -61,9 +63,14 @@ class Hdf5File:
 
     @cached_property
     def attrs(self) -> dict[str, Any]:
-        """The file's global attributes."""
+        """The file's global attributes, and the texts that products keep as datasets of their own."""
         with opened(self.path) as file:
-            return _attributes(file)
+            texts = {
+                name.rpartition("/")[2]: plain(dataset[()])
+                for name, dataset in _datasets(file)
+                if key_of(name.rpartition("/")[2]) in _TEXTS and dataset.shape == ()
+            }
+            return {**texts, **_attributes(file)}
 
     def describe(self, name: str, dataset: Any) -> ArrayInfo:
         """Return what is known about one dataset."""
