@@ -32,6 +32,7 @@ from vitreous.layers.bands import Bands
 from vitreous.layers.preprocess import Preprocess
 from vitreous.layers.pretrainer import Pretrainer
 from vitreous.recipe import PretrainRecipe
+from vitreous.scenes.dead_bands import without_dead_bands
 from vitreous.scenes.samples import open_named
 from vitreous.tasks import runs
 from vitreous.tasks.checkpoint import load_exactly, load_tensors, save_tensors
@@ -66,7 +67,7 @@ def train(
     check_recipe(recipe)
     runs.check_start(recipe.init, TASK)
     console.print(f"reading {recipe.scene}", highlight=False)
-    scene = open_named(recipe.scene, recipe.hints).scene
+    scene = without_dead_bands(open_named(recipe.scene, recipe.scene_hints).scene)
     contract = BandContract.of(scene)
     bands = contract.select(scene)
     areas = cut_scene(scene, recipe.val_fraction)

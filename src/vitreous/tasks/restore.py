@@ -38,6 +38,7 @@ from vitreous.progress import progress_bar
 from vitreous.recipe import RestoreRecipe
 from vitreous.scenes import write_scene
 from vitreous.scenes.cube import good_bands, like_scene, read_window, wavelengths_of
+from vitreous.scenes.dead_bands import without_dead_bands
 from vitreous.scenes.samples import open_named
 from vitreous.tasks import runs
 from vitreous.tasks.checkpoint import load_exactly, save_tensors
@@ -113,7 +114,7 @@ def train(
     degrade = check_recipe(recipe)
     runs.check_start(recipe.init, TASK)
     console.print(f"reading {recipe.scene}", highlight=False)
-    scene = open_named(recipe.scene, recipe.hints).scene
+    scene = without_dead_bands(open_named(recipe.scene, recipe.scene_hints).scene)
     areas = _areas(recipe, scene, degrade.factor)
     trained = resume and (Path(recipe.runs) / TASK / str(recipe.name) / MODEL).is_file()
     # What cannot be trained is refused before there is a folder for it.
@@ -146,7 +147,7 @@ def evaluate(path: str | Path) -> dict[str, Any]:
     run = load_run(path)
     recipe = run.recipe
     degrade = check_recipe(recipe)
-    scene = open_named(recipe.scene, recipe.hints).scene
+    scene = without_dead_bands(open_named(recipe.scene, recipe.scene_hints).scene)
     areas = _areas(recipe, scene, degrade.factor)
     cube = test_cube(recipe, run.restorer, scene, areas[2], degrade)
     row, _ = measure(run.restorer, run.name, cube)
