@@ -484,15 +484,18 @@ def _per_band(
     if info is not None:
         fitting += [column for column in _listed(file, info, names) if len(column[2]) == bands]
     if names is CENTRES:
-        fitting = [column for column in fitting if not _say_band_numbers(column, file.source)]
+        fitting = [column for column in fitting if not _say_no_centres(column, file.source)]
     if not fitting:
         return None
     wanted = "" if info is None else info.name.lower()
     return max(fitting, key=lambda column: _kinship(column[0].lower(), wanted))
 
 
-def _say_band_numbers(column: Column, source: str) -> bool:
-    if column[1] is not None or not are_band_numbers(column[2]):
+def _say_no_centres(column: Column, source: str) -> bool:
+    if not np.any(np.nan_to_num(np.asarray(column[2], dtype=np.float64)) > 0):
+        warnings.warn(f"{source}: {column[0]} holds nothing but zeros.", stacklevel=5)
+        return True
+    if known_unit(column[1]) is not None or not are_band_numbers(column[2]):
         return False
     warnings.warn(
         f"{source}: {column[0]} only counts the bands; it is not taken for wavelengths.",

@@ -60,7 +60,12 @@ Tags = dict[str, str]
 
 
 def open(
-    path: Path, *, wavelength_unit: str | None = None, page: int | None = None, **known: Any
+    path: Path,
+    *,
+    wavelength_unit: str | None = None,
+    page: int | None = None,
+    axis_order: str | None = None,
+    **known: Any,
 ) -> xr.DataArray:
     """Open a GeoTIFF lazily.
 
@@ -72,6 +77,7 @@ def open(
         path: the file.
         wavelength_unit: ``nm`` or ``um``, instead of what the tags say.
         page: which image, from 1 on, of a file with several.
+        axis_order: ``byx``, ``yxb`` or ``ybx``, of an array that tifffile wrote page by page.
         **known: arguments of :func:`make_scene` that win over what the file says.
 
     Raises:
@@ -81,7 +87,7 @@ def open(
     page = None if page is None else int(number_of("page", page))
     with open_raster(path, "GTiff", page) as dataset:
         if page is None and len(dataset.subdatasets) > 1:
-            return tiff_pages.open(path, dataset, wavelength_unit=wavelength_unit, known=known)
+            return tiff_pages.open(path, dataset, axis_order=axis_order, known=known)
         tiff_pages.check_whole(path, dataset)
         check_shape((dataset.count, dataset.height, dataset.width), source)
         dtype = np.result_type(*dataset.dtypes)
@@ -96,7 +102,7 @@ def open(
         facts = _facts(dataset, bands, wavelength_unit, header, known, source)
         settings = _conversion(dataset, bands, facts, known)
         crs, transform = known_grid(dataset)
-        masked = _mask_flag() in dataset.mask_flag_enums[bands[0]] and alpha is None
+        masked = _has_mask(dataset, bands[0])
     reader = RasterReader(path, "GTiff", page)
     cube = LazyCube(shape, dtype, _Stored(reader, bands))
     valid: list[Validity] = []
@@ -137,7 +143,7 @@ def open_labels(path: Path, *, page: int | None = None) -> LabelImage:
         names = _stored_class_names(dataset) or read_category_names(path)
         colors = _color_table(dataset)
         nodata = dataset.nodata
-        masked = _mask_flag() in dataset.mask_flag_enums[0] and alpha is None
+        masked = _has_mask(dataset, 0)
     rows, columns = slice(0, dataset.height, 1), slice(0, dataset.width, 1)
     reader = RasterReader(path, "GTiff", page)
     values = reader.read([0], rows, columns)[0]
@@ -291,10 +297,12 @@ class _Alpha:
         return shown
 
 
-def _mask_flag() -> Any:
+def _has_mask(dataset: Any, band: int) -> bool:
+    """True where the file keeps a mask for all bands, inside or in a ``.msk`` beside it; alpha bands do not count."""
     from rasterio.enums import MaskFlags
 
-    return MaskFlags.per_dataset
+    flags = dataset.mask_flag_enums[band]
+    return MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
 
 
 def _only(nodata: float | None) -> tuple[float, ...]:

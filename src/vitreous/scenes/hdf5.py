@@ -21,6 +21,7 @@ from vitreous.scenes.arrays import MAX_ARRAYS, ArrayInfo, Key, check_memory, pla
 from vitreous.scenes.attributes import key_of
 
 _MAX_DEPTH = 8
+_BARE_DIMENSION = "This is a netCDF dimension but not a netCDF variable"
 _TEXTS = {"mapinfo", "epsgcode"}  # NEON's place
 _MAX_ATTRIBUTE = 2**20
 
@@ -79,10 +80,13 @@ class Hdf5File:
             note = "no plain numbers"
         elif dataset.is_virtual or dataset.external:
             note = "kept in other files, which is not allowed"
+        attributes = _attributes(dataset)
+        if str(attributes.get("NAME", "")).startswith(_BARE_DIMENSION):
+            note = "a dimension without values"
         dtype = np.dtype(object) if note else dataset.dtype
         dims = tuple(_dimension_name(dataset, axis) for axis in range(len(dataset.shape or ())))
         shape = tuple(int(n) for n in dataset.shape or ())
-        return ArrayInfo(name, shape, dtype, dims, _attributes(dataset), note)
+        return ArrayInfo(name, shape, dtype, dims, attributes, note)
 
     def read(self, name: str, key: Key | None = None) -> npt.NDArray[Any]:
         """Return all of array ``name``, or the part that ``key`` cuts out."""

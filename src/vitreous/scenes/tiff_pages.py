@@ -25,14 +25,14 @@ MOST_PAGES = 10_000
 
 
 def open(  # the name that every reader has
-    path: Path, first: Any, *, wavelength_unit: str | None, known: Mapping[str, Any]
+    path: Path, first: Any, *, axis_order: str | None, known: Mapping[str, Any]
 ) -> xr.DataArray:
     """Open a TIFF whose images are the bands of one scene, or the slices of one array.
 
     Args:
         path: the file.
         first: its first image, an open rasterio dataset.
-        wavelength_unit: is refused without wavelengths: pages have none.
+        axis_order: of an array that tifffile wrote page by page, where the user says it.
         known: arguments of :func:`make_scene` that the user gives.
 
     Raises:
@@ -54,7 +54,7 @@ def open(  # the name that every reader has
     axes = (0, 1, 2)
     if written is not None and len(written) == 3:
         spectra = () if known.get("wavelengths") is None else (len(known["wavelengths"]),)
-        axes = axes_of((), shape, spectra=spectra, what=source)
+        axes = axes_of((), shape, axis_order=axis_order, spectra=spectra, what=source)
     bands, height, width = check_shape([shape[axis] for axis in axes], source)
     cube = LazyCube((bands, height, width), first.dtypes[0], _Pages(path, count, axes))
     crs, transform = known_grid(first) if axes == (0, 1, 2) else (None, None)

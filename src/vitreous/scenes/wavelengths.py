@@ -143,12 +143,7 @@ def unit_in_name(name: str) -> str | None:
 def are_band_numbers(values: npt.NDArray[Any]) -> bool:
     """True for 0, 1, 2, ... or 1, 2, 3, ...: what some files call wavelengths."""
     numbers = np.asarray(values, dtype=np.float64)
-    return bool(
-        numbers.size > 1
-        and numbers[0] in {0.0, 1.0}
-        and np.all(np.diff(numbers) == 1)
-        and not _is_light(numbers, "um")
-    )
+    return bool(numbers.size > 1 and numbers[0] in {0.0, 1.0} and np.all(np.diff(numbers) == 1))
 
 
 def _plain_unit(word: str) -> str:
