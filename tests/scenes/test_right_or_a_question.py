@@ -1,5 +1,6 @@
 """Faults of real files, by kind: each is read right, asked about with the answers, or refused in words."""
 
+import json
 import re
 import warnings
 
@@ -880,3 +881,37 @@ def test_coordinates_win_over_a_stale_geotransform(tmp_path):
     opened, words = said(open_scene, tmp_path / "a.nc")
     assert georeference(opened)[1] == GRID * Affine.translation(3, 2)
     assert "the coordinates are taken" in words
+
+
+def test_a_dark_count_is_no_missing_pixel_under_a_mask_either(tmp_path):
+    values = cube(dtype="uint8")
+    values[1, 3, 3] = 0
+    values[:, 4, 4] = 0
+    opened = open_scene(put_mask(tmp_path / "x.tif", np.ones((8, 10), bool), values, nodata=None))
+    assert np.isfinite(window(opened)).all()
+    opened = open_scene(tmp_path / "x.tif", nodata=0)
+    assert np.isnan(window(opened)).sum() == 3 and np.isnan(window(opened)[:, 4, 4]).all()
+
+
+def test_the_fill_value_of_hdf5_itself_counts(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        data = file.create_dataset(
+            "cube", shape=(3, 8, 12), dtype="i2", fillvalue=-9999, chunks=(3, 4, 4)
+        )
+        data[:, 4:] = cube(3, 4, 12)
+        file["wavelength"], file.attrs["wavelength_units"] = [0.45, 0.55, 0.65], "Micrometers"
+    opened, words = said(open_scene, tmp_path / "a.h5")
+    assert opened.nodata == -9999 and np.isnan(window(opened)[:, :4]).all() and not words
+    assert opened.wavelength.values.tolist() == NM
+
+
+def test_a_stack_of_which_one_image_is_listed_is_refused(tmp_path):
+    path = tmp_path / "x.tif"
+    tifffile.imwrite(
+        path, cube()[0], description="ImageJ=1.53\nimages=12\nslices=12", metadata=None
+    )
+    with pytest.raises(SceneError, match="12 x 8 x 10"):
+        open_scene(path)
+    tifffile.imwrite(path, cube()[0], description=json.dumps({"shape": [12, 8, 10]}), metadata=None)
+    with pytest.raises(SceneError, match="12 x 8 x 10"):
+        open_scene(path)

@@ -476,6 +476,9 @@ def _per_band(
             values = file.read(vector.name).reshape(-1)
             unit = find(vector.attrs, *UNITS)
             said = unit if isinstance(unit, str) else unit_in_name(vector.base_name)
+            if said is None:
+                beside = find(file.attrs, "wavelength_units", "wavelength_unit")
+                said = beside if isinstance(beside, str) else None
             fitting.append((vector.name, said, values))
         elif info is None or not _of_another(file, vector):
             warnings.warn(

@@ -254,22 +254,13 @@ def _known_facts(hints: Mapping[str, Any], file: Path) -> dict[str, Any]:
             )
         facts["unit"] = hints["unit"]
     if "scale" in hints:
-        facts["scale"] = number_hint("scale", hints["scale"])
+        facts["scale"] = number_of("scale", hints["scale"])
         if not (math.isfinite(facts["scale"]) and facts["scale"] > 0):
             raise SceneError(f"scale is {hints['scale']}.", "It must be a positive number.")
     if "nodata" in hints:
         none = hints["nodata"] is None or str(hints["nodata"]).lower() == "none"
-        facts["nodata"] = None if none else number_hint("nodata", hints["nodata"])
+        facts["nodata"] = None if none else number_of("nodata", hints["nodata"])
     return {**facts, **_spectral_hints(hints, file)}
-
-
-def number_hint(name: str, value: Any) -> float:
-    """Return the number that a hint gives, also as text.
-
-    Raises:
-        SceneError: it is no number.
-    """
-    return number_of(name, value)
 
 
 def _spectral_hints(hints: Mapping[str, Any], file: Path) -> dict[str, Any]:

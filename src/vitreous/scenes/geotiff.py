@@ -242,7 +242,7 @@ def write_category_names(
         class_names: one per class.
         codes: the value that stands for each class.
     """
-    if min(codes) < 0 or max(codes) > CATEGORY_LIMIT:
+    if not codes or min(codes) < 0 or max(codes) > CATEGORY_LIMIT:
         Path(f"{path}.aux.xml").unlink(missing_ok=True)
         return
     named = dict(zip(codes, class_names, strict=True))

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from vitreous.errors import SceneError, VitreousError
 from vitreous.scenes.arrays import MAX_ARRAYS, ArrayInfo, Key, check_memory, plain
-from vitreous.scenes.attributes import key_of
+from vitreous.scenes.attributes import NODATA, find, key_of
 
 _MAX_DEPTH = 8
 _BARE_DIMENSION = "This is a netCDF dimension but not a netCDF variable"
@@ -81,6 +81,8 @@ class Hdf5File:
         elif dataset.is_virtual or dataset.external:
             note = "kept in other files, which is not allowed"
         attributes = _attributes(dataset)
+        if not note and dataset.fillvalue and find(attributes, *NODATA) is None:
+            attributes["_FillValue"] = plain(np.asarray(dataset.fillvalue))
         if str(attributes.get("NAME", "")).startswith(_BARE_DIMENSION):
             note = "a dimension without values"
         dtype = np.dtype(object) if note else dataset.dtype

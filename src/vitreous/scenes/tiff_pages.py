@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def check_whole(path: Path, dataset: Any) -> None:
     Raises:
         SceneError: the array that it notes has more values than the image.
     """
-    written = written_shape(dataset)
+    written = written_shape(dataset) or _stack_of_imagej(dataset)
     if written is None:
         return
     listed = dataset.count * dataset.height * dataset.width
@@ -92,6 +93,13 @@ def written_shape(dataset: Any) -> list[int] | None:
     if not isinstance(shape, list) or not all(isinstance(n, int) and n > 0 for n in shape):
         return None
     return shape
+
+
+def _stack_of_imagej(dataset: Any) -> list[int] | None:
+    """ImageJ lists only the first image of a large stack, and notes how many follow."""
+    text = dataset.tags().get("TIFFTAG_IMAGEDESCRIPTION", "")
+    count = re.search(r"^images=(\d+)", text, re.M) if text.startswith("ImageJ=") else None
+    return None if count is None else [int(count[1]), dataset.height, dataset.width]
 
 
 def _alike(path: Path, count: int, first: Any) -> bool:
