@@ -83,6 +83,7 @@ def predict_scene(
     workers: int | None = None,
     dask: str | None = None,
     png: bool = True,
+    check_values: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Prediction:
     """Map a whole scene.
@@ -105,13 +106,16 @@ def predict_scene(
             (one per core when None).
         dask: ``local`` or the address of a Dask scheduler (``tcp://host:port``) that computes the windows.
         png: also write a picture with legend beside the map.
+        check_values: first compare some pixels with those that the classifier was trained on, and refuse a scene in
+            another unit or scale, whatever it says of itself.
         progress: called with (pixels done, pixels in all), first with (0, all).
 
     Returns:
         What was written, and how long it took.
 
     Raises:
-        ModelError: the scene does not have the classifier's bands, or names and classes disagree.
+        ModelError: the scene does not have the classifier's bands or unit, its values are far from those of the
+            training pixels, or names and classes disagree.
         SceneError: the scene has no valid pixel, or cannot be read.
         ConfigError: settings that make no sense.
         VitreousError: the products cannot be written, or the cluster does not answer.
@@ -124,6 +128,8 @@ def predict_scene(
     _check_classes(classifier, classes)
     _check_positive(window=window, workers=workers)
     bands = np.asarray(classifier.contract.select(scene), dtype=np.int64)
+    if check_values:
+        classifier.contract.check_values(scene)
     grid = Grid.of(scene)
     side = window or window_side(len(bands), classifier.num_classes, classifier.margin)
     windows = plan_windows(grid.height, grid.width, side, step_of(classifier))

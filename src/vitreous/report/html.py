@@ -35,6 +35,7 @@ from vitreous.report.page import (
 from vitreous.report.record import (
     ClassEntry,
     Interval,
+    Metrics,
     Number,
     RunRecord,
     Scores,
@@ -178,9 +179,9 @@ def _numbers(page: _Page) -> Markup:
         _score_card("Cohen's kappa", "κ", ratio(test.kappa), test.kappa, test.kappa_ci),
     ]
     return join(
-        _leakage_banner(page.record.metrics.split),
+        _leakage_banner(page.record.metrics),
         tag("div", *cards, class_="scores"),
-        tag("p", _protocol(page.record.metrics.split, page.trained), class_="note"),
+        tag("p", _protocol(page), class_="note"),
     )
 
 
@@ -206,53 +207,79 @@ def _score_card(name: str, symbol: str, shown: str, value: Number, interval: Int
     )
 
 
-def _leakage_banner(split: SplitEntry) -> Markup:
+def _leakage_banner(metrics: Metrics) -> Markup:
+    """Say what the test pixels are worth: seen in training, by the weights it started from, or by neither."""
+    split, start = metrics.split, metrics.start
     side = f"{split.patch_size} × {split.patch_size}"
-    share = f"{percent(split.leakage)} of the test pixels lie inside a {side} training patch"
-    if split.leakage == 0:
+    own = split.leakage if start is None else start.split_leakage
+    share = f"{percent(own)} of the test pixels lie inside a {side} training patch"
+    if own == 0:
         share = f"No test pixel lies inside a {side} training patch"
+    told = " ".join(start.sentences) if start else ""
     if split.optimistic:
-        return tag(
-            "div",
-            tag("strong", "Optimistic estimate. "),
-            f"Training and test pixels are neighbours in this split ({_method(split)}). {share}, so the model has "
-            "seen their surroundings. Expect less on ground that it has never seen; a split by blocks shows how much.",
-            class_="banner warning",
-            role="note",
-        )
+        neighbours = split.method == "random" or own > 0
+        words = f"{share}. "
+        if neighbours:
+            words = (
+                f"Training and test pixels are neighbours in this split ({_method(split)}). {share}, so the model has "
+                "seen their surroundings. "
+            )
+        words += f"{told} Expect less on ground that it has never seen"
+        words += "; a split by blocks shows how much." if neighbours else "."
+        return _banner("warning", "Optimistic estimate. ", words)
     if split.leakage > 0:
-        return tag(
-            "div",
-            tag("strong", "Some leakage. "),
-            f"{share}: their surroundings were seen in training, so the figures flatter the model.",
-            class_="banner caution",
-            role="note",
-        )
-    return tag(
-        "div",
-        tag("strong", "No leakage. "),
-        f"{share}: the figures are for ground in this scene that the model has not seen.",
-        class_="banner good",
-        role="note",
-    )
+        words = f"{share}: their surroundings were seen in training, so the figures flatter the model. {told}"
+        return _banner("caution", "Some leakage. ", words)
+    if start is not None and start.unknown:
+        return _banner("caution", "Unknown provenance. ", f"{share}. {told}")
+    words = f"{share}: the figures are for ground in this scene that the model has not seen."
+    return _banner("good", "No leakage. ", words)
 
 
-def _protocol(split: SplitEntry, system: System) -> str:
+def _banner(kind: str, title: str, words: str) -> Markup:
+    return tag("div", tag("strong", title), words.strip(), class_=f"banner {kind}", role="note")
+
+
+def _protocol(page: _Page) -> str:
+    split, system = page.record.metrics.split, page.trained
     counts = split.counts
     words = (
         f"Protocol: {_method(split)}; {counts.get('train', 0):,} training, {counts.get('val', 0):,} validation "
         f"and {counts.get('test', 0):,} test pixels; leakage {percent(split.leakage)}. "
-        "All figures are from the test pixels. The intervals resample them as if they were independent, which "
-        "neighbours are not: another field or another year may differ by more."
+        f"All figures are from the test pixels. {_interval_words(system.test)}"
     )
     untested = [score.name for score in system.test.per_class if score.support == 0]
     if untested:
         words += f" Without test pixels, and so not in AA: {', '.join(untested)}."
-    if system.val is not None:
+    chosen = page.record.config.model.chosen
+    if chosen is not None:
+        refit = "; then trained again on training and validation pixels for as many epochs"
+        words += (
+            f" Epoch {chosen.epoch} of {chosen.epochs} was chosen by its OA on the validation pixels "
+            f"({percent(chosen.val_oa)}){refit if page.record.config.recipe.get('refit') else ''}."
+        )
+    elif system.val is not None:
         words += (
             f" On the validation pixels: OA {percent(system.val.oa)}, κ {ratio(system.val.kappa)}."
         )
     return words
+
+
+def _interval_words(test: Scores) -> str:
+    """Say how the intervals were found, and what they leave out."""
+    found = test.intervals
+    if found is None or found.blocks is None or found.block_size is None:
+        return (
+            "The intervals resample them as if they were independent, which neighbours are not: another field or "
+            "another year may differ by more."
+        )
+    side = f"{found.block_size} × {found.block_size}"
+    if test.oa_ci is None:
+        return f"They all lie in one block of {side} pixels, which is too few for intervals."
+    return (
+        f"The intervals resample the {found.blocks:,} blocks of {side} pixels in which they lie, because neighbours err "
+        "together; another scene or another year may differ by more."
+    )
 
 
 def _method(split: SplitEntry) -> str:

@@ -56,7 +56,11 @@ class LazyCube(BackendArray):
     def __init__(self, shape: tuple[int, ...], dtype: npt.DTypeLike, read: ReadWindow) -> None:
         self.shape = tuple(int(n) for n in shape)
         self.dtype = np.dtype(dtype)
-        self.read = read
+        self._read = read
+
+    def read(self, window: Window) -> npt.NDArray[Any]:
+        """Read ``window``: three slices (band, y, x) with explicit bounds and positive steps."""
+        return self._read(window)
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> npt.NDArray[Any]:
         """Read ``key``; fancy indices become the enclosing slices plus a selection in memory."""

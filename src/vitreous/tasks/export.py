@@ -58,7 +58,13 @@ def export_run(
     folder = Path(output) if output else run.path / f"export-{form}"
     source = sha256(run.path / MODEL)
     product = Product(
-        classifier, run.name, run.class_names, run.class_colors, source, run.class_codes
+        classifier,
+        run.name,
+        run.class_names,
+        run.class_colors,
+        source,
+        run.provenance,
+        run.class_codes,
     )
     parity = export(
         product, folder, form=form, scene=data.scene, pixels=split.pixels(TEST), single=single

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from vitreous.data.fingerprint import labels_fingerprint
 from vitreous.data.splits import Split, make_split, merged_labels
 from vitreous.errors import ConfigError
 from vitreous.recipe import Recipe
@@ -51,6 +52,11 @@ class LabelledScene:
     def class_codes(self) -> list[int]:
         """The label files' own numbers of the classes from 1 on."""
         return class_codes(self.labels)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all its labels, to notice when they change."""
+        return labels_fingerprint(self.labels, self.train_labels, self.test_labels)
 
     def classes_at(self, pixels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the classes (from 1 on) of flat pixel indices."""
