@@ -65,7 +65,8 @@ class Prediction:
     @property
     def paths(self) -> list[Path]:
         """Every file that was written."""
-        written = (self.map, Path(f"{self.map}.aux.xml"), self.picture, self.probabilities)
+        names = Path(f"{self.map}.aux.xml")  # not of codes that GDAL's list of names cannot hold
+        written = (self.map, names if names.exists() else None, self.picture, self.probabilities)
         return [path for path in written if path is not None]
 
 

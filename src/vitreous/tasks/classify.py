@@ -195,6 +195,7 @@ def draw_split(recipe: Recipe, data: LabelledScene) -> Split:
         raise explained(error, recipe, size) from error
     usable = _valid_pixels(data, BandContract.of(data.scene), split)
     if not usable.all():
+        _say_unmeasured(data, split, usable)
         roles = split.roles.copy()
         roles[~usable] = 0
         split = Split(roles, split.method, split.params, split.seed)
@@ -205,6 +206,25 @@ def draw_split(recipe: Recipe, data: LabelledScene) -> Split:
                 "Check the scene's nodata value, or change the split.",
             )
     return split
+
+
+def _say_unmeasured(data: LabelledScene, split: Split, usable: npt.NDArray[np.bool_]) -> None:
+    """Say in one line what is lost with labelled pixels that have no valid measurement.
+
+    Raises:
+        VitreousError: a single class is left.
+    """
+    labels, chosen = np.asarray(data.labels.values), split.roles > 0
+    before, after = (np.unique(labels[mask]) for mask in (chosen, chosen & usable))
+    lost = int((chosen & ~usable).sum())
+    words = (
+        f"{lost:,} of {int(chosen.sum()):,} labelled pixels have no measurement; {after.size} of {before.size} classes"
+        " are left"
+    )
+    advice = "Check the scene's nodata value, mask and bands with 'vitreous info'."
+    if after.size == 1 < before.size:
+        raise VitreousError(f"{words}, and one class cannot be told from others.", advice)
+    warnings.warn(f"{words}.", stacklevel=3)
 
 
 def fit_and_score(

@@ -35,6 +35,7 @@ from vitreous.layers.bands import Bands
 from vitreous.layers.preprocess import Preprocess
 from vitreous.layers.pretrainer import Pretrainer
 from vitreous.recipe import PretrainRecipe
+from vitreous.scenes.dead_bands import without_dead_bands
 from vitreous.scenes.samples import open_named
 from vitreous.tasks import runs
 from vitreous.tasks.checkpoint import load_exactly, load_tensors, save_tensors
@@ -71,7 +72,7 @@ def train(
     recipe = runs.prepared(recipe, console, trained=True, networks=True)
     runs.check_start(recipe.init, TASK)
     console.print(f"reading {recipe.scene}", highlight=False)
-    scene = open_named(recipe.scene, recipe.hints).scene
+    scene = without_dead_bands(open_named(recipe.scene, recipe.scene_hints).scene)
     start = start_provenance(recipe.init)
     contract = BandContract.of(scene)
     bands = contract.select(scene)
