@@ -217,6 +217,14 @@ def test_readme_tables_are_narrow():
         assert len(row) < 300, row
 
 
+@pytest.mark.parametrize("page", HAND_WRITTEN, ids=lambda page: page.name)
+def test_commands_need_no_sideways_scrolling(page):
+    text = page.read_text(encoding="utf-8")
+    for block in re.findall(r"```(?:sh|bash)\n(.*?)```", text, re.DOTALL):
+        for line in block.splitlines():
+            assert len(line) <= 80, line
+
+
 def _texts_of_cards():
     for card in cards():
         for words in (card.title, card.summary, card.when, card.claim, card.miniature, *card.notes):
