@@ -119,8 +119,8 @@ def _speed_ups(
     record: Record, columns: Sequence[str], label: Callable[[Row], str], axis: str
 ) -> str | None:
     """Plot ratios of speeds, grouped by the first of several columns that name a row."""
-    ratio = next((name for name in SPEED_UP if _having(record, name)), None)
-    rows = _having(record, *columns, ratio) if ratio else []
+    ratio = next((name for name in SPEED_UP if _having(record, name)), SPEED_UP[0])
+    rows = _having(record, *columns, ratio)
     groups: dict[str, list[Value]] = {}
     for row in rows:
         heading = str(row[columns[0]]) if len(columns) > 1 else ""
@@ -129,7 +129,7 @@ def _speed_ups(
     return values_plot(list(groups.items()), record.title, axis) if groups else None
 
 
-def _having(record: Record, *columns: str | None) -> list[Row]:
+def _having(record: Record, *columns: str) -> list[Row]:
     """Return the rows in which all of some columns are filled."""
     return [row for row in record.rows if all(row.get(name) is not None for name in columns)]
 
