@@ -103,6 +103,26 @@ def test_reproduce_runs_the_script_and_names_the_result(tmp_path):
     assert (tmp_path / "ran").read_text() == "True"
 
 
+def test_reproduce_hands_on_what_the_script_takes(tmp_path):
+    (tmp_path / "svm.py").write_text(
+        "from pathlib import Path\n"
+        "def main(quick=False, full=False, data=None):\n"
+        "    Path(__file__).with_name('ran').write_text(f'{quick} {full} {data}')\n"
+    )
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    result = reproduce("svm", full=True, data=photos, scripts=tmp_path)
+    assert result == tmp_path / "results" / "svm.photos.json"
+    assert (tmp_path / "ran").read_text() == f"False True {photos}"
+    with pytest.raises(VitreousError, match="quick or full"):
+        reproduce("svm", quick=True, full=True, scripts=tmp_path)
+    with pytest.raises(VitreousError, match="not a folder of images"):
+        reproduce("svm", data=tmp_path / "missing", scripts=tmp_path)
+    (tmp_path / "svm.py").write_text("def main(quick=False): raise AssertionError")
+    with pytest.raises(ModelError, match="takes no --data"):
+        reproduce("svm", data=photos, scripts=tmp_path)
+
+
 @pytest.mark.parametrize("slug", ["svn", "../svm", "svm.py", ""])
 def test_reproduce_takes_names_only(tmp_path, slug):
     (tmp_path / "svm.py").write_text("raise AssertionError('must not be run')")

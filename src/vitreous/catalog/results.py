@@ -9,7 +9,7 @@ import datetime
 import os
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from statistics import mean, stdev
@@ -33,7 +33,7 @@ def versions() -> dict[str, str]:
 def machine() -> str:
     """Return the processor, the cores this process may use, and the memory, in words."""
     parts = [_processor(), f"{_cores()} cores"]
-    memory = _memory()
+    memory = physical_memory()
     if memory:
         parts.append(f"{memory / 2**30:.0f} GiB memory")
     return ", ".join(parts)
@@ -89,6 +89,42 @@ def verdict(holds: bool) -> str:
     return "holds" if holds else "does not hold"
 
 
+def table_of(
+    records: Sequence[dict[str, Any]],
+    columns: Mapping[str, Callable[[list[dict[str, Any]]], Any]],
+    keys: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
+    """Return one row per system over its seeds, in the order in which they were measured.
+
+    Args:
+        records: of all systems and seeds.
+        columns: heading and what stands below it, made of a system's records.
+        keys: headings of what tells rows apart, and its key in the records; the system alone by default.
+    """
+    keys = keys or {"system": "system"}
+    rows: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for record in records:
+        rows.setdefault(tuple(record[key] for key in keys.values()), []).append(record)
+    return [
+        {
+            **dict(zip(keys, which, strict=True)),
+            "seeds": len(own),
+            **{heading: made(own) for heading, made in columns.items()},
+        }
+        for which, own in rows.items()
+    ]
+
+
+def first(key: str) -> Callable[[list[dict[str, Any]]], Any]:
+    """Return a column of :func:`table_of` for what is alike on all seeds."""
+    return lambda own: own[0][key]
+
+
+def percents(key: str) -> Callable[[list[dict[str, Any]]], str]:
+    """Return a column of :func:`table_of` for a score, as :func:`percent` shows it."""
+    return lambda own: percent([record[key] for record in own])
+
+
 def _processor() -> str:
     try:
         found = re.search(
@@ -105,7 +141,8 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _memory() -> int | None:
+def physical_memory() -> int | None:
+    """Return the machine's memory in bytes, where the system tells."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

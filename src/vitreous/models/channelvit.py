@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -11,11 +12,13 @@ from einops import rearrange, reduce
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import Depth, Positive, Share, Size
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.backbone import Backbone, FeatureInfo, init_linear, linear_rates, stem_stride
 from vitreous.layers.bands import resize_kernel
 from vitreous.layers.positions import resize_positions
+from vitreous.layers.reference import rename_keys
 from vitreous.models.vit import Block
 
 CARD = Card(
@@ -130,19 +133,20 @@ class ChannelViT(Backbone):
         num_classes: int,
         image_size: int = 224,
         *,
-        dim: int = 384,
-        depth: int = 12,
-        heads: int = 6,
-        token_size: int | None = None,
-        mlp_ratio: float = 4.0,
-        drop_path: float = 0.0,
+        dim: Size = 384,
+        depth: Depth = 12,
+        heads: Size = 6,
+        token_size: Size | None = None,
+        mlp_ratio: Positive = 4.0,
+        drop_path: Share = 0.0,
         sampling: bool = False,
         published_positions: bool = False,
     ) -> None:
         super().__init__(bands, num_classes, image_size)
         self.token_size = token_size or stem_stride(image_size, 16, cells=7)
         _check(image_size, self.token_size, dim, heads)
-        self.num_features, self.grid = dim, image_size // self.token_size
+        self.num_features, self.least_size = dim, self.token_size
+        self.grid = image_size // self.token_size
         self.sampling, self.published_positions = sampling, published_positions
         self.feature_info = [FeatureInfo(dim, self.token_size)]
         self.patch_embed = nn.Conv2d(1, dim, self.token_size, stride=self.token_size)
@@ -158,10 +162,6 @@ class ChannelViT(Backbone):
         for table in (self.channel_embed, self.class_token, self.pos_embed):
             nn.init.trunc_normal_(table, std=0.02)
 
-    def make_head(self, num_classes: int) -> nn.Module:
-        """Return a linear classifier, or nothing for 0 classes."""
-        return super().make_head(num_classes) if num_classes else nn.Identity()
-
     def forward(
         self, x: Float[Tensor, "batch given height width"], channels: Channels | None = None
     ) -> Float[Tensor, "batch classes"]:
@@ -174,8 +174,7 @@ class ChannelViT(Backbone):
         Raises:
             ModelError: channels that the network does not know, or not one number per channel of the images.
         """
-        if channels is None:
-            return super().forward(x)
+        self._check_given(x, channels)
         return self.forward_head(self.forward_features(x, channels))
 
     def forward_features(
@@ -199,10 +198,19 @@ class ChannelViT(Backbone):
     def forward_levels(
         self, x: Float[Tensor, "batch given height width"], channels: Channels | None = None
     ) -> list[Float[Tensor, "batch dim h w"]]:
-        """Return one map, the mean over the channels' tokens."""
+        """Return one map, the mean over the channels' tokens; ``channels`` and errors as in :meth:`forward`."""
+        self._check_given(x, channels)
         height, width = (side // self.token_size for side in x.shape[2:])
         places = self.forward_features(x, channels)[:, 1:]
         return [reduce(places, "b (c h w) d -> b d h w", "mean", h=height, w=width)]
+
+    def _check_given(self, x: Tensor, channels: Channels | None) -> None:
+        """Refuse images that do not fit; those of some channels need not have all bands."""
+        if channels is None:
+            self.check_bands(x)
+        else:
+            self._numbers(x, channels)
+        self.check_size(x.shape[2], x.shape[3])
 
     def embed(
         self, x: Float[Tensor, "batch given height width"], channels: Channels | None = None
@@ -317,7 +325,7 @@ def stretch_positions(
         table: positions of a square grid, the first of which is the class token's.
         size: rows and columns wanted.
     """
-    side = round((table.shape[1] - 1) ** 0.5)
+    side = math.isqrt(int(table.shape[1]) - 1)
     scale = [(length + 0.1) / side for length in size]
     image = rearrange(table[:, 1:], "1 (h w) d -> 1 d h w", h=side)
     image = F.interpolate(image, scale_factor=scale, mode="bicubic", align_corners=False)
@@ -339,6 +347,10 @@ def _check(image_size: int, token_size: int, dim: int, heads: int) -> None:
 build = ChannelViT
 
 
+AS_PUBLISHED = {"published_positions": True}  # how weights in this layout were trained
+LAYOUTS = {"the authors' ChannelViT": (r"^patch_embed\.channel_embed\.weight$",)}
+
+
 def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give the authors' weights our names; their projection has an axis of one channel more, their table one less."""
     names = {
@@ -347,7 +359,7 @@ def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         "patch_embed.channel_embed.weight": "channel_embed",
         "cls_token": "class_token",
     }
-    renamed = {names.get(key, key): value for key, value in state_dict.items()}
+    renamed = rename_keys(state_dict, lambda key: names.get(key, key))
     if "patch_embed.proj.weight" in state_dict:
         renamed["patch_embed.weight"] = renamed["patch_embed.weight"].squeeze(2)
     if "patch_embed.channel_embed.weight" in state_dict:

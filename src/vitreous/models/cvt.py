@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +11,17 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import (
+    Count,
+    Counts,
+    Depths,
+    Positive,
+    Positives,
+    Share,
+    Shares,
+    Size,
+    Sizes,
+)
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.adapter import AdapterSeam
@@ -20,6 +31,7 @@ from vitreous.layers.convnorm import ConvNorm
 from vitreous.layers.drop import DropPath
 from vitreous.layers.mlp import Mlp
 from vitreous.layers.positions import resize_positions
+from vitreous.layers.reference import rename_keys, substitute
 
 CARD = Card(
     slug="cvt",
@@ -335,22 +347,22 @@ class CvT(Backbone):
         num_classes: int,
         image_size: int = 224,
         *,
-        dims: Sequence[int] = (64, 192, 384),
-        depths: Sequence[int] = (1, 2, 10),
-        heads: Sequence[int] = (1, 3, 6),
-        mlp_ratio: float | Sequence[float] = 4.0,
-        kernels: Sequence[int] | None = None,
-        strides: Sequence[int] | None = None,
-        paddings: Sequence[int] | None = None,
+        dims: Sizes = (64, 192, 384),
+        depths: Depths = (1, 2, 10),
+        heads: Sizes = (1, 3, 6),
+        mlp_ratio: Positive | Positives = 4.0,
+        kernels: Sizes | None = None,
+        strides: Sizes | None = None,
+        paddings: Counts | None = None,
         projection: str | Sequence[str] = "conv",
-        qkv_kernel: int | Sequence[int] = 3,
-        key_stride: int | Sequence[int] = 2,
-        key_padding: int | Sequence[int] | None = None,
+        qkv_kernel: Size | Sizes = 3,
+        key_stride: Size | Sizes = 2,
+        key_padding: Count | Counts | None = None,
         qkv_bias: bool | Sequence[bool] = True,
         class_token: bool | Sequence[bool] = True,
         positions: bool = False,
         act: str = "quick_gelu",
-        drop_path: float | Sequence[float] = 0.0,
+        drop_path: Share | Shares = 0.0,
     ) -> None:
         super().__init__(bands, num_classes, image_size)
         count = len(dims)
@@ -384,6 +396,8 @@ class CvT(Backbone):
             projections,
         )
         _check(lists, act, image_size)
+        self.least_size = _least_size(kernels, strides, paddings)
+        self.check_size(image_size, image_size)
         self.num_features, self.class_token = dims[-1], bool(tokens[-1])
         self.feature_info = []
         self.stages = nn.ModuleList()
@@ -440,7 +454,7 @@ class CvT(Backbone):
         """Classify the class token, or the tokens' mean."""
         return self.head(features[:, 0] if self.class_token else features.mean(1))
 
-    def forward_levels(
+    def level_maps(
         self, x: Float[Tensor, "batch bands height width"]
     ) -> list[Float[Tensor, "batch channels h w"]]:
         """Return the map of each stage; the last one normalised, without the class token."""
@@ -448,6 +462,16 @@ class CvT(Backbone):
         front = int(self.class_token)
         last = rearrange(self.norm(tokens[:, front:]), "b (h w) d -> b d h w", h=maps[-1].shape[2])
         return [*maps[:-1], last]
+
+
+def _least_size(kernels: Sequence[int], strides: Sequence[int], paddings: Sequence[int]) -> int:
+    """Return the side of the smallest image that leaves a cell in every stage."""
+    side = 1
+    for kernel, stride, padding in zip(
+        reversed(kernels), reversed(strides), reversed(paddings), strict=True
+    ):
+        side = max(1, (side - 1) * stride + kernel - 2 * padding)
+    return side
 
 
 def _per_stage(value: Any, count: int, last: bool = False) -> list[Any]:
@@ -519,14 +543,14 @@ _NAMES = (
 )
 
 
+LAYOUTS = {
+    "the authors' CvT": (r"^stage0\.blocks\.0\.attn\.(conv_)?proj_q\.", r"^stage0\.patch_embed\.")
+}
+
+
 def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give weights in the authors' layout our names."""
-    renamed = {}
-    for key, value in state_dict.items():
-        for old, new in _NAMES:
-            key = re.sub(old, new, key)
-        renamed[key] = value
-    return renamed
+    return rename_keys(state_dict, partial(substitute, _NAMES))
 
 
 def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) -> CvT:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,9 +13,11 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import Share, Size
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError, did_you_mean
 from vitreous.layers.attention import AttentionCore
+from vitreous.layers.reference import rename_keys, substitute
 from vitreous.layers.restorer import Restorer
 
 CARD = Card(
@@ -222,10 +224,10 @@ class ESSAformer(Restorer):
         self,
         bands: int,
         *,
-        dim: int = 256,
-        scale: int = 4,
+        dim: Size = 256,
+        scale: Size = 4,
         attention: str = "essa",
-        drop: float = 0.2,
+        drop: Share = 0.2,
         global_skip: bool = False,
     ) -> None:
         super().__init__(bands)
@@ -283,15 +285,12 @@ _NAMES = [
 ]
 
 
+LAYOUTS = {"the authors' ESSAformer": (r"^blockup\.conv(up|down)",)}
+
+
 def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give weights in the authors' layout our names."""
-    return {_our_name(key): value for key, value in state_dict.items()}
-
-
-def _our_name(key: str) -> str:
-    for old, new in _NAMES:
-        key = re.sub(old, new, key)
-    return key
+    return rename_keys(state_dict, partial(substitute, _NAMES))
 
 
 def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) -> ESSAformer:

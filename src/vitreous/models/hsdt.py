@@ -14,8 +14,10 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import Count, Depth, Size
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError, did_you_mean
+from vitreous.layers.reference import rename_keys, substitute
 from vitreous.layers.restorer import Restorer
 
 CARD = Card(
@@ -378,16 +380,16 @@ class HSDT(Restorer):
         self,
         bands: int,
         *,
-        channels: int = 16,
-        half_layers: int = 5,
-        downs: Sequence[int] = (1, 3),
-        queries: int = 31,
+        channels: Size = 16,
+        half_layers: Depth = 5,
+        downs: Sequence[Count] = (1, 3),
+        queries: Size = 31,
         self_query: bool = False,
         conv: str = "s3",
         attention: str = "guided",
         feed_forward: str = "modulated",
         noise_map: bool = False,
-        outputs: int | None = None,
+        outputs: Size | None = None,
         xavier: bool = False,
     ) -> None:
         super().__init__(bands)
@@ -552,15 +554,15 @@ _NAMES = [
 ]
 
 
+LAYOUTS = {"the authors' HSDT": (r"^head\.(conv\.dw_conv|attn)\.", r"^encoder\.layers\.0\.")}
+
+
 def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give weights in the authors' layout our names and, where ours are convolutions in two dimensions, shapes."""
-    found = {}
-    for key, value in state_dict.items():
-        for old, new in _NAMES:
-            key = re.sub(old, new, key)
+    found = rename_keys(state_dict, functools.partial(substitute, _NAMES))
+    for key, value in found.items():
         if re.search(r"\.(value|proj|fc1|fc2|gate|spectral)\.weight$", key):
-            value = value[:, :, None, None] if value.ndim == 2 else value.squeeze(-1)
-        found[key] = value
+            found[key] = value[:, :, None, None] if value.ndim == 2 else value.squeeze(-1)
     return found
 
 

@@ -12,6 +12,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import Amount, Depths, Positive, Share, Size, Sizes
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.adapter import AdapterSeam
@@ -20,6 +21,7 @@ from vitreous.layers.backbone import Backbone, FeatureInfo, linear_rates
 from vitreous.layers.drop import DropPath
 from vitreous.layers.lora import LoRALinear
 from vitreous.layers.positions import resize_positions
+from vitreous.layers.reference import join, rename_keys, substitute
 from vitreous.layers.windows import RelativePositionBias, padding_bias, partition, reverse
 
 CARD = Card(
@@ -352,22 +354,22 @@ class LolaSpecViT(Backbone):
         num_classes: int = 9,
         image_size: int = 15,
         *,
-        dim: int = 96,
-        depths: Sequence[int] = (3, 4, 19),
-        heads: Sequence[int] = (4, 8, 16),
-        windows: Sequence[int] = (7, 7, 7),
-        mlp_ratio: float = 4.0,
-        stem_channels: Sequence[int] = (32, 64),
-        rank: int = 16,
-        alpha: float = 32.0,
+        dim: Size = 96,
+        depths: Depths = (3, 4, 19),
+        heads: Sizes = (4, 8, 16),
+        windows: Sizes = (7, 7, 7),
+        mlp_ratio: Positive = 4.0,
+        stem_channels: Sizes = (32, 64),
+        rank: Size = 16,
+        alpha: Amount = 32.0,
         gate: bool = True,
         residual: bool = True,
-        drop: float = 0.1,
-        band_dropout: float = 0.1,
-        drop_path: float = 0.2,
+        drop: Share = 0.1,
+        band_dropout: Share = 0.1,
+        drop_path: Share = 0.2,
         zero_init: bool = True,
         mask_padding: bool = True,
-        init_std: float = 0.02,
+        init_std: Amount = 0.02,
     ) -> None:
         super().__init__(bands, num_classes, image_size)
         _check(dim, depths, heads, windows, image_size)
@@ -456,7 +458,7 @@ class LolaSpecViT(Backbone):
         """Classify patches of the stem's output."""
         return self.forward_head(self.patch_features(stem))
 
-    def forward_levels(
+    def level_maps(
         self, x: Float[Tensor, "batch bands size size"]
     ) -> list[Float[Tensor, "batch channels h w"]]:
         """Return the map of each level, before it is reduced; the last one normalised."""
@@ -473,7 +475,7 @@ class LolaSpecViT(Backbone):
         x = self.patch_embed(self.spectral_attention(stem)).permute(0, 2, 3, 1)
         return self.pos_drop(x + self.pos_embed)
 
-    def make_head(self, num_classes: int) -> nn.Module:
+    def new_head(self, num_classes: int) -> nn.Module:
         """Return a new classifier, with an adapter of its own."""
         head = self._head(self.num_features, num_classes)
         nn.init.trunc_normal_(head.weight, std=self.init_std)
@@ -542,22 +544,24 @@ def resize(state_dict: Mapping[str, Tensor], model: LolaSpecViT) -> dict[str, Te
     return resized
 
 
+AS_PUBLISHED = {"mask_padding": False}  # how weights in this layout were trained
+LAYOUTS = {"the authors' LoLA-SpecViT": (r"^spectral_conv\.0\.weight$", r"\.lora_down\.weight$")}
+
+
 def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give the authors' weights our names; position indices, which follow from the window, are left out."""
-    renamed: dict[str, Tensor] = {}
-    for key, value in state_dict.items():
-        if key.endswith("relative_position_index") or ".mlp.1.w2." in key:
-            continue
-        new = key.replace("spectral_conv.", "spectral.").replace(
-            "relative_position_bias_table", "position.table"
-        )
-        new = new.replace("fc.0.", "squeeze.").replace("fc.2.", "excite.").replace(".linear.", ".")
-        new = new.replace("head.linear.", "head.")
-        for name in ("lora_down", "lora_up", "lora_gate", "lora_residual"):
-            new = new.replace(f"{name}.weight", name)
-        if ".mlp.1.w1." in key:
-            value = torch.cat([value, state_dict[key.replace(".w1.", ".w2.")]])
-            new = new.replace(".w1.", ".gate_value.")
-        new = new.replace(".mlp.1.w3.", ".mlp.1.out.").replace(".mlp.3.", ".mlp.2.")
-        renamed[new] = value
-    return renamed
+    learned = {k: v for k, v in state_dict.items() if not k.endswith("relative_position_index")}
+    joined = join(learned, (".mlp.1.w1.", ".mlp.1.w2."), ".mlp.1.gate_value.")
+    return rename_keys(joined, partial(substitute, _NAMES))
+
+
+_NAMES = (
+    (r"spectral_conv\.", "spectral."),
+    (r"relative_position_bias_table", "position.table"),
+    (r"fc\.0\.", "squeeze."),
+    (r"fc\.2\.", "excite."),
+    (r"\.linear\.", "."),
+    (r"(lora_(?:down|up|gate|residual))\.weight", r"\1"),
+    (r"\.mlp\.1\.w3\.", ".mlp.1.out."),
+    (r"\.mlp\.3\.", ".mlp.2."),
+)

@@ -7,6 +7,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from vitreous.catalog.arguments import Size
 from vitreous.catalog.card import Card
 from vitreous.layers.restorer import Restorer
 
@@ -64,7 +65,7 @@ class LowRank(Restorer):
         return values * kept
 
 
-def build(bands: int, rank: int | None = None) -> LowRank:
+def build(bands: int, rank: Size | None = None) -> LowRank:
     """Build the filter."""
     if rank is not None and (not isinstance(rank, int) or rank < 1):
         raise ValueError("rank counts components, from 1 on")

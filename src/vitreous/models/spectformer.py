@@ -13,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import Count, Depths, Positive, Positives, Share, Size, Sizes
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.adapter import AdapterSeam
@@ -21,6 +22,7 @@ from vitreous.layers.backbone import Backbone, FeatureInfo, init_linear, linear_
 from vitreous.layers.drop import DropPath
 from vitreous.layers.mlp import Mlp
 from vitreous.layers.positions import resize_positions
+from vitreous.layers.reference import join, rename_keys, substitute
 
 CARD = Card(
     slug="spectformer",
@@ -218,6 +220,8 @@ class SpectralGate(nn.Module):
         dim: channels.
         grid: side of the map in cells.
     """
+
+    fan_in = 2  # a part of a product of complex numbers is a sum of two products
 
     def __init__(self, dim: int, grid: int) -> None:
         super().__init__()
@@ -449,6 +453,7 @@ class SpectFormer(Backbone):
             or another stem stride than 1, 2 or 4.
     """
 
+    classifiers = ("head", "cell_head")
     any_size = True
     band_parameters = ("embeds.0.pixels.weight",)
     undecayed = ("positions",)
@@ -459,24 +464,25 @@ class SpectFormer(Backbone):
         num_classes: int,
         image_size: int = 224,
         *,
-        dims: Sequence[int] = (384,),
-        depths: Sequence[int] = (12,),
-        heads: Sequence[int] = (6,),
-        mlp_ratios: Sequence[float] = (4.0,),
-        alpha: int = 4,
+        dims: Sizes = (384,),
+        depths: Depths = (12,),
+        heads: Sizes = (6,),
+        mlp_ratios: Positives = (4.0,),
+        alpha: Count = 4,
         attention_first: bool = False,
-        token_size: int | None = None,
-        stem_dim: int = 32,
-        stem_stride: int | None = None,
+        token_size: Size | None = None,
+        stem_dim: Size = 32,
+        stem_stride: Size | None = None,
         token_labels: bool = False,
-        drop_path: float = 0.0,
-        norm_eps: float = 1e-6,
+        drop_path: Share = 0.0,
+        norm_eps: Positive = 1e-6,
     ) -> None:
         super().__init__(bands, num_classes, image_size)
         _check(dims, depths, heads, mlp_ratios, token_labels)
         self.pyramid, self.num_features = len(dims) > 1, dims[-1]
         self.stride = _first_stride(image_size, token_size, stem_stride, len(dims))
-        self._check_size(image_size, image_size)
+        self.least_size = 1 if self.pyramid else self.stride
+        self.check_size(image_size, image_size)
         grids = _grids(image_size, self.stride, len(dims))
         first = (
             Stem(bands, stem_dim, dims[0], self.stride)
@@ -528,18 +534,6 @@ class SpectFormer(Backbone):
                     if part.bias is not None:
                         nn.init.zeros_(part.bias)
 
-    def _check_size(self, height: int, width: int) -> None:
-        if not self.pyramid and min(height, width) < self.stride:
-            raise ModelError(
-                f"spectformer cuts patches of {self.stride} pixels; an image of {height} x {width} has none.",
-                "Give a smaller token_size, or larger images.",
-            )
-
-    def check(self, x: Tensor) -> None:
-        """Refuse images that do not fit, in words."""
-        super().check(x)
-        self._check_size(x.shape[2], x.shape[3])
-
     def _trunk(
         self, x: Float[Tensor, "batch bands height width"], wanted: Collection[int] = ()
     ) -> tuple[Float[Tensor, "batch h w dim"], list[Float[Tensor, "batch channels h w"]]]:
@@ -570,22 +564,15 @@ class SpectFormer(Backbone):
         if not self.pyramid:
             return self.head(features.mean(1))
         scores = self.head(features[:, 0])
-        if self.cell_head is None:
+        if self.cell_head is None or not self.num_classes:
             return scores
         return scores + 0.5 * self.cell_head(features[:, 1:]).amax(1)
 
-    def forward_levels(
+    def level_maps(
         self, x: Float[Tensor, "batch bands height width"]
     ) -> list[Float[Tensor, "batch channels h w"]]:
         """Return the map of each stage; of one stage, the maps after each quarter of its blocks."""
         return self._trunk(x, self.level_ends)[1]
-
-    def reset_head(self, num_classes: int) -> None:
-        """Replace the classifiers by new ones."""
-        super().reset_head(num_classes)
-        if self.cell_head is not None:
-            weight = next(self.head.parameters())
-            self.cell_head = self.make_head(num_classes).to(weight.device, weight.dtype)
 
 
 def _block(
@@ -662,20 +649,22 @@ _NAMES = [
 _NUMBERED = {"patch_embed": "embeds", "block": "stages", "norm": "norms"}  # from 1 there, 0 here
 
 
+LAYOUTS = {
+    "the authors' SpectFormer": (r"^blocks\.\d+\.filter\.complex_weight$",),
+    "the authors' SpectFormer-H": (r"^block1\.\d+\.filter\.complex_weight$",),
+}
+
+
 def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give weights in the authors' two layouts our names, and join queries with their keys and values."""
-    loose = dict(state_dict)
-    for key in list(loose):
-        others = key.replace(".attn.q.", ".attn.kv.")
-        if key.startswith("block") and others != key and others in loose:
-            joined = torch.cat([loose.pop(key), loose.pop(others)])
-            loose[key.replace(".attn.q.", ".attn.qkv.")] = joined
-    return {_our_name(key): value for key, value in loose.items()}
+    blocks = {key: value for key, value in state_dict.items() if key.startswith("block")}
+    others = {key: value for key, value in state_dict.items() if key not in blocks}
+    joined = join(blocks, (".attn.q.", ".attn.kv."), ".attn.qkv.")
+    return rename_keys({**others, **joined}, _our_name)
 
 
 def _our_name(key: str) -> str:
-    for old, new in _NAMES:
-        key = re.sub(f"^{old}", new, key)
+    key = substitute([(f"^{old}", new) for old, new in _NAMES], key)
     key = re.sub(
         r"^(patch_embed|block|norm)(\d)\.",
         lambda found: f"{_NUMBERED[found[1]]}.{int(found[2]) - 1}.",

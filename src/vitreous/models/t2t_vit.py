@@ -13,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import Depth, Positive, Share, Size, Sizes
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.adapter import AdapterSeam
@@ -22,6 +23,7 @@ from vitreous.layers.backbone import stem_stride as shrunk_stride
 from vitreous.layers.drop import DropPath
 from vitreous.layers.mlp import Mlp
 from vitreous.layers.positions import resize_positions
+from vitreous.layers.reference import begin, rename_keys, substitute
 
 CARD = Card(
     slug="t2t_vit",
@@ -355,23 +357,23 @@ class T2TViT(Backbone):
         num_classes: int,
         image_size: int = 224,
         *,
-        dim: int = 384,
-        depth: int = 14,
-        heads: int = 6,
-        mlp_ratio: float = 3.0,
-        token_dim: int = 64,
+        dim: Size = 384,
+        depth: Depth = 14,
+        heads: Size = 6,
+        mlp_ratio: Positive = 3.0,
+        token_dim: Size = 64,
         token_attention: str = "performer",
-        stem_stride: int | None = None,
-        later_strides: Sequence[int] = (2, 2),
+        stem_stride: Size | None = None,
+        later_strides: Sizes = (2, 2),
         qkv_bias: bool = False,
-        qk_scale: float | None = None,
-        drop_path: float = 0.0,
+        qk_scale: Positive | None = None,
+        drop_path: Share = 0.0,
     ) -> None:
         super().__init__(bands, num_classes, image_size)
         first = stem_stride or shrunk_stride(image_size, 4, math.prod(later_strides), cells=7)
         strides = (first, *later_strides)
         _check(dim, heads, strides, token_attention)
-        self.grid = _grid(image_size, strides)
+        self.grid, self.least_size = _grid(image_size, strides), _least_size(strides)
         self.num_features = dim
         self.feature_info = [FeatureInfo(dim, math.prod(strides))] * min(4, depth)
         self.tokenizer: nn.Module = TokensToToken(bands, token_dim, dim, strides, token_attention)
@@ -411,7 +413,7 @@ class T2TViT(Backbone):
         """Classify the class token."""
         return self.head(features[:, 0])
 
-    def forward_levels(
+    def level_maps(
         self, x: Float[Tensor, "batch bands height width"]
     ) -> list[Float[Tensor, "batch dim h w"]]:
         """Return the tokens' maps after each quarter of the blocks; all have the same stride."""
@@ -453,6 +455,14 @@ def sinusoids(count: int, dim: int) -> Float[Tensor, "count dim"]:
     return torch.where(channel % 2 == 0, angle.sin(), angle.cos()).float()
 
 
+def _least_size(strides: Sequence[int]) -> int:
+    """Return the side of the smallest image of which the soft splits leave a token."""
+    side = 1
+    for stride in reversed(strides):
+        side = (side - 1) * stride + (2 * stride - 1) - 2 * (stride // 2)
+    return max(side, 1)
+
+
 def _grid(image_size: int, strides: Sequence[int]) -> int:
     """Return how many tokens per side the soft splits leave of an image."""
     grid = image_size
@@ -484,42 +494,51 @@ def _check(dim: int, heads: int, strides: Sequence[int], token_attention: str) -
 build = T2TViT
 
 
+_NAMES = {
+    "cls_token": "class_token",
+    "pos_embed": "positions",
+    "tokens_to_token.attention1.": "tokenizer.layers.0.",
+    "tokens_to_token.attention2.": "tokenizer.layers.1.",
+    "tokens_to_token.project.": "tokenizer.project.",
+}
+# Of a token layer, of either kind.
+_LAYER_NAMES = (
+    (r"\.attn\.", "."),
+    (r"\.mlp\.0\.", ".mlp.fc1."),
+    (r"\.mlp\.2\.", ".mlp.fc2."),
+    (r"\.kqv\.", ".qkv."),
+    (r"\.w$", ".core.directions"),
+)
+
+
+LAYOUTS = {"the authors' T2T-ViT": (r"^tokens_to_token\.project\.",)}
+
+
 def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give weights in the authors' layout our names, shapes, and order of queries, keys and values."""
-    names = {
-        "cls_token": "class_token",
-        "pos_embed": "positions",
-        "tokens_to_token.attention1.": "tokenizer.layers.0.",
-        "tokens_to_token.attention2.": "tokenizer.layers.1.",
-        "tokens_to_token.project.": "tokenizer.project.",
-    }
-    renamed = {}
-    for key, value in state_dict.items():
-        for old, new in names.items():
-            if key.startswith(old):
-                key = new + key.removeprefix(old)
-        if key.startswith("tokenizer.layers."):
-            key, value = _rename_layer(key, value)
-        renamed[key] = value
-    return renamed
+    turned = {key: _turn(key, value) for key, value in state_dict.items()}
+    return rename_keys(turned, _our_name)
 
 
-def _rename_layer(key: str, value: Tensor) -> tuple[str, Tensor]:
-    """Rename what belongs to a token layer of either kind."""
-    parts = {".attn.": ".", ".mlp.0.": ".mlp.fc1.", ".mlp.2.": ".mlp.fc2."}
-    for old, new in parts.items():
-        key = key.replace(old, new)
+def _our_name(key: str) -> str:
+    key = begin(_NAMES, key)
+    return substitute(_LAYER_NAMES, key) if key.startswith("tokenizer.layers.") else key
+
+
+def _turn(key: str, value: Tensor) -> Tensor:
+    """Return a tensor of a token layer as ours is."""
+    name = _our_name(key)
+    if not name.startswith("tokenizer.layers."):
+        return value
     if ".kqv." in key:
         keys, queries, values = value.chunk(3)
-        key, value = key.replace(".kqv.", ".qkv."), torch.cat([queries, keys, values])
-    if key.endswith(".w"):
-        key = key.removesuffix("w") + "core.directions"
-    if ".norm1." in key or key.endswith("qkv.weight"):
-        kernel = 7 if ".layers.0." in key else 3
+        value = torch.cat([queries, keys, values])
+    if ".norm1." in name or name.endswith("qkv.weight"):
+        kernel = 7 if ".layers.0." in name else 3
         value = rearrange(
             value.reshape(-1, value.shape[-1]), "o (c h w) -> o c h w", h=kernel, w=kernel
         )
-    return key, value
+    return value
 
 
 def resize(state_dict: Mapping[str, Tensor], model: T2TViT) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from vitreous.catalog.arguments import Positive
 from vitreous.catalog.card import Card
 from vitreous.models._image_filter import Image, ImageFilter, restoration
 
@@ -48,7 +49,7 @@ class TotalVariation(ImageFilter):
         return np.asarray(clean, dtype=np.float32)
 
 
-def build(bands: int, components: bool = False, strength: float = 1.5) -> TotalVariation:
+def build(bands: int, components: bool = False, strength: Positive = 1.5) -> TotalVariation:
     """Build the filter."""
     restoration()
     if not strength > 0:

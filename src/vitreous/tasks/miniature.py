@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,16 +18,23 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitreous.catalog.registry import create_model
+from vitreous.data.blocks import TEST, TRAIN, VAL
+from vitreous.data.images import Images, read_image_folder
 from vitreous.data.regions import orient
-from vitreous.layers.backbone import init_linear
+from vitreous.data.splits import Split
+from vitreous.layers.backbone import Backbone
+from vitreous.layers.preprocess import Preprocess
 from vitreous.layers.ranges import BandRange
 from vitreous.methods.quantize._install import layers_to_quantize
 from vitreous.methods.quantize.repq_vit import pairs
+from vitreous.recipe import Recipe
 from vitreous.scenes.samples import load_sample
 from vitreous.tasks.quality import quality
 from vitreous.tasks.schedules import cosine
+from vitreous.tasks.weights import save_model
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Net = TypeVar("Net", bound=nn.Module)
 
 
 def cross_entropy(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
@@ -162,7 +170,157 @@ def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     ]
 
 
-# -- digits: small images, plain or on a ground where few tokens matter ---------------------------------------
+# -- fair starts ---------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def scaled_init(model: Net) -> Net:
+    """Scale the first weights of every layer to what its width asks for, and return the network.
+
+    Published networks draw weights with a deviation of 0.02, which suits widths of many hundreds; the narrow networks of
+    a miniature are nearly silent with it, some architectures more than others. Here the weights of every linear layer and
+    convolution get a deviation of ``fan_in ** -0.5``, so that every arm of a comparison starts alike. Layers that start
+    at zero by design stay at zero. A layer whose weights are not ``(outputs, inputs, ...)`` says its ``fan_in`` itself.
+    """
+    for part in model.modules():
+        weight = getattr(part, "weight", None)
+        if isinstance(part, nn.Embedding) or not isinstance(weight, nn.Parameter):
+            continue
+        if weight.ndim < 2 or not weight.any():
+            continue
+        inputs = weight[0].numel() if not _transposed(part) else weight.numel() // weight.shape[1]
+        fan_in = getattr(part, "fan_in", inputs)
+        weight.mul_(fan_in**-0.5 / weight.square().mean().sqrt())
+    return model
+
+
+def scaled_start(recipe: Recipe, classes: int, folder: Path) -> Recipe:
+    """Return a recipe whose network starts from weights of :func:`scaled_init`, which are written into a folder."""
+    torch.manual_seed(recipe.seed)
+    shape = {"bands": recipe.components, "num_classes": classes, "image_size": recipe.patch_size}
+    model = scaled_init(create_model(recipe.model, **shape, **recipe.model_args))
+    assert isinstance(model, Backbone)
+    path = folder / f"start-{recipe.model}.safetensors"
+    save_model(model, path)
+    return recipe.model_copy(update={"init": str(path)})
+
+
+def _transposed(part: nn.Module) -> bool:
+    return isinstance(part, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
+
+
+# -- small images: real ones, digits, digits on a ground where few tokens matter ------------------------------
+
+
+class ImageTask(NamedTuple):
+    """Images to classify, each band with mean 0 and deviation 1 over the training images.
+
+    Attributes:
+        name: of the data, for headings; toy data is called a toy.
+        num_classes: how many there are.
+        train: to learn from.
+        validation: to choose settings by, never to report.
+        test: to report.
+    """
+
+    name: str
+    num_classes: int
+    train: Images
+    validation: Images
+    test: Images
+
+    @property
+    def shape(self) -> dict[str, int]:
+        """What ``create_model`` has to know about the data."""
+        bands, side = self.train.images.shape[1:3]
+        return {"bands": bands, "num_classes": self.num_classes, "image_size": side}
+
+
+def image_task(
+    seed: int,
+    side: int,
+    *,
+    data: Path | None = None,
+    training: int = 1200,
+    validation: int = 200,
+) -> ImageTask:
+    """Return scikit-learn's digits, enlarged, or the pictures of a folder.
+
+    Args:
+        seed: draws the division; where a folder has test images of its own, these are the same for every seed.
+        side: of an image in pixels.
+        data: the folder, see ``data/images.py``; the toy digits without.
+        training: how many digits to train with; of a folder, all that are left are trained with.
+        validation: how many images to choose settings by.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if data is None:
+        name, everything, test = "toy: 8 x 8 digits, enlarged", _digits(side), None
+        names = [str(number) for number in range(10)]
+    else:
+        name = data.name
+        everything, test, names = read_image_folder(data, side)
+    order = torch.randperm(len(everything.images), generator=generator)
+    held_out = 0 if test else len(order) // 5 if data else len(order) - training - validation
+    parts = [order[:held_out], order[held_out:][:validation], order[held_out + validation :]]
+    tested, chosen, trained = (Images(*(values[part] for values in everything)) for part in parts)
+    deviation, average = torch.std_mean(trained.images, dim=(0, 2, 3), keepdim=True)
+
+    def standardised(part: Images) -> Images:
+        return Images((part.images - average) / deviation, part.classes)
+
+    return ImageTask(
+        name,
+        len(names),
+        standardised(trained),
+        standardised(chosen),
+        standardised(tested if test is None else test),
+    )
+
+
+Task = TypeVar("Task", "ImageTask", "TokenTask")
+
+
+def in_little(task: Task, count: int = 64) -> Task:
+    """Return a task of few images, to check that something runs."""
+
+    def few(part: Images) -> Images:
+        return Images(part.images[:count], part.classes[:count])
+
+    return task._replace(
+        train=few(task.train), validation=few(task.validation), test=few(task.test)
+    )
+
+
+def _digits(side: int) -> Images:
+    """Return all of scikit-learn's digits from 0 to 1, enlarged from 8 pixels."""
+    from sklearn.datasets import load_digits
+
+    loaded = load_digits()
+    digits = torch.as_tensor(loaded.images, dtype=torch.float32)[:, None] / 16
+    if side != digits.shape[-1]:
+        digits = F.interpolate(digits, size=(side, side), mode="bilinear")
+    return Images(digits, torch.as_tensor(loaded.target))
+
+
+def shifted(
+    images: Float[Tensor, "count bands side side"], generator: torch.Generator
+) -> Float[Tensor, "count bands side side"]:
+    """Move every image by up to an eighth of its side; its border is mirrored. Fits ``augment`` of :func:`fit_images`."""
+    most = images.shape[-1] // 8
+    padded = F.pad(images, (most,) * 4, mode="reflect")
+    places = padded.unfold(2, images.shape[2], 1).unfold(3, images.shape[3], 1)
+    down, right = torch.randint(2 * most + 1, (2, len(images)), generator=generator)
+    return places[torch.arange(len(images)), :, down, right]
+
+
+def shifted_and_mirrored(
+    images: Float[Tensor, "count bands side side"], generator: torch.Generator
+) -> Float[Tensor, "count bands side side"]:
+    """Move every image as :func:`shifted` does and mirror half of them left to right, as is usual for natural images."""
+    mirror = torch.rand(len(images), generator=generator) < 0.5
+    return shifted(torch.where(mirror[:, None, None, None], images.flip(3), images), generator)
+
 
 DIGIT, GROUND = 16, 32  # sides in pixels, of a digit that is put on a ground, and of the ground
 GROUND_VIT: dict[str, Any] = {
@@ -189,36 +347,85 @@ def divided_digits(
     Returns:
         Digits and classes to train with, then to test with.
     """
-    from sklearn.datasets import load_digits
-
-    loaded = load_digits()
-    digits = torch.as_tensor(loaded.images, dtype=torch.float32)[:, None] / 16
-    if side != digits.shape[-1]:
-        digits = F.interpolate(digits, size=(side, side), mode="bilinear")
-    classes = torch.as_tensor(loaded.target)
+    digits, classes = _digits(side)
     order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(seed))
     train, test = order[:training], order[training:]
     return digits[train], classes[train], digits[test], classes[test]
 
 
-def trained_on_ground(
-    seed: int, digits: Float[Tensor, "count 1 16 16"], classes: Int[Tensor, "count"], epochs: int
-) -> nn.Module:
-    """Train a plain ViT of 8 x 8 tokens on digits on a ground: what fewer tokens are compared with."""
+class TokenTask(NamedTuple):
+    """Images of 32 x 32 pixels in 8 x 8 patches, for methods that let a ViT compute with fewer of them.
+
+    Attributes:
+        name: of the data, for headings.
+        num_classes: how many there are.
+        train: to learn from, before ``augment``.
+        validation: to choose settings by.
+        test: to report.
+        augment: makes training images of a batch of ``train``.
+    """
+
+    name: str
+    num_classes: int
+    train: Images
+    validation: Images
+    test: Images
+    augment: Callable[[Tensor, torch.Generator], Tensor]
+
+
+def token_task(seed: int, data: Path | None = None) -> TokenTask:
+    """Return toy digits on a rough texture, on which most patches tell nothing, or the pictures of a folder.
+
+    Digits lie near the middle; every epoch and image has another place and texture, and each test digit two.
+    """
+    if data is not None:
+        task = image_task(seed, GROUND, data=data, validation=500)
+        return TokenTask(*task, augment=shifted_and_mirrored)
+    train, train_classes, rest, classes = divided_digits(seed)
+    generator = torch.Generator().manual_seed(1000 + seed)
+
+    def placed(part: slice, times: int) -> Images:
+        images = torch.cat([on_ground(rest[part], generator) for _ in range(times)])
+        return Images(images, classes[part].repeat(times))
+
+    test, known = placed(slice(200, None), 2), placed(slice(200), 3)
+    return TokenTask(
+        "toy: digits on texture", 10, Images(train, train_classes), known, test, on_ground
+    )
+
+
+def trained_vit(seed: int, task: TokenTask, epochs: int) -> nn.Module:
+    """Train a plain ViT of 8 x 8 tokens: what fewer tokens are compared with."""
     torch.manual_seed(seed)
-    network = create_model("vit_test", bands=1, num_classes=10, image_size=GROUND, **GROUND_VIT)
-    init_linear(network, 0.15)  # narrow networks are nearly silent with 0.02
+    shape = {"bands": task.test.images.shape[1], "num_classes": task.num_classes}
+    network = create_model("vit_test", **shape, image_size=GROUND, **GROUND_VIT)
+    scaled_init(network)
+    tune_vit(network, seed, task, epochs, learning_rate=2e-3, warmup=0.1)
+    return network
+
+
+def tune_vit(
+    network: nn.Module,
+    seed: int,
+    task: TokenTask,
+    epochs: int,
+    *,
+    learning_rate: float = 2e-4,
+    warmup: float = 0.0,
+    loss: Loss = cross_entropy,
+) -> None:
+    """Train such a network on, in place; the arguments are those of :func:`fit_images`."""
     fit_images(
         network,
-        digits,
-        classes,
+        *task.train,
         epochs=epochs,
         batch_size=32,
-        learning_rate=2e-3,
+        learning_rate=learning_rate,
+        warmup=warmup,
         seed=seed,
-        augment=on_ground,
+        loss=loss,
+        augment=task.augment,
     )
-    return network
 
 
 def on_ground(
@@ -316,6 +523,41 @@ def patches_at(
     return windows[:, rows, columns].transpose(0, 1).contiguous()
 
 
+def pixel_task(
+    split: Split,
+    side: int,
+    components: int,
+    *,
+    training: int | None = None,
+    validation: int | None = None,
+    test: int | None = None,
+) -> ImageTask:
+    """Return patches around the labelled pixels of the built-in scene, in principal components of unit variance.
+
+    Args:
+        split: of the scene's pixels; its seed draws which of them are taken.
+        side: of a patch in pixels.
+        components: how many; they are found on the training pixels.
+        training: how many pixels to train with at most, and likewise
+        validation: to choose settings by,
+        test: to report.
+    """
+    cube, labels = sample_cube()
+    draw = np.random.default_rng(split.seed)
+    most = {TRAIN: training, VAL: validation, TEST: test}
+    pixels = {role: draw.permutation(split.pixels(role))[:count] for role, count in most.items()}
+    learned = Preprocess.fit(
+        cube.flatten(1).T[pixels[TRAIN]].numpy(), components=components, standardize=True
+    )
+    with torch.no_grad():
+        image = learned(cube[None])[0]
+    train, chosen, tested = (
+        Images(patches_at(image, part, side), labels.flatten()[part] - 1)
+        for part in map(torch.from_numpy, pixels.values())
+    )
+    return ImageTask("Indian Pines", int(labels.max()), train, chosen, tested)
+
+
 def turned(
     images: Float[Tensor, "count bands side side"], generator: torch.Generator
 ) -> Float[Tensor, "count bands side side"]:
@@ -324,6 +566,30 @@ def turned(
 
 
 # -- networks that are hard to quantize ---------------------------------------------------------------------
+
+
+QUANTIZED_VIT: dict[str, Any] = {"dim": 48, "depth": 4, "heads": 4, "mlp_ratio": 4.0}
+QUANTIZED_EPOCHS, LOUD, FACTOR = 30, 3, 20.0
+
+
+def vit_with_loud_channels(
+    seed: int, data: Path | None = None, quick: bool = False
+) -> tuple[ImageTask, nn.Module]:
+    """Train a small ViT, and make some of its channels loud, see :func:`with_loud_channels`.
+
+    Args:
+        seed: of images, weights and channels.
+        data: folder of real images of 32 x 32 pixels; toy digits of 8 x 8 without.
+        quick: only check that it runs.
+    """
+    side, token = (8, 2) if data is None else (32, 4)
+    task = image_task(seed, side, data=data, training=1000)
+    task = in_little(task) if quick else task
+    torch.manual_seed(seed)
+    model = create_model("vit_test", **task.shape, **QUANTIZED_VIT, token_size=token)
+    epochs = 1 if quick else QUANTIZED_EPOCHS
+    fit_images(scaled_init(model), *task.train, epochs=epochs, batch_size=32, seed=seed)
+    return task, with_loud_channels(model, seed, LOUD, FACTOR)
 
 
 @torch.no_grad()

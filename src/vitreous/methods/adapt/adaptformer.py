@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import math
+import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.adapter import AdapterSeam
 from vitreous.layers.backbone import Backbone
+from vitreous.layers.reference import join, rename_keys, substitute
 from vitreous.methods._apply import apply
 from vitreous.models import vit
 
@@ -319,7 +322,10 @@ def _normalise_head(model: nn.Module) -> None:
 
 
 def _rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Join the authors' three projections into one, and give their blocks the names of timm and the adapters ours."""
+    """Join the authors' three projections into one, and give their blocks the names of timm and the adapters ours.
+
+    Where one of three projections or biases is missing, the others stay as they are, and are told as left over.
+    """
     names = {
         ".fc1.": ".mlp.fc1.",
         ".fc2.": ".mlp.fc2.",
@@ -328,16 +334,6 @@ def _rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ".adaptmlp.adapter_layer_norm_before.": ".adapter.norm.",
         ".adaptmlp.scale": ".adapter.scale",
     }
-    renamed = {}
-    for key, value in state_dict.items():
-        for old, new in names.items():
-            key = key.replace(old, new)
-        renamed[key] = value
-    for key in [key for key in renamed if ".attn.q_proj.weight" in key]:
-        block = key.removesuffix("q_proj.weight")
-        weights = [renamed.pop(f"{block}{part}_proj.weight") for part in "qkv"]
-        absent = weights[0].new_zeros(len(weights[0]))  # without qkv_bias
-        biases = [renamed.pop(f"{block}{part}_proj.bias", absent) for part in "qkv"]
-        renamed[f"{block}qkv.weight"] = torch.cat(weights)
-        renamed[f"{block}qkv.bias"] = torch.cat(biases)
-    return renamed
+    rules = [(re.escape(old), new) for old, new in names.items()]
+    renamed = rename_keys(state_dict, partial(substitute, rules))
+    return join(renamed, [f".attn.{part}_proj." for part in "qkv"], ".attn.qkv.")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError, did_you_mean
 from vitreous.layers.attention import AttentionCore
+from vitreous.layers.graphs import recording
 from vitreous.layers.tokens import attention_weights, gather_tokens, log_size
 from vitreous.methods.reduce._install import per_block, put, rows, trunk
 from vitreous.models import vit
@@ -152,7 +153,7 @@ class Propagation(nn.Module):
         if self.theta == 1 and self.selection.startswith("class"):
             row = attention_weights(core, trace.query[:, :, :1], trace.key, bias)
             return core(*trace, bias), self.score(row)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or core.explicit:
+        if torch.is_grad_enabled() or recording() or core.explicit:
             mixed, found = self._attend(core, trace, bias)
         else:
             mixed, found = self._in_turn(core, trace, bias)
@@ -302,7 +303,7 @@ def largest(
     if smaller == 0:
         return weights
     threshold = kth_smallest(weights.detach().flatten(2), smaller)[..., None, None]
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.is_grad_enabled() or recording():
         return torch.where(weights >= threshold, weights, 0.0)
     mask = torch.empty_like(weights)  # a mask of floats takes half the time of one of booleans
     return torch.ge(weights, threshold, out=mask).mul_(weights)
@@ -316,7 +317,7 @@ def kth_smallest(
     On a processor NumPy's vectorised selection takes a tenth of the time of torch's.
     """
     vectorised = values.device.type == "cpu" and values.dtype == torch.float32
-    if vectorised and not torch.compiler.is_compiling():
+    if vectorised and not recording():
         return torch.from_numpy(np.partition(values.numpy(), k - 1, axis=-1)[..., k - 1].copy())
     return values.topk(values.shape[-1] - k + 1, sorted=False).values.amin(-1)
 
