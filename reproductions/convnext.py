@@ -50,7 +50,7 @@ class Setting(NamedTuple):
     epochs: int
 
 
-TOY, REAL = Setting(12, 2, 3, 40), Setting(32, 4, 4, 6)
+TOY, REAL = Setting(12, 2, 3, 40), Setting(32, 4, 4, 16)
 PARAMETERS, DEPTHS = 100_000, (2, 2)
 BATCH, RATES, TRAINING = 50, (1e-3, 3e-3, 9e-3), 600
 TIMED, TIMED_BATCH = 50, 64

@@ -49,7 +49,7 @@ from vitreous.tasks.miniature import (
     shifted_and_mirrored,
 )
 
-TOY, REAL = {"epochs": 20, "training": 500}, {"epochs": 6}
+TOY, REAL = {"epochs": 40, "training": 500}, {"epochs": 15}
 BATCH, RATES, SUPERNET_RATE = 50, (1e-3, 2e-3, 4e-3), 2e-3
 RUNS, TIMED_BATCH = 20, 64
 FASTER, LEFT = 0.8, 0.7  # of the ViT's time, at most; of the whole network's
