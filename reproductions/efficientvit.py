@@ -48,6 +48,7 @@ from vitreous.tasks.miniature import (
 )
 
 EPOCHS, RATES = 10, (1e-3, 2e-3, 4e-3)
+TRAINING = 1000  # of the digits
 RUNS, BLOCK_BATCH, SPEED_BATCH = 9, 256, 16
 OURS, USUAL = ARMS = "sandwich, cascaded groups", "multi-head, one feed-forward"
 FAST = "efficientvit_m2"
@@ -63,7 +64,13 @@ def main(quick: bool = False, full: bool = False, data: Path | None = None) -> N
     study = Study(
         __file__,
         "sandwich and cascaded group attention, and images per second",
-        settings={"epochs": EPOCHS, "rates": RATES, "shape": SHAPE, "usual_depths": DEPTHS},
+        settings={
+            "epochs": EPOCHS,
+            "rates": RATES,
+            "training": TRAINING,
+            "shape": SHAPE,
+            "usual_depths": DEPTHS,
+        },
         quick=quick,
         full=full,
         data=data,
@@ -85,7 +92,7 @@ def main(quick: bool = False, full: bool = False, data: Path | None = None) -> N
 def task(seed: int, data: Path | None) -> ImageTask:
     """Return the images of a seed."""
     if data is None:
-        return image_task(seed, 2 * SIDE, training=1000)
+        return image_task(seed, 2 * SIDE, training=TRAINING)
     return image_task(seed, 4 * SIDE, data=data, validation=500)
 
 

@@ -56,6 +56,7 @@ def main(quick: bool = False, full: bool = False) -> None:
             "batch": BATCH,
             "rates": RATES,
             "labels": LABELS,
+            "test": TEST_PIXELS,
             "network": NETWORK,
         },
         quick=quick,
