@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import vitreous
+from fixtures_reader import load_fixture
 from vitreous.errors import ModelError
 from vitreous.layers.quantize import (
     Log2Quantizer,
@@ -46,8 +47,8 @@ QUICK = {"rounds": 1, "steps": 2}
 
 
 @pytest.fixture(scope="module")
-def fixture(shared_parity):
-    return torch.load(shared_parity / "adalog.pt", weights_only=True)
+def fixture():
+    return load_fixture("adalog")
 
 
 @pytest.fixture(scope="module")

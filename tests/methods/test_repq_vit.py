@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import vitreous
+from fixtures_reader import load_fixture
 from vitreous.errors import ModelError
 from vitreous.layers.attention import AttentionCore
 from vitreous.layers.quantize import (
@@ -27,8 +28,8 @@ SERVED = [
 
 
 @pytest.fixture(scope="module")
-def fixture(shared_parity):
-    return torch.load(shared_parity / "repq_vit.pt", weights_only=True)
+def fixture():
+    return load_fixture("repq_vit")
 
 
 @pytest.fixture(scope="module")
