@@ -17,7 +17,7 @@ from vitreous.layers.quantize import (
 )
 from vitreous.methods.quantize import repq_vit
 from vitreous.methods.quantize._install import fold, layers_to_quantize
-from vitreous.testing import images, make
+from vitreous.testing import check_near, images, make
 
 SERVED = [
     name
@@ -225,7 +225,7 @@ def test_padding_that_attention_sees_forbids_folding():
     folded = {r["layer"] for r in report.rows if "folded" in r["activation scales"]}
     assert folded == {"levels.0.0.mlp.0.joint", "levels.1.0.mlp.0.joint"}  # and no attn.qkv
     set_enabled(quantized, False)
-    torch.testing.assert_close(quantized(x), model(x), rtol=1e-5, atol=1e-5)
+    check_near(quantized(x), model(x), 1e-3, "the folded model")
 
 
 class Shared(nn.Module):
