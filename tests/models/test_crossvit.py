@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from fixtures_reader import load_fixture
 from vitreous.catalog.registry import create_model, from_reference
 from vitreous.errors import CheckpointError, ModelError
 from vitreous.models.crossvit import (
@@ -27,8 +28,8 @@ DETAILS = Details(qkv_bias=True, cross_scale=None, lone_class_token=False, norm_
 
 
 @pytest.fixture(scope="module")
-def fixture(shared_parity):
-    return torch.load(shared_parity / "crossvit.pt", weights_only=True)
+def fixture():
+    return load_fixture("crossvit")
 
 
 @pytest.fixture(autouse=True)
