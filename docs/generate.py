@@ -1,103 +1,68 @@
-"""Rewrite the generated sections of README.md and docs/*.md from what the code and the results say.
+"""Write what the documentation says about systems and measurements from cards, settings and recorded results.
 
-A section stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``. Run this after a card, a setting or a
-result has changed; with ``--check`` nothing is written, and the exit code is 1 where a section is out of date.
-
-A result, ``reproductions/results/<slug>.json`` or ``benchmarks/results/<name>.json``, is one object:
-
-    {"title": "...", "command": "what made it", "machine": "...", "date": "YYYY-MM-DD",
-     "rows": [{"column": value, ...}, ...], "conclusion": "in words, also where a claim does not hold"}
+Three kinds of text are made: sections between ``<!-- generated: NAME -->`` and ``<!-- end -->`` in README.md and
+docs/*.md, the page of every system in docs/systems/, and plots in docs/figures/. Run this after a card, a setting or a
+result has changed; variants whose arguments have changed are counted anew (docs/costs.py). With ``--check`` nothing is
+written, and the exit code is 1 where something is out of date.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vitreous.catalog.card import Card
-from vitreous.catalog.registry import STAGES, cards, stage
+import benchmark_plots
+import costs
+import records
+import system_pages
+from records import ROOT, Record, folded, inline, table, tables
+
 from vitreous.data.degradations import KINDS
 from vitreous.recipe import PretrainRecipe, Recipe, RestoreRecipe, Settings
 
-ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
 SECTION = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+WHOLE = ("systems", "figures")  # folders that hold nothing else
+OWN_PAGE = {
+    "leaderboard": "leaderboard.md",
+    "compression": "compression.md",
+    "integers": "compression.md",
+}
+BENCHMARK_ORDER = (
+    "accuracy",
+    "leaderboard",
+    "dense_map",
+    "map_speed",
+    "token_reduction",
+    "compression",
+    "integers",
+)
+
+
+def written() -> dict[Path, str]:
+    """Return every file that is made here, with what it should hold."""
+    files = {
+        **system_pages.pages(),
+        **benchmark_plots.figures(),
+        "figures/cost.svg": system_pages.cost_plot(),
+    }
+    whole = {DOCS / name: text for name, text in files.items()}
+    return {**{page: rewrite(page.read_text(encoding="utf-8")) for page in pages()}, **whole}
 
 
 def pages() -> list[Path]:
     """Return the files that may hold generated sections."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 
 
 def rewrite(text: str) -> str:
     """Return ``text`` with every section made anew."""
     return SECTION.sub(lambda found: f"{found[1]}\n{SECTIONS[found[2]]()}\n{found[3]}", text)
-
-
-def methods_table() -> str:
-    """One line per method, in the order of the stages."""
-    own = [card for card in cards() if card.kind == "method"]
-    rows = [
-        {
-            "stage": stage(card.slug),
-            "method": f"`{card.slug}`",
-            "what it does": card.summary,
-            "when to pick it": card.when,
-            "serves": "all" if card.models == ["*"] else ", ".join(f"`{m}`" for m in card.models),
-            "variants": ", ".join(f"`{name}`" for name in card.variants),
-        }
-        for card in sorted(own, key=lambda card: STAGES.index(stage(card.slug)))
-    ]
-    return table(rows)
-
-
-def systems_table() -> str:
-    """One line per system that is trained."""
-    rows = [
-        {
-            "system": f"`{card.slug}`",
-            "kind": card.kind,
-            "what it is": card.summary,
-            "when to pick it": card.when,
-            "variants": ", ".join(f"`{name}`" for name in card.variants),
-        }
-        for card in cards()
-        if card.kind != "method"
-    ]
-    return table(rows)
-
-
-def system_pages() -> str:
-    """Everything on every card."""
-    return "\n".join(_page(card) for card in cards())
-
-
-def _page(card: Card) -> str:
-    about = [f"## {card.slug}\n", f"**{card.title}**\n", f"{card.summary} {card.when}\n"]
-    if card.paper:
-        about.append(f"- Paper: {card.paper}" + (f" ({card.year})" if card.year else ""))
-    if card.source_licence:
-        about.append(f"- Licence of the authors' code: {card.source_licence}")
-    if card.tasks:
-        about.append(f"- Tasks: {', '.join(card.tasks)}")
-    if card.claim:
-        about.append(f"- Claim: {card.claim}")
-    if card.miniature:
-        about.append(f"- Held up to measurement here: {card.miniature}")
-    about += [f"- {note}" for note in card.notes]
-    if card.variants:
-        variants = [
-            {"variant": f"`{name}`", "arguments": _inline(kw)} for name, kw in card.variants.items()
-        ]
-        about.append("\n" + table(variants))
-    if card.published:
-        about.append("\n" + table(card.published))
-    return "\n".join(about) + "\n"
 
 
 def settings_table(kind: type[Settings]) -> str:
@@ -116,6 +81,14 @@ def settings_table(kind: type[Settings]) -> str:
     return "\n".join(f"### {panel}\n\n{table(rows)}" for panel, rows in panels.items())
 
 
+def _default(value: Any) -> str:
+    if value is None or value == {}:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ", ".join(value) if isinstance(value, list) else f"{value}"
+
+
 def degradations() -> str:
     """One line per degradation."""
     rows = []
@@ -123,7 +96,7 @@ def degradations() -> str:
         settings = {field.name: _shown(field.default) for field in fields(kind)}
         about = str(kind.__doc__).partition("\n")[0]
         rows.append(
-            {"degradation": f"`{name}`", "what it does": about, "settings": _inline(settings)}
+            {"degradation": f"`{name}`", "what it does": about, "settings": inline(settings)}
         )
     return table(rows)
 
@@ -136,104 +109,104 @@ def _shown(value: Any) -> str:
 
 
 def reproductions() -> str:
-    """What the reproductions measured."""
-    return results(ROOT / "reproductions" / "results")
-
-
-def benchmarks(names: str = "*.json") -> str:
-    """What the benchmarks measured."""
-    return results(ROOT / "benchmarks" / "results", names)
-
-
-def results(folder: Path, names: str = "*.json") -> str:
-    """Return results of a folder as tables with the command that made them."""
-    parts = []
-    for path in sorted(folder.glob(names)):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        made = f"Made by `{result['command']}` on {result['machine']}, {result['date']}."
-        rows = "\n".join(table(part) for part in _alike(result["rows"]))
-        parts.append(f"### {result['title']}\n\n{rows}\n{result['conclusion']}\n\n{made}\n")
-    return "\n".join(parts) or "Nothing has been measured yet.\n"
-
-
-def _alike(rows: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Divide rows where they begin to be about something else: less than half of their columns stay."""
-    parts: list[list[dict[str, Any]]] = []
-    for row in rows:
-        if not parts or 2 * len(row.keys() & parts[-1][0].keys()) < len(row):
-            parts.append([])
-        parts[-1].append(row)
-    return parts
-
-
-def table(rows: Iterable[dict[str, Any]]) -> str:
-    """Return ``rows`` as a Markdown table; its columns are all keys, in the order of their first use."""
-    rows = list(rows)
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [
-        columns,
-        ["---"] * len(columns),
-        *([_cell(row.get(key)) for key in columns] for row in rows),
+    """Which claims hold, by system."""
+    rows = [
+        {
+            "system": f"[{record.name}](systems/{record.name}.md)",
+            "what was tested": record.title,
+            "verdicts": record.verdicts(),
+        }
+        for record in records.reproductions()
     ]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return table(rows) if rows else "Nothing has been recorded yet.\n"
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}" if abs(value) >= 10_000 else str(value)
-    if isinstance(value, float):
-        return f"{value:g}" if abs(value) < 10_000 else f"{value:,.0f}"
-    return str(value).replace("|", "\\|").replace("\n", " ")
+def benchmarks() -> str:
+    """Every benchmark: its plot first, the table behind it."""
+    order = {name: place for place, name in enumerate(BENCHMARK_ORDER)}
+    found = sorted(records.benchmarks(), key=lambda record: order.get(record.name, len(order)))
+    return "\n".join(_benchmark(record) for record in found)
 
 
-def _inline(arguments: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in arguments.items())
+def _benchmark(record: Record) -> str:
+    own = OWN_PAGE.get(record.name)
+    if own:
+        plot = next(iter(_plots(record)), "")
+        return f"### {record.content['title']}\n\n{plot}Tables and details: [{own.removesuffix('.md')}]({own}).\n"
+    return f"### {record.content['title']}\n\n{_result(record)}"
 
 
-def _default(value: Any) -> str:
-    if value is None or value == {}:
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return ", ".join(value) if isinstance(value, list) else f"{value}"
+def result(name: str) -> str:
+    """One benchmark for a page of its own: plots, conclusion, table."""
+    record = records.benchmark(name)
+    return _result(record) if record else "Nothing has been recorded yet.\n"
+
+
+def _result(record: Record) -> str:
+    plots = "".join(_plots(record))
+    rows = tables(record.rows)
+    if plots or len(record.rows) > 8:
+        rows = folded("Table", rows)
+    return f"{plots}{record.content['conclusion']}\n\n{rows}\n{record.made}\n"
+
+
+def _plots(record: Record) -> list[str]:
+    return [
+        f"![{record.content['title']}: {name}](figures/benchmark-{name}.svg)\n\n"
+        for name in benchmark_plots.drawn(record)
+    ]
+
+
+def _is_method(card: Any) -> bool:
+    return bool(card.kind == "method")
 
 
 SECTIONS: dict[str, Callable[[], str]] = {
-    "methods_table": methods_table,
-    "systems_table": systems_table,
-    "system_pages": system_pages,
+    "systems_table": partial(
+        system_pages.short_table, lambda card: not _is_method(card), "docs/systems/"
+    ),
+    "methods_table": partial(system_pages.short_table, _is_method, "docs/systems/"),
+    "methods": partial(system_pages.short_table, _is_method, "systems/"),
+    "systems_index": system_pages.index_table,
     "settings_table": partial(settings_table, Recipe),
     "restore_settings": partial(settings_table, RestoreRecipe),
     "pretrain_settings": partial(settings_table, PretrainRecipe),
     "degradations": degradations,
-    "compression": partial(benchmarks, "compression.json"),
-    "integers": partial(benchmarks, "integers.json"),
-    "leaderboard": partial(benchmarks, "leaderboard.json"),
+    "compression": partial(result, "compression"),
+    "integers": partial(result, "integers"),
+    "leaderboard": partial(result, "leaderboard"),
     "reproductions": reproductions,
     "benchmarks": benchmarks,
 }
 
 
 def main(check: bool) -> int:
-    """Rewrite all pages, or only say which are out of date."""
-    stale = []
-    for page in pages():
-        text = page.read_text(encoding="utf-8")
-        fresh = rewrite(text)
-        if fresh == text:
-            continue
-        stale.append(page)
-        if not check:
-            page.write_text(fresh, encoding="utf-8")
-    for page in stale:
+    """Rewrite what is out of date, or only say what is."""
+    uncounted = costs.stale()
+    if uncounted and check:
+        print(f"docs/costs.json lacks {', '.join(uncounted)}: run docs/generate.py")
+        return 1
+    if uncounted:
+        costs.main()
+    wanted = written()
+    existing = {path for folder in WHOLE for path in (DOCS / folder).glob("*.*")}
+    stale = [path for path, text in wanted.items() if not _holds(path, text)]
+    left_over = sorted(existing - set(wanted))
+    for path in [*stale, *left_over]:
         print(
-            page.relative_to(ROOT), "is out of date: run docs/generate.py" if check else "rewritten"
+            path.relative_to(ROOT), "is out of date: run docs/generate.py" if check else "updated"
         )
-    return int(check and bool(stale))
+    if not check:
+        for path in stale:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(wanted[path], encoding="utf-8")
+        for path in left_over:
+            path.unlink()
+    return int(check and bool(stale or left_over))
+
+
+def _holds(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_text(encoding="utf-8") == text
 
 
 if __name__ == "__main__":

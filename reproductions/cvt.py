@@ -21,7 +21,14 @@ from vitreous.catalog.claims import Claim, claim, paired
 from vitreous.catalog.registry import create_model
 from vitreous.catalog.results import first, percents, table_of
 from vitreous.catalog.study import Study
-from vitreous.tasks.miniature import ImageTask, accuracy, fit_images, image_task, scaled_init
+from vitreous.tasks.miniature import (
+    ImageTask,
+    accuracy,
+    fit_images,
+    image_task,
+    in_little,
+    scaled_init,
+)
 
 EPOCHS, RATES = 15, (1e-3, 2e-3, 4e-3)
 TWO_STAGES = {
@@ -55,13 +62,15 @@ def main(quick: bool = False, full: bool = False, data: Path | None = None) -> N
         data=data,
     )
     epochs = 1 if quick else EPOCHS
-    study.compare(ARMS, RATES, partial(task, data=data), partial(measure, epochs=epochs))
-    study.finish(summary, claims, on=task(0, data).name)
+    images = partial(task, data=data, quick=quick)
+    study.compare(ARMS, RATES, images, partial(measure, epochs=epochs))
+    study.finish(summary, claims, on=images(0).name)
 
 
-def task(seed: int, data: Path | None) -> ImageTask:
+def task(seed: int, data: Path | None, quick: bool) -> ImageTask:
     """Return the images of a seed."""
-    return image_task(seed, 16 if data is None else 32, data=data)
+    found = image_task(seed, 16 if data is None else 32, data=data)
+    return in_little(found) if quick else found
 
 
 def build(arm: str, shape: dict[str, int]) -> torch.nn.Module:

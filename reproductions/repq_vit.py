@@ -1,12 +1,13 @@
 """RepQ-ViT's claim in miniature: 4 bits with one range per tensor, on a ViT whose channels differ (arXiv 2212.08254).
 
-A small ViT learns handwritten digits. Then three random channels behind every LayerNorm are made twenty times as loud,
-and the layer that reads them twenty times as deaf to them: the network computes the same, but one range per tensor has
-to span the loud channels, as large trained transformers make it do. All of it is quantized to 4 bits by 32 images,
-with one range per tensor, one per channel behind norms, and one per channel folded into one per tensor (the method);
-the other codes for attention, and ranges of true extremes and percentiles, are beside them.
+A small ViT is trained. Then three random channels behind every LayerNorm are made twenty times as loud, and the layer
+that reads them twenty times as deaf to them: the network computes the same, but one range per tensor has to span the
+loud channels, as in large trained transformers. All of it is quantized to 4 bits by 32 images, with one range per
+tensor, one per channel behind norms, and one per channel folded into one per tensor (the method); besides, other codes
+for attention, and ranges of true extremes and percentiles. By default the images are toy digits; ``--data FOLDER`` takes
+real ones.
 
-Apart from it, uniform and logarithmic codes of 4 bits are compared on random, diffuse attention (scores of spread 1).
+Separately, uniform and logarithmic codes of 4 bits are compared on random, diffuse attention (scores of spread 1).
 """
 
 from __future__ import annotations
@@ -14,21 +15,27 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
 
-from vitreous.catalog.registry import create_model
-from vitreous.catalog.results import percent, verdict, write_result
+from vitreous.catalog.claims import Claim, claim, paired
+from vitreous.catalog.results import percents, table_of
+from vitreous.catalog.study import Study
 from vitreous.layers.quantize import LogSqrt2Quantizer, Quantizer, UniformQuantizer
 from vitreous.methods._apply import apply
-from vitreous.tasks.miniature import accuracy, divided_digits, fit_images, with_loud_channels
+from vitreous.tasks.miniature import (
+    FACTOR,
+    LOUD,
+    QUANTIZED_EPOCHS,
+    QUANTIZED_VIT,
+    accuracy,
+    vit_with_loud_channels,
+)
 
-SEEDS, EPOCHS, BATCH, TRAIN, CALIBRATION = 3, 30, 32, 1000, 32
-NETWORK = {"dim": 48, "depth": 4, "heads": 4, "token_size": 2, "mlp_ratio": 4.0}
-LOUD, FACTOR = 3, 20.0
+CALIBRATION = 32
 BITS = (4, 4)
 
 FLOAT, OURS, CHANNELS, TENSOR = "float", "folded (RepQ-ViT)", "per channel", "per tensor"
@@ -45,52 +52,49 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
 # Points that the claim demands of folding over one range per tensor, and allows under one per channel.
 GAIN, LOSS = 10.0, 3.0
 
-RESULT = Path(__file__).parent / "results" / "repq_vit.json"
 
-
-def main(quick: bool = False) -> None:
-    """Measure everything and write ``results/repq_vit.json``; ``quick`` runs it all in little and writes nothing."""
-    started = time.perf_counter()
-    records = []
-    for seed in range(1 if quick else SEEDS):
-        train, train_classes, test, classes = divided_digits(seed, side=8, training=TRAIN)
-        train, test = 2 * train - 1, 2 * test - 1
-        torch.manual_seed(seed)
-        model = create_model("vit_test", bands=1, num_classes=10, image_size=8, **NETWORK)
-        fit_images(
-            model, train, train_classes, epochs=1 if quick else EPOCHS, batch_size=BATCH, seed=seed
-        )
-        model = with_loud_channels(model, seed, LOUD, FACTOR)
-        records.append({"system": FLOAT, "seed": seed, "accuracy": accuracy(model, test, classes)})
-        for arm, (name, settings) in ARMS.items():
-            began = time.perf_counter()
-            batches = [train[:CALIBRATION]]
-            quantized = apply(model, name, calibration=batches, bits=BITS, **settings).model
-            record = {
-                "system": arm,
-                "seed": seed,
-                "calibration_seconds": time.perf_counter() - began,
-                "accuracy": accuracy(quantized, test, classes),
-            }
-            records.append(record)
-            print(record, file=sys.stderr)
-    errors = [attention_errors(seed) for seed in range(1 if quick else SEEDS)]
-    print(errors, file=sys.stderr)
-    if quick:
-        return
-    write_result(
-        RESULT,
-        title="repq_vit: 4 bits where channels differ (digits)",
-        command="vitreous reproduce repq_vit",
-        rows=summary(records),
-        conclusion=conclude(records, errors),
-        bits=BITS,
-        epochs=EPOCHS,
-        calibration_images=CALIBRATION,
-        attention_errors=errors,
-        seconds=time.perf_counter() - started,
-        runs=records,
+def main(quick: bool = False, full: bool = False, data: Path | None = None) -> None:
+    """Measure everything; a full run writes ``results/repq_vit.json``, a quick one only checks that all of it runs."""
+    study = Study(
+        __file__,
+        "4 bits where channels differ",
+        settings={
+            "network": [QUANTIZED_VIT, QUANTIZED_EPOCHS, LOUD, FACTOR],
+            "calibration": CALIBRATION,
+            "bits": BITS,
+            "arms": ARMS,
+        },
+        quick=quick,
+        full=full,
+        data=data,
     )
+    for seed in study.seeds:
+        study.group(partial(measure, seed, data, quick), seed=seed)
+    errors = [attention_errors(seed) for seed in study.seeds]
+    study.finish(
+        summary,
+        claims,
+        on="toy: 8 x 8 digits" if data is None else data.name,
+        attention_errors=errors,
+    )
+
+
+def measure(seed: int, data: Path | None, quick: bool) -> list[dict[str, Any]]:
+    """Train one network, quantize it in every way, and score all of them on the same images."""
+    task, model = vit_with_loud_channels(seed, data, quick)
+    records: list[dict[str, Any]] = [{"system": FLOAT, "accuracy": accuracy(model, *task.test)}]
+    for arm, (name, settings) in ARMS.items():
+        began = time.perf_counter()
+        batches = [task.train.images[:CALIBRATION]]
+        quantized = apply(model, name, calibration=batches, bits=BITS, **settings).model
+        records.append(
+            {
+                "system": arm,
+                "calibration_seconds": time.perf_counter() - began,
+                "accuracy": accuracy(quantized, *task.test),
+            }
+        )
+    return records
 
 
 def attention_errors(seed: int) -> dict[str, float]:
@@ -113,37 +117,41 @@ def attention_errors(seed: int) -> dict[str, float]:
 
 def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the table: one row per way to quantize, over the seeds."""
-    rows = []
-    for arm in (FLOAT, *ARMS):
-        own = [r for r in records if r["system"] == arm]
-        rows.append(
-            {
-                "ranges behind norms": arm,
-                "bits": "32" if arm == FLOAT else "W{}A{}".format(*BITS),
-                "seeds": len(own),
-                "accuracy %": percent([r["accuracy"] for r in own]),
-            }
-        )
-    return rows
-
-
-def conclude(records: Sequence[dict[str, Any]], errors: Sequence[dict[str, float]]) -> str:
-    """Say in words what the numbers say of the claim, also where it does not hold."""
-    points = {
-        arm: 100 * mean(r["accuracy"] for r in records if r["system"] == arm)
-        for arm in (FLOAT, *ARMS)
-    }
-    gain, loss = points[OURS] - points[TENSOR], points[CHANNELS] - points[OURS]
-    uniform, root = (mean(e[name] for e in errors) for name in ("uniform", "log_sqrt2"))
-    better = all(e["log_sqrt2"] < e["uniform"] for e in errors)
-    return (
-        f"Folded ranges are {gain:+.1f} points from one range per tensor, where the claim demands {GAIN:+.1f}: "
-        f"{verdict(gain >= GAIN)}. They are {-loss:+.1f} from one range per channel, where {-LOSS:+.1f} is allowed: "
-        f"{verdict(loss <= LOSS)}; and {points[OURS] - points[FLOAT]:+.1f} from floating point. On diffuse attention "
-        f"log-sqrt2 codes leave {root:.3f} of the product's square, uniform ones {uniform:.3f}; that they leave less: "
-        f"{verdict(better)}."
+    return table_of(
+        records,
+        {
+            "bits": lambda own: "32" if own[0]["system"] == FLOAT else "W{}A{}".format(*BITS),
+            "accuracy %": percents("accuracy"),
+        },
+        keys={"ranges behind norms": "system"},
     )
 
 
+def claims(
+    records: Sequence[dict[str, Any]], attention_errors: Sequence[dict[str, float]]
+) -> list[Claim]:
+    """Return what the paper claims, as measured."""
+    ratios = [errors["log_sqrt2"] / errors["uniform"] for errors in attention_errors]
+    return [
+        claim(
+            "Accuracy, folded vs one range per tensor", paired(records, OURS, TENSOR), at_least=GAIN
+        ),
+        claim(
+            "Accuracy, folded vs one range per channel",
+            paired(records, OURS, CHANNELS),
+            at_least=-LOSS,
+        ),
+        claim("Accuracy, folded vs floating point", paired(records, OURS, FLOAT)),
+        claim(
+            "Error of diffuse attention's product, log-sqrt2 codes relative to uniform ones",
+            ratios,
+            at_most=1.0,
+            unit="",
+            digits=2,
+            signed=False,
+        ),
+    ]
+
+
 if __name__ == "__main__":
-    main(quick="--quick" in sys.argv[1:])
+    main(quick="--quick" in sys.argv[1:], full="--full" in sys.argv[1:])

@@ -13,7 +13,7 @@ import yaml
 import vitreous
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TESTED = re.compile(r"<!-- tested -->\n```(\w+)\n(.*?)```", re.DOTALL)
 SHELL = 'set -e\nvitreous() { "$PYTHON" -m vitreous "$@"; }\n'
 
@@ -41,17 +41,6 @@ def test_readme_commands_run(language, text, tmp_path):
         products = {path.name for path in (tmp_path / "runs/classify/first").iterdir()}
         assert products >= {"config.json", "split.npz", "metrics.json", "map.tif", "report.html"}
         assert (tmp_path / "again.tif").read_bytes()
-
-
-def test_generated_sections_are_up_to_date():
-    done = subprocess.run(
-        [sys.executable, ROOT / "docs" / "generate.py", "--check"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -87,7 +76,7 @@ def test_commands_in_the_pages_exist():
 
 def _code(page):
     """Return what stands in code on a page: fenced blocks and inline code."""
-    text = page.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     fenced = re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)
     return "\n".join([*fenced, *re.findall(r"`([^`\n]+)`", text)])
 
@@ -112,6 +101,12 @@ def test_citation_names_this_version():
 
 
 def test_every_docs_page_is_in_the_navigation():
+    """Pages of systems are not: the table of all systems leads to them."""
     config = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
-    listed = {page for entry in config["nav"] for page in entry.values()}
-    assert listed == {page.name for page in (ROOT / "docs").glob("*.md")}
+    assert set(_listed(config["nav"])) == {page.name for page in (ROOT / "docs").glob("*.md")}
+
+
+def _listed(entries):
+    for entry in entries:
+        for target in entry.values():
+            yield from [target] if isinstance(target, str) else _listed(target)

@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Iterable
 
 LISTED = 30  # names in a message; more would bury it
+LONGEST = 2000  # characters of a sentence: whatever went into it, it stays one that can be read
 
 
 class VitreousError(Exception):
@@ -18,12 +19,13 @@ class VitreousError(Exception):
     Args:
         problem: what is wrong, in one sentence, naming the file or the setting.
         fix: what to do about it, in one sentence.
+
+    Both are cut at ``LONGEST`` characters.
     """
 
     def __init__(self, problem: str, fix: str = "") -> None:
-        super().__init__(problem, fix)
-        self.problem = problem
-        self.fix = fix
+        self.problem, self.fix = shortened(problem), shortened(fix)
+        super().__init__(self.problem, self.fix)
 
     def __str__(self) -> str:
         return f"{self.problem} {self.fix}".strip()
@@ -51,9 +53,21 @@ class CheckpointError(VitreousError):
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
     """Return ``Did you mean 'x'?`` for the nearest of ``options``, or a list of what there is."""
-    known = sorted(options)
+    known = sorted(set(options))
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if near:
         return "Did you mean " + " or ".join(f"'{n}'" for n in near) + "?"
-    more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
-    return "Known: " + ", ".join(known[:LISTED]) + more + "."
+    return f"Known: {listed(known)}."
+
+
+def listed(names: Iterable[object], most: int = LISTED) -> str:
+    """Return ``a, b, c``: each name once, in the order given, and beyond ``most`` of them only how many more."""
+    words = list(dict.fromkeys(str(name) for name in names))
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + more
+
+
+def shortened(text: str, most: int = LONGEST) -> str:
+    """Return ``text``, cut after ``most`` characters, with how many were left out."""
+    left = len(text) - most
+    return text if left <= 0 else f"{text[:most]} ... ({left:,} more characters)"

@@ -6,16 +6,31 @@ so their names are the same everywhere and an unknown one is refused with the ne
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from vitreous.errors import ConfigError, did_you_mean
 
 RECIPE_LIMIT = 2**20
+MANY = 1_000_000  # rounds of anything: more is a slip of the keyboard
+MOST_STEPS = 100_000_000
+MOST_SEED = 2**32 - 1  # what all random generators take
+MOST_BANDS = 65536
+LARGEST_ARGUMENT = 1e9  # of a system, a method or a degradation
+LONGEST_NAME = 100  # characters; file systems take 255, and numbers and suffixes follow
 
 
 # What settings are about, in the order in which they are shown.
@@ -25,6 +40,9 @@ PANELS = ("Data", "Split", "Model", "Preprocessing", "Degradation", "Training", 
 def _setting(default: Any, panel: str, description: str, **limits: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"panel": panel}, **limits)
 
+
+# Only of what is trained here, not of its baselines.
+_OF_THE_RUN = ("init", "devices", "accelerator", "precision", "tensorboard")
 
 R = TypeVar("R", bound="Settings")
 
@@ -36,6 +54,8 @@ class Settings(BaseModel):
         extra="forbid",
         validate_assignment=True,
         protected_namespaces=(),
+        allow_inf_nan=False,
+        str_max_length=4096,
         defer_build=True,  # 'vitreous --help' validates nothing
     )
 
@@ -49,14 +69,14 @@ class Settings(BaseModel):
     )
 
     learning_rate: float
-    weight_decay: float = _setting(0.05, "Training", "AdamW weight decay.", ge=0)
+    weight_decay: float = _setting(0.05, "Training", "AdamW weight decay.", ge=0, le=1000)
     flips: bool = _setting(True, "Training", "Random flips and quarter turns.")
-    clip: float = _setting(1.0, "Training", "Gradient norm limit.", gt=0)
+    clip: float = _setting(1.0, "Training", "Gradient norm limit.", gt=0, le=1e12)
     ema: float = _setting(
         0.98, "Training", "Decay of the weight average used for evaluation.", ge=0, lt=1
     )
-    seed: int = _setting(0, "Training", "Seed for everything.", ge=0)
-    devices: int = _setting(1, "Training", "Processes (DDP).", ge=1)
+    seed: int = _setting(0, "Training", "Seed for everything.", ge=0, le=MOST_SEED)
+    devices: int = _setting(1, "Training", "Processes (DDP).", ge=1, le=1024)
     accelerator: Literal["auto", "cpu", "gpu"] = _setting("auto", "Training", "Where to train.")
     precision: Literal["32", "bf16"] = _setting(
         "32", "Training", "Arithmetic of the training step."
@@ -66,6 +86,70 @@ class Settings(BaseModel):
     runs: str = _setting("runs", "Run", "Folder of all runs.")
     report: bool = _setting(True, "Run", "Write report.html.")
     tensorboard: bool = _setting(False, "Run", "Also log for TensorBoard.")
+
+    @field_validator("*")
+    @classmethod
+    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse what no file is named and no argument can be."""
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("the character with the code 0 has no place in it")
+        if info.field_name == "hints":  # words, because JSON has no such numbers; readers know them
+            return {
+                key: str(part) if isinstance(part, float) and not math.isfinite(part) else part
+                for key, part in value.items()
+            }
+        if isinstance(value, dict) and info.field_name != "degradation_args":
+            for key, part in value.items():
+                for number in part if isinstance(part, list | tuple) else [part]:
+                    if isinstance(number, int | float) and not abs(number) <= LARGEST_ARGUMENT:
+                        raise ValueError(f"{key}={number} is out of any range")
+        return value
+
+    @field_validator("name")
+    @classmethod
+    def _one_folder(cls, name: str | None) -> str | None:
+        """Refuse a name that is not that of a single, visible folder."""
+        if name is None:
+            return None
+        if not name.strip() or len(name) > LONGEST_NAME or not name.isprintable():
+            raise ValueError(f"a name has 1 to {LONGEST_NAME} printable characters")
+        if name.startswith(".") or set(name) & set("/\\"):
+            raise ValueError(
+                f"'{name}' is not the name of a folder in the folder of all runs, which --runs names"
+            )
+        return name
+
+    def without_effect(self, *, trained: bool, networks: bool) -> dict[str, str]:
+        """Return the settings that differ from their defaults and change nothing, each with the reason.
+
+        Args:
+            trained: whether the system itself is trained by gradient descent.
+            networks: whether it or any of its baselines is.
+        """
+        rules = self._rules(trained, networks)
+        differ = {
+            name
+            for name, field in type(self).model_fields.items()
+            if getattr(self, name) != field.get_default(call_default_factory=True)
+        }
+        return {
+            name: reason for reason, names in rules.items() for name in sorted(differ & set(names))
+        }
+
+    def _rules(self, trained: bool, networks: bool) -> dict[str, tuple[str, ...]]:
+        """Return, by the reason, settings that change nothing."""
+        return (
+            {} if trained else {f"'{self.model}' is not trained by gradient descent": _OF_THE_RUN}
+        )
+
+    @classmethod
+    def panel(cls, name: str, *others: str) -> tuple[str, ...]:
+        """Return the settings of a panel, without some others."""
+        return tuple(
+            key
+            for key, field in cls.model_fields.items()
+            if key not in others and field.json_schema_extra == {"panel": name}
+        )
 
     @classmethod
     def fields(cls) -> dict[str, FieldInfo]:
@@ -95,17 +179,17 @@ class Recipe(Settings):
         0.3, "Split", "Share of labelled pixels for training.", gt=0, lt=1
     )
     train_per_class: int | None = _setting(
-        None, "Split", "Training pixels per class (random split).", ge=1
+        None, "Split", "Training pixels per class (random split).", ge=1, le=10**9
     )
     val_fraction: float = _setting(
         0.1,
         "Split",
-        "Share kept to choose the model: of the training pixels (in blocks: of all); 0 trains to the end.",
+        "Share kept for validation, which chooses the epoch: of the training pixels (in blocks: of all); 0: the last one.",
         ge=0,
         lt=1,
     )
     block_size: int | None = _setting(
-        None, "Split", "Side of the blocks in pixels (automatic).", ge=2
+        None, "Split", "Side of the blocks in pixels (automatic).", ge=2, le=100_000
     )
 
     model: str = _setting(
@@ -147,7 +231,9 @@ class Recipe(Settings):
     standardize: bool = _setting(
         True, "Preprocessing", "z-score the bands before the components are found."
     )
-    components: int = _setting(15, "Preprocessing", "Principal components kept.", ge=1)
+    components: int = _setting(
+        15, "Preprocessing", "Principal components kept.", ge=1, le=MOST_BANDS
+    )
     whiten: bool = _setting(False, "Preprocessing", "Scale components to unit variance.")
     patch_norm: bool = _setting(
         False, "Preprocessing", "z-score within each patch as published (mode 'patch' only)."
@@ -157,27 +243,40 @@ class Recipe(Settings):
     )
 
     epochs: int | None = _setting(
-        None, "Training", "Rounds of training (automatic: about 1000 steps).", ge=1
+        None, "Training", "Rounds of training (automatic: about 1000 steps).", ge=1, le=MANY
     )
     passes: int = _setting(
         2,
         "Training",
         "Passes over the pixels per epoch; a shared front-end takes one for all.",
         ge=1,
+        le=MANY,
     )
     batch_size: int = _setting(
-        64, "Training", "Training pixels per step (mode 'dense': those of a few tiles).", ge=1
+        64,
+        "Training",
+        "Training pixels per step (mode 'dense': those of a few tiles).",
+        ge=1,
+        le=MANY,
     )
-    learning_rate: float = _setting(3e-3, "Training", "Peak learning rate of the adapters.", gt=0)
+    learning_rate: float = _setting(
+        3e-3, "Training", "Peak learning rate of the adapters.", gt=0, le=1000
+    )
     base_rate_factor: float = _setting(
-        1.0, "Training", "Learning rate of everything that is no adapter, as a factor.", gt=0
+        1.0,
+        "Training",
+        "Learning rate of everything that is no adapter, as a factor.",
+        gt=0,
+        le=1e6,
     )
     schedule: Literal["cosine", "cyclic", "constant"] = _setting(
         "cosine", "Training", "Learning-rate schedule; 'cyclic' also modulates the LoRA scale."
     )
-    cycle_epochs: int = _setting(10, "Training", "Length of the first cycle in epochs.", ge=1)
-    cycle_growth: int = _setting(2, "Training", "Each cycle is this much longer.", ge=1)
-    warmup_epochs: int = _setting(3, "Training", "Epochs of linear warm-up.", ge=0)
+    cycle_epochs: int = _setting(
+        10, "Training", "Length of the first cycle in epochs.", ge=1, le=MANY
+    )
+    cycle_growth: int = _setting(2, "Training", "Each cycle is this much longer.", ge=1, le=1000)
+    warmup_epochs: int = _setting(3, "Training", "Epochs of linear warm-up.", ge=0, le=MANY)
     label_smoothing: float = _setting(0.1, "Training", "Cross-entropy label smoothing.", ge=0, lt=1)
     class_weights: Literal["none", "balanced", "sqrt"] = _setting(
         "sqrt", "Training", "Weights of rare classes in the loss."
@@ -185,18 +284,27 @@ class Recipe(Settings):
     gain: float = _setting(
         0.0, "Training", "Random illumination of whole regions, relative.", ge=0, lt=1
     )
-    noise: float = _setting(0.05, "Training", "Gaussian noise on the reduced channels.", ge=0)
+    noise: float = _setting(
+        0.05, "Training", "Gaussian noise on the reduced channels.", ge=0, le=1000
+    )
     mixup: float = _setting(
         0.3,
         "Training",
         "Beta parameter of mixing patches and labels in pairs; 0: never (never in mode 'dense').",
         ge=0,
+        le=1000,
     )
     patience: int = _setting(
         0,
         "Training",
-        "Stop after so many epochs without progress on the validation pixels and keep the best weights; 0: train to the end and keep the last.",
+        "Early stopping: epochs without progress on the validation pixels; 0: train to the end, then keep the best epoch.",
         ge=0,
+        le=MANY,
+    )
+    refit: bool = _setting(
+        False,
+        "Training",
+        "Train again on training and validation pixels, for as many epochs as validated best (twice the time).",
     )
 
     baselines: list[str] = _setting(
@@ -217,6 +325,10 @@ class Recipe(Settings):
             raise ValueError("tile_size must not be smaller than patch_size")
         if (self.test_labels is not None) != (self.split == "files"):
             raise ValueError("split 'files' and test_labels go together")
+        if self.refit and self.val_fraction == 0:
+            raise ValueError("refit goes by validation pixels, and val_fraction is 0")
+        if self.refit and self.devices > 1:
+            raise ValueError("refit trains twice, which several processes (devices) cannot follow")
         if self.adapt_args and self.adapt_method is None:
             raise ValueError(
                 f"adapt_args are settings of a method, and adapt '{self.adapt}' uses none"
@@ -224,6 +336,46 @@ class Recipe(Settings):
         if self.reduce_args and self.reduce is None:
             raise ValueError("reduce_args are settings of a method, and reduce names none")
         return self
+
+    def _rules(self, trained: bool, networks: bool) -> dict[str, tuple[str, ...]]:
+        rules = super()._rules(trained, networks)
+        if not trained:
+            rules = {
+                reason: (*names, "adapt", "adapt_args", "reduce", "reduce_args")
+                for reason, names in rules.items()
+            }
+        if not networks:
+            for_networks = (
+                *self.panel("Model", "model", "model_args"),
+                *self.panel("Preprocessing"),
+                *self.panel("Training", "seed"),
+            )
+            return {"no network is trained": (*for_networks, "tensorboard"), **self._split_rules()}
+        dense = self.mode == "dense"
+        rules["mode is 'dense'" if dense else "mode is not 'dense'"] = (
+            ("mixup",) if dense else ("tile_size", "decoder")
+        )
+        if self.reduction == "none":
+            rules["reduction is 'none'"] = ("standardize", "components", "whiten")
+        if self.schedule != "cyclic":
+            rules["schedule is not 'cyclic'"] = ("cycle_epochs", "cycle_growth")
+        return rules | self._split_rules()
+
+    def _split_rules(self) -> dict[str, tuple[str, ...]]:
+        rules: dict[str, tuple[str, ...]] = {}
+        if self.split != "blocks":
+            rules["split is not 'blocks'"] = ("block_size",)
+        if self.split != "random":
+            rules["split is not 'random'"] = ("train_per_class",)
+        if self.split in {"fixed", "files"}:
+            rules[f"split is '{self.split}'"] = ("train_fraction",)
+        elif self.split == "random" and self.train_per_class is not None:
+            rules["train_per_class decides"] = ("train_fraction",)
+        if not self.map:
+            rules["no map is written"] = ("probabilities",)
+        if self.labels is None:
+            rules["no label file is given"] = ("label_attribute",)
+        return rules
 
     @property
     def adapt_method(self) -> str | None:
@@ -260,7 +412,7 @@ class RestoreRecipe(Settings):
         {}, "Degradation", "Its settings, e.g. sigma=30 (of 255)."
     )
 
-    steps: int = _setting(1000, "Training", "Steps of training.", ge=1)
+    steps: int = _setting(1000, "Training", "Steps of training.", ge=1, le=MOST_STEPS)
     crop: int = _setting(
         32,
         "Training",
@@ -268,21 +420,29 @@ class RestoreRecipe(Settings):
         ge=4,
         le=1024,
     )
-    batch_size: int = _setting(8, "Training", "Crops per step.", ge=1)
+    batch_size: int = _setting(8, "Training", "Crops per step.", ge=1, le=MANY)
     train_bands: int = _setting(
         31,
         "Training",
         "Neighbouring bands per step, of a network that takes any number; all where there are fewer.",
         ge=1,
+        le=MOST_BANDS,
     )
-    learning_rate: float = _setting(3e-3, "Training", "Peak learning rate.", gt=0)
-    weight_decay: float = _setting(0.0, "Training", "AdamW weight decay.", ge=0)
+    learning_rate: float = _setting(3e-3, "Training", "Peak learning rate.", gt=0, le=1000)
+    weight_decay: float = _setting(0.0, "Training", "AdamW weight decay.", ge=0, le=1000)
     loss: Literal["l1", "mse"] = _setting("l1", "Training", "Mean absolute or mean squared error.")
 
     baselines: list[str] | None = _setting(
         None, "Run", "Classical restorers to compare with (automatic: those that fit the task)."
     )
     product: bool = _setting(True, "Run", "Restore the scene itself, as restored.tif.")
+
+    def _rules(self, trained: bool, networks: bool) -> dict[str, tuple[str, ...]]:
+        rules = super()._rules(trained, networks)
+        return {
+            reason: (*names, *self.panel("Training", "seed", "crop"))
+            for reason, names in rules.items()
+        }
 
     @model_validator(mode="after")
     def _consistent(self) -> RestoreRecipe:
@@ -317,11 +477,17 @@ class PretrainRecipe(Settings):
     reduction: Literal["pca", "none"] = _setting(
         "none", "Preprocessing", "Spectral reduction; none: a z-score per band."
     )
-    components: int = _setting(15, "Preprocessing", "Principal components kept.", ge=1)
+    components: int = _setting(
+        15, "Preprocessing", "Principal components kept.", ge=1, le=MOST_BANDS
+    )
 
-    steps: int = _setting(1000, "Training", "Steps of training.", ge=1)
-    batch_size: int = _setting(32, "Training", "Crops per step.", ge=1)
-    learning_rate: float = _setting(1e-3, "Training", "Peak learning rate.", gt=0)
+    steps: int = _setting(1000, "Training", "Steps of training.", ge=1, le=MOST_STEPS)
+    batch_size: int = _setting(32, "Training", "Crops per step.", ge=1, le=MANY)
+    learning_rate: float = _setting(1e-3, "Training", "Peak learning rate.", gt=0, le=1000)
+
+    def _rules(self, trained: bool, networks: bool) -> dict[str, tuple[str, ...]]:
+        rules = super()._rules(trained, networks)
+        return rules if self.reduction == "pca" else {"reduction is 'none'": ("components",)}
 
 
 @overload
@@ -347,9 +513,8 @@ def make_recipe(values: dict[str, Any], kind: type[Settings] = Recipe) -> Settin
         lines = []
         for issue in error.errors():
             name = ".".join(str(part) for part in issue["loc"])
-            lines.append(
-                f"{name}: {issue['msg']}" if name else issue["msg"].removeprefix("Value error, ")
-            )
+            said = issue["msg"].removeprefix("Value error, ")
+            lines.append(f"{name}: {said}" if name else said)
         raise ConfigError("; ".join(lines) + ".") from error
 
 

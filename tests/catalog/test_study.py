@@ -65,7 +65,7 @@ def test_full_result(tmp_path):
         "rate": 2,
         "accuracy %": "97.00 ± 1.58",
     }
-    assert result["claims"][0]["verdict"] == "holds" and result["claims"][0]["seeds"] == 5
+    assert result["claims"][0]["verdict"] == "holds" and result["claims"][0]["count"] == 5
     assert result["conclusion"].endswith("holds. Share 25%.")
     assert len(result["runs"]) == 10 and len(result["searched"]) == 6
     assert not script.study._unfinished.exists()

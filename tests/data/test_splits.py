@@ -465,3 +465,35 @@ def test_random_patches_on_indian_pines_leak(shared_data: Path):
     split = stratified_random(labels, train_fraction=0.1)
     assert split.leakage(15) > 0.95
     assert 0 < split.leakage(3) < split.leakage(5) < split.leakage(15)
+
+
+# -- blocks to resample -----------------------------------------------------------------------------------
+
+
+def test_a_split_by_blocks_is_resampled_by_its_own():
+    labels = np.kron(np.arange(36).reshape(6, 6) % 3 + 1, np.ones((8, 8), dtype=int))
+    split = quiet_blocks(labels, patch_size=3, train_fraction=0.5, block_size=7)
+    pixels = split.pixels(TEST)
+    blocks = split.blocks_of(pixels)
+    assert blocks.side == 7
+    rows, columns = np.divmod(pixels, 48)
+    for number in np.unique(blocks.of_pixel):
+        inside = blocks.of_pixel == number
+        assert len({*zip(rows[inside] // 7, columns[inside] // 7, strict=True)}) == 1
+    # A block has one role: none of those that test is anybody else's.
+    used = split.blocks_of(np.flatnonzero((split.roles == TRAIN) | (split.roles == VAL)))
+    assert not set(used.of_pixel) & set(blocks.of_pixel)
+
+
+def test_other_splits_are_resampled_by_blocks_of_a_patch_and_many_blocks_are_joined(monkeypatch):
+    from vitreous.data import splits
+
+    labels = np.kron(np.arange(36).reshape(6, 6) % 3 + 1, np.ones((8, 8), dtype=int))
+    split = stratified_random(labels, train_fraction=0.3)
+    split.params["patch_size"] = 11
+    pixels = split.pixels(TEST)
+    assert split.blocks_of(pixels).side == 11
+    monkeypatch.setattr(splits, "MOST_BLOCKS", 5)
+    joined = split.blocks_of(pixels)
+    assert joined.side == 44
+    assert len(np.unique(joined.of_pixel)) == 4

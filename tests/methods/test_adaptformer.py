@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import pytest
 import torch
@@ -106,8 +107,9 @@ def test_reference_options(fixture):
     bare = {k: v for k, v in fixture["state_dict"].items() if ".adaptmlp." not in k}
     for key in [k for k in bare if "_proj.bias" in k]:
         del bare[key]
-    plain = vitreous.from_reference("adaptformer", bare, tuned(fixture, ffn_adapt=False))
-    assert plain.methods == [] and not plain.blocks[0].attn.qkv.bias.any()
+    kwargs = {**tuned(fixture, ffn_adapt=False), "qkv_bias": False}
+    plain = vitreous.from_reference("adaptformer", bare, kwargs)
+    assert plain.methods == [] and plain.blocks[0].attn.qkv.bias is None
 
 
 @pytest.mark.parametrize(
@@ -123,6 +125,16 @@ def test_reference_without_a_counterpart(fixture, change, message):
 def test_a_missing_adapter_is_refused(fixture):
     weights = {k: v for k, v in fixture["state_dict"].items() if "1.adaptmlp" not in k}
     with pytest.raises(CheckpointError):
+        vitreous.from_reference("adaptformer", weights, fixture["kwargs"])
+
+
+@pytest.mark.parametrize("part", ["q_proj", "k_proj", "v_proj", "[qkv]_proj"])
+@pytest.mark.parametrize("blocks", ["1", "[0-2]"])
+def test_a_missing_bias_is_not_taken_for_zeros(fixture, part, blocks):
+    gone = re.compile(rf"blocks\.{blocks}\.attn\.{part}\.bias")
+    weights = {k: v for k, v in fixture["state_dict"].items() if not gone.fullmatch(k)}
+    assert len(weights) < len(fixture["state_dict"])
+    with pytest.raises(CheckpointError, match=r"qkv\.bias"):
         vitreous.from_reference("adaptformer", weights, fixture["kwargs"])
 
 

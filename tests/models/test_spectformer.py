@@ -376,7 +376,7 @@ def test_patches_shrink_with_the_image(size, side):
         ({**PLAIN, "heads": [5]}, "5 heads"),
         ({**PLAIN, "depths": [2, 2]}, "different lengths"),
         ({**PLAIN, "token_labels": True}, "H family only"),
-        ({**PLAIN, "token_size": 25}, "has none"),
+        ({**PLAIN, "token_size": 25}, "needs images of 25 pixels"),
         ({**H, "stem_stride": 3}, "no stride 3"),
     ],
 )
@@ -386,5 +386,5 @@ def test_bad_arguments(arguments, words):
 
 
 def test_an_image_without_a_patch_is_refused():
-    with pytest.raises(ModelError, match="patches of 3 pixels"):
+    with pytest.raises(ModelError, match="needs images of 3 pixels"):
         small(PLAIN)(torch.zeros(1, 3, 24, 2))

@@ -131,7 +131,7 @@ def naive_attention(block, x):
         for c0, c1 in _cuts(x.shape[2], columns, across):
             part = x[:, r0:r1, c0:c1].flatten(1, 2)
             at = [(r, c) for r in range(r1 - r0) for c in range(c1 - c0)]
-            side = attn.position.window
+            side = attn.position.window[0]
             index = torch.tensor(
                 [
                     [(r - s + side - 1) * (2 * side - 1) + (c - d + side - 1) for s, d in at]

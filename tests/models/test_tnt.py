@@ -283,7 +283,11 @@ def test_weights_move_to_another_size():
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"heads": 5}, "5 heads"), ({"inner_heads": 3}, "3 heads"), ({"image_size": 3}, "has none")],
+    [
+        ({"heads": 5}, "5 heads"),
+        ({"inner_heads": 3}, "3 heads"),
+        ({"image_size": 3}, "needs images of 4 pixels"),
+    ],
 )
 def test_bad_arguments(changes, words):
     with pytest.raises(ModelError, match=words):
@@ -291,5 +295,5 @@ def test_bad_arguments(changes, words):
 
 
 def test_an_image_without_a_patch_is_refused():
-    with pytest.raises(ModelError, match="patches of 4 pixels"):
+    with pytest.raises(ModelError, match="needs images of 4 pixels"):
         small()(torch.zeros(1, 3, 12, 3))

@@ -330,7 +330,10 @@ def test_sizes_must_agree(tmp_path):
 
 def test_errors_are_counted_at_test_pixels_only(tmp_path):
     run = make_run(tmp_path)
-    outcomes = pictures.read_outcomes(tmp_path / "map.tif", run.labels.values, run.split.roles)
+    codes = [entry["value"] for entry in run.metrics["classes"]]
+    outcomes = pictures.read_outcomes(
+        tmp_path / "map.tif", run.labels.values, run.split.roles, codes
+    )
     matrix = np.array(run.metrics["systems"][0]["test"]["confusion"])
     assert (outcomes == pictures.CORRECT).sum() == np.trace(matrix)
     assert (outcomes == pictures.WRONG).sum() == matrix.sum() - np.trace(matrix)
@@ -339,7 +342,8 @@ def test_errors_are_counted_at_test_pixels_only(tmp_path):
 
 def test_outcomes_do_not_depend_on_the_strips(tmp_path, monkeypatch):
     run = make_run(tmp_path)
-    arguments = (tmp_path / "map.tif", run.labels.values, run.split.roles)
+    codes = [entry["value"] for entry in run.metrics["classes"]]
+    arguments = (tmp_path / "map.tif", run.labels.values, run.split.roles, codes)
     whole = pictures.read_outcomes(*arguments)
     monkeypatch.setattr(pictures, "STRIP_BYTES", 1)
     np.testing.assert_array_equal(pictures.read_outcomes(*arguments), whole)

@@ -1,14 +1,17 @@
 import sys
+import warnings
 
 import numpy as np
 import pytest
 import rasterio
+import rasterio.warp
 from rasterio import Affine
 
 from vitreous import open_labels, open_scene
 from vitreous.errors import SceneError
 from vitreous.scenes import geotiff
 from vitreous.scenes.cube import georeference, make_labels, make_scene
+from vitreous.scenes.labels import with_common_classes
 
 geopandas = pytest.importorskip("geopandas")
 shapely = pytest.importorskip("shapely")
@@ -75,11 +78,13 @@ def test_text_classes_are_sorted_and_may_be_given(tmp_path):
 
 def test_class_numbers_stay_and_codes_become_names(tmp_path):
     features([2, 5, 2]).to_file(tmp_path / "x.gpkg")
-    np.testing.assert_array_equal(open_labels(tmp_path / "x.gpkg", scene()), expected((2, 5, 2)))
+    labels = open_labels(tmp_path / "x.gpkg", scene())
+    np.testing.assert_array_equal(labels, expected((1, 2, 1)))
+    assert (labels.class_codes, labels.class_names) == ([2, 5], ["class 2", "class 5"])
     features([7201, 50, 7201]).to_file(tmp_path / "y.gpkg")
     labels = open_labels(tmp_path / "y.gpkg", scene())
     np.testing.assert_array_equal(labels, expected((2, 1, 2)))
-    assert labels.class_names == ["50", "7201"]
+    assert (labels.class_codes, labels.class_names) == ([50, 7201], ["50", "7201"])
 
 
 def test_points_mark_the_pixel_they_fall_in(tmp_path):
@@ -183,15 +188,164 @@ def put_labels(path, crs="EPSG:32611", transform=GRID, size=SIZE):
 def test_labels_must_fit_the_scene(tmp_path):
     values = put_labels(tmp_path / "x.tif")
     np.testing.assert_array_equal(open_labels(tmp_path / "x.tif", scene()), values)
-    put_labels(tmp_path / "small.tif", size=(12, 14))
+    put_labels(tmp_path / "small.tif", size=(12, 14), transform=None)
     with pytest.raises(SceneError, match=r"12 x 14 pixels.*12 x 15"):
         open_labels(tmp_path / "small.tif", scene())
+    put_labels(tmp_path / "turned.tif", size=(15, 12), transform=None)
+    with pytest.raises(SceneError, match="exchanged"):
+        open_labels(tmp_path / "turned.tif", scene())
     put_labels(tmp_path / "zone.tif", crs="EPSG:32612")
-    with pytest.raises(SceneError, match=r"EPSG:32612.*EPSG:32611"):
+    with pytest.raises(SceneError, match=r"EPSG:32612.*EPSG:32611.*do not overlap"):
         open_labels(tmp_path / "zone.tif", scene())
-    put_labels(tmp_path / "half.tif", transform=GRID * Affine.translation(0.5, 0.5))
-    with pytest.raises(SceneError, match=r"0\.5 pixels apart"):
-        open_labels(tmp_path / "half.tif", scene())
+
+
+def test_labels_on_another_grid_are_resampled(tmp_path):
+    values = put_labels(tmp_path / "x.tif")
+    finer = np.kron(values, np.ones((3, 3), int))
+    shifted = make_labels(finer, crs="EPSG:32611", transform=GRID * Affine.scale(1 / 3))
+    geotiff.write_labels(shifted, tmp_path / "fine.tif")
+    with pytest.warns(UserWarning, match="resampled to it, nearest pixel"):
+        labels = open_labels(tmp_path / "fine.tif", scene())
+    np.testing.assert_array_equal(labels, values)
+    assert georeference(labels) == georeference(scene())
+    upside_down = GRID * Affine.translation(0, SIZE[0]) * Affine.scale(1, -1)
+    geotiff.write_labels(
+        make_labels(values[::-1], crs="EPSG:32611", transform=upside_down), tmp_path / "south.tif"
+    )
+    with pytest.warns(UserWarning, match="resampled"):
+        np.testing.assert_array_equal(open_labels(tmp_path / "south.tif", scene()), values)
+
+
+def test_labels_in_another_crs_are_resampled(tmp_path):
+    x, y = SIZE[1] // 2, SIZE[0] // 2
+    values = np.kron([[1, 2], [3, 4]], np.ones((400, 400), int))
+    east, north = GRID * (x, y)
+    (lon,), (lat,) = rasterio.warp.transform("EPSG:32611", "EPSG:4326", [east], [north])
+    step = 2e-5
+    place = Affine(step, 0, lon - 400 * step, 0, -step, lat + 400 * step)
+    geotiff.write_labels(make_labels(values, crs="EPSG:4326", transform=place), tmp_path / "x.tif")
+    with pytest.warns(UserWarning, match="EPSG:4326"):
+        labels = open_labels(tmp_path / "x.tif", scene()).values
+    corners = labels[[0, 0, -1, -1], [0, -1, 0, -1]].tolist()
+    assert corners == [1, 2, 3, 4]
+
+
+def put_codes(path, values, nodata=None, dtype="uint8"):
+    values = np.asarray(values, dtype)
+    with rasterio.open(
+        path, "w", driver="GTiff", count=1, height=values.shape[0], width=values.shape[1],
+        dtype=dtype, nodata=nodata,
+    ) as file:  # fmt: skip
+        file.write(values, 1)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("codes", "dtype", "nodata"),
+    [
+        ([10, 40, 80], "uint8", None),
+        ([1000, 2000, 3000], "uint16", None),
+        ([111, 312, 523], "int16", -9999),
+        ([7, 100_000, 2_000_000], "int32", None),
+        ([0, 1, 2], "uint8", 255),
+        ([3], "uint8", None),
+    ],
+)
+def test_only_codes_that_occur_are_classes_and_they_are_kept(tmp_path, codes, dtype, nodata):
+    empty = 0 if nodata is None else nodata
+    values = np.array([[empty, *codes], [codes[0], *codes]])
+    labels = open_labels(put_codes(tmp_path / "x.tif", values, nodata, dtype))
+    numbers = np.array([[0, *range(1, len(codes) + 1)], [1, *range(1, len(codes) + 1)]])
+    np.testing.assert_array_equal(labels, numbers)
+    assert labels.class_codes == codes
+    assert labels.class_names == [f"class {code}" for code in codes]
+    geotiff.write_labels(labels, tmp_path / "again.tif")
+    again = open_labels(tmp_path / "again.tif")
+    assert (again.class_codes, again.class_names) == (codes, labels.class_names)
+    np.testing.assert_array_equal(again, numbers)
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "hints", "codes", "words"),
+    [
+        ([[0, 1], [2, 255]], "uint8", {}, [1, 2], "1 pixels with 255 are taken as unlabelled"),
+        ([[0, 1], [2, 255]], "uint8", {"nodata": "none"}, [0, 1, 2, 255], None),
+        ([[0, 1], [2, 255]], "uint8", {"nodata": "9,255"}, [1, 2], None),
+        ([[0, 1], [2, 255]], "uint8", {"nodata": 255}, [1, 2], None),
+        ([[0, 1], [2, 255]], "uint8", {"nodata": 255, "zero_class": True}, [0, 1, 2], None),
+        ([[0, 85], [170, 255]], "uint8", {}, [85, 170, 255], None),
+        ([[0, 255], [255, 255]], "uint8", {}, [255], "single class"),
+        ([[0, 1], [1, 1]], "uint8", {}, [1], "if 0 is a class too, say zero_class=true"),
+        ([[0, 1], [1, 1]], "uint8", {"zero_class": "true"}, [0, 1], None),
+        ([[-9999, 1], [2, -1]], "int16", {}, [1, 2], "2 pixels with -9999, -1"),
+        ([[-1, 1], [2, 2]], "int16", {"nodata": -1}, [1, 2], None),
+        ([[np.nan, 1], [2, 2]], "float32", {}, [1, 2], None),
+    ],
+)
+def test_sentinels_are_said_and_zero_can_be_a_class(tmp_path, values, dtype, hints, codes, words):
+    path = put_codes(tmp_path / "x.tif", values, dtype=dtype)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", UserWarning)
+        labels = open_labels(path, **hints)
+    assert labels.class_codes == codes
+    found = [str(w.message) for w in said if w.category is UserWarning]
+    assert (words is None and not found) or (len(found) == 1 and words in found[0])
+
+
+def test_a_measurement_is_no_label_image(tmp_path):
+    path = put_codes(tmp_path / "x.tif", np.arange(3600).reshape(60, 60), dtype="uint16")
+    with pytest.raises(SceneError, match="3,599 different values from 1 to 3599"):
+        open_labels(path)
+
+
+def test_zero_and_sentinels_in_an_attribute(tmp_path):
+    features([0, 1, 0]).to_file(tmp_path / "x.gpkg")
+    with pytest.warns(UserWarning, match="0 .2 features. is a class"):
+        labels = open_labels(tmp_path / "x.gpkg", scene())
+    np.testing.assert_array_equal(labels, expected((1, 2, 1)))
+    assert labels.class_codes == [0, 1]
+    assert open_labels(tmp_path / "x.gpkg", scene(), nodata=0).class_codes == [1]
+    features([True, False, True]).to_file(tmp_path / "b.gpkg")
+    labels = open_labels(tmp_path / "b.gpkg", scene())
+    np.testing.assert_array_equal(labels, expected((2, 1, 2)))
+    assert labels.class_names == ["False", "True"]
+    features([-9999, 3, 4]).to_file(tmp_path / "y.gpkg")
+    with pytest.warns(UserWarning, match="1 features with -9999"):
+        assert open_labels(tmp_path / "y.gpkg", scene()).class_codes == [3, 4]
+
+
+def test_blanks_around_names_do_not_count(tmp_path):
+    features([" corn", "corn ", ""]).to_file(tmp_path / "x.gpkg")
+    with pytest.warns(UserWarning) as said:
+        labels = open_labels(tmp_path / "x.gpkg", scene())
+    words = " ".join(str(w.message) for w in said)
+    assert "blanks around class names" in words and "1 of 3 features have no value" in words
+    np.testing.assert_array_equal(labels, expected((1, 1, 0)))
+    assert labels.class_names == ["corn"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("encoding", ["UTF-8", "ISO-8859-1", "cp1250"])
+def test_shapefile_texts_without_a_code_page(tmp_path, encoding):
+    names = ["Blé", "Maïs", "Forêt"] if encoding != "cp1250" else ["Žito", "Kukuřice", "Les"]
+    features(names).to_file(tmp_path / "x.shp", encoding=encoding)
+    (tmp_path / "x.cpg").unlink(missing_ok=True)
+    hints = {"encoding": "cp1250"} if encoding == "cp1250" else {}
+    assert open_labels(tmp_path / "x.shp", scene(), **hints).class_names == sorted(names)
+
+
+def test_label_images_share_one_list_of_classes(tmp_path):
+    first = open_labels(put_codes(tmp_path / "a.tif", [[10, 40], [40, 10]]))
+    second = open_labels(put_codes(tmp_path / "b.tif", [[10, 80], [80, 0]]))
+    one, two = with_common_classes(first, second)
+    assert one.class_codes == two.class_codes == [10, 40, 80]
+    np.testing.assert_array_equal(one, [[1, 2], [2, 1]])
+    np.testing.assert_array_equal(two, [[1, 3], [3, 0]])
+    assert len(set(one.class_colors)) == 3
+    other = second.assign_attrs(class_names=["sand", "rock"])
+    with pytest.raises(SceneError, match="class 10 differently"):
+        with_common_classes(first, other)
 
 
 def test_labels_without_a_place_take_that_of_the_scene(tmp_path):
@@ -206,7 +360,7 @@ def test_npy_labels_with_names(tmp_path):
     labels = open_labels(tmp_path / "x.npy", nodata=255, class_names="water, soil")
     np.testing.assert_array_equal(labels, [[0, 1], [2, 0]])
     assert labels.class_names == ["water", "soil"]
-    with pytest.raises(SceneError, match="names only 1"):
+    with pytest.raises(SceneError, match="1 names are given"):
         open_labels(tmp_path / "x.npy", nodata="255", class_names=["water"])
 
 

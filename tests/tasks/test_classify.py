@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 
 from tiny_scene import (
@@ -20,8 +21,8 @@ from vitreous.data.blocks import TEST, TRAIN
 from vitreous.data.splits import Split
 from vitreous.errors import ConfigError, ModelError, SplitError, VitreousError
 from vitreous.methods.reduce import evit
-from vitreous.scenes import numpy_files
-from vitreous.scenes.cube import make_scene
+from vitreous.scenes import geotiff, numpy_files
+from vitreous.scenes.cube import make_labels, make_scene, unlabelled_code
 from vitreous.tasks import classify
 from vitreous.tasks.checkpoint import load_tensors
 from vitreous.tasks.classify import class_weights, evaluate, train
@@ -511,3 +512,24 @@ def test_a_network_trains_with_fewer_and_fewer_tokens(tmp_path, places):
 def test_token_reduction_that_cannot_be_is_refused(tmp_path, places, settings, words):
     with pytest.raises(VitreousError, match=words):
         run(tmp_path, **places, **{"patch_size": 9, "mode": "patch", **settings})
+
+
+@pytest.mark.parametrize("codes", [[1000, 2000, 3000], [0, 10, 80], [111, 312, 70_000]])
+def test_the_map_and_the_metrics_keep_the_users_codes(tmp_path, codes):
+    labels = tiny_labels()
+    places = write_scene(tmp_path, labels)
+    none = unlabelled_code(codes)
+    truth = make_labels(labels, class_codes=codes[: int(labels.max())])
+    geotiff.write_labels(truth, tmp_path / "truth.tif")
+    settings = {**places, "labels": str(tmp_path / "truth.tif")}
+    folder = run(tmp_path, **settings, model="random_forest", map=True, report=True, baselines=[])
+    with rasterio.open(folder / "map.tif") as file:
+        mapped = file.read(1)
+        assert file.nodata == none
+    assert set(np.unique(mapped)) <= {none, *codes}
+    assert (mapped == np.array([none, *codes])[labels])[labels > 0].mean() > 0.8
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert [entry["value"] for entry in metrics["classes"]] == codes
+    test = metrics["systems"][0]["test"]
+    assert [row["value"] for row in test["per_class"]] == codes and test["oa"] > 0.8
+    assert load_run(folder).class_codes == codes

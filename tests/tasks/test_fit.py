@@ -234,6 +234,111 @@ def test_patience_counts_epochs_without_progress(tmp_path, places, monkeypatch, 
     assert equal(weights(folder), weights(whole))
 
 
+# -- what validation pixels are for -----------------------------------------------------------------------
+
+
+def test_the_epoch_that_validates_best_is_kept_also_without_patience(tmp_path, places, monkeypatch):
+    """Epoch 3 of 5 is made the best; its averaged weights are what the run keeps."""
+    averages = []
+    judge = fit.ClassifyTask.judge
+
+    def record(task, row):
+        row["val_oa"] = [0.2, 0.6, 0.8, 0.5, 0.7][task.current_epoch]
+        averages.append({n: t.clone() for n, t in task.average.state_dict().items()})
+        judge(task, row)
+
+    monkeypatch.setattr(fit.ClassifyTask, "judge", record)
+    folder = run(tmp_path, **places, **LOLA, epochs=5, report=True)
+    kept = weights(folder)
+    assert all(torch.equal(kept[name], averages[2][name]) for name in kept)
+    assert not all(torch.equal(kept[name], averages[4][name]) for name in kept)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model"]["chosen"] == {"epoch": 3, "epochs": 5, "val_oa": 0.8}
+    assert "Epoch 3 of 5 was chosen by its OA" in (folder / "report.html").read_text()
+    assert len(history(folder)) == 5  # it trains to the end
+
+
+def test_of_equal_epochs_the_later_one_is_kept(tmp_path, places):
+    folder = run(tmp_path, **places, epochs=4, learning_rate=1e-12)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model"]["chosen"]["epoch"] == 4
+
+
+@pytest.fixture
+def third_of_five(monkeypatch):
+    """Let epoch 3 validate best of the first training."""
+    judge = fit.ClassifyTask.judge
+
+    def decide(task, row):
+        if "val_oa" in row:
+            row["val_oa"] = [0.2, 0.6, 0.8, 0.5, 0.7][task.current_epoch]
+        judge(task, row)
+
+    monkeypatch.setattr(fit.ClassifyTask, "judge", decide)
+
+
+REFIT = {**LOLA, "epochs": 5, "refit": True, "val_fraction": 0.3, "map": False}
+
+
+def test_refitting_trains_on_all_labels_for_as_many_epochs(tmp_path, places, third_of_five):
+    """It is the training of three epochs that has no validation pixels and the same training pixels."""
+    folder = run(tmp_path, **places, **REFIT, report=True)
+    assert [row["epoch"] for row in history(folder / "refit")] == ["1", "2", "3"]
+    assert len(history(folder)) == 5
+    split = classify.Split.load(folder / "split.npz")
+    recipe = tiny_recipe(tmp_path, **places, **{**REFIT, "epochs": 3, "refit": False})
+    data = classify.open_labelled(recipe)
+    plain, _ = classify.fit_and_score(recipe, data, split.without_validation(), tmp_path / "plain")
+    assert equal(weights(folder), dict(plain.classifier.state_dict()))
+    assert not list(folder.rglob("state.safetensors"))
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["split"]["hash"] == split.hash
+    assert metrics["split"]["counts"]["val"] > 0
+    assert metrics["split"]["leakage"] == split.without_validation().leakage(11)
+    assert metrics["systems"][0]["val"] is None  # they were trained on
+    assert "trained again on training and validation pixels" in (folder / "report.html").read_text()
+    assert classify.evaluate(folder)["split"] == metrics["split"]
+
+
+def test_refitting_is_resumed_to_the_same_bits(
+    tmp_path, places, monkeypatch, save_always, third_of_five
+):
+    """Stopped after every epoch of both trainings."""
+    expected = weights(run(tmp_path, **places, **REFIT, name="whole"))
+    folder = tmp_path / "runs" / "classify" / "run"
+    for _ in range(8):
+        with stopped_after_saving(monkeypatch):
+            run(tmp_path, **places, **REFIT, resume=folder.exists())
+    assert len(history(folder / "refit")) == 3
+    assert not (folder / "model.safetensors").exists()
+    run(tmp_path, **places, **REFIT, resume=True)
+    assert equal(weights(folder), expected)
+
+
+@pytest.mark.parametrize("changes", [{"val_fraction": 0.0}, {"devices": 2}])
+def test_a_refit_that_cannot_be_is_refused(tmp_path, places, changes):
+    with pytest.raises(ConfigError, match="refit"):
+        run(tmp_path, **places, **{**REFIT, **changes})
+
+
+def test_estimators_have_nothing_to_choose_and_learn_from_validation_pixels_too(tmp_path, places):
+    """As a baseline beside a network, and as a run of their own."""
+    split = {"val_fraction": 0.4, "train_fraction": 0.1}
+    beside = run(tmp_path, **places, **split, baselines=["svm"], epochs=1, name="beside")
+    alone = run(tmp_path, **places, **split, model="svm", name="alone")
+    recipe = tiny_recipe(tmp_path, **places, **split, model="svm")
+    data = classify.open_labelled(recipe)
+    drawn = classify.Split.load(alone / "split.npz")
+    by_hand = classify._fit_estimator(
+        "svm", recipe, data, drawn.without_validation(), classify._contract(data, drawn)
+    )
+    known = classify._test_figures(by_hand.classifier, data, drawn, data.class_names)["test"]
+    figures = [json.loads((path / "metrics.json").read_text())["systems"] for path in (beside, alone)]  # fmt: skip
+    assert figures[0][1]["test"] == figures[1][0]["test"] == known
+    assert figures[1][0]["val"] is None
+    assert load_run(alone).classifier.state()[0].keys() == by_hand.classifier.state()[0].keys()
+
+
 @pytest.mark.parametrize("kind", ["none", "balanced"])
 def test_class_weights_reach_the_loss(tmp_path, places, monkeypatch, kind):
     from tiny_scene import tiny_labels

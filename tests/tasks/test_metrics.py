@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
+from vitreous.data.splits import Blocks
 from vitreous.errors import VitreousError
 from vitreous.tasks.metrics import confusion_of, oa_aa_kappa, scores
 
@@ -177,3 +178,81 @@ def test_no_test_pixels_is_said():
         scores(np.array([], dtype=int), np.array([], dtype=int), names(3))
     with pytest.raises(ValueError, match="0 bootstrap"):
         scores(np.array([1]), np.array([1]), names(3), bootstrap=0)
+
+
+# -- intervals that resample blocks -----------------------------------------------------------------------
+
+
+def blocks_of(numbers, side=5):
+    return Blocks(np.asarray(numbers), side)
+
+
+def width(found, key="oa"):
+    low, high = found[f"{key}_ci"]
+    return high - low
+
+
+def test_blocks_of_one_pixel_each_give_the_interval_of_pixels():
+    truth, predicted = maps(3, 600, 4, missing=0.05)
+    pixels = scores(truth, predicted, names(4), bootstrap=4000)
+    single = scores(truth, predicted, names(4), blocks=blocks_of(np.arange(600)), bootstrap=4000)
+    for key in ("oa", "aa", "kappa"):
+        assert single[f"{key}_ci"] == pytest.approx(pixels[f"{key}_ci"], abs=0.1 * width(pixels))
+
+
+def test_pixels_in_random_blocks_are_independent_in_the_limit():
+    truth, predicted = maps(5, 20_000, 4)
+    random = np.random.default_rng(0).integers(0, 400, 20_000)
+    pixels = scores(truth, predicted, names(4))
+    found = scores(truth, predicted, names(4), blocks=blocks_of(random))
+    assert width(found) == pytest.approx(width(pixels), rel=0.15)
+
+
+def test_duplicated_pixels_do_not_narrow_the_interval():
+    truth, predicted = maps(4, 200)
+    one = scores(truth, predicted, names(5), blocks=blocks_of(np.arange(200)))
+    many = scores(
+        np.repeat(truth, 16), np.repeat(predicted, 16), names(5),
+        blocks=blocks_of(np.repeat(np.arange(200), 16)),
+    )  # fmt: skip
+    for key in ("oa_ci", "aa_ci", "kappa_ci"):
+        assert many[key] == pytest.approx(one[key])
+
+
+def test_blocks_equal_resampling_them_one_by_one():
+    """Fields that are right or wrong as a whole, of different sizes, some pixels without a prediction."""
+    rng = np.random.default_rng(0)
+    block = np.sort(rng.integers(0, 30, 900))
+    truth, wrong = rng.integers(1, 4, 30)[block], (rng.random(30) < 0.3)[block]
+    predicted = np.where(wrong, truth % 3 + 1, truth)
+    predicted[rng.random(900) < 0.03] = 0
+    found = scores(truth, predicted, names(3), blocks=blocks_of(block * 7), bootstrap=4000)
+    naive = []
+    members = [np.flatnonzero(block == k) for k in np.unique(block)]
+    for _ in range(1500):
+        draw = np.concatenate([members[k] for k in rng.integers(0, len(members), len(members))])
+        naive.append(oa_aa_kappa(confusion_of(truth[draw], predicted[draw], 3)))
+    expected = np.percentile(naive, [2.5, 97.5], axis=0).T
+    for key, interval in zip(("oa", "aa", "kappa"), expected, strict=True):
+        assert found[f"{key}_ci"] == pytest.approx(interval, abs=0.08 * np.ptp(interval))
+    assert width(found) > 3 * width(scores(truth, predicted, names(3)))
+
+
+def test_the_method_is_recorded_and_one_block_gives_no_interval():
+    truth, predicted = maps(0, 100)
+    found = scores(truth, predicted, names(5), blocks=blocks_of(np.arange(100) // 10, 15))
+    assert found["intervals"] == {
+        "method": "block bootstrap", "resamples": 1000, "blocks": 10, "block_size": 15,
+    }  # fmt: skip
+    single = scores(truth, predicted, names(5), blocks=blocks_of(np.zeros(100, int)))
+    assert [single[f"{key}_ci"] for key in ("oa", "aa", "kappa")] == [None] * 3
+    assert single["oa"] == found["oa"]
+    assert scores(truth, predicted, names(5))["intervals"]["method"] == "pixel bootstrap"
+
+
+def test_many_blocks_and_classes_take_a_moment():
+    truth, predicted = maps(6, 200_000, 60)
+    blocks = blocks_of(np.sort(np.random.default_rng(0).integers(0, 4096, 200_000)))
+    start = time.process_time()
+    scores(truth, predicted, names(60), blocks=blocks)
+    assert time.process_time() - start < 3.0

@@ -15,7 +15,7 @@ from tiny_scene import tiny_classifier, tiny_recipe, tiny_scene, write_scene
 from vitreous.errors import CheckpointError, VitreousError
 from vitreous.tasks.checkpoint import load_tensors, save_tensors
 from vitreous.tasks.classify import train
-from vitreous.tasks.runs import load_run, new_run_folder
+from vitreous.tasks.runs import load_run, publish
 
 
 @pytest.fixture(scope="module")
@@ -187,11 +187,16 @@ def test_folders_without_a_finished_run(tmp_path):
 
 
 def test_no_run_overwrites_another(tmp_path):
-    names = [new_run_folder(tmp_path, "classify", "a").name for _ in range(3)]
-    assert names == ["a", "a-2", "a-3"]
-    (tmp_path / "file").touch()
-    with pytest.raises(VitreousError, match="cannot be made"):
-        new_run_folder(tmp_path / "file", "classify", "a")
+    names = []
+    (tmp_path / "a-2").mkdir()  # an empty folder is no run
+    (tmp_path / "a-3").touch()
+    for number in range(4):
+        made = tmp_path / "made"
+        made.mkdir()
+        (made / "config.json").write_text(str(number))
+        names.append(publish(made, tmp_path / "a").name)
+    assert names == ["a", "a-2", "a-4", "a-5"]
+    assert [(tmp_path / name / "config.json").read_text() for name in names] == list("0123")
 
 
 def test_the_header_is_plain_json(trained):

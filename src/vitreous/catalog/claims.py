@@ -29,7 +29,8 @@ class Claim:
         unit: of all values.
         digits: behind the decimal point.
         signed: whether the effect is a difference, whose sign is always written.
-        seeds: how many effects it is the mean of; None where it is exact.
+        count: how many effects it is the mean of; None where it is exact.
+        samples: what they are: seeds, or rounds of timing.
     """
 
     text: str
@@ -41,7 +42,8 @@ class Claim:
     unit: str = "points"
     digits: int = 1
     signed: bool = True
-    seeds: int | None = None
+    count: int | None = None
+    samples: str = "seeds"
 
     @property
     def verdict(self) -> Verdict | None:
@@ -63,10 +65,10 @@ class Claim:
         unit = f" {self.unit}" if self.unit else ""
         about = []
         if self.low is None or self.high is None:
-            about.append("1 seed")
-        elif self.seeds is not None:
+            about.append(f"1 {self.samples[:-1]}")
+        elif self.count is not None:
             low, high = self._shown(self.low), self._shown(self.high)
-            about.append(f"95 % CI {low} to {high}, {self.seeds} seeds")
+            about.append(f"95 % CI {low} to {high}, {self.count} {self.samples}")
         if self.required is not None:
             bound = "at least" if self.at_least else "at most"
             about.append(f"required: {bound} {self._shown(self.required)}")
@@ -92,6 +94,7 @@ def claim(
     unit: str = "points",
     digits: int = 1,
     signed: bool = True,
+    samples: str = "seeds",
 ) -> Claim:
     """Return a claim about an effect that was measured once per seed.
 
@@ -103,6 +106,7 @@ def claim(
         unit: of the effects and of what is required.
         digits: behind the decimal point.
         signed: whether the effect is a difference.
+        samples: what the effects are measured on, where it is not seeds.
 
     Raises:
         ValueError: there is no effect, or both bounds are given.
@@ -121,6 +125,7 @@ def claim(
         digits,
         signed,
         len(effects),
+        samples,
     )
 
 
@@ -135,9 +140,16 @@ def exact(
     signed: bool = False,
 ) -> Claim:
     """Return a claim about a value that does not depend on a seed, such as a count; see :func:`claim`."""
-    bounds = {"at_least": at_least, "at_most": at_most}
-    found = claim(text, [value], **bounds, unit=unit, digits=digits, signed=signed)
-    return replace(found, low=value, high=value, seeds=None)
+    found = claim(
+        text,
+        [value],
+        at_least=at_least,
+        at_most=at_most,
+        unit=unit,
+        digits=digits,
+        signed=signed,
+    )
+    return replace(found, low=value, high=value, count=None)
 
 
 def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
@@ -172,12 +184,22 @@ def paired(
     Raises:
         ValueError: the systems were not measured once on each of the same seeds.
     """
-    found = [scores(records, name, score, **where) for name in (ours, theirs)]
-    if not found[0] or found[0].keys() != found[1].keys():
-        raise ValueError(
-            f"{ours} has seeds {sorted(found[0])}, {theirs} has {sorted(found[1])}: not paired."
-        )
-    return [factor * (found[0][seed] - found[1][seed]) for seed in sorted(found[0])]
+    records = list(records)
+    found = (scores(records, name, score, **where) for name in (ours, theirs))
+    return differences(*found, factor=factor)
+
+
+def differences(
+    ours: Mapping[int, float], theirs: Mapping[int, float], *, factor: float = 100.0
+) -> list[float]:
+    """Return the differences between scores, given by their seed, in the order of the seeds.
+
+    Raises:
+        ValueError: there are none, or not of the same seeds.
+    """
+    if not ours or ours.keys() != theirs.keys():
+        raise ValueError(f"Scores of seeds {sorted(ours)} and {sorted(theirs)} are not paired.")
+    return [factor * (ours[seed] - theirs[seed]) for seed in sorted(ours)]
 
 
 def scores(

@@ -12,13 +12,23 @@ import fnmatch
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
+from vitreous.catalog.arguments import (
+    MOST_BANDS,
+    MOST_CLASSES,
+    MOST_IMAGE_SIZE,
+    check_values,
+    plain,
+    whole_number,
+)
 from vitreous.catalog.card import Card
-from vitreous.errors import ModelError, did_you_mean
+from vitreous.catalog.results import physical_memory
+from vitreous.catalog.tensors import check_finite, without_prefix
+from vitreous.errors import CheckpointError, ModelError, did_you_mean, listed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,6 +36,7 @@ if TYPE_CHECKING:
 STAGES = ("adapt", "reduce", "quantize")  # of methods, in the order in which they are applied
 RESTORERS = ("restorer", "filter")  # kinds of systems that turn cubes into cubes
 MODULES = ("model", *RESTORERS)  # kinds of systems that are built by create_model
+DEFAULT_IMAGE_SIZE = 15
 _ROOMS = ("models", "methods")
 _PACKAGE = Path(__file__).parents[1]
 
@@ -85,65 +96,161 @@ def create_model(
     Args:
         name: a variant, e.g. ``lola_specvit_tiny`` (see :func:`list_models`).
         bands: channels of the input.
-        num_classes: classes to tell apart; restorers tell none apart.
+        num_classes: classes to tell apart, or 0 for a network that returns the features its head would read;
+            restorers tell none apart.
         image_size: side of the image or patch in pixels, 15 when None; restorers take any.
         changes: constructor arguments that differ from the variant's.
 
     Raises:
         ModelError: no such variant, no such argument (with the nearest known one), a value of it that
-            makes no model, or no number of classes for what classifies.
+            makes no model, no number of classes for what classifies, or more weights than the machine's memory holds.
     """
-    entry = card(name)
-    if entry.kind not in MODULES:
-        raise ModelError(
-            f"'{name}' is no network but a {entry.kind}.",
-            f"Networks: {[n for kind in MODULES for n in list_models(kind=kind)]}.",
-        )
-    if name not in entry.variants:
-        raise ModelError(
-            f"'{name}' has several variants.", f"Choose one of {', '.join(entry.variants)}."
-        )
+    entry = _buildable(name)
     builder = system_module(name).build
+    changes = {key: plain(value) for key, value in changes.items()}
     check_arguments(name, builder, changes)
-    sizes = _sizes(entry, name, num_classes, image_size)
-    try:
-        model: Any = builder(bands=bands, **sizes, **{**entry.variants[name], **changes})
-    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        if not changes:
-            raise
-        raise ModelError(
-            f"{name} cannot be built with {changes}: {error}.", "Change or drop these arguments."
-        ) from error
-    model.variant, model.arguments = name, dict(changes)  # what a file needs to rebuild it
+    sizes = _sizes(entry, name, bands, num_classes, image_size)
+    build = functools.partial(
+        _build, name, builder, {**entry.variants[name], **changes}, sizes, changes
+    )
+    _check_weights(name, build, changes)
+    model: Any = build()
+    model.variant, model.arguments = name, changes  # what a file needs to rebuild it
     return cast("nn.Module", model)
 
 
-def check_arguments(name: str, builder: Callable[..., Any], given: Iterable[str]) -> None:
-    """Refuse arguments that what builds a system does not have.
+def check_arguments(name: str, builder: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    """Refuse arguments that what builds a system does not have, and values that it does not take.
 
     Raises:
-        ModelError: there is one; the message names the nearest known.
+        ModelError: there is one; the message names the argument, or the nearest known.
     """
     known = inspect.signature(builder).parameters
     for key in given:
         if key not in known:
             raise ModelError(f"{name} has no argument '{key}'.", did_you_mean(key, known))
+    check_values(name, builder, given)
 
 
-def _sizes(
-    entry: Card, name: str, num_classes: int | None, image_size: int | None
-) -> dict[str, int]:
-    """Return the arguments that only networks of some kinds have."""
+def check_system(
+    name: str,
+    arguments: Mapping[str, Any],
+    *,
+    bands: int | None = None,
+    image_size: int | None = None,
+) -> nn.Module | None:
+    """Refuse a system's arguments before anything is read: build it once without memory.
+
+    Args:
+        name: a variant of a network, or a classical estimator.
+        arguments: what differs from the variant's own.
+        bands: channels of the input; where they are not known yet, arguments that are about them are only checked
+            for their type.
+        image_size: side of the image in pixels, of a network that classifies.
+
+    Returns:
+        The network on the meta device, None for an estimator.
+
+    Raises:
+        ModelError: no such variant or argument, or a value that makes no model.
+        ConfigError: an estimator cannot have these settings.
+    """
+    entry = card(name)
+    if entry.kind == "estimator":
+        # It only keeps its bands, which are not known yet.
+        settings = {**entry.variants[name], **arguments}
+        system_module(name).build(num_classes=2, contract=None, **settings)
+        return None
+    import torch
+
+    _buildable(name)
+    builder = system_module(name).build
+    check_arguments(name, builder, arguments)
+    about_bands = getattr(builder, "band_arguments", ()) if bands is None else ()
+    known = {key: value for key, value in arguments.items() if key not in about_bands}
+    sizes = {"num_classes": 2, "image_size": image_size} if entry.kind == "model" else {}
+    with torch.device("meta"):
+        return create_model(name, bands=bands or 8, **sizes, **known)
+
+
+def _buildable(name: str) -> Card:
+    """Return the card of a variant that :func:`create_model` builds."""
+    entry = card(name)
+    if entry.kind not in MODULES:
+        raise ModelError(
+            f"'{name}' is no network but a {entry.kind}.",
+            f"Networks: {listed(n for kind in MODULES for n in list_models(kind=kind))}.",
+        )
+    if name not in entry.variants:
+        raise ModelError(
+            f"'{name}' has several variants.", f"Choose one of {', '.join(entry.variants)}."
+        )
+    return entry
+
+
+def _build(
+    name: str,
+    builder: Callable[..., nn.Module],
+    arguments: Mapping[str, Any],
+    sizes: Mapping[str, int],
+    changes: Mapping[str, Any],
+) -> nn.Module:
+    """Build a network; what Python or torch has to say about impossible arguments is said with their names."""
+    try:
+        return builder(**sizes, **arguments)
+    except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
+        if not changes:
+            raise
+        raise ModelError(
+            f"{name} cannot be built with {dict(changes)}: {error}.",
+            "Change or drop these arguments.",
+        ) from error
+
+
+def _check_weights(name: str, build: Callable[[], nn.Module], changes: Mapping[str, Any]) -> None:
+    """Refuse a network without width or of more weights than there is memory for; done without memory."""
+    import torch
+
+    with torch.device("meta"):
+        model = build()
+    for at, layer in model.named_modules():
+        if isinstance(layer, torch.nn.Linear) and not layer.weight.numel():
+            raise ModelError(
+                f"{name} cannot be built with {dict(changes)}: {at} would have {layer.in_features} inputs and "
+                f"{layer.out_features} outputs.",
+                "Give larger widths or ratios.",
+            )
+    if torch.get_default_device().type == "meta":
+        return
+    size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    memory = physical_memory()
+    if memory is not None and size > memory:
+        raise ModelError(
+            f"The weights of {name} would take {size / 2**30:,.1f} GiB; this machine has {memory / 2**30:,.1f} GiB.",
+            "Give fewer bands, smaller images or a smaller variant.",
+        )
+
+
+def _sizes(entry: Card, name: str, bands: Any, num_classes: Any, image_size: Any) -> dict[str, int]:
+    """Return the checked sizes; those of images and classes are only known to networks that classify."""
+    sizes = {"bands": whole_number(f"bands of {name}", bands, 1, MOST_BANDS)}
     if entry.kind in RESTORERS:
         if num_classes is not None or image_size is not None:
             raise ModelError(
                 f"'{name}' restores cubes of any size and knows no classes.",
                 "Leave num_classes and image_size out.",
             )
-        return {}
+        return sizes
     if num_classes is None:
-        raise ModelError(f"'{name}' classifies.", "Say how many classes with num_classes=.")
-    return {"num_classes": num_classes, "image_size": image_size or 15}
+        raise ModelError(
+            f"'{name}' classifies.", "Say how many classes with num_classes=, or 0 for features."
+        )
+    side = DEFAULT_IMAGE_SIZE if image_size is None else image_size
+    return {
+        **sizes,
+        "num_classes": whole_number(f"num_classes of {name}", num_classes, 0, MOST_CLASSES),
+        "image_size": whole_number(f"image_size of {name}", side, 1, MOST_IMAGE_SIZE),
+    }
 
 
 def from_reference(
@@ -155,27 +262,42 @@ def from_reference(
 
     Args:
         slug: the system.
-        state_dict: the authors' tensors under the authors' names.
+        state_dict: the authors' tensors under the authors' names, or with those of a wrapper (``module.``) before them.
         kwargs: the authors' constructor arguments.
 
     Raises:
         ModelError: no such system, or it has no published layout.
-        CheckpointError: tensors are missing, left over or of another shape.
+        CheckpointError: tensors are missing, left over, of another shape, or hold NaN or infinite values.
     """
-    from vitreous.errors import CheckpointError
-
     module = system_module(slug)
     if not hasattr(module, "from_reference"):
         raise ModelError(f"'{slug}' has no reference layout to load from.")
+    for given, what in ((state_dict, "weights"), (kwargs, "constructor arguments")):
+        if not isinstance(given, Mapping):
+            raise ModelError(
+                f"The authors' {what} of {slug} are {given!r:.80}, not a dictionary.",
+                "Give their state_dict, and the arguments that their model was built with ({} for none).",
+            )
     try:
-        model: nn.Module = module.from_reference(state_dict, kwargs)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"The weights do not fit {slug}: {error}", "Check the arguments they belong to."
-        ) from error
+        weights = without_prefix(state_dict)
+        check_finite(weights, f"The state_dict of {slug}")
+        model: nn.Module = module.from_reference(weights, kwargs)
     except KeyError as error:
         raise ModelError(
-            f"The arguments of {slug} lack {error}.", "Give the authors' constructor arguments."
+            f"The arguments or weights of {slug} lack {error}.",
+            "Give the authors' constructor arguments, and the whole state_dict.",
+        ) from error
+    # What others' arguments and tensors can be is unknown: they can fail in any of these ways.
+    except (
+        RuntimeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+    ) as error:
+        raise CheckpointError(
+            f"The weights do not fit {slug}: {error}", "Check the arguments they belong to."
         ) from error
     return model
 

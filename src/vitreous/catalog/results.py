@@ -33,7 +33,7 @@ def versions() -> dict[str, str]:
 def machine() -> str:
     """Return the processor, the cores this process may use, and the memory, in words."""
     parts = [_processor(), f"{_cores()} cores"]
-    memory = _memory()
+    memory = physical_memory()
     if memory:
         parts.append(f"{memory / 2**30:.0f} GiB memory")
     return ", ".join(parts)
@@ -141,7 +141,8 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _memory() -> int | None:
+def physical_memory() -> int | None:
+    """Return the machine's memory in bytes, where the system tells."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -93,20 +93,22 @@ class Study:
         Returns:
             The option of each system.
         """
+        # Drawn when first needed: a study that goes on may need nothing of a seed.
+        drawn = lru_cache(maxsize=1)(data)
+
+        def measured(system: str, seed: int, option: Option) -> Record:
+            return measure(system, seed, drawn(seed), option)
+
         chosen = dict.fromkeys(systems, options[0])
         if len(options) > 1:
-            drawn = data(SEARCH_SEED)
             for system in systems:
                 ways = {
-                    option: partial(measure, system, SEARCH_SEED, drawn, option)
-                    for option in options
+                    option: partial(measured, system, SEARCH_SEED, option) for option in options
                 }
                 chosen[system] = self.best(ways, system=system)
         for seed in self.seeds:
-            drawn = data(seed)
             for system in systems:
-                measured = partial(measure, system, seed, drawn, chosen[system])
-                self.run(measured, system=system, seed=seed)
+                self.run(partial(measured, system, seed, chosen[system]), system=system, seed=seed)
         return chosen
 
     def run(self, measure: Callable[[], Record], *, system: str, seed: int, **which: Any) -> Record:
@@ -121,6 +123,23 @@ class Study:
         record = self._once(measure, {"system": system, "seed": seed, **which})
         self.records.append(record)
         return record
+
+    def group(self, measure: Callable[[], list[Record]], *, seed: int) -> list[Record]:
+        """Measure all systems of a seed together, such as those that are made of one trained network.
+
+        Args:
+            measure: returns a record per system, named in ``system``.
+            seed: of data, weights and order.
+        """
+        records = [record for record in self._known if record["seed"] == seed]
+        if not records:
+            began = time.perf_counter()
+            records = [{"seed": seed, **record} for record in measure()]
+            share = round((time.perf_counter() - began) / len(records), 2)
+            self._keep([{**record, "seconds": share} for record in records])
+            records = self._known[-len(records) :]
+        self.records += records
+        return records
 
     def best(
         self,
@@ -190,12 +209,17 @@ class Study:
             if key.items() <= known.items():
                 return known
         began = time.perf_counter()
-        record = {**key, **measure(), "seconds": round(time.perf_counter() - began, 2)}
-        print(json.dumps(record), file=sys.stderr, flush=True)
+        record = {**key, **measure()}
+        self._keep([{**record, "seconds": round(time.perf_counter() - began, 2)}])
+        return self._known[-1]
+
+    def _keep(self, records: list[Record]) -> None:
+        """Remember what has been measured, in a full reproduction also for a later start."""
+        for record in records:
+            print(json.dumps(record), file=sys.stderr, flush=True)
+        self._known += records
         if self.full:
-            self._known.append(record)
             write_json(self._unfinished, {"settings": self.settings, "runs": self._known})
-        return record
 
     def _kept(self) -> list[Record]:
         """Return the runs that were recorded with these settings, the unfinished ones and those of the result."""

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from vitreous.errors import VitreousError
+from vitreous.errors import VitreousError, shortened
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, what shells expect
@@ -108,5 +108,5 @@ def _show_warning(
 ) -> None:
     """Print a warning of ours as one line; libraries' own kinds of warnings are for developers."""
     if category is UserWarning:
-        text = Text.assemble(("Warning: ", "bold yellow"), str(message))
+        text = Text.assemble(("Warning: ", "bold yellow"), shortened(str(message)))
         Console(stderr=True).print(text, soft_wrap=True, highlight=False)

@@ -110,7 +110,8 @@ def convert(
         raise
     weights.save_model(net, place, bands=report.bands, origin=Path(file).name)
     if as_json:
-        typer.echo(json.dumps({**report.to_json(), "out": str(place)}, indent=1))
+        told = {"found": report.found, **report.to_json(), "out": str(place)}
+        typer.echo(json.dumps(told, indent=1))
     else:
         Console().print(report_table(report))
         typer.echo(str(place))
@@ -144,11 +145,14 @@ def report_table(report: LoadReport) -> Table:
     made = report.made
     known = "" if made.bands.wavelengths is None else " (wavelengths known)"
     about = (
-        f"{made.name}: {made.bands.count} bands{known}, {made.num_classes} classes, "
+        f"{report.found}\n{made.name}: {made.bands.count} bands{known}, {made.num_classes} classes, "
         f"images of {made.image_size} x {made.image_size}"
     )
     table = Table("tensors", "number", "names", title=escape(about), title_justify="left")
     table.columns[1].justify = "right"
+    if report.read:
+        options = ", ".join(f"{key}={json.dumps(value)}" for key, value in report.read.items())
+        about += f"\nread off the weights: {options}"
     fates = {
         "used": report.used,
         f"of them, bands adapted by '{report.method}'": report.adapted,
@@ -157,6 +161,7 @@ def report_table(report: LoadReport) -> Table:
         "new head": report.reset,
         **{f"[yellow]{what}[/]": names for what, names in report.complaints.items()},
         "not needed": report.derived,
+        "left over, of no part of the network": report.unread,
     }
     for fate, names in fates.items():
         if names or "missing" in fate or "left over" in fate:

@@ -106,6 +106,7 @@ def predict(
             out or Path("map.tif"),
             class_names=trained.class_names,
             class_colors=trained.class_colors,
+            class_codes=trained.class_codes,
             probabilities=probabilities,
             window=window,
             workers=workers,

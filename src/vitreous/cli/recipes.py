@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from vitreous.cli.options import key_values, split_commas
 from vitreous.errors import ConfigError
-from vitreous.files import read_json
+from vitreous.files import is_unfinished, read_json
 from vitreous.recipe import R, Settings, make_recipe, read_recipe
 
 
@@ -139,6 +139,16 @@ def resumed_recipe(run: Path | None, given: dict[str, Any], kind: type[R], task:
     config = read_json(folder / "config.json")
     if not isinstance(config, dict) or not isinstance(config.get("recipe"), dict):
         raise ConfigError(f"{folder / 'config.json'} holds no recipe.", "Start the run again.")
+    if "compressed" in config:
+        raise ConfigError(
+            f"The run {folder} was made by 'vitreous compress', which is not resumed.",
+            "Compress the run again that it was made from.",
+        )
+    if (made_for := config.get("task", task)) != task:
+        raise ConfigError(
+            f"{folder} is a run of the task '{made_for}', not of '{task}'.",
+            "Resume it with the command that it was started with.",
+        )
     recipe = make_recipe(config["recipe"], kind)
     # The folder may have been moved since: where it is now is what counts.
     place = {"name": folder.resolve().name, "runs": str(folder.parent.parent)}
@@ -153,16 +163,21 @@ def resumed_recipe(run: Path | None, given: dict[str, Any], kind: type[R], task:
 
 
 def latest_unfinished(runs: Path, name: str | None = None) -> Path | None:
-    """Return the run that was interrupted last (its state file is still there), or None.
+    """Return the run that was interrupted last, or None.
 
     Args:
         runs: the folder of all runs of a task.
         name: only runs of this name, or of this name with a number (``name-2``).
     """
     # A name is a word to be found as it stands, not a pattern.
-    patterns = [glob.escape(name), glob.escape(name) + "-[0-9]*"] if name else ["*"]
-    states = [state for pattern in patterns for state in runs.glob(f"{pattern}/state.safetensors")]
-    return max(states, key=lambda state: state.stat().st_mtime).parent if states else None
+    patterns = [glob.escape(name), glob.escape(name) + "-[0-9]*"] if name else ["[!.]*"]
+    found = [run for pattern in patterns for run in runs.glob(pattern) if is_unfinished(run)]
+    return max(found, key=_last_written, default=None)
+
+
+def _last_written(run: Path) -> float:
+    """Return when one of a run's own files was written last."""
+    return max(file.stat().st_mtime for file in run.iterdir() if file.is_file())
 
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:

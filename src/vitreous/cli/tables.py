@@ -15,6 +15,8 @@ _QUALITY = {"psnr": 2, "ssim": 3, "sam": 2, "ergas": 2}  # figures and their dig
 def print_metrics(console: Console, metrics: dict[str, Any]) -> None:
     """Print the systems of a ``metrics.json`` (see docs/architecture.md) side by side, with the split's caveats."""
     console.print(split_line(metrics["split"]), highlight=False)
+    for sentence in (metrics.get("start") or {}).get("sentences", []):
+        console.print(sentence, style="yellow", highlight=False, markup=False)
     console.print(systems_table(metrics["systems"]))
 
 
@@ -73,6 +75,8 @@ def print_restoration(console: Console, metrics: dict[str, Any]) -> None:
             style="bold" if number == 0 else "",
         )
     console.print(table)
+    for sentence in (metrics.get("start") or {}).get("sentences", []):
+        console.print(sentence, style="yellow", highlight=False, markup=False)
 
 
 def print_run(console: Console, run: Path) -> None:
@@ -96,6 +100,8 @@ def print_run(console: Console, run: Path) -> None:
 def _score(scores: dict[str, Any] | None, key: str) -> str:
     if scores is None:
         return "-"
+    if scores[f"{key}_ci"] is None:
+        return f"{scores[key] * 100:.1f}"
     low, high = scores[f"{key}_ci"]
     return f"{scores[key] * 100:.1f}\n{low * 100:.1f}-{high * 100:.1f}"
 

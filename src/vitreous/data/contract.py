@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import warnings
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from vitreous.data.levels import FACTOR, Levels
+from vitreous.data.pixels import spread_spectra
 from vitreous.errors import CheckpointError, ModelError
 from vitreous.scenes.cube import good_bands, wavelengths_of
 
 TOLERANCE_NM = 2.0  # the same band of one sensor drifts less; neighbouring bands are further apart
+REFUSED, TOLD = 0.5, 0.01  # share of a scene's pixels far outside the training pixels' brightness
 
 
 @dataclass(frozen=True)
@@ -24,12 +28,14 @@ class BandContract:
         used: indices of the bands that the model takes, in its order.
         wavelengths: centres of the used bands in nm, or None where the training scene did not know them.
         unit: ``dn``, ``radiance`` or ``reflectance``.
+        levels: how bright its training pixels were, or None where nobody measured it.
     """
 
     bands: int
     used: tuple[int, ...]
     wavelengths: tuple[float, ...] | None
     unit: str
+    levels: Levels | None = None
 
     @classmethod
     def of(cls, scene: xr.DataArray) -> BandContract:
@@ -47,6 +53,10 @@ class BandContract:
             unit=str(scene.attrs.get("unit", "dn")),
         )
 
+    def measured(self, spectra: npt.NDArray[np.float32]) -> BandContract:
+        """Return the contract with the brightness of training pixels, ``(pixels, bands)`` of the used bands."""
+        return replace(self, levels=Levels.fit(spectra))
+
     def select(self, scene: xr.DataArray) -> npt.NDArray[np.int64]:
         """Return the scene's bands that the model takes, in the model's order.
 
@@ -60,8 +70,52 @@ class BandContract:
         if unit != self.unit:
             raise ModelError(
                 f"The model was trained on {self.unit}, the scene holds {unit}.",
-                f"Convert the scene, or open it with unit={self.unit} if that is what it really holds.",
+                f"Convert the scene, or open it with {self._hint(scene)} if that is what it really holds.",
             )
+        return self._bands_of(scene)
+
+    def check_values(self, scene: xr.DataArray) -> None:
+        """Look at the values of some pixels, whatever unit the scene or its user names.
+
+        Raises:
+            ModelError: most pixels are far brighter or far darker than any training pixel, or a band is missing.
+
+        Warns:
+            UserWarning: some are.
+        """
+        bands = self.select(scene)
+        if self.levels is None:
+            return
+        spectra = spread_spectra(scene, bands)
+        darker, brighter = self.levels.share_outside(spectra)
+        share, how = max((darker, "darker"), (brighter, "brighter"))
+        if share < TOLD:
+            return
+        problem = (
+            f"{share:.0%} of the scene's pixels are more than {FACTOR:g} times {how} in nearly all bands than any pixel "
+            "that the model was trained on"
+        )
+        if share < REFUSED:
+            warnings.warn(f"{problem}; their classes mean nothing.", stacklevel=2)
+            return
+        factor = self.levels.scale_that_fits(spectra)
+        fix = "Check the scene's unit and scale with 'vitreous info'."
+        if factor is not None:
+            scale = float(scene.attrs.get("scale", 1.0))
+            fix = f"Its values would fit with the hint scale={scale * factor:g} (now {scale:g})."
+        raise ModelError(f"{problem}: its unit or scale is another one.", fix)
+
+    def _hint(self, scene: xr.DataArray) -> str:
+        """Return the hints under which a scene of another unit would be read as this model expects."""
+        scale = float(scene.attrs.get("scale", 1.0))
+        if self.levels is not None:
+            factor = self.levels.scale_that_fits(spread_spectra(scene, self._bands_of(scene)))
+            wanted = scale if factor is None else scale * factor
+        else:  # digital numbers are what is stored
+            wanted = 1.0 if self.unit == "dn" else scale
+        return f"unit={self.unit}" + ("" if wanted == scale else f" scale={wanted:g}")
+
+    def _bands_of(self, scene: xr.DataArray) -> npt.NDArray[np.int64]:
         centres = wavelengths_of(scene)
         if self.wavelengths is not None and centres is not None:
             return self._by_wavelength(centres)
@@ -94,7 +148,8 @@ class BandContract:
 
     def to_json(self) -> dict[str, Any]:
         """Return the contract as JSON-ready values."""
-        return asdict(self)
+        levels = None if self.levels is None else self.levels.to_json()
+        return {**asdict(self), "levels": levels}
 
     @classmethod
     def from_json(cls, value: Any) -> BandContract:
@@ -104,13 +159,16 @@ class BandContract:
             CheckpointError: the values are no contract.
         """
         try:
-            centres = value["wavelengths"]
+            centres, levels = value["wavelengths"], value.get("levels")
             contract = cls(
                 bands=int(value["bands"]),
                 used=tuple(int(b) for b in value["used"]),
                 wavelengths=None if centres is None else tuple(float(c) for c in centres),
                 unit=str(value["unit"]),
+                levels=None if levels is None else Levels.from_json(levels),
             )
+            if contract.levels and len(contract.levels.typical) != len(contract.used):
+                raise ValueError(f"{len(contract.used)} bands have other levels")
             if (
                 not contract.used
                 or not 0 <= min(contract.used) <= max(contract.used) < contract.bands
@@ -119,7 +177,7 @@ class BandContract:
             if centres is not None and len(centres) != len(contract.used):
                 raise ValueError(f"{len(contract.used)} bands have {len(centres)} wavelengths")
             return contract
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise CheckpointError(
                 f"The checkpoint's band description is damaged: {error}.",
                 "Restore the file, or train again.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from vitreous.scenes.cube import read_window
 
 TRIES = 20  # to find a crop with enough valid pixels
 FEWEST_VALID = 0.5  # share of a crop's pixels
+MAX_PIXELS = 2**31  # of an area in a file; a file that claims more is damaged
 SAMPLED = 20_000  # pixels to learn the range of values from
 
 
@@ -35,6 +36,25 @@ class Area(NamedTuple):
     def to_json(self) -> list[int]:
         """Return first and last row, first and last column."""
         return [self.rows.start, self.rows.stop, self.columns.start, self.columns.stop]
+
+    @classmethod
+    def from_json(cls, value: Any) -> Area:
+        """Rebuild an area.
+
+        Raises:
+            TypeError, ValueError: the values are no rectangle of a scene.
+        """
+        top, bottom, left, right = (int(v) for v in value)
+        if not (0 <= top < bottom and 0 <= left < right):
+            raise ValueError(f"the area {value}")
+        if (bottom - top) * (right - left) > MAX_PIXELS:
+            raise ValueError(f"the area {value} is larger than any scene")
+        return cls(slice(top, bottom), slice(left, right))
+
+    def pixels(self, width: int) -> npt.NDArray[np.int64]:
+        """Return the flat (row-major) indices of its pixels in a scene of ``width`` columns."""
+        rows = np.arange(self.rows.start, self.rows.stop)[:, None] * width
+        return (rows + np.arange(self.columns.start, self.columns.stop)).ravel()
 
 
 def cut_scene(scene: xr.DataArray, *shares: float) -> list[Area]:

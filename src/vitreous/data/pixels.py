@@ -51,6 +51,46 @@ def tiles(pixels: npt.NDArray[np.int64], width: int, side: int = TILE) -> Iterat
         yield Tile(members, slice(top, bottom), slice(left, right), inside)
 
 
+def spread_windows(height: int, width: int, side: int, count: int) -> Iterator[tuple[slice, slice]]:
+    """Yield squares spread evenly over a scene, as slices of rows and columns; they never overlap.
+
+    Args:
+        height: rows of the scene.
+        width: columns of the scene.
+        side: of a square in pixels.
+        count: squares along each side of the scene; fewer where these cover all of it.
+    """
+
+    def spans(size: int) -> list[slice]:
+        starts = list(range(0, size, side))
+        if len(starts) > count:
+            starts = np.linspace(0, size - side, count).astype(int).tolist()
+        return [slice(start, min(start + side, size)) for start in starts]
+
+    for rows in spans(height):
+        for columns in spans(width):
+            yield rows, columns
+
+
+def spread_spectra(
+    scene: xr.DataArray, bands: npt.NDArray[np.int64], side: int = 16, count: int = 8
+) -> npt.NDArray[np.float32]:
+    """Return the spectra of valid pixels in squares spread over a scene, ``(pixels, bands)``.
+
+    Args:
+        scene: the scene.
+        bands: which bands.
+        side: see :func:`spread_windows`.
+        count: see :func:`spread_windows`.
+    """
+    found = [
+        read_window(scene, rows, columns, bands).reshape(len(bands), -1).T
+        for rows, columns in spread_windows(scene.sizes["y"], scene.sizes["x"], side, count)
+    ]
+    spectra = np.concatenate(found)
+    return spectra[np.isfinite(spectra).all(1)]
+
+
 def spectra_at(
     scene: xr.DataArray, bands: npt.NDArray[np.int64], pixels: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float32]:

@@ -17,7 +17,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,16 +25,29 @@ import xarray as xr
 
 from vitreous.data.blocks import TEST, TRAIN, VAL, automatic_block_size, buffered_roles
 from vitreous.errors import SplitError
-from vitreous.files import atomic_path
+from vitreous.files import atomic_path, parse_json
 from vitreous.recipe import Recipe
 
 UNUSED = 0
 ROLE_NAMES = {TRAIN: "train", VAL: "val", TEST: "test"}
 
+MOST_BLOCKS = 4096  # that intervals are computed from; where there are more, larger ones
 MAX_PIXELS = 2**31  # of a saved split; a compressed file that unfolds to more is not ours
 MAX_META = 2**20
 
 LabelImage: TypeAlias = "npt.NDArray[np.integer[Any]] | xr.DataArray"
+
+
+class Blocks(NamedTuple):
+    """Squares of a scene that pixels lie in.
+
+    Attributes:
+        of_pixel: ``(n,)`` the number of each pixel's square.
+        side: of a square in pixels.
+    """
+
+    of_pixel: npt.NDArray[np.int64]
+    side: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,14 +101,46 @@ class Split:
             patch_size: side of the region that a prediction sees, in pixels. An even patch is taken as one
                 pixel larger, because it may extend either way.
         """
+        test = self.roles == TEST
+        return float(self.near_training(patch_size)[test].mean()) if test.any() else 0.0
+
+    def near_training(self, patch_size: int) -> npt.NDArray[np.bool_]:
+        """Return ``(height, width)``: which pixels lie inside the patch around some training pixel.
+
+        Args:
+            patch_size: as in :meth:`leakage`.
+        """
         from scipy.ndimage import maximum_filter
 
-        test = self.roles == TEST
-        if not test.any():
-            return 0.0
         side = 2 * (patch_size // 2) + 1
-        seen = maximum_filter(self.roles == TRAIN, size=side, mode="constant", cval=False)
-        return float(seen[test].mean())
+        near = maximum_filter(self.roles == TRAIN, size=side, mode="constant", cval=False)
+        return np.asarray(near, dtype=bool)
+
+    def blocks_of(self, pixels: npt.NDArray[np.int64]) -> Blocks:
+        """Return the blocks that pixels lie in, to resample: pixels of one block err together.
+
+        A split by blocks has its own. For any other split the scene is cut as that would: into squares of one patch,
+        more in large scenes (``vitreous.data.blocks.automatic_block_size``).
+
+        Args:
+            pixels: flat (row-major) indices.
+        """
+        height, width = self.roles.shape
+        own = self.params.get("block_size")
+        side = int(
+            own or automatic_block_size(height, width, int(self.params.get("patch_size", 1)))
+        )
+        rows, columns = np.divmod(pixels, width)
+        while True:
+            numbers = rows // side * (width // side + 1) + columns // side
+            if len(np.unique(numbers)) <= MOST_BLOCKS:
+                return Blocks(numbers, side)
+            side *= 2  # twice as large, each is still a union of the split's own
+
+    def without_validation(self) -> Split:
+        """Return the split with its validation pixels among the training pixels."""
+        roles = np.where(self.roles == VAL, TRAIN, self.roles)
+        return Split(roles.astype(np.uint8), self.method, self.params, self.seed)
 
     def classes_without(self, role: int, labels: LabelImage) -> list[int]:
         """Return the classes of ``labels`` that have no pixel with ``role``."""
@@ -137,7 +182,7 @@ class Split:
                 seal = _read_member(archive, "seal", dimensions=1, limit=64).tobytes()
             if seal != _seal(roles, text) or int(roles.max(initial=0)) > TEST:
                 raise ValueError("its contents do not match its checksum")
-            return cls._from_meta(roles, json.loads(text))
+            return cls._from_meta(roles, parse_json(text.decode()))
         except FileNotFoundError as error:
             raise SplitError(f"The split {path} does not exist.", "Check the path.") from error
         except (

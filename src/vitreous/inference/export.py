@@ -25,8 +25,6 @@ import copy
 import hashlib
 import importlib.metadata
 import logging
-import secrets
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,8 +39,9 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitreous.data.provenance import Provenance, provenance_to_json
 from vitreous.errors import ConfigError, ModelError, VitreousError
-from vitreous.files import write_json
+from vitreous.files import check_room, whole_folder, write_json
 from vitreous.inference.dense_classifier import DenseClassifier
 from vitreous.inference.integers import Quantization, integer_form
 from vitreous.inference.patch_classifier import PatchClassifier
@@ -141,6 +140,8 @@ class Product:
         class_names: names of the classes from 1 on.
         class_colors: their ``#rrggbb``.
         source: SHA-256 of the model file it came from; empty where it came from none.
+        provenance: the ground that its weights have learned from; None where nobody knows.
+        class_codes: the numbers that stand for the classes in a map; from 1 on when empty.
     """
 
     classifier: Network
@@ -148,6 +149,8 @@ class Product:
     class_names: Sequence[str]
     class_colors: Sequence[str]
     source: str = ""
+    provenance: Provenance | None = None
+    class_codes: Sequence[int] = ()
 
 
 # -- the graphs -------------------------------------------------------------------------------------------
@@ -287,7 +290,7 @@ def export(
     _check_request(form, folder)
     plain = copy.deepcopy(product.classifier).cpu().eval().requires_grad_(False)
     ready, quantization = integer_form(plain, form)
-    with _whole_folder(folder) as temporary:
+    with whole_folder(folder) as temporary:
         for name, part in parts_of(ready, single=single).items():
             write_graph(part, temporary / name, form, product.name)
         description = _describe(product, temporary, form, single, quantization)
@@ -379,26 +382,6 @@ def _check_request(form: str, folder: Path) -> None:
         raise ConfigError(f"{folder} exists and is no export.", "Choose another --output.")
 
 
-@contextmanager
-def _whole_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``folder`` that takes its place when the block ends well."""
-    temporary, old = (folder.parent / f".{folder.name}.{secrets.token_hex(4)}" for _ in range(2))
-    try:
-        temporary.mkdir(parents=True)
-    except OSError as error:
-        raise VitreousError(
-            f"{folder} cannot be made: {error.strerror}.", "Choose another --output."
-        ) from error
-    try:
-        yield temporary
-        if folder.exists():  # a folder cannot replace one that is not empty
-            folder.replace(old)
-        temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
 def write_graph(part: Part, stem: Path, form: str, name: str) -> None:
     """Write one graph.
 
@@ -409,10 +392,11 @@ def write_graph(part: Part, stem: Path, form: str, name: str) -> None:
     try:
         with _quiet():
             writer(part, stem)
+    except (OSError, VitreousError):  # of the disk, not of the format
+        raise
     except Exception as error:  # exporters raise whatever stopped them
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"{name} cannot be written as {form}: {reason}",
+            f"{name} cannot be written as {form}: {first_line(error)}",
             "Export it to another --format; nothing was written.",
         ) from error
     size = sum(stem.with_suffix(suffix).stat().st_size for suffix in SUFFIXES[form])
@@ -446,7 +430,14 @@ def _write_openvino(part: Part, stem: Path) -> None:
     _write_onnx(part, stem)
     intermediate = stem.with_suffix(".onnx")
     model = openvino.convert_model(intermediate)
-    openvino.save_model(model, stem.with_suffix(".xml"), compress_to_fp16=False)
+    try:
+        openvino.save_model(model, stem.with_suffix(".xml"), compress_to_fp16=False)
+    except RuntimeError as error:  # it was converted: what is left to fail is the disk
+        raise VitreousError(
+            f"{stem.with_suffix('.xml')} was not written: OpenVINO says '{first_line(error)}'.",
+            "Check the free space and the file size that the disk allows.",
+        ) from error
+    check_room(stem.parent)
     intermediate.unlink()
 
 
@@ -490,10 +481,12 @@ def _describe(
         "contract": classifier.contract.to_json(),
         "class_names": list(product.class_names),
         "class_colors": list(product.class_colors),
+        "class_codes": list(product.class_codes) or list(range(1, len(product.class_names) + 1)),
         "settings": settings,
         "methods": applied(classifier.net),
         "quantization": quantization._asdict(),
         "source": product.source,
+        "provenance": provenance_to_json(product.provenance),
         "files": {
             path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
             for path in sorted(folder.iterdir())
@@ -513,6 +506,11 @@ def sha256(path: Path) -> str:
     """Return the hash of a file's contents."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _version(package: str) -> str:

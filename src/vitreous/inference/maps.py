@@ -21,8 +21,8 @@ import xarray as xr
 
 from vitreous.errors import VitreousError
 from vitreous.files import atomic_path
-from vitreous.inference.windows import Scored, Window, class_dtype
-from vitreous.scenes.cube import georeference
+from vitreous.inference.windows import Scored, Window
+from vitreous.scenes.cube import code_table, georeference, unlabelled_code
 from vitreous.scenes.geotiff import CACHE_MB, set_classes, write_category_names
 
 TILE = 256
@@ -52,26 +52,66 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class Classes:
-    """Names and ``#rrggbb`` colours of the classes from 1 on."""
+    """Names, ``#rrggbb`` colours and map values of the classes from 1 on.
+
+    Attributes:
+        names: one per class.
+        colors: one per class.
+        codes: the map's value for each class; 1, 2, ... when empty.
+    """
 
     names: Sequence[str]
     colors: Sequence[str]
+    codes: Sequence[int] = ()
+
+    @property
+    def values(self) -> list[int]:
+        """The map's value for each class."""
+        return [int(code) for code in self.codes] or list(range(1, len(self.names) + 1))
+
+    @property
+    def nodata(self) -> int:
+        """The map's value where there is no class: 0, or a value that is no class."""
+        return unlabelled_code(self.values)
+
+    @property
+    def table(self) -> npt.NDArray[Any]:
+        """The map's values by class number, no data first, in the smallest type that holds them."""
+        return code_table(self.values)
+
+
+def class_numbers(
+    values: npt.NDArray[np.integer[Any]], codes: Sequence[int]
+) -> npt.NDArray[np.int64]:
+    """Return class numbers from 1 on for the values of a map; 0 where a value is no class.
+
+    Args:
+        values: of any shape.
+        codes: the map's value for each class, in any order.
+    """
+    order = np.argsort(np.asarray(codes, dtype=np.int64))
+    known = np.asarray(codes, dtype=np.int64)[order]
+    place = np.searchsorted(known, values).clip(max=len(known) - 1)
+    return np.where(known[place] == values, order[place] + 1, 0)
 
 
 class MapWriter:
     """Takes scored windows in any order; the products appear when :func:`map_products` ends."""
 
-    def __init__(self, classes: Any, probabilities: Any | None, num_classes: int) -> None:
+    def __init__(
+        self, classes: Any, probabilities: Any | None, codes: npt.NDArray[np.integer[Any]]
+    ) -> None:
         self._classes = classes
         self._probabilities = probabilities
-        self.class_pixels: npt.NDArray[np.int64] = np.zeros(num_classes + 1, dtype=np.int64)
+        self._codes = codes
+        self.class_pixels: npt.NDArray[np.int64] = np.zeros(len(codes), dtype=np.int64)
 
     def write(self, window: Window, scored: Scored) -> None:
         """Write one window; each pixel of the scene must come exactly once."""
         from rasterio.windows import Window as RasterWindow
 
         place = RasterWindow(window.column, window.row, window.width, window.height)
-        self._classes.write(scored.classes, 1, window=place)
+        self._classes.write(self._codes[scored.classes], 1, window=place)
         if self._probabilities is not None:
             self._probabilities.write(scored.probabilities, window=place)
         self.class_pixels += np.bincount(scored.classes.ravel(), minlength=self.class_pixels.size)
@@ -84,10 +124,10 @@ def map_products(
     """Yield a writer for windows; the finished files appear together when the block ends well.
 
     Args:
-        path: the class map: COG, uint8 (uint16 beyond 255 classes), 0 = nodata, colour table, class names.
+        path: the class map: COG of the classes' codes in the smallest type, colour table, class names.
         probabilities: COG with one float32 band per class, NaN = nodata, the class names as band descriptions.
         grid: size and place.
-        classes: names and colours.
+        classes: names, colours and codes.
 
     Raises:
         VitreousError: the disk is full, the folder cannot be written, or GDAL fails.
@@ -109,9 +149,11 @@ def map_products(
         stack.enter_context(_readable_gdal_errors(path, folder))
         with ExitStack() as open_files:
             map_file = open_files.enter_context(
-                _windows_file(folder / "map.tif", grid, 1, class_dtype(count), nodata=0)
+                _windows_file(
+                    folder / "map.tif", grid, 1, classes.table.dtype, nodata=classes.nodata
+                )
             )
-            set_classes(map_file, classes.names, classes.colors)
+            set_classes(map_file, classes.names, classes.colors, classes.values)
             probability_file = None
             if probabilities:
                 probability_file = open_files.enter_context(
@@ -120,13 +162,13 @@ def map_products(
                     )
                 )
                 probability_file.descriptions = tuple(classes.names)
-            writer = MapWriter(map_file, probability_file, count)
+            writer = MapWriter(map_file, probability_file, classes.table)
             yield writer
         _copy_map(folder / "map.tif", map_target)
-        _check_written(map_target, writer.class_pixels, path)
+        _check_written(map_target, writer.class_pixels, classes, path)
         if probability_target:
             _copy_probabilities(folder / "probabilities.tif", probability_target)
-    write_category_names(path, classes.names)
+    write_category_names(path, classes.names, classes.values)
 
 
 def _windows_file(path: Path, grid: Grid, count: int, dtype: np.dtype[Any], nodata: float) -> Any:
@@ -199,15 +241,17 @@ def _copy_probabilities(source: Path, target: Path) -> None:
         )
 
 
-def _check_written(path: Path, class_pixels: npt.NDArray[np.int64], product: Path) -> None:
+def _check_written(
+    path: Path, class_pixels: npt.NDArray[np.int64], classes: Classes, product: Path
+) -> None:
     """Count the classes again: GDAL may notice a failed write only when it closes the file, and stay silent."""
     import rasterio
 
     found = np.zeros_like(class_pixels)
     with no_georeference_warning(), rasterio.open(path, driver="GTiff") as dataset:
         for _, window in dataset.block_windows(1):
-            values = dataset.read(1, window=window).ravel()
-            found += np.bincount(values, minlength=found.size)[: found.size]
+            numbers = class_numbers(dataset.read(1, window=window).ravel(), classes.values)
+            found += np.bincount(numbers, minlength=found.size)
     if (found != class_pixels).any():
         raise VitreousError(
             f"{product} was not written: the file on disk differs from what was computed.",

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitreous.files import atomic_path
-from vitreous.inference.maps import Classes, no_georeference_warning
+from vitreous.inference.maps import Classes, class_numbers, no_georeference_warning
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,9 +32,9 @@ def write_picture(
     """Draw a class map with its legend as PNG.
 
     Args:
-        map_path: the map, a GeoTIFF of class numbers; a large one is read through its overviews.
+        map_path: the map, a GeoTIFF of class codes; a large one is read through its overviews.
         path: the PNG.
-        classes: names and colours.
+        classes: names, colours and codes.
         class_pixels: pixels of class 1, 2, ..., for the shares in the legend.
         title: a line above the map.
     """
@@ -47,7 +47,8 @@ def write_picture(
     with rc_context({"font.family": "sans-serif", "font.size": 8.5, "text.parse_math": False}):
         figure = Figure(figsize=inches, dpi=DPI)
         axes = figure.add_axes((0, 0, 1, 1))
-        axes.imshow(_colored(values, classes.colors), interpolation="nearest", aspect="auto")
+        numbers = class_numbers(values, classes.values)
+        axes.imshow(_colored(numbers, classes.colors), interpolation="nearest", aspect="auto")
         axes.set(xticks=[], yticks=[])
         for spine in axes.spines.values():
             spine.set(color="#c5ccd3", linewidth=0.6)

@@ -76,11 +76,13 @@ def predict_scene(
     *,
     class_names: Sequence[str],
     class_colors: Sequence[str],
+    class_codes: Sequence[int] | None = None,
     probabilities: str | Path | None = None,
     window: int | None = None,
     workers: int | None = None,
     dask: str | None = None,
     png: bool = True,
+    check_values: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Prediction:
     """Map a whole scene.
@@ -92,23 +94,27 @@ def predict_scene(
     Args:
         classifier: a trained system.
         scene: the scene, with the bands that the classifier was trained on.
-        out: the map, ``.tif``: a COG of uint8 (uint16 beyond 255 classes) with 0 = nodata, class names and
-            colours, on the scene's grid.
+        out: the map, ``.tif``: a COG of the smallest type that holds the codes, with a nodata value (0, where
+            that is no class), class names and colours, on the scene's grid.
         class_names: one name per class from 1 on.
         class_colors: one ``#rrggbb`` per class from 1 on.
+        class_codes: the map's value for each class; 1, 2, ... when None.
         probabilities: also write class probabilities here, ``.tif``: a COG with one float32 band per class.
         window: largest side of a window in pixels; from the number of bands when None.
         workers: windows computed at a time: threads here (1 when None), processes of a local Dask cluster
             (one per core when None).
         dask: ``local`` or the address of a Dask scheduler (``tcp://host:port``) that computes the windows.
         png: also write a picture with legend beside the map.
+        check_values: first compare some pixels with those that the classifier was trained on, and refuse a scene in
+            another unit or scale, whatever it says of itself.
         progress: called with (pixels done, pixels in all), first with (0, all).
 
     Returns:
         What was written, and how long it took.
 
     Raises:
-        ModelError: the scene does not have the classifier's bands, or names and classes disagree.
+        ModelError: the scene does not have the classifier's bands or unit, its values are far from those of the
+            training pixels, or names and classes disagree.
         SceneError: the scene has no valid pixel, or cannot be read.
         ConfigError: settings that make no sense.
         VitreousError: the products cannot be written, or the cluster does not answer.
@@ -117,14 +123,16 @@ def predict_scene(
     out = Path(out)
     probabilities = None if probabilities is None else Path(probabilities)
     _check_paths(scene, out, probabilities)
-    _check_classes(classifier, class_names, class_colors)
+    classes = Classes(class_names, class_colors, tuple(class_codes or ()))
+    _check_classes(classifier, classes)
     _check_positive(window=window, workers=workers)
     bands = np.asarray(classifier.contract.select(scene), dtype=np.int64)
+    if check_values:
+        classifier.contract.check_values(scene)
     grid = Grid.of(scene)
     side = window or window_side(len(bands), classifier.num_classes, classifier.margin)
     windows = plan_windows(grid.height, grid.width, side, step_of(classifier))
     job = Job(classifier, bands, probabilities is not None)
-    classes = Classes(class_names, class_colors)
     pixels = grid.height * grid.width
     done = 0
     if progress:
@@ -209,17 +217,15 @@ def _check_paths(scene: xr.DataArray, out: Path, probabilities: Path | None) -> 
         )
 
 
-def _check_classes(
-    classifier: SceneClassifier, class_names: Sequence[str], class_colors: Sequence[str]
-) -> None:
+def _check_classes(classifier: SceneClassifier, classes: Classes) -> None:
     count = classifier.num_classes
-    if not len(class_names) == len(class_colors) == count:
+    if not len(classes.names) == len(classes.colors) == len(set(classes.values)) == count:
         raise ModelError(
-            f"The model has {count} classes, but there are {len(class_names)} names and "
-            f"{len(class_colors)} colours.",
+            f"The model has {count} classes, but there are {len(classes.names)} names, "
+            f"{len(classes.colors)} colours and {len(set(classes.values))} codes.",
             "Give one of each per class.",
         )
-    for color in class_colors:
+    for color in classes.colors:
         if not re.fullmatch(r"#[0-9a-fA-F]{6}", color):
             raise ConfigError(f"'{color}' is no colour.", "Colours are written #rrggbb.")
 

@@ -116,6 +116,8 @@ def restored_scene(
     restorer: SceneRestorer,
     scene: xr.DataArray,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    check_values: bool = True,
 ) -> xr.DataArray:
     """Return a scene as a restorer makes it: lazy, so that a writer can stream it with flat memory.
 
@@ -126,6 +128,8 @@ def restored_scene(
         restorer: the trained restorer.
         scene: the scene.
         progress: called with (tiles done, tiles in all) as they are computed.
+        check_values: first compare some pixels with those that the restorer was trained on, and refuse a scene in
+            another unit or scale. A network of any bands that finds its ranges in the scene itself takes any.
 
     Returns:
         float32 in the scene's unit, the bands that the restorer takes with their wavelengths, on a grid that is
@@ -135,6 +139,8 @@ def restored_scene(
         ModelError: the scene does not fit the restorer.
     """
     fitted, bands = restorer.fitted(scene)
+    if check_values:
+        fitted.contract.check_values(scene)
     rows = _TileRows(fitted, scene, bands, progress)
     cube = LazyCube(rows.shape, np.float32, rows.read)
     return like_scene(scene, cube, bands, fitted.scale)

@@ -25,15 +25,16 @@ from torch import Tensor
 from vitreous.data.contract import BandContract
 from vitreous.data.regions import gather_patches, patch_index
 from vitreous.errors import CheckpointError, ConfigError, ModelError
-from vitreous.files import read_json
-from vitreous.inference.dense_classifier import LARGEST_TILE, OVERLAP, blend_tiles
+from vitreous.files import checked, read_json
+from vitreous.inference.dense_classifier import OVERLAP, blend_tiles
+from vitreous.inference.descriptions import ExportDescription
 from vitreous.inference.export import (
     DESCRIPTION,
     LARGEST_GRAPH,
     RUNTIMES,
     SCHEMA,
     file_names,
-    graph_kind,
+    first_line,
 )
 
 Array: TypeAlias = npt.NDArray[np.float32]
@@ -41,7 +42,6 @@ Compute: TypeAlias = Callable[[Array], Array]
 
 GRAPHS = {"patches": ("window", "patches"), "pixels": ("pixel",), "tiles": ("tile",)}
 READS = {"onnxruntime": ("onnx",), "openvino": ("openvino", "onnx"), "torch": ("torch",)}
-LARGEST_PATCH = 513
 CHUNK = 128  # patches per call: what stays in cache; measured, a fifth faster than 512
 PIXEL_VALUES = 2**24  # values of the raw surroundings that are cut out at once (64 MiB)
 
@@ -55,6 +55,7 @@ class Exported:
         classifier: fulfils the scene classifier's contract.
         class_names: names of the classes from 1 on.
         class_colors: their ``#rrggbb``.
+        class_codes: the numbers that stand for them in a map.
         name: of the architecture.
         runtime: what computes it.
         description: all of ``export.json``.
@@ -64,6 +65,7 @@ class Exported:
     classifier: ExportedClassifier
     class_names: list[str]
     class_colors: list[str]
+    class_codes: list[int]
     name: str
     runtime: str
     description: dict[str, Any]
@@ -95,7 +97,7 @@ class Graph:
             return compute(values)
         except Exception as error:  # each runtime has errors of its own
             raise ModelError(
-                f"{self.runtime} cannot compute the exported graph: {_first_line(error)}",
+                f"{self.runtime} cannot compute the exported graph: {first_line(error)}",
                 "Export the run again.",
             ) from error
 
@@ -122,7 +124,7 @@ class Graph:
                     ) from error
                 except Exception as error:
                     raise CheckpointError(
-                        f"{self.runtime} cannot read the exported graph: {_first_line(error)}",
+                        f"{self.runtime} cannot read the exported graph: {first_line(error)}",
                         "Export the run again.",
                     ) from error
             return self._compute
@@ -181,6 +183,24 @@ class ExportedClassifier:
             self._fill(output, window, valid)
         return output
 
+    def check(self, file: Path) -> None:
+        """Compute one pixel or tile, to see that the graphs fit what is said of them.
+
+        Raises:
+            ModelError: they do not take the bands and sizes.
+            CheckpointError: they tell another number of classes apart than ``file`` names.
+        """
+        found = self._smallest(len(self.contract.used)).shape[1]
+        if found != self.num_classes:
+            raise CheckpointError(
+                f"{file} is damaged: it names {self.num_classes} classes, and its graphs tell {found} apart.",
+                "Export the run again.",
+            )
+
+    def _smallest(self, bands: int) -> Array:
+        """Return the probabilities of the least that can be computed, ``(1, classes, ...)``."""
+        raise NotImplementedError
+
     def _fill(self, output: Array, window: Array, valid: npt.NDArray[np.bool_]) -> None:
         """Write the probabilities of valid pixels into ``output``."""
         raise NotImplementedError
@@ -194,11 +214,19 @@ class ExportedPatches(ExportedClassifier):
         settings = arguments[-1]
         self.margin, self.radius = int(settings["margin"]), int(settings["patch_size"]) // 2
 
-    def _fill(self, output: Array, window: Array, valid: npt.NDArray[np.bool_]) -> None:
+    def _smallest(self, bands: int) -> Array:
+        side = 2 * self.margin + 1
+        image = self._image(np.zeros((bands, side, side), dtype=np.float32))
+        middle = torch.tensor([self.margin])
+        return self._patches(image, middle, middle)
+
+    def _image(self, window: Array) -> Float[Tensor, "1 features h w"]:
         features = torch.from_numpy(self.graphs["window"](window[None]))
-        image = features.permute(
-            0, 3, 1, 2
-        )  # a view: patches come out channels last, as the graph takes them
+        # A view: patches come out channels last, as the graph takes them.
+        return features.permute(0, 3, 1, 2)
+
+    def _fill(self, output: Array, window: Array, valid: npt.NDArray[np.bool_]) -> None:
+        image = self._image(window)
         rows, columns = (torch.from_numpy(at) for at in np.nonzero(valid))
         found = [
             self._patches(image, r + self.margin, c + self.margin)
@@ -220,6 +248,10 @@ class ExportedPixels(ExportedClassifier):
         super().__init__(*arguments)
         self.margin = int(arguments[-1]["margin"])
 
+    def _smallest(self, bands: int) -> Array:
+        side = 2 * self.margin + 1
+        return self.graphs["pixel"](np.zeros((1, bands, side, side), dtype=np.float32))
+
     def _fill(self, output: Array, window: Array, valid: npt.NDArray[np.bool_]) -> None:
         side = 2 * self.margin + 1
         around = np.lib.stride_tricks.sliding_window_view(window, (side, side), axis=(1, 2))
@@ -239,6 +271,10 @@ class ExportedTiles(ExportedClassifier):
         self.tile_size = int(arguments[-1]["tile_size"])
         self.margin = self.tile_size - 1
         self.step = self.tile_size - self.tile_size // OVERLAP
+
+    def _smallest(self, bands: int) -> Array:
+        shape = (1, bands, self.tile_size, self.tile_size)
+        return self.graphs["tile"](np.zeros(shape, dtype=np.float32))
 
     def _fill(self, output: Array, window: Array, valid: npt.NDArray[np.bool_]) -> None:
         raw = torch.from_numpy(np.ascontiguousarray(window))[None]
@@ -286,34 +322,33 @@ def load_exported(
             f"{path} is no export: it has no {DESCRIPTION}.", "Make one with 'vitreous export'."
         )
     description = read_json(path / DESCRIPTION)
-    try:
-        form = description["format"]
-        graphs = GRAPHS[description["kind"]]
-        _check_description(description)
-        contract = BandContract.from_json(description["contract"])
-        names, colors = list(description["class_names"]), list(description["class_colors"])
-        chosen = _choose_runtime(form, runtime)
-        if form == "torch" and not trust:
-            raise ConfigError(
-                f"{path} is a program of torch.export, which can do anything on this machine.",
-                "If you trust it add --trust; else export to onnx or openvino.",
-            )
-        loaded = {
-            graph: Graph(
-                _read_files(path, graph, form, description["files"]), form, chosen, threads
-            )
-            for graph in graphs
-        }
-        classifier = CLASSIFIERS[description["kind"]](
-            loaded, contract, len(names), description["settings"]
-        )
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    if isinstance(description, dict) and description.get("schema", SCHEMA) != SCHEMA:
         raise CheckpointError(
-            f"{path / DESCRIPTION} is damaged: {error!r}.", "Export the run again."
-        ) from error
-    for graph in loaded.values():
-        graph.prepared()
-    return Exported(path, classifier, names, colors, str(description["name"]), chosen, description)
+            f"The export has the format {description['schema']}; this version reads {SCHEMA}.",
+            "Update vitreous.",
+        )
+    said = checked(ExportDescription, description, path / DESCRIPTION, "Export the run again.")
+    contract = BandContract.from_json(said.contract)
+    chosen = _choose_runtime(said.format, runtime)
+    if said.format == "torch" and not trust:
+        raise ConfigError(
+            f"{path} is a program of torch.export, which can do anything on this machine.",
+            "If you trust it add --trust; else export to onnx or openvino.",
+        )
+    graphs = {
+        graph: Graph(_read_files(path, graph, said), said.format, chosen, threads)
+        for graph in GRAPHS[said.kind]
+    }
+    classifier = CLASSIFIERS[said.kind](
+        graphs, contract, len(said.class_names), said.settings.model_dump()
+    )
+    for loaded in graphs.values():
+        loaded.prepared()
+    classifier.check(path / DESCRIPTION)
+    codes = said.class_codes or list(range(1, len(said.class_names) + 1))
+    return Exported(
+        path, classifier, said.class_names, said.class_colors, codes, said.name, chosen, description
+    )
 
 
 def _choose_runtime(form: str, runtime: str | None) -> str:
@@ -329,46 +364,21 @@ def _choose_runtime(form: str, runtime: str | None) -> str:
     return chosen
 
 
-def _check_description(description: dict[str, Any]) -> None:
-    """Refuse sizes and words that no export has.
-
-    Raises:
-        CheckpointError: it was made by a newer version.
-        ValueError: something is out of its range.
-    """
-    if description["schema"] != SCHEMA:
-        raise CheckpointError(
-            f"The export has the format {description['schema']}; this version reads {SCHEMA}.",
-            "Update vitreous.",
-        )
-    settings, single = description["settings"], description["kind"] == "pixels"
-    if graph_kind(settings, single) != description["kind"]:
-        raise ValueError(f"{description['kind']} in mode {settings['mode']}")
-    if settings["padding"] not in {"reflect", "zero"}:
-        raise ValueError(f"padding {settings['padding']!r}")
-    dense = description["kind"] == "tiles"
-    size = settings["tile_size" if dense else "patch_size"]
-    margin = size - 1 if dense else settings["margin"]
-    if not (isinstance(size, int) and isinstance(margin, int)):
-        raise TypeError("sizes that are no whole numbers")
-    if not (OVERLAP <= size <= LARGEST_TILE if dense else 1 <= size <= LARGEST_PATCH):
-        raise ValueError(f"a size of {size} pixels")
-    if not size // 2 <= margin <= LARGEST_PATCH:
-        raise ValueError(f"a margin of {margin} pixels")
-    for word in (*description["class_names"], *description["class_colors"]):
-        if not isinstance(word, str):
-            raise TypeError(f"the class name {word!r}")
-
-
-def _read_files(path: Path, graph: str, form: str, listed: Mapping[str, Any]) -> list[bytes]:
+def _read_files(path: Path, graph: str, said: ExportDescription) -> list[bytes]:
     """Read the files of a graph, whose names are fixed, and check what they hold.
 
     Raises:
         CheckpointError: one is missing, too large, damaged, or holds what it should not.
     """
     files = []
+    form = said.format
     for name in file_names(graph, form):
         file = path / name
+        if name not in said.files:
+            raise CheckpointError(
+                f"{path / DESCRIPTION} is damaged: it does not list {name}.",
+                "Export the run again.",
+            )
         if not file.is_file():
             raise CheckpointError(f"{file} is missing.", "Export the run again.")
         if file.stat().st_size > LARGEST_GRAPH:
@@ -376,7 +386,7 @@ def _read_files(path: Path, graph: str, form: str, listed: Mapping[str, Any]) ->
                 f"{file} is larger than any graph of ours.", "Export the run again."
             )
         contents = file.read_bytes()
-        if hashlib.sha256(contents).hexdigest() != listed[name]["sha256"]:
+        if hashlib.sha256(contents).hexdigest() != said.files[name].sha256:
             raise CheckpointError(
                 f"{file} is not the file that {DESCRIPTION} describes.",
                 "It is damaged or was exchanged: export the run again.",
@@ -407,7 +417,7 @@ def check_onnx(contents: bytes, file: Path) -> None:
         model = onnx.load_model_from_string(contents)
     except Exception as error:  # protobuf's own
         raise CheckpointError(
-            f"{file} is no ONNX model: {_first_line(error)}", "Export the run again."
+            f"{file} is no ONNX model: {first_line(error)}", "Export the run again."
         ) from error
     foreign = {node.domain for node in _onnx_nodes(model.graph)} - {"", "ai.onnx"}
     if foreign or model.functions:
@@ -530,7 +540,3 @@ def _torch_program(files: list[bytes], threads: int) -> Compute:
         return found.numpy()
 
     return compute
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -31,21 +31,24 @@ class Backbone(nn.Module):
 
     A subclass calls ``super().__init__(bands, num_classes, image_size)``, sets ``num_features`` and
     ``feature_info``, builds its head with :meth:`make_head`, and writes :meth:`forward_features`,
-    :meth:`forward_head` and :meth:`forward_levels`. Everything else is here.
+    :meth:`forward_head` and :meth:`level_maps`. Everything else is here.
 
     Args:
         bands: channels of the input.
-        num_classes: classes of the head.
+        num_classes: classes of the head; with 0 it is left out, and the network returns the features it would read.
         image_size: side of the image in pixels that the network is built for.
 
     Attributes:
         num_features: width of the features that the head reads.
         feature_info: the levels of :meth:`forward_levels`, fine to coarse.
         head: the classifier.
+        classifiers: names of the heads, of which all but ``head`` may be None.
         any_size: whether other image sizes than ``image_size`` are accepted.
+        least_size: side in pixels that an image must have to leave a token, or a cell on the last map.
         checkpointing: compute activations again in the backward pass instead of keeping them.
         band_parameters: names of the parameters whose second axis counts bands (see ``layers/bands.py``).
         band_tables: those of them that are tables of vectors, one per band.
+        band_arguments: constructor arguments that say something about each band.
         variant: the name that it was made by, and
         arguments: what differs from that variant's own; ``create_model`` sets both.
         methods: what was applied to it (``methods/_apply.py``).
@@ -55,10 +58,13 @@ class Backbone(nn.Module):
     num_features: int
     feature_info: list[FeatureInfo]
     head: nn.Module
+    classifiers: ClassVar[tuple[str, ...]] = ("head",)
     any_size = False
+    least_size = 1
     stem_reach = 0
     band_parameters: ClassVar[tuple[str, ...]] = ()
     band_tables: ClassVar[tuple[str, ...]] = ()
+    band_arguments: ClassVar[tuple[str, ...]] = ()
     undecayed: ClassVar[
         tuple[str, ...]
     ] = ()  # ends of further names that weight decay leaves alone
@@ -81,14 +87,14 @@ class Backbone(nn.Module):
         """Pool the features and classify."""
         raise NotImplementedError
 
-    def forward_levels(
+    def level_maps(
         self, x: Float[Tensor, "batch bands height width"]
     ) -> list[Float[Tensor, "batch channels h w"]]:
-        """Return the maps that ``feature_info`` describes: ``h`` is the height over the stride, rounded up or down."""
+        """Return what :meth:`forward_levels` does, of images that fit."""
         raise NotImplementedError
 
-    def make_head(self, num_classes: int) -> nn.Module:
-        """Return a new classifier; a linear layer unless an architecture says otherwise."""
+    def new_head(self, num_classes: int) -> nn.Module:
+        """Return a new classifier of one class or more; a linear layer unless an architecture says otherwise."""
         head = nn.Linear(self.num_features, num_classes)
         nn.init.trunc_normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
@@ -119,19 +125,42 @@ class Backbone(nn.Module):
         self.check(x)
         return self.forward_patches(self.stem(x))
 
+    def forward_levels(
+        self, x: Float[Tensor, "batch bands height width"]
+    ) -> list[Float[Tensor, "batch channels h w"]]:
+        """Return the maps that ``feature_info`` describes: ``h`` is the height over the stride, rounded up or down.
+
+        Raises:
+            ModelError: images of other bands, or of a size that the network was not built for.
+        """
+        self.check(x)
+        return self.level_maps(x)
+
     def check(self, x: Tensor) -> None:
         """Refuse images that do not fit, in words."""
-        name = type(self).__name__
+        self.check_bands(x)
+        self.check_size(x.shape[2], x.shape[3])
+
+    def check_bands(self, x: Tensor) -> None:
+        """Refuse what is no batch of images of the network's bands."""
         if x.ndim != 4 or x.shape[1] != self.bands:
             raise ModelError(
-                f"{name} takes (batch, {self.bands} bands, height, width), not {tuple(x.shape)}.",
+                f"{type(self).__name__} takes (batch, {self.bands} bands, height, width), not {tuple(x.shape)}.",
                 "Select the bands it was built for, or build it with bands=.",
             )
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse images of a size that the network was not built for, or too small to leave anything of them."""
         size = (self.image_size, self.image_size)
-        if not self.any_size and tuple(x.shape[2:]) != size:
+        if not self.any_size and (height, width) != size:
             raise ModelError(
-                f"{name} was built for images of {size[0]} x {size[1]}, not {x.shape[2]} x {x.shape[3]}.",
+                f"{type(self).__name__} was built for images of {size[0]} x {size[1]}, not {height} x {width}.",
                 "Build it with image_size=, or resize the images.",
+            )
+        if min(height, width) < self.least_size:
+            raise ModelError(
+                f"This {type(self).__name__} needs images of {self.least_size} pixels or more, not {height} x {width}.",
+                "Give larger images, or build it with a smaller stem (token_size, stem_stride).",
             )
 
     def run(self, block: nn.Module, *inputs: Any) -> Any:
@@ -140,13 +169,18 @@ class Backbone(nn.Module):
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
 
+    def make_head(self, num_classes: int) -> nn.Module:
+        """Return a new classifier, or for 0 classes what hands its input on."""
+        return self.new_head(num_classes) if num_classes else nn.Identity()
+
     def reset_head(self, num_classes: int) -> None:
-        """Replace the classifier by a new one."""
-        old = next(self.head.parameters(), None)
+        """Replace the classifiers by new ones; with 0 classes the network returns features."""
         self.num_classes = num_classes
-        self.head = self.make_head(num_classes)
-        if old is not None:
-            self.head.to(old.device, old.dtype)
+        like = next(self.parameters())
+        for name in self.classifiers:
+            if getattr(self, name) is not None:
+                head = self.make_head(num_classes).to(like.device, like.dtype)
+                setattr(self, name, head.train(self.training))
 
     def no_weight_decay(self) -> set[str]:
         """Name the parameters that weight decay should leave alone: vectors, and what ``undecayed`` ends."""

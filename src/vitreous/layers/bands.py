@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from vitreous.catalog.arguments import MOST_BANDS
 from vitreous.errors import ModelError, did_you_mean
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 SAME_NM = 2.0  # the same band of one sensor drifts less
 LEAST_NM, LEAST_WIDTH_NM = 100.0, 0.2  # less is no optical band in nm: it looks like micrometres
-MOST_BANDS = 65536
 LONE_GAP_NM = (
     100.0  # how far a single band stands for its neighbourhood: a third of the visible light
 )

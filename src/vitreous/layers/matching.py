@@ -88,7 +88,9 @@ def match(
     second = merged - first
     best, partner = scores.max(2)
     gone = torch.zeros_like(best, dtype=torch.bool)
-    gone = gone.scatter(1, best.topk(first, dim=1, sorted=False).indices, True)
+    gone = gone.scatter(
+        1, best.topk(first, dim=1, sorted=False).indices, 1
+    )  # True is no Scalar to torch.jit.trace
     source_group = (~gone).cumsum(1) + (prefix - 1)
     number = torch.arange(targets, device=scores.device).expand(batch, -1)
     target_group = number + (prefix + sources - merged)

@@ -1,4 +1,4 @@
-"""Pooling of tokens by generalised means (Radenović et al., 2018; Ko et al., GGeM, 2022)."""
+"""Pooling of cells and tokens: means, maxima, and generalised means (Radenović et al., 2018; Ko et al., GGeM, 2022)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from vitreous.errors import ModelError
 
 
 class GroupGeneralizedMean(nn.Module):
@@ -35,3 +37,28 @@ class GroupGeneralizedMean(nn.Module):
         count = torch.tensor(x.shape[1], dtype=torch.float32, device=x.device).log()
         pooled = ((torch.logsumexp(p * logs, 1) - count) / p).exp()
         return rearrange(pooled, "b g c -> b (g c)").to(x.dtype)
+
+
+def pool_cells(x: Float[Tensor, "batch ..."], how: str, axes: tuple[int, ...]) -> Tensor:
+    """Return one vector per image: the ``mean`` of all cells, their ``max``, or ``mean_max``, the mean of both."""
+    if how == "mean":
+        return x.mean(axes)
+    if how == "max":
+        return x.amax(axes)
+    return (x.mean(axes) + x.amax(axes)) / 2
+
+
+POOLS = ("mean", "max", "mean_max")
+TIMM_POOLS = {"avg": "mean", "max": "max", "avgmax": "mean_max"}  # timm's names of them
+
+
+def check_pool(slug: str, how: str, known: tuple[str, ...] = POOLS) -> None:
+    """Refuse a pooling that an architecture does not have.
+
+    Raises:
+        ModelError: it is not in ``known``.
+    """
+    if how not in known:
+        raise ModelError(
+            f"{slug} cannot pool by '{how}'.", f"Choose {', '.join(known[:-1])} or {known[-1]}."
+        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -10,20 +12,25 @@ from torch import Tensor
 
 
 def resize_positions(
-    table: Float[Tensor, "1 tokens dim"], size: tuple[int, int], prefix: int = 0
+    table: Float[Tensor, "1 tokens dim"],
+    size: tuple[int, int],
+    prefix: int = 0,
+    grid: tuple[int, int] | None = None,
 ) -> Float[Tensor, "1 new_tokens dim"]:
-    """Resample learned positions of a square grid to another grid, bicubically.
+    """Resample learned positions of a grid to another grid, bicubically.
 
     Args:
         table: positions, the first ``prefix`` of which belong to no cell (class token, ...).
         size: rows and columns wanted.
         prefix: how many to keep as they are.
+        grid: rows and columns of the table; a square's where not given.
     """
-    fixed, grid = table[:, :prefix], table[:, prefix:]
-    side = round(grid.shape[1] ** 0.5)
-    if (side, side) == size:
+    fixed, cells = table[:, :prefix], table[:, prefix:]
+    side = math.isqrt(int(cells.shape[1]))  # a tensor while a graph is traced
+    rows, columns = grid or (side, side)
+    if (rows, columns) == size:
         return table
-    image = rearrange(grid, "1 (h w) d -> 1 d h w", h=side)
+    image = rearrange(cells, "1 (h w) d -> 1 d h w", h=rows, w=columns)
     image = F.interpolate(image, size, mode="bicubic", align_corners=False, antialias=False)
     return torch.cat([fixed, rearrange(image, "1 d h w -> 1 (h w) d")], 1)
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from vitreous.errors import ModelError
 from vitreous.layers.attention import MatMul
+from vitreous.layers.graphs import recording
 
 MOST = 2**24  # numbers that a range is measured on; of more, evenly spaced ones
 SEARCHED = (0.999, 0.9999, 0.99999)  # RepQ-ViT's candidates for where to clip
@@ -167,8 +168,11 @@ class UniformQuantizer(Quantizer):
         return _round(x, self.scale, self.zero_point, self.lowest, self.levels)
 
     def codes(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Return the codes of ``x``, 0 to 2^bits - 1."""
-        return torch.round(x / self.scale + self.zero_point).clamp_(self.lowest, self.levels - 1)
+        """Return the codes of ``x``, 0 to 2^bits - 1: those that :meth:`quantize` decodes."""
+        rounded = torch.round(
+            x / self.scale
+        )  # before the zero point is added, which could turn a tie
+        return (rounded + self.zero_point).clamp_(self.lowest, self.levels - 1)
 
     def set_parameters(self, scale: Tensor, zero_point: Tensor) -> None:
         """Set scale and zero point; any shape with as many elements will do."""
@@ -304,7 +308,7 @@ class _QuantWeight(nn.Module):
         """Return the rounded weight, computed once for as long as weight and scales stay what they are."""
         if not self.weight_quantizer.enabled:
             return self.weight
-        if torch.compiler.is_compiling():  # an exported graph shows how its weight was made
+        if recording():  # an exported graph shows how its weight was made
             return self.weight_quantizer(self.weight)
         key = tuple(_mark(t) for t in (self.weight, *self.weight_quantizer.buffers()))
         if self._quantized is None or self._quantized[0] != key:

@@ -10,6 +10,8 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vitreous.layers.graphs import recording
+
 
 def partition(
     x: Float[Tensor, "batch height width dim"], window: tuple[int, int]
@@ -48,22 +50,23 @@ class RelativePositionBias(nn.Module):
     The table covers offsets up to ``window - 1`` each way, so one table serves every smaller window.
 
     Args:
-        window: side of the largest window.
+        window: side of the largest window, or its rows and columns.
         heads: number of heads.
     """
 
-    def __init__(self, window: int, heads: int) -> None:
+    def __init__(self, window: int | tuple[int, int], heads: int) -> None:
         super().__init__()
-        self.window = window
-        self.table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
+        self.window = (window, window) if isinstance(window, int) else window
+        rows, columns = self.window
+        self.table = nn.Parameter(torch.empty((2 * rows - 1) * (2 * columns - 1), heads))
         nn.init.trunc_normal_(self.table, std=0.02)
         self.index: Tensor
-        self.register_buffer("index", relative_index(window), persistent=False)
+        self.register_buffer("index", relative_index(*self.window), persistent=False)
         self._expanded: tuple[tuple[Any, ...], Tensor] | None = None
 
     def forward(self, height: int, width: int) -> Float[Tensor, "heads tokens tokens"]:
         """Return the bias between all tokens of a ``height x width`` window; in use, it is expanded once."""
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if self.training or torch.is_grad_enabled() or recording():
             return self._expand(height, width)
         table = self.table
         # The version counts changes in place; a table replaced or moved has another address.
@@ -80,7 +83,7 @@ class RelativePositionBias(nn.Module):
     def _load_from_state_dict(self, *arguments: Any) -> None:
         super()._load_from_state_dict(*arguments)
         if self.index.is_meta:  # built without memory, and no file holds it
-            self.index = relative_index(self.window)
+            self.index = relative_index(*self.window)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle without the expanded bias."""
@@ -103,13 +106,16 @@ class DistanceBias(RelativePositionBias):
         rows = torch.arange(height, device=self.table.device).repeat_interleave(width)
         columns = torch.arange(width, device=self.table.device).repeat(height)
         down, across = (
-            (at[:, None] - at).abs().clamp(max=self.window - 1) for at in (rows, columns)
+            (at[:, None] - at).abs().clamp(max=side - 1)
+            for at, side in zip((rows, columns), self.window, strict=True)
         )
-        return self.table[down * self.window + across].permute(2, 0, 1).contiguous()
+        return self.table[down * self.window[1] + across].permute(2, 0, 1).contiguous()
 
 
-def relative_index(window: int) -> Int[Tensor, "row column row column"]:
+def relative_index(rows: int, columns: int) -> Int[Tensor, "row column row column"]:
     """Return the row of a position table for each pair of tokens: offsets down and across, row by row."""
-    at = torch.arange(window)
-    offset = at[:, None] - at[None, :] + window - 1
-    return offset[:, None, :, None] * (2 * window - 1) + offset[None, :, None, :]
+    down, across = (
+        torch.arange(side)[:, None] - torch.arange(side)[None, :] + side - 1
+        for side in (rows, columns)
+    )
+    return down[:, None, :, None] * (2 * columns - 1) + across[None, :, None, :]

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from vitreous.catalog.arguments import Size
 from vitreous.catalog.card import Card
 from vitreous.layers.restorer import Restorer
 
@@ -13,8 +14,8 @@ CARD = Card(
     slug="bicubic",
     title="Bicubic interpolation",
     kind="filter",
-    summary="Cubic convolution of every band by itself.",
-    when="No time to train, or as the baseline of super-resolution.",
+    summary="Cubic convolution, band by band.",
+    when="Baseline for super-resolution; no training.",
     paper="Keys, IEEE TASSP 29(6), 1153-1160",
     year=1981,
     tasks=["restore"],
@@ -40,7 +41,7 @@ class Bicubic(Restorer):
         return F.interpolate(x, scale_factor=self.scale, mode="bicubic", antialias=True)
 
 
-def build(bands: int, scale: int = 4) -> Bicubic:
+def build(bands: int, scale: Size = 4) -> Bicubic:
     """Build the filter for ``scale`` times finer cubes."""
     if not isinstance(scale, int) or scale < 1:
         raise ValueError("scale is a whole number from 1 on")

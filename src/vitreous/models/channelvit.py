@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -11,20 +12,23 @@ from einops import rearrange, reduce
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import Depth, Positive, Share, Size
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.backbone import Backbone, FeatureInfo, init_linear, linear_rates, stem_stride
 from vitreous.layers.bands import resize_kernel
 from vitreous.layers.positions import resize_positions
+from vitreous.layers.reference import rename_keys
 from vitreous.models.vit import Block
 
 CARD = Card(
     slug="channelvit",
     title="Channel Vision Transformers: An Image Is Worth C x 16 x 16 Words",
     kind="model",
-    summary="A ViT that cuts each channel into tokens of its own by one shared projection and tells the channels apart "
-    "by a learned vector.",
-    when="For few, unlike channels, some of which may be missing in use; train it with sampling=True then.",
+    summary="A ViT that tokenizes each channel separately with one shared patch embedding and "
+    "adds a learned embedding per channel.",
+    when="Few, heterogeneous channels of which some may be missing at inference; train with "
+    "sampling=True. With all channels present a plain ViT was more accurate here.",
     paper="arXiv 2309.16108; ICLR 2024",
     year=2024,
     source_licence="CC-BY-NC-4.0 (insitro/ChannelViT): re-implemented from the equations",
@@ -65,27 +69,33 @@ CARD = Card(
         "drop_path": 0.1,
         "sampling": True,
     },
-    claim="With sampled channels ChannelViT is better than a ViT trained alike when all channels are there, and far "
-    "better when few are; sampling helps both.",
-    miniature="Patches of 8 x 8 pixels, 8 averages of bands as channels, tokens of 4 pixels, width 64, 4 blocks: "
-    "ViT and ChannelViT, each with and without sampling, tested on random subsets of channels. ChannelViT with "
-    "sampling at least 1 point above ViT with sampling on subsets of 4 and fewer; sampling worth 10 points on 2 "
-    "channels; with all channels at most 1 point below ViT.",
+    claim="Trained with channel sampling, ChannelViT outperforms a ViT trained the same way when "
+    "all channels are present, and by a wide margin when few are; sampling improves both.",
+    miniature="Patches of 8 x 8 pixels, 8 channels averaged from neighbouring bands, tokens of 4 "
+    "pixels, width 64, 4 blocks: ViT and ChannelViT, each with and without sampling, tested on "
+    "random subsets of the channels. Required: sampled ChannelViT at least 1 point above sampled "
+    "ViT on 4 channels and fewer; sampling worth 10 points on 2 channels; with all channels at "
+    "most 1 point below ViT.",
     notes=[
-        "Published counts are without a head. Checkpoints exist for ImageNet, JUMP-CP, Camelyon17 and So2Sat.",
-        "Tokens are as many as bands times places, and attention costs their square: reduce a cube of hundreds of "
-        "bands to a handful of channels first.",
-        "The authors' code stretches the position table by 0.1 cells also where it fits, because it compares the "
-        "number of tokens with that of places. Ours is exact; published_positions=True repeats theirs, which "
-        "weights of theirs were trained with.",
-        "sampling=True keeps a number of channels drawn uniformly from 1 to all, one draw per batch, in training "
-        "only. SampledInput gives any other architecture the same draw, as the paper's baseline.",
-        "forward and forward_features take channels=, the numbers of the bands that are given: one list for the "
-        "batch, or one per image. Elsewhere (maps, export) all bands are read.",
-        "channelvit_patch is ours: tokens of 5 x 5 pixels, 9 per channel of a scene patch of 15 x 15.",
-        "Tokens are 16 pixels at 224, and smaller on smaller images, so that at least 7 x 7 places remain "
-        "(token_size).",
-        "For other bands, every band gets a mean of the vectors of the nearest ones. Fine-tune after it.",
+        "Usage: The sequence length is bands times patches, and attention is quadratic in it: "
+        "reduce a cube of hundreds of bands to a handful of channels first.",
+        "Usage: sampling=True keeps a random number of channels, uniform from 1 to all, drawn "
+        "once per batch and only in training. SampledInput gives any other architecture the same "
+        "augmentation, as in the paper's baseline.",
+        "Usage: forward and forward_features accept channels=, the indices of the bands that are "
+        "present: one list per batch, or one per image. Maps and exports always read all bands.",
+        "Usage: channelvit_patch is our variant for scene patches: tokens of 5 x 5 pixels, 9 per "
+        "channel at 15 x 15.",
+        "Image size: Tokens are 16 pixels at 224; on smaller images they shrink so that at least "
+        "7 x 7 remain (token_size).",
+        "Checkpoints: The authors published weights for ImageNet, JUMP-CP, Camelyon17 and "
+        "So2Sat. For other bands, each new channel embedding is the mean of those of the nearest "
+        "bands; fine-tune afterwards.",
+        "Differs from the reference: The authors' code compares the number of tokens with that "
+        "of positions and therefore resamples the position table by 0.1 cells even where it "
+        "fits. Ours does not; published_positions=True reproduces theirs, which their "
+        "checkpoints were trained with.",
+        "Published figures: Parameter counts are without the classification head.",
     ],
 )
 
@@ -123,19 +133,20 @@ class ChannelViT(Backbone):
         num_classes: int,
         image_size: int = 224,
         *,
-        dim: int = 384,
-        depth: int = 12,
-        heads: int = 6,
-        token_size: int | None = None,
-        mlp_ratio: float = 4.0,
-        drop_path: float = 0.0,
+        dim: Size = 384,
+        depth: Depth = 12,
+        heads: Size = 6,
+        token_size: Size | None = None,
+        mlp_ratio: Positive = 4.0,
+        drop_path: Share = 0.0,
         sampling: bool = False,
         published_positions: bool = False,
     ) -> None:
         super().__init__(bands, num_classes, image_size)
         self.token_size = token_size or stem_stride(image_size, 16, cells=7)
         _check(image_size, self.token_size, dim, heads)
-        self.num_features, self.grid = dim, image_size // self.token_size
+        self.num_features, self.least_size = dim, self.token_size
+        self.grid = image_size // self.token_size
         self.sampling, self.published_positions = sampling, published_positions
         self.feature_info = [FeatureInfo(dim, self.token_size)]
         self.patch_embed = nn.Conv2d(1, dim, self.token_size, stride=self.token_size)
@@ -151,10 +162,6 @@ class ChannelViT(Backbone):
         for table in (self.channel_embed, self.class_token, self.pos_embed):
             nn.init.trunc_normal_(table, std=0.02)
 
-    def make_head(self, num_classes: int) -> nn.Module:
-        """Return a linear classifier, or nothing for 0 classes."""
-        return super().make_head(num_classes) if num_classes else nn.Identity()
-
     def forward(
         self, x: Float[Tensor, "batch given height width"], channels: Channels | None = None
     ) -> Float[Tensor, "batch classes"]:
@@ -167,8 +174,7 @@ class ChannelViT(Backbone):
         Raises:
             ModelError: channels that the network does not know, or not one number per channel of the images.
         """
-        if channels is None:
-            return super().forward(x)
+        self._check_given(x, channels)
         return self.forward_head(self.forward_features(x, channels))
 
     def forward_features(
@@ -192,10 +198,19 @@ class ChannelViT(Backbone):
     def forward_levels(
         self, x: Float[Tensor, "batch given height width"], channels: Channels | None = None
     ) -> list[Float[Tensor, "batch dim h w"]]:
-        """Return one map, the mean over the channels' tokens."""
+        """Return one map, the mean over the channels' tokens; ``channels`` and errors as in :meth:`forward`."""
+        self._check_given(x, channels)
         height, width = (side // self.token_size for side in x.shape[2:])
         places = self.forward_features(x, channels)[:, 1:]
         return [reduce(places, "b (c h w) d -> b d h w", "mean", h=height, w=width)]
+
+    def _check_given(self, x: Tensor, channels: Channels | None) -> None:
+        """Refuse images that do not fit; those of some channels need not have all bands."""
+        if channels is None:
+            self.check_bands(x)
+        else:
+            self._numbers(x, channels)
+        self.check_size(x.shape[2], x.shape[3])
 
     def embed(
         self, x: Float[Tensor, "batch given height width"], channels: Channels | None = None
@@ -310,7 +325,7 @@ def stretch_positions(
         table: positions of a square grid, the first of which is the class token's.
         size: rows and columns wanted.
     """
-    side = round((table.shape[1] - 1) ** 0.5)
+    side = math.isqrt(int(table.shape[1]) - 1)
     scale = [(length + 0.1) / side for length in size]
     image = rearrange(table[:, 1:], "1 (h w) d -> 1 d h w", h=side)
     image = F.interpolate(image, scale_factor=scale, mode="bicubic", align_corners=False)
@@ -332,6 +347,10 @@ def _check(image_size: int, token_size: int, dim: int, heads: int) -> None:
 build = ChannelViT
 
 
+AS_PUBLISHED = {"published_positions": True}  # how weights in this layout were trained
+LAYOUTS = {"the authors' ChannelViT": (r"^patch_embed\.channel_embed\.weight$",)}
+
+
 def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give the authors' weights our names; their projection has an axis of one channel more, their table one less."""
     names = {
@@ -340,7 +359,7 @@ def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         "patch_embed.channel_embed.weight": "channel_embed",
         "cls_token": "class_token",
     }
-    renamed = {names.get(key, key): value for key, value in state_dict.items()}
+    renamed = rename_keys(state_dict, lambda key: names.get(key, key))
     if "patch_embed.proj.weight" in state_dict:
         renamed["patch_embed.weight"] = renamed["patch_embed.weight"].squeeze(2)
     if "patch_embed.channel_embed.weight" in state_dict:

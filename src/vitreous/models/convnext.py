@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import Amount, Depths, Positive, Share, Size, Sizes
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers import backbone
@@ -19,14 +21,19 @@ from vitreous.layers.adapter import AdapterSeam
 from vitreous.layers.backbone import Backbone, FeatureInfo, linear_rates
 from vitreous.layers.drop import DropPath
 from vitreous.layers.mlp import Mlp
+from vitreous.layers.pooling import TIMM_POOLS, check_pool, pool_cells
+from vitreous.layers.reference import norm_eps, refuse_others, rename_keys, substitute
 from vitreous.layers.scale import LayerScale
 
 CARD = Card(
     slug="convnext",
     title="A ConvNet for the 2020s",
     kind="model",
-    summary="Depth-wise 7 x 7 convolution, LayerNorm and a feed-forward per block; four stages, no attention.",
-    when="As the convolutional baseline that every transformer has to beat, and for images of any size.",
+    summary="Depthwise 7 x 7 convolution, LayerNorm and an inverted bottleneck per block; four "
+    "stages, no attention.",
+    when="First network to try for dense mapping: a small ConvNeXt in mode dense was the most "
+    "accurate network on the fixed split and maps tens of times faster than patch by patch. Also "
+    "the convolutional baseline for every transformer.",
     paper="arXiv 2201.03545, CVPR 2022",
     year=2022,
     source_licence="MIT (facebookresearch/ConvNeXt): re-implemented from the paper",
@@ -82,21 +89,24 @@ CARD = Card(
         "weight_average": 0.9999,
         "fine_tuning": "30 epochs, 5e-5 at batch 512, weight decay 1e-8, layer decay 0.7 to 0.9, head_scale 0.001",
     },
-    claim="A pure convolutional network beats Swin at equal cost (ImageNet-1k: 82.1 against 81.3 %, tiny).",
-    miniature="Two-stage nets of about 100 k parameters on handwritten digits: ConvNeXt blocks against shifted-window "
-    "attention and ResNet bottlenecks, kernels of 7 against kernels of 3.",
+    claim="A pure convolutional network outperforms Swin at equal cost (ImageNet-1k, tiny: 82.1 "
+    "vs 81.3 %).",
+    miniature="Two-stage networks of about 100 k parameters on handwritten digits: ConvNeXt "
+    "blocks vs shifted-window attention and ResNet bottlenecks, and 7 x 7 vs 3 x 3 kernels.",
     notes=[
-        "Accuracies of xlarge are those of pre-training on ImageNet-22k, all others of ImageNet-1k alone. The "
-        "published GFLOPs are multiply-adds.",
-        "Every step floors: rows and columns that do not fill a cell at the end are left out, as in the reference.",
-        "Below 128 pixels the stem's patches shrink from 4 pixels, below 64 (isotropic: from 16, below 64), so that "
-        "4 x 4 cells remain as far as they can (stem_stride).",
-        "The isotropic form has one stage in the paper; here its blocks are cut in four parts of equal width, so that "
-        "dense heads find four levels. Nothing is computed differently.",
-        "The levels for dense heads are the stages' outputs; the LayerNorm that the reference's detection backbone "
-        "puts on each belongs to the dense head.",
-        "Layer scale starts at 1e-6: an untrained network is nearly a stack of down-samplings. Trained from scratch "
-        "for few steps, a larger layer_scale learns faster.",
+        "Usage: LayerScale starts at 1e-6, so an untrained network is close to a stack of "
+        "downsampling layers. For short training from scratch a larger layer_scale learns faster.",
+        "Usage: Feature maps for dense heads are the outputs of the stages. The LayerNorm that "
+        "the reference's detection backbone adds to each belongs to the dense head here.",
+        "Image size: Below 128 pixels the stride of the stem shrinks from 4 (isotropic variants: "
+        "from 16, below 64 pixels) so that 4 x 4 cells remain where possible (stem_stride).",
+        "Image size: Every downsampling rounds down: rows and columns that do not fill a cell "
+        "are dropped, as in the reference.",
+        "Differs from the reference: The isotropic variants have one stage in the paper. Here "
+        "their blocks are split into four groups of equal width so that dense heads find four "
+        "levels; the computation is identical.",
+        "Published figures: Accuracies of xlarge include pre-training on ImageNet-22k, all "
+        "others are ImageNet-1k only. The published GFLOPs are multiply-adds.",
     ],
 )
 
@@ -104,8 +114,8 @@ CARD = Card(
 class ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels of a map; its result lies channels-last in memory, as the blocks want it."""
 
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim, eps=1e-6)
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__(dim, eps=eps)
 
     def forward(self, x: Float[Tensor, "batch dim h w"]) -> Float[Tensor, "batch dim h w"]:
         """Normalise every cell."""
@@ -123,14 +133,21 @@ class Block(nn.Module):
         mlp_ratio: hidden width of the feed-forward over the channels.
         layer_scale: first value of the branch's factors; None leaves them out.
         drop_path: stochastic depth.
+        norm_eps: of the normalisation.
     """
 
     def __init__(
-        self, dim: int, kernel: int, mlp_ratio: float, layer_scale: float | None, drop_path: float
+        self,
+        dim: int,
+        kernel: int,
+        mlp_ratio: float,
+        layer_scale: float | None,
+        drop_path: float,
+        norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim)
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.norm = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.adapter = AdapterSeam(dim)
         self.scale = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
@@ -153,13 +170,15 @@ class ConvNeXt(Backbone):
             left out at every step.
         dims: channels of each stage.
         depths: blocks of each stage.
-        kernel: side of the depth-wise kernels, odd.
+        kernel: side of the depth-wise kernels, odd; of all stages, or of each.
         mlp_ratio: hidden width of the feed-forwards over the channels.
         layer_scale: first value of LayerScale; None leaves it out.
         isotropic: patches of 16 pixels without a norm, and no down-sampling between the stages.
         stem_stride: side of the stem's patches in pixels; 4 (isotropic: 16), or less on small images.
         head_scale: factor of the classifier's first weights (fine-tuning starts from 0.001).
         drop_path: stochastic depth of the last block, growing linearly from 0.
+        norm_eps: of the normalisations.
+        pool: how the last map's cells become one vector: ``mean``, ``max``, or ``mean_max``, the mean of both.
 
     Raises:
         ModelError: an image too small for its last map, widths or depths that do not fit, or an even kernel.
@@ -174,40 +193,49 @@ class ConvNeXt(Backbone):
         num_classes: int,
         image_size: int = 224,
         *,
-        dims: Sequence[int] = (96, 192, 384, 768),
-        depths: Sequence[int] = (3, 3, 9, 3),
-        kernel: int = 7,
-        mlp_ratio: float = 4.0,
-        layer_scale: float | None = 1e-6,
+        dims: Sizes = (96, 192, 384, 768),
+        depths: Depths = (3, 3, 9, 3),
+        kernel: Size | Sizes = 7,
+        mlp_ratio: Positive = 4.0,
+        layer_scale: Amount | None = 1e-6,
         isotropic: bool = False,
-        stem_stride: int | None = None,
-        head_scale: float = 1.0,
-        drop_path: float = 0.0,
+        stem_stride: Size | None = None,
+        head_scale: Amount = 1.0,
+        drop_path: Share = 0.0,
+        norm_eps: Positive = 1e-6,
+        pool: str = "mean",
     ) -> None:
         super().__init__(bands, num_classes, image_size)
-        _check(dims, depths, kernel, isotropic)
+        kernels = [kernel] * len(dims) if isinstance(kernel, int) else list(kernel)
+        _check(dims, depths, kernels, isotropic)
+        check_pool("convnext", pool)
+        self.pool = pool
         step = 1 if isotropic else 2
         later = step ** (len(dims) - 1)
         stride = stem_stride or backbone.stem_stride(image_size, 16 if isotropic else 4, later)
-        self.last_stride, self.num_features, self.head_scale = stride * later, dims[-1], head_scale
-        self._check_size(image_size, image_size)
+        self.num_features, self.head_scale = dims[-1], head_scale
+        self.least_size = stride * later
+        self.check_size(image_size, image_size)
         self.feature_info = [FeatureInfo(dim, stride * step**k) for k, dim in enumerate(dims)]
         # The first "down-sampling" is the stem.
-        norm = nn.Identity() if isotropic else ChannelNorm(dims[0])
+        norm = nn.Identity() if isotropic else ChannelNorm(dims[0], norm_eps)
         self.downs = nn.ModuleList(
             [nn.Sequential(nn.Conv2d(bands, dims[0], stride, stride=stride), norm)]
         )
         for before, dim in itertools.pairwise(dims):
-            between = nn.Sequential(ChannelNorm(before), nn.Conv2d(before, dim, 2, stride=2))
+            between = nn.Sequential(
+                ChannelNorm(before, norm_eps), nn.Conv2d(before, dim, 2, stride=2)
+            )
             self.downs.append(nn.Identity() if isotropic else between)
         rates = iter(linear_rates(drop_path, sum(depths)))
         self.stages = nn.ModuleList(
             nn.ModuleList(
-                Block(dim, kernel, mlp_ratio, layer_scale, next(rates)) for _ in range(depth)
+                Block(dim, side, mlp_ratio, layer_scale, next(rates), norm_eps)
+                for _ in range(depth)
             )
-            for dim, depth in zip(dims, depths, strict=True)
+            for dim, depth, side in zip(dims, depths, kernels, strict=True)
         )
-        self.norm = nn.LayerNorm(dims[-1], eps=1e-6)
+        self.norm = nn.LayerNorm(dims[-1], eps=norm_eps)
         self.head = self.make_head(num_classes)
         self._init_weights()
 
@@ -218,37 +246,25 @@ class ConvNeXt(Backbone):
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
 
-    def make_head(self, num_classes: int) -> nn.Module:
+    def new_head(self, num_classes: int) -> nn.Module:
         """Return a new linear classifier, its weights scaled by ``head_scale``."""
-        head = super().make_head(num_classes)
+        head = super().new_head(num_classes)
         with torch.no_grad():
             for parameter in head.parameters():
                 parameter.mul_(self.head_scale)
         return head
 
-    def check(self, x: Tensor) -> None:
-        """Refuse images of other bands, and such as have no cell on the last map."""
-        super().check(x)
-        self._check_size(x.shape[2], x.shape[3])
-
-    def _check_size(self, height: int, width: int) -> None:
-        if min(height, width) < self.last_stride:
-            raise ModelError(
-                f"This convnext needs images of {self.last_stride} pixels or more, not {height} x {width}.",
-                "Build it with a smaller stem_stride or fewer stages.",
-            )
-
     def forward_features(
         self, x: Float[Tensor, "batch bands height width"]
     ) -> Float[Tensor, "batch dim h w"]:
         """Return the last stage's map."""
-        return self.forward_levels(x)[-1]
+        return self.level_maps(x)[-1]
 
     def forward_head(self, features: Float[Tensor, "batch dim h w"]) -> Float[Tensor, "batch c"]:
-        """Classify the normalised mean of all cells: the norm follows the pooling."""
-        return self.head(self.norm(features.mean((2, 3))))
+        """Classify what all cells are pooled to, normalised: the norm follows the pooling."""
+        return self.head(self.norm(pool_cells(features, self.pool, (2, 3))))
 
-    def forward_levels(
+    def level_maps(
         self, x: Float[Tensor, "batch bands height width"]
     ) -> list[Float[Tensor, "batch dim h w"]]:
         """Return the map behind each stage, not normalised; heights and widths are floored."""
@@ -262,15 +278,19 @@ class ConvNeXt(Backbone):
         return levels
 
 
-def _check(dims: Sequence[int], depths: Sequence[int], kernel: int, isotropic: bool) -> None:
-    if len(dims) != len(depths) or not dims:
+def _check(
+    dims: Sequence[int], depths: Sequence[int], kernels: Sequence[int], isotropic: bool
+) -> None:
+    for count, what in ((len(dims), "widths"), (len(kernels), "kernels")):
+        if count != len(depths) or not count:
+            raise ModelError(
+                f"convnext has {count} {what} for {len(depths)} depths.",
+                "Give one of each for every stage.",
+            )
+    even = [kernel for kernel in kernels if kernel % 2 == 0]
+    if even:
         raise ModelError(
-            f"convnext has {len(dims)} widths for {len(depths)} depths.",
-            "Give one of each for every stage.",
-        )
-    if kernel % 2 == 0:
-        raise ModelError(
-            f"convnext cannot centre a kernel of {kernel} cells.", "Give an odd kernel."
+            f"convnext cannot centre a kernel of {even[0]} cells.", "Give an odd kernel."
         )
     if isotropic and len(set(dims)) > 1:
         raise ModelError(
@@ -280,29 +300,55 @@ def _check(dims: Sequence[int], depths: Sequence[int], kernel: int, isotropic: b
 
 build = ConvNeXt
 
-_NAMES = {
-    "downsample_layers.": "downs.",
-    "stem.": "downs.0.0.",
-    "dwconv.": "conv.",
-    "pwconv1.": "mlp.fc1.",
-    "pwconv2.": "mlp.fc2.",
-    "gamma": "scale.gamma",
+LAYOUTS = {
+    "timm's ConvNeXt": (r"^stages\.\d+\.blocks\.\d+\.conv_dw\.weight$", r"^stem\.0\.", r"!\.grn\."),
+    "the authors' ConvNeXt": (
+        r"^downsample_layers\.0\.0\.weight$",
+        r"^stages\.\d+\.\d+\.dwconv\.",
+        r"!\.grn\.",
+    ),
+    "the authors' isotropic ConvNeXt": (r"^stem\.weight$", r"^blocks\.\d+\.dwconv\.", r"!\.grn\."),
 }
+_NAMES = (
+    (r"^downsample_layers\.", "downs."),
+    (r"^stages\.(\d+)\.downsample\.", r"downs.\1."),
+    (r"^stem\.(?=\d)", "downs.0."),
+    (r"^stem\.", "downs.0.0."),
+    (r"^(stages\.\d+)\.blocks\.", r"\1."),
+    (r"\.(?:dwconv|conv_dw)\.", ".conv."),
+    (r"\.pwconv([12])\.", r".mlp.fc\1."),
+    (r"\.gamma$", ".scale.gamma"),
+    (r"^head\.norm\.", "norm."),
+    (r"^head\.fc\.", "head."),
+)
 
 
 def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give weights in the authors' layout, hierarchical or isotropic, our names."""
+    """Give weights in the authors' layout, hierarchical or isotropic, or in timm's our names."""
     depth = sum(bool(re.fullmatch(r"blocks\.\d+\.dwconv\.weight", key)) for key in state_dict)
     places = [(stage, at) for stage, part in enumerate(_quarters(depth)) for at in range(part)]
-    renamed = {}
-    for key, value in state_dict.items():
-        if found := re.match(r"blocks\.(\d+)\.", key):
-            stage, at = places[int(found[1])]
-            key = f"stages.{stage}.{at}.{key[found.end() :]}"
-        for old, new in _NAMES.items():
-            key = re.sub(rf"(^|\.){re.escape(old)}", rf"\g<1>{new}", key)
-        renamed[key] = value
-    return renamed
+
+    def place(found: re.Match[str]) -> str:
+        number = int(found[1])
+        stage, at = places[number] if number < depth else (len(places), number)
+        return f"stages.{stage}.{at}."
+
+    renamed = rename_keys(state_dict, partial(substitute, ((r"^blocks\.(\d+)\.", place), *_NAMES)))
+    # timm's feed-forward may be two convolutions of one cell, which are linear layers.
+    return {
+        key: value[:, :, 0, 0]
+        if ".mlp.fc" in key and value.ndim == 4 and value.shape[2:] == (1, 1)
+        else value
+        for key, value in renamed.items()
+    }
+
+
+def read_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return what weights under our names say about options that a variant leaves open."""
+    settings: dict[str, Any] = {}
+    if "stages.0.0.norm.weight" in weights and "stages.0.0.scale.gamma" not in weights:
+        settings["layer_scale"] = None
+    return settings
 
 
 def _quarters(depth: int) -> list[int]:
@@ -312,8 +358,28 @@ def _quarters(depth: int) -> list[int]:
     return [end - start for start, end in itertools.pairwise(ends)]
 
 
+# Values of timm's arguments that change nothing, or that ours has.
+_OFFERED: dict[str, tuple[Any, ...]] = {
+    "global_pool": tuple(TIMM_POOLS),
+    "output_stride": (32,),
+    "stem_type": ("patch",),
+    "patch_size": (1, 3, 4),  # of others, timm halves the stages' maps elsewhere
+    "head_norm_first": (False,),
+    "head_hidden_size": (None,),
+    "conv_bias": (True,),
+    "use_grn": (False,),
+    "act_layer": ("gelu", nn.GELU),
+    "norm_layer": (None, "layernorm", "layernorm2d"),
+}
+
+
 def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) -> ConvNeXt:
-    """Build the model from the arguments of the authors' ConvNeXt or ConvNeXtIsotropic and load their weights."""
+    """Build the model from the arguments of the authors' ConvNeXt or ConvNeXtIsotropic, or of timm's, and load their weights.
+
+    Raises:
+        ModelError: an argument that we do not offer.
+    """
+    refuse_others("convnext", kwargs, _OFFERED)
     isotropic = "stem.weight" in state_dict
     if isotropic:
         depths = _quarters(kwargs.get("depth", 18))
@@ -321,17 +387,23 @@ def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) 
     else:
         depths = kwargs.get("depths", [3, 3, 9, 3])
         dims = kwargs.get("dims", [96, 192, 384, 768])
-    scale = kwargs.get("layer_scale_init_value", 0 if isotropic else 1e-6)
+    default = 0 if isotropic else 1e-6
+    scale = kwargs.get("ls_init_value", kwargs.get("layer_scale_init_value", default))
+    if "stem.0.weight" in state_dict and scale is not None:
+        scale = scale or 1e-6  # timm keeps the factors unless told None
     model = ConvNeXt(
         bands=kwargs.get("in_chans", 3),
         num_classes=kwargs.get("num_classes", 1000),
         dims=dims,
         depths=depths,
-        layer_scale=scale if scale > 0 else None,
+        kernel=kwargs.get("kernel_sizes", 7),
+        layer_scale=scale or None,
         isotropic=isotropic,
-        stem_stride=16 if isotropic else 4,
+        stem_stride=16 if isotropic else kwargs.get("patch_size", 4),
         head_scale=kwargs.get("head_init_scale", 1.0),
         drop_path=kwargs.get("drop_path_rate", 0.0),
+        norm_eps=norm_eps(kwargs, 1e-6),
+        pool=TIMM_POOLS[kwargs.get("global_pool", "avg")],
     )
     model.load_state_dict(rename(state_dict))
     return model

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import Positive, Positives, Share, Size, Sizes, StageDepths
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.adapter import AdapterSeam
@@ -19,14 +21,25 @@ from vitreous.layers.attention import AttentionCore
 from vitreous.layers.backbone import Backbone, FeatureInfo, init_linear, linear_rates, stem_stride
 from vitreous.layers.drop import DropPath
 from vitreous.layers.mlp import Mlp
+from vitreous.layers.pooling import check_pool
 from vitreous.layers.positions import resize_positions
+from vitreous.layers.reference import (
+    join,
+    norm_eps,
+    pair,
+    refuse_others,
+    rename_keys,
+    substitute,
+)
 
 CARD = Card(
     slug="crossvit",
     title="CrossViT: Cross-Attention Multi-Scale Vision Transformer for Image Classification",
     kind="model",
-    summary="Two plain ViT branches see small and large patches; class tokens attend over the other branch's patches.",
-    when="When objects of different size matter and a second scale should cost little.",
+    summary="Two ViT branches with small and large patches; each branch's class token attends to "
+    "the other branch's patches.",
+    when="Objects at two scales, in images much larger than a token. The gain over a single "
+    "branch measured here was below 1 point.",
     paper="arXiv 2103.14899, ICCV 2021",
     year=2021,
     source_licence="Apache-2.0 (IBM/CrossViT): re-implemented from the equations",
@@ -131,27 +144,35 @@ CARD = Card(
         "random_erasing": 0.25,
         "augmentation": "RandAugment m9, repeated",
     },
-    claim="About two points above DeiT for little more arithmetic (CrossViT-15 81.5 against DeiT-S 79.8), and cross-"
-    "attention of class tokens beats no fusion, fusion of all tokens, and sums of tokens.",
-    miniature="Indian Pines, 6 principal components, patches of 24 pixels, branches with tokens of 3 and 4 pixels: "
-    "cross-attention against the same network that adds class tokens, and against one branch with as many parameters; "
-    "judged on pixels drawn at random, with one seed on blocks.",
+    claim="About two points above DeiT at a slightly higher cost (CrossViT-15 81.5 vs DeiT-S "
+    "79.8); cross-attention of class tokens outperforms no fusion, all-token fusion and summed "
+    "class tokens.",
+    miniature="Indian Pines, 6 principal components, patches of 24 pixels, branches with tokens "
+    "of 3 and 4 pixels: cross-attention vs the same network with summed class tokens, and vs a "
+    "single branch of equal size; test pixels drawn at random, and for one seed on spatial "
+    "blocks.",
     notes=[
-        "Parameters and multiply-adds are measured; the paper rounds them (7.01 M is its 6.9, 105.03 M its 104.7).",
-        "Branch sizes follow one rule that gives all published ones (240 and 224; 408 and 384): the small branch has "
-        "sqrt(2) times as many tokens per side as the large one, so twice as many in all.",
-        "On small images the large token shrinks until 7 x 7 fit, the small one is 3/4 of it, rounded up; an image "
-        "whose side is no multiple of a branch's token is resampled to it, as the paper does for the small branch.",
-        "Images of another size than the network was built for are resampled to the branches' sizes, as in the "
-        "authors' code, which compares only the height; here both sides are compared.",
-        "With two or more cross-attention blocks in a row, the authors' code keeps only the class token after the "
-        "first, so that the others attend over itself alone. Here the patches stay; lone_class_token=True is theirs. "
-        "No published network has more than one block.",
-        "The authors count 0 cross-attention blocks where there is one; depths here say 1.",
-        "Stochastic depth grows linearly over the large branch's blocks; a multi-scale block's cross-attention has the "
-        "rate of the last of them.",
-        "The convolutional stem is published for tokens of 12 and 16 pixels; for smaller ones its strides shrink, the "
-        "kernels stay.",
+        "Image size: On small images the large token shrinks until 7 x 7 fit; the small one is "
+        "3/4 of it, rounded up. An image whose side is not a multiple of a branch's token is "
+        "resampled, as the paper does for the small branch.",
+        "Image size: Images of another size than the network was built for are resampled to the "
+        "branches' sizes, as in the authors' code, which compares only the height; here both "
+        "sides are compared. Maps for dense heads are resampled back to the image's shape.",
+        "Image size: Branch sizes follow one rule that reproduces all published ones (240 and "
+        "224; 408 and 384): the small branch has sqrt(2) times as many tokens per side as the "
+        "large one.",
+        "Image size: The convolutional stem is published for tokens of 12 and 16 pixels; for "
+        "smaller tokens its strides shrink and the kernels stay.",
+        "Differs from the reference: With two or more cross-attention blocks in a row, the "
+        "authors' code keeps only the class token after the first, so that later blocks attend "
+        "to that token alone. Here the patches are kept; lone_class_token=True reproduces "
+        "theirs. No published network has more than one block.",
+        "Differs from the reference: The authors' depths count 0 cross-attention blocks where "
+        "there is one; depths here say 1.",
+        "Differs from the reference: Stochastic depth increases linearly over the large branch; "
+        "the cross-attention of a multi-scale block uses the rate of the last of them.",
+        "Published figures: Parameters and multiply-adds are exact counts; the paper rounds them "
+        "(7.01 M to 6.9, 105.03 M to 104.7).",
     ],
 )
 
@@ -342,17 +363,21 @@ class Branch(nn.Module):
         bands: channels of the image.
         dim: token width.
         token_size: side of a token in pixels of the branch's image.
-        size: side of the branch's image, to which others are resampled.
+        size: rows and columns of the branch's image, to which others are resampled.
         conv_stem: three convolutions instead of one (dagger).
     """
 
-    def __init__(self, bands: int, dim: int, token_size: int, size: int, conv_stem: bool) -> None:
+    def __init__(
+        self, bands: int, dim: int, token_size: int, size: tuple[int, int], conv_stem: bool
+    ) -> None:
         super().__init__()
         self.size = size
         embed = _conv_stem if conv_stem else _patches
         self.patch_embed = embed(bands, dim, token_size)
         self.class_token = nn.Parameter(torch.empty(1, 1, dim))
-        self.pos_embed = nn.Parameter(torch.empty(1, 1 + (size // token_size) ** 2, dim))
+        self.pos_embed = nn.Parameter(
+            torch.empty(1, 1 + math.prod(side // token_size for side in size), dim)
+        )
         nn.init.trunc_normal_(self.class_token, std=0.02)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
@@ -360,8 +385,8 @@ class Branch(nn.Module):
         self, x: Float[Tensor, "batch bands height width"]
     ) -> Float[Tensor, "batch tokens dim"]:
         """Return the class token and the patches with their positions."""
-        if x.shape[2:] != (self.size, self.size):
-            x = F.interpolate(x, (self.size, self.size), mode="bicubic", align_corners=False)
+        if x.shape[2:] != self.size:
+            x = F.interpolate(x, self.size, mode="bicubic", align_corners=False)
         patches = rearrange(self.patch_embed(x), "b d h w -> b (h w) d")
         return torch.cat([self.class_token.expand(x.shape[0], -1, -1), patches], 1) + self.pos_embed
 
@@ -380,7 +405,7 @@ class CrossViT(Backbone):
         heads: attention heads per branch.
         mlp_ratio: hidden width of the feed-forward over the token width, per branch.
         token_sizes: sides of the branches' tokens; 12 and 16, or on small images what leaves 7 x 7 large tokens.
-        branch_sizes: sides of the branches' images; where not given, what holds whole large tokens, and twice as
+        branch_sizes: sides of the branches' images, or their rows and columns; where not given, what holds whole large tokens, and twice as
             many small ones.
         conv_stem: embed patches by three convolutions (dagger) instead of one.
         qkv_bias: give queries, keys and values a bias.
@@ -389,13 +414,13 @@ class CrossViT(Backbone):
         lone_class_token: repeat cross-attention without the patches, as the authors' code does.
         norm_eps: of the normalisations.
         drop_path: stochastic depth of the last block, growing linearly from 0.
+        pool: ``class`` tokens or the ``mean`` of each branch's patches.
 
     Raises:
         ModelError: not two branches, heads that do not divide the width, an image smaller than a token, or a token
             for which there is no convolutional stem.
     """
 
-    head: nn.ModuleList
     any_size = True
     band_parameters = ("branches.0.patch_embed.0.weight", "branches.1.patch_embed.0.weight")
     undecayed = ("pos_embed", "class_token")
@@ -406,27 +431,32 @@ class CrossViT(Backbone):
         num_classes: int,
         image_size: int = 224,
         *,
-        dims: Sequence[int] = (192, 384),
-        depths: Sequence[Sequence[int]] = ((1, 5, 1),) * 3,
-        heads: Sequence[int] = (6, 6),
-        mlp_ratio: Sequence[float] = (3, 3),
-        token_sizes: Sequence[int] | None = None,
-        branch_sizes: Sequence[int] | None = None,
+        dims: Sizes = (192, 384),
+        depths: StageDepths = ((1, 5, 1),) * 3,
+        heads: Sizes = (6, 6),
+        mlp_ratio: Positives = (3, 3),
+        token_sizes: Sizes | None = None,
+        branch_sizes: Sequence[Size | Sizes] | None = None,
         conv_stem: bool = False,
         qkv_bias: bool = True,
-        cross_scale: float | None = None,
+        cross_scale: Positive | None = None,
         lone_class_token: bool = False,
-        norm_eps: float = 1e-6,
-        drop_path: float = 0.0,
+        norm_eps: Positive = 1e-6,
+        drop_path: Share = 0.0,
+        pool: str = "class",
     ) -> None:
         super().__init__(bands, num_classes, image_size)
+        check_pool("crossvit", pool, ("class", "mean"))
+        self.pool = pool
         tokens = tuple(token_sizes or default_token_sizes(image_size))
         _check_blocks(dims, heads, mlp_ratio, depths)
         sizes = _checked_sizes(image_size, tokens, branch_sizes, conv_stem)
         self.dims, self.num_features = tuple(dims), sum(dims)
-        self.grids = [size // token for size, token in zip(sizes, tokens, strict=True)]
+        self.grids = [
+            (size[0] // token, size[1] // token) for size, token in zip(sizes, tokens, strict=True)
+        ]
         self.feature_info = [
-            FeatureInfo(dim, max(1, image_size // grid))
+            FeatureInfo(dim, max(1, image_size // max(grid)))
             for dim, grid in zip(dims, self.grids, strict=True)
         ]
         self.branches = nn.ModuleList(
@@ -445,7 +475,7 @@ class CrossViT(Backbone):
         init_linear(self)
         self.head = self.make_head(num_classes)
 
-    def make_head(self, num_classes: int) -> nn.ModuleList:
+    def new_head(self, num_classes: int) -> nn.ModuleList:
         """Return one linear classifier per branch."""
         heads = nn.ModuleList(nn.Linear(dim, num_classes) for dim in self.dims)
         init_linear(heads)
@@ -463,18 +493,50 @@ class CrossViT(Backbone):
     def forward_head(
         self, features: tuple[Float[Tensor, "batch tokens dim"], Float[Tensor, "batch fewer wider"]]
     ) -> Float[Tensor, "batch classes"]:
-        """Return the mean of the two classifiers' scores."""
-        small, large = features
-        return (self.head[0](small[:, 0]) + self.head[1](large[:, 0])) / 2
+        """Return the mean of the two classifiers' scores; without classes, both pooled branches side by side."""
+        small, large = (
+            tokens[:, 0] if self.pool == "class" else tokens[:, 1:].mean(1) for tokens in features
+        )
+        if not isinstance(self.head, nn.ModuleList):
+            return self.head(torch.cat([small, large], 1))
+        return (self.head[0](small) + self.head[1](large)) / 2
 
-    def forward_levels(
+    def level_maps(
         self, x: Float[Tensor, "batch bands height width"]
     ) -> list[Float[Tensor, "batch channels h w"]]:
-        """Return the patches' maps of the small and of the large branch."""
+        """Return the patches' maps of the small and of the large branch.
+
+        A branch's square grid covers the whole image, whatever its shape: here it is resampled to cells of the stride
+        that is declared, so that each lies where it says.
+        """
+        size = (int(x.shape[2]), int(x.shape[3]))
         return [
-            rearrange(tokens[:, 1:], "b (h w) d -> b d h w", h=grid)
-            for tokens, grid in zip(self.forward_features(x), self.grids, strict=True)
+            to_cells(rearrange(tokens[:, 1:], "b (h w) d -> b d h w", h=grid[0]), size, info.stride)
+            for tokens, grid, info in zip(
+                self.forward_features(x), self.grids, self.feature_info, strict=True
+            )
         ]
+
+
+def to_cells(
+    x: Float[Tensor, "batch dim h w"], size: tuple[int, int], stride: int
+) -> Float[Tensor, "batch dim h2 w2"]:
+    """Resample a map that covers an image of ``size`` pixels to cells of ``stride`` pixels; the last may be incomplete."""
+    if (x.shape[2] * stride, x.shape[3] * stride) == size:
+        return x
+    rows, columns = (
+        _interpolation(cells, side, stride).to(x)
+        for cells, side in zip(x.shape[2:], size, strict=True)
+    )
+    return rows @ x @ columns.mT
+
+
+def _interpolation(cells: int, side: int, stride: int) -> Float[Tensor, "wanted cells"]:
+    """Return linear interpolation at the centres of cells of ``stride`` pixels, from ``cells`` that fill ``side``."""
+    wanted = -(-side // stride)
+    place = (torch.arange(wanted) + 0.5) * (stride * cells / side) - 0.5
+    place = place.clamp(0, cells - 1)
+    return (1 - (place[:, None] - torch.arange(cells)).abs()).clamp(min=0)
 
 
 def default_token_sizes(image_size: int) -> tuple[int, int]:
@@ -534,23 +596,26 @@ def _check_blocks(
 
 
 def _checked_sizes(
-    image_size: int, tokens: Sequence[int], given: Sequence[int] | None, conv_stem: bool
-) -> tuple[int, ...]:
-    """Return the sides of the branches' images, once they are known to fit the tokens."""
+    image_size: int,
+    tokens: Sequence[int],
+    given: Sequence[int | Sequence[int]] | None,
+    conv_stem: bool,
+) -> list[tuple[int, int]]:
+    """Return rows and columns of the branches' images, once they are known to fit the tokens."""
     if len(tokens) != 2 or (given is not None and len(given) != 2):
         raise ModelError(
             "crossvit has two branches.", "Give two values each for token_sizes and branch_sizes."
         )
-    sizes = tuple(given or default_branch_sizes(image_size, tokens))
+    sizes = [pair(size) for size in given or default_branch_sizes(image_size, tokens)]
     for token, size in zip(tokens, sizes, strict=True):
-        if size < token:
+        if min(size) < token:
             raise ModelError(
                 f"crossvit cuts tokens of {token} pixels; an image of {image_size} has none.",
                 "Give smaller token_sizes.",
             )
-        if conv_stem and (token not in STEM_STRIDES or size % token):
+        if conv_stem and (token not in STEM_STRIDES or any(side % token for side in size)):
             raise ModelError(
-                f"crossvit has no convolutional stem for tokens of {token} on {size} pixels.",
+                f"crossvit has no convolutional stem for tokens of {token} on {size[0]} x {size[1]} pixels.",
                 f"Choose tokens of {sorted(STEM_STRIDES)} that divide branch_sizes, or conv_stem=False.",
             )
     return sizes
@@ -558,11 +623,15 @@ def _checked_sizes(
 
 build = CrossViT
 
+LAYOUTS = {
+    "timm's CrossViT": (r"^pos_embed_0$", r"^blocks\.0\.fusion\.0\."),
+    "the authors' CrossViT": (r"^pos_embed\.0$", r"^blocks\.0\.fusion\.0\."),
+}
 _NAMES = (
     (r"^patch_embed\.(\d)\.proj\.(weight|bias)$", r"branches.\1.patch_embed.0.\2"),
     (r"^patch_embed\.(\d)\.proj\.", r"branches.\1.patch_embed."),
-    (r"^pos_embed\.(\d)$", r"branches.\1.pos_embed"),
-    (r"^cls_token\.(\d)$", r"branches.\1.class_token"),
+    (r"^pos_embed[._](\d)$", r"branches.\1.pos_embed"),
+    (r"^cls_token[._](\d)$", r"branches.\1.class_token"),
     (r"^norm\.(\d)\.", r"norms.\1."),
     (r"^(blocks\.\d+)\.blocks\.", r"\1.branches."),
     (r"\.projs\.(\d)\.", r".fusions.\1.proj."),
@@ -572,22 +641,22 @@ _NAMES = (
     (r"(fusions\.\d\.blocks\.\d+\.)norm1\.", r"\1norm."),
     (r"(fusions\.\d\.blocks\.\d+\.)attn\.proj\.", r"\1proj."),
     (r"(fusions\.\d\.blocks\.\d+\.)attn\.wq\.", r"\1query."),
-    (r"(fusions\.\d\.blocks\.\d+\.)attn\.wk\.", r"\1key_value."),
+    (r"(fusions\.\d\.blocks\.\d+\.)attn\.wkv\.", r"\1key_value."),
 )
 
 
 def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give weights in the authors' layout our names; their keys and values become one layer."""
-    renamed = {}
-    for key, value in state_dict.items():
-        if ".attn.wv." in key:
-            continue
-        if ".attn.wk." in key:
-            value = torch.cat([value, state_dict[key.replace(".wk.", ".wv.")]])
-        for old, new in _NAMES:
-            key = re.sub(old, new, key)
-        renamed[key] = value
-    return renamed
+    """Give weights in the authors' layout or in timm's our names; their keys and values become one layer."""
+    joined = join(state_dict, (".attn.wk.", ".attn.wv."), ".attn.wkv.")
+    return rename_keys(joined, partial(substitute, _NAMES))
+
+
+def read_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return what weights under our names say about options that a variant leaves open."""
+    return {
+        "conv_stem": "branches.0.patch_embed.2.weight" in weights,
+        "qkv_bias": "blocks.0.fusions.0.blocks.0.query.bias" in weights,
+    }
 
 
 def resize(state_dict: Mapping[str, Tensor], model: CrossViT) -> dict[str, Tensor]:
@@ -596,18 +665,30 @@ def resize(state_dict: Mapping[str, Tensor], model: CrossViT) -> dict[str, Tenso
     for number, grid in enumerate(model.grids):
         name = f"branches.{number}.pos_embed"
         if name in resized:
-            resized[name] = resize_positions(resized[name], (grid, grid), prefix=1)
+            resized[name] = resize_positions(resized[name], grid, prefix=1)
     return resized
 
 
+# Values of timm's arguments that change nothing, or that ours has.
+_OFFERED: dict[str, tuple[Any, ...]] = {"global_pool": ("token", "avg"), "crop_scale": (False,)}
+
+
 def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) -> CrossViT:
-    """Build the model from the arguments of the authors' VisionTransformer and load their weights."""
-    size = kwargs.get("img_size", 224)
-    sizes = [size, size] if isinstance(size, int) else list(size)
+    """Build the model from the arguments of the authors' VisionTransformer or of timm's CrossVit and load their weights.
+
+    The authors give the side of each branch's image, timm the image's size and each branch's share of it
+    (``img_scale``). The defaults of biases and of the normalisations' eps differ, too.
+
+    Raises:
+        ModelError: an argument that we do not offer.
+    """
+    refuse_others("crossvit", kwargs, _OFFERED)
+    timm = "pos_embed_0" in state_dict
+    sizes = _timm_sizes(kwargs) if timm else _sizes(kwargs)
     model = CrossViT(
         bands=kwargs.get("in_chans", 3),
         num_classes=kwargs.get("num_classes", 1000),
-        image_size=sizes[1],
+        image_size=max(sizes[1]),
         dims=kwargs.get("embed_dim", (192, 384)),
         depths=[[*d[:2], max(1, d[2])] for d in kwargs.get("depth", [[1, 3, 1]] * 3)],
         heads=kwargs.get("num_heads", (6, 12)),
@@ -615,17 +696,24 @@ def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) 
         token_sizes=kwargs.get("patch_size", (8, 16)),
         branch_sizes=sizes,
         conv_stem=kwargs.get("multi_conv", False),
-        qkv_bias=kwargs.get("qkv_bias", False),
+        qkv_bias=kwargs.get("qkv_bias", timm),
         cross_scale=kwargs.get("qk_scale"),
         lone_class_token=True,
-        norm_eps=_norm_eps(kwargs.get("norm_layer")),
+        norm_eps=norm_eps(kwargs, 1e-6 if timm else 1e-5),
         drop_path=kwargs.get("drop_path_rate", 0.0),
+        pool="mean" if kwargs.get("global_pool") == "avg" else "class",
     )
     model.load_state_dict(rename(state_dict))
     return model
 
 
-def _norm_eps(norm_layer: Any) -> float:
-    """Return the eps of a partial of LayerNorm, or of a description such as ``LayerNorm eps=1e-6``."""
-    stated = re.search(r"eps=([\d.e+-]+)", str(norm_layer))
-    return float(stated[1]) if stated else 1e-5
+def _sizes(kwargs: Mapping[str, Any]) -> list[tuple[int, int]]:
+    size = kwargs.get("img_size", 224)
+    return [pair(side) for side in ([size, size] if isinstance(size, int) else size)]
+
+
+def _timm_sizes(kwargs: Mapping[str, Any]) -> list[tuple[int, int]]:
+    rows, columns = pair(kwargs.get("img_size", 224))
+    shares = kwargs.get("img_scale", (1.0, 1.0))
+    shares = [shares] * 2 if isinstance(shares, int | float) else shares
+    return [(int(rows * share), int(columns * share)) for share in shares]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +11,17 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import (
+    Count,
+    Counts,
+    Depths,
+    Positive,
+    Positives,
+    Share,
+    Shares,
+    Size,
+    Sizes,
+)
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.adapter import AdapterSeam
@@ -20,13 +31,15 @@ from vitreous.layers.convnorm import ConvNorm
 from vitreous.layers.drop import DropPath
 from vitreous.layers.mlp import Mlp
 from vitreous.layers.positions import resize_positions
+from vitreous.layers.reference import rename_keys, substitute
 
 CARD = Card(
     slug="cvt",
     title="CvT: Introducing Convolutions to Vision Transformers",
     kind="model",
-    summary="Three stages; convolutions embed the tokens and, depth-wise, project queries, keys and values.",
-    when="As a pyramid that needs no position embedding, so one model serves images of any size.",
+    summary="Three stages; strided convolutions embed the tokens, and depthwise convolutions "
+    "project queries, keys and values.",
+    when="A pyramid without position embeddings, for images of varying size.",
     paper="arXiv 2103.15808 (ICCV 2021)",
     year=2021,
     source_licence="MIT (microsoft/CvT): re-implemented from the equations",
@@ -94,22 +107,29 @@ CARD = Card(
         "weight_decay": "0.05 (cvt_13), 0.1 (others); none on norms and biases",
         "augment": "RandAugment m9, mixup 0.8, cutmix 1, erasing 0.25, jitter 0.4, smoothing 0.1",
     },
-    claim="81.6 % on ImageNet with 20 M parameters against DeiT-S's 79.8 with 22 M; without position embeddings "
-    "DeiT-S loses 1.8 points, CvT none.",
-    miniature="Digits of 16 x 16 pixels: CvT at least as good as a plain ViT with positions and as many parameters; "
-    "without positions the ViT loses 2 points or more, CvT stays within 1.",
+    claim="81.6 % on ImageNet with 20 M parameters, DeiT-S 79.8 % with 22 M; without position "
+    "embeddings DeiT-S loses 1.8 points, CvT none.",
+    miniature="Digits of 16 x 16 pixels, networks of equal size. Required: CvT at least as "
+    "accurate as a plain ViT with position embeddings; without them the ViT loses at least 2 "
+    "points, CvT at most 1.",
     notes=[
-        "Scores are scaled by the width of the stage to the power -1/2, not of a head: the published weights need it.",
-        "The class token is created in the last stage and bypasses the convolutions.",
-        "The stem's stride of 4 shrinks on small images (strides). Its padding of 2 follows from the stride: "
-        "(kernel - stride + 1) // 2, the least that keeps size // stride cells.",
-        "The authors drop all axes of length 1 before the head, so a single image loses its batch axis; not here.",
-        "projection='linear' works here; the authors' code fails on it. Their setting of a position embedding has no "
-        "effect; positions=True adds one per stage, as the paper's ablation does.",
-        "With a class token nobody reads the last block's cells, so its convolution of the queries gets no gradient "
-        "from the scores, only from dense heads; cvt_test pools by the mean, where every parameter gets one.",
-        "Dropout is 0 in every published model and is left out.",
-        "gmacs are those of the authors' counter or ours at their sizes; their README rounds cvt_13 to 4.5.",
+        "Usage: With a class token, no score depends on the patch tokens of the last block, so "
+        "its query convolution only gets gradients from dense heads. cvt_test pools by the mean, "
+        "where every parameter gets one.",
+        "Image size: The stem's stride of 4 shrinks on small images (strides). Its padding "
+        "follows from the stride, (kernel - stride + 1) // 2, the least that keeps size // "
+        "stride cells.",
+        "Checkpoints: Attention is scaled by the width of the stage, not of a head; the "
+        "published weights need it.",
+        "Checkpoints: The class token enters in the last stage and bypasses the convolutions.",
+        "Differs from the reference: The authors squeeze all axes of length 1 before the head, "
+        "so a single image loses its batch axis; here it keeps it.",
+        "Differs from the reference: projection='linear' works; it fails in the authors' code. "
+        "Their option for a position embedding has no effect; positions=True adds one per stage, "
+        "as in the paper's ablation.",
+        "Published figures: gmacs are those of the authors' counter, or ours at their sizes; "
+        "their README rounds cvt_13 to 4.5.",
+        "Not included: Dropout, which is 0 in every published model.",
     ],
 )
 
@@ -327,22 +347,22 @@ class CvT(Backbone):
         num_classes: int,
         image_size: int = 224,
         *,
-        dims: Sequence[int] = (64, 192, 384),
-        depths: Sequence[int] = (1, 2, 10),
-        heads: Sequence[int] = (1, 3, 6),
-        mlp_ratio: float | Sequence[float] = 4.0,
-        kernels: Sequence[int] | None = None,
-        strides: Sequence[int] | None = None,
-        paddings: Sequence[int] | None = None,
+        dims: Sizes = (64, 192, 384),
+        depths: Depths = (1, 2, 10),
+        heads: Sizes = (1, 3, 6),
+        mlp_ratio: Positive | Positives = 4.0,
+        kernels: Sizes | None = None,
+        strides: Sizes | None = None,
+        paddings: Counts | None = None,
         projection: str | Sequence[str] = "conv",
-        qkv_kernel: int | Sequence[int] = 3,
-        key_stride: int | Sequence[int] = 2,
-        key_padding: int | Sequence[int] | None = None,
+        qkv_kernel: Size | Sizes = 3,
+        key_stride: Size | Sizes = 2,
+        key_padding: Count | Counts | None = None,
         qkv_bias: bool | Sequence[bool] = True,
         class_token: bool | Sequence[bool] = True,
         positions: bool = False,
         act: str = "quick_gelu",
-        drop_path: float | Sequence[float] = 0.0,
+        drop_path: Share | Shares = 0.0,
     ) -> None:
         super().__init__(bands, num_classes, image_size)
         count = len(dims)
@@ -376,6 +396,8 @@ class CvT(Backbone):
             projections,
         )
         _check(lists, act, image_size)
+        self.least_size = _least_size(kernels, strides, paddings)
+        self.check_size(image_size, image_size)
         self.num_features, self.class_token = dims[-1], bool(tokens[-1])
         self.feature_info = []
         self.stages = nn.ModuleList()
@@ -432,7 +454,7 @@ class CvT(Backbone):
         """Classify the class token, or the tokens' mean."""
         return self.head(features[:, 0] if self.class_token else features.mean(1))
 
-    def forward_levels(
+    def level_maps(
         self, x: Float[Tensor, "batch bands height width"]
     ) -> list[Float[Tensor, "batch channels h w"]]:
         """Return the map of each stage; the last one normalised, without the class token."""
@@ -440,6 +462,16 @@ class CvT(Backbone):
         front = int(self.class_token)
         last = rearrange(self.norm(tokens[:, front:]), "b (h w) d -> b d h w", h=maps[-1].shape[2])
         return [*maps[:-1], last]
+
+
+def _least_size(kernels: Sequence[int], strides: Sequence[int], paddings: Sequence[int]) -> int:
+    """Return the side of the smallest image that leaves a cell in every stage."""
+    side = 1
+    for kernel, stride, padding in zip(
+        reversed(kernels), reversed(strides), reversed(paddings), strict=True
+    ):
+        side = max(1, (side - 1) * stride + kernel - 2 * padding)
+    return side
 
 
 def _per_stage(value: Any, count: int, last: bool = False) -> list[Any]:
@@ -511,14 +543,14 @@ _NAMES = (
 )
 
 
+LAYOUTS = {
+    "the authors' CvT": (r"^stage0\.blocks\.0\.attn\.(conv_)?proj_q\.", r"^stage0\.patch_embed\.")
+}
+
+
 def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give weights in the authors' layout our names."""
-    renamed = {}
-    for key, value in state_dict.items():
-        for old, new in _NAMES:
-            key = re.sub(old, new, key)
-        renamed[key] = value
-    return renamed
+    return rename_keys(state_dict, partial(substitute, _NAMES))
 
 
 def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) -> CvT:

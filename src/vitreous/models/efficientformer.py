@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,14 +14,16 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import Amount, Count, Depths, Positive, Share, Size, Sizes
 from vitreous.catalog.card import Card
-from vitreous.errors import ModelError
+from vitreous.errors import CheckpointError, ModelError
 from vitreous.layers import backbone
 from vitreous.layers.adapter import AdapterSeam
 from vitreous.layers.attention import AttentionCore
 from vitreous.layers.backbone import Backbone, FeatureInfo, init_linear, linear_rates
 from vitreous.layers.drop import DropPath
 from vitreous.layers.mlp import Mlp
+from vitreous.layers.reference import refuse_eps, refuse_others, rename_keys, substitute
 from vitreous.layers.scale import LayerScale
 from vitreous.layers.windows import DistanceBias
 
@@ -27,8 +31,10 @@ CARD = Card(
     slug="efficientformer",
     title="EfficientFormer: Vision Transformers at MobileNet Speed",
     kind="model",
-    summary="Pooling and convolutional feed-forwards on maps; attention only in the last blocks, on tokens.",
-    when="Where the time of one prediction counts, on phones and small processors.",
+    summary="Pooling and convolutional feed-forwards on feature maps; attention only in the last "
+    "blocks, on tokens.",
+    when="Most accurate small architecture in the leaderboard, on both splits, and a good first "
+    "choice for patches. Not faster per image than a plain ViT of equal multiply-adds on our CPU.",
     paper="arXiv 2206.01191, NeurIPS 2022",
     year=2022,
     source_licence="Snap's own terms (snap-research/EfficientFormer): re-implemented from the paper",
@@ -91,20 +97,27 @@ CARD = Card(
         "weight_average": 0.99996,
         "distillation": "hard, from RegNetY-16GF: half of the loss on the head, half on the distillation head",
     },
-    claim="Accuracy of a transformer (79.2 % of ImageNet-1k, l1) in the time of MobileNetV2 (1.6 ms on an iPhone 12).",
-    miniature="The time of l1 for one image on a CPU against a plain ViT of as many multiply-adds; and latency-driven "
-    "slimming of a small supernet on handwritten digits against a uniformly narrowed network of equal latency.",
+    claim="The accuracy of a transformer (79.2 % on ImageNet-1k, l1) at the latency of "
+    "MobileNetV2 (1.6 ms on an iPhone 12).",
+    miniature="CPU latency of l1 for one image vs a plain ViT of equal multiply-adds; and "
+    "latency-driven slimming of a small supernet on handwritten digits vs a uniformly narrowed "
+    "network of equal latency.",
     notes=[
-        "With both heads the prediction is their mean, in training too; forward_heads gives each, for distillation. The "
-        "published sizes are those with both heads.",
-        "A learned bias per head and distance in cells, as many as the last map of image_size has. On larger images, "
-        "distances beyond the farthest one known share its bias; the reference only takes its own size, 224.",
-        "Convolutions of 3 x 3 with stride 2 pad by one: sizes are rounded up. On images below 128 pixels the stem's "
-        "second, then also its first convolution loses its stride (stem_stride).",
-        "attention_blocks=0 is a network of pooling alone, whose cells are flattened for the head; the reference never "
-        "flattens there, and its head acts on the wrong axes.",
-        "fuse folds the batch norms of the convolutions into them, as is done for phones.",
-        "Layer scale starts at 1e-5 (layer_scale).",
+        "Usage: With distillation, predictions average both heads, also in training; "
+        "forward_heads returns each for the distillation loss. Published sizes include both "
+        "heads.",
+        "Usage: fuse folds batch norms into the convolutions before them, as is done for mobile "
+        "deployment.",
+        "Usage: LayerScale starts at 1e-5 (layer_scale).",
+        "Image size: Attention biases are learned per head and offset, for the last feature map "
+        "at image_size. On larger images, offsets beyond the largest known one share its bias; "
+        "the reference only accepts 224 pixels.",
+        "Image size: Strided 3 x 3 convolutions pad by one, so sizes are rounded up. Below 128 "
+        "pixels the second, then also the first convolution of the stem loses its stride "
+        "(stem_stride).",
+        "Differs from the reference: attention_blocks=0 gives a pooling-only network whose map "
+        "is flattened before the head; the reference never flattens it, and its head acts on the "
+        "wrong axes.",
     ],
 )
 
@@ -270,6 +283,7 @@ class EfficientFormer(Backbone):
             stride that two convolutions cannot have.
     """
 
+    classifiers = ("head", "distillation_head")
     any_size = True
     band_parameters = ("patch_embed.0.weight",)
 
@@ -279,18 +293,18 @@ class EfficientFormer(Backbone):
         num_classes: int,
         image_size: int = 224,
         *,
-        dims: Sequence[int] = (48, 96, 224, 448),
-        depths: Sequence[int] = (3, 2, 6, 4),
-        attention_blocks: int = 1,
-        mlp_ratio: float = 4.0,
-        heads: int = 8,
-        key_dim: int = 32,
-        value_dim: int = 128,
-        pool_size: int = 3,
-        layer_scale: float | None = 1e-5,
+        dims: Sizes = (48, 96, 224, 448),
+        depths: Depths = (3, 2, 6, 4),
+        attention_blocks: Count = 1,
+        mlp_ratio: Positive = 4.0,
+        heads: Size = 8,
+        key_dim: Size = 32,
+        value_dim: Size = 128,
+        pool_size: Size = 3,
+        layer_scale: Amount | None = 1e-5,
         distilled: bool = True,
-        stem_stride: int | None = None,
-        drop_path: float = 0.0,
+        stem_stride: Size | None = None,
+        drop_path: Share = 0.0,
     ) -> None:
         super().__init__(bands, num_classes, image_size)
         stride = stem_stride or backbone.stem_stride(image_size, 4, 8)
@@ -380,19 +394,12 @@ class EfficientFormer(Backbone):
         scores = self.forward_heads(features)
         return scores[0] if len(scores) == 1 else (scores[0] + scores[1]) / 2
 
-    def forward_levels(
+    def level_maps(
         self, x: Float[Tensor, "batch bands height width"]
     ) -> list[Float[Tensor, "batch dim h w"]]:
         """Return the map behind each stage, the last normalised; heights and widths are rounded up."""
         *maps, last = self._maps(x)
         return [*maps, rearrange(self._attend(last), "b (h w) d -> b d h w", h=last.shape[2])]
-
-    def reset_head(self, num_classes: int) -> None:
-        """Replace the classifiers by new ones."""
-        super().reset_head(num_classes)
-        if self.distillation_head is not None:
-            weight = next(self.head.parameters())
-            self.distillation_head = self.make_head(num_classes).to(weight.device, weight.dtype)
 
 
 def _scale(dim: int, first: float | None, channels_first: bool = False) -> nn.Module:
@@ -454,34 +461,66 @@ def fuse(model: EfficientFormer) -> EfficientFormer:
     return model
 
 
+LAYOUTS = {
+    "timm's EfficientFormer": (
+        r"^stem\.conv1\.weight$",
+        r"^stages\.\d+\.blocks\.\d+\.ls2\.gamma$",
+        r"!\.token_mixer\.(q|stride_conv)\.",
+    ),
+    "the authors' EfficientFormer": (
+        r"^network\.0\.0\.mlp\.fc1\.weight$",
+        r"^patch_embed\.0\.weight$",
+        r"^norm\.weight$",
+    ),
+}
+_STEM = {"conv1": 0, "norm1": 1, "conv2": 3, "norm2": 4}
+_NAMES = (
+    # timm's
+    (r"^stem\.(conv[12]|norm[12])\.", lambda found: f"patch_embed.{_STEM[found[1]]}."),
+    (
+        r"^stages\.(\d+)\.downsample\.(conv|norm)\.",
+        lambda found: f"downs.{found[1]}.{int(found[2] == 'norm')}.",
+    ),
+    (r"^stages\.(\d+)\.blocks\.", r"stages.\1."),
+    (r"^head_dist\.", "distillation_head."),
+    # the authors'
+    (
+        r"^network\.(\d+)\.(proj|norm)\.",
+        lambda found: f"downs.{int(found[1]) // 2 + 1}.{int(found[2] == 'norm')}.",
+    ),
+    (r"^network\.(\d+)\.", lambda found: f"stages.{int(found[1]) // 2}."),
+    (r"^dist_head\.", "distillation_head."),
+    (r"\.layer_scale_([12])$", r".ls\1.gamma"),
+    # both
+    (r"\.token_mixer\.attention_biases$", ".mixer.bias.table"),
+    (r"\.token_mixer\.", ".mixer."),
+)
+
+
 def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give weights in the authors' layout our names."""
-    # In the authors' last stage, the flattening has a number too; the tokens' blocks follow it.
-    numbers = {int(k.split(".")[2]) for k in state_dict if "token_mixer" in k}
-    first = min(numbers, default=0)
-    renamed = {}
-    for key, value in state_dict.items():
-        if key.endswith("attention_bias_idxs"):
-            continue
-        if key.endswith("attention_biases"):
-            value = value.T.contiguous()
-        renamed[_our_name(key, first)] = value
-    return renamed
+    """Give weights in the authors' layout or in timm's our names."""
+    learned = {
+        key: value.T.contiguous() if key.endswith("attention_biases") and value.ndim == 2 else value
+        for key, value in state_dict.items()
+        if not key.endswith("attention_bias_idxs")
+    }
+    # In the last stage, the flattening has a number too; the tokens' blocks follow it.
+    numbers = (
+        re.match(r"(?:network\.6|stages\.3\.blocks)\.(\d+)\.token_mixer\.", key) for key in learned
+    )
+    first = min((int(found[1]) for found in numbers if found), default=math.inf)
+
+    def token_block(found: re.Match[str]) -> str:
+        number = int(found[1])
+        return found[0] if number < first else f"token_blocks.{number - int(first)}."
+
+    rules = (*_NAMES, (r"^stages\.3\.(\d+)\.", token_block))
+    return rename_keys(learned, partial(substitute, rules))
 
 
-def _our_name(key: str, first_token_block: int) -> str:
-    key = re.sub(r"\.token_mixer\.attention_biases$", ".mixer.bias.table", key)
-    key = re.sub(r"\.layer_scale_([12])$", r".ls\1.gamma", key)
-    key = key.replace(".token_mixer.", ".mixer.").replace("dist_head.", "distillation_head.")
-    found = re.match(r"network\.(\d+)\.(proj|norm|\d+)\.", key)
-    if found is None:
-        return key
-    number, part, rest = int(found[1]), found[2], key[found.end() :]
-    if part in {"proj", "norm"}:
-        return f"downs.{number // 2 + 1}.{int(part == 'norm')}.{rest}"
-    if number == 6 and first_token_block and int(part) >= first_token_block:
-        return f"token_blocks.{int(part) - first_token_block}.{rest}"
-    return f"stages.{number // 2}.{part}.{rest}"
+def read_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return what weights under our names say about options that a variant leaves open."""
+    return {"distilled": "distillation_head.weight" in weights}
 
 
 def resize(state_dict: Mapping[str, Tensor], model: EfficientFormer) -> dict[str, Tensor]:
@@ -492,38 +531,51 @@ def resize(state_dict: Mapping[str, Tensor], model: EfficientFormer) -> dict[str
     """
     resized = dict(state_dict)
     for key, table in state_dict.items():
-        if key.endswith("bias.table"):
-            side = round(table.shape[0] ** 0.5)
+        side = math.isqrt(table.shape[0]) if key.endswith("bias.table") and table.ndim == 2 else 0
+        if side and side**2 == table.shape[0]:
             at = torch.arange(model.grid, device=table.device).clamp(max=side - 1)
             resized[key] = table[(at[:, None] * side + at).flatten()]
     return resized
 
 
-def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) -> EfficientFormer:
-    """Build the model from the arguments of the authors' EfficientFormer and load their weights.
+# Values of arguments of the authors or of timm that change nothing, or that ours has.
+_OFFERED: dict[str, tuple[Any, ...]] = {
+    "down_patch_size": (3,),
+    "down_stride": (2,),
+    "down_pad": (1,),
+    "fork_feat": (False,),
+    "downsamples": (None, (True,) * 4, (False, True, True, True)),
+    "global_pool": ("avg",),
+    "act_layer": ("gelu", nn.GELU),
+}
 
-    Their attention has its shape written in its code, so it is read from the weights; the image's size follows.
+
+def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) -> EfficientFormer:
+    """Build the model from the arguments of the authors' or timm's EfficientFormer and load their weights.
+
+    Their attention has its shape written in its code, so it is read from the weights; the image's size follows. timm
+    calls ``depths`` and ``num_vit`` what the authors call ``layers`` and ``vit_num``, and always has both heads.
 
     Raises:
         ModelError: an argument that no published variant has and that we do not offer.
+        CheckpointError: biases of the attention that are no table.
     """
-    _refuse_unknown(kwargs)
+    refuse_others("efficientformer", kwargs, _OFFERED)
+    refuse_eps("efficientformer", kwargs, 1e-5)
     attention = _attention_shape(state_dict)
     grid = attention.pop("grid")
+    stem = "stem.conv1.weight" if "stem.conv1.weight" in state_dict else "patch_embed.0.weight"
+    scaled = kwargs.get("use_layer_scale", True)
     model = EfficientFormer(
-        bands=state_dict["patch_embed.0.weight"].shape[1],
+        bands=state_dict[stem].shape[1],
         num_classes=kwargs.get("num_classes", 1000),
         image_size=32 * grid,
         dims=kwargs["embed_dims"],
-        depths=kwargs["layers"],
-        attention_blocks=kwargs.get("vit_num", 0),
+        depths=kwargs["depths"] if "depths" in kwargs else kwargs["layers"],
+        attention_blocks=kwargs.get("num_vit", kwargs.get("vit_num", 0)),
         mlp_ratio=kwargs.get("mlp_ratios", 4),
         pool_size=kwargs.get("pool_size", 3),
-        layer_scale=(
-            kwargs.get("layer_scale_init_value", 1e-5)
-            if kwargs.get("use_layer_scale", True)
-            else None
-        ),
+        layer_scale=kwargs.get("layer_scale_init_value", 1e-5) if scaled else None,
         distilled=kwargs.get("distillation", True),
         stem_stride=4,
         drop_path=kwargs.get("drop_path_rate", 0.0),
@@ -538,20 +590,15 @@ def _attention_shape(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
     prefix = next((k.removesuffix("qkv.weight") for k in state_dict if "mixer.qkv.w" in k), None)
     if prefix is None:
         return {"grid": 7}
-    heads, distances = state_dict[f"{prefix}attention_biases"].shape
+    biases = state_dict[f"{prefix}attention_biases"]
+    grid = math.isqrt(biases.shape[-1]) if biases.ndim == 2 else 0
+    if not grid or grid**2 != biases.shape[-1] or not biases.shape[0]:
+        raise CheckpointError(
+            f"{prefix}attention_biases has the shape {tuple(biases.shape)}, which is no table of heads and distances "
+            "down and across.",
+            "The file is damaged, or of another model.",
+        )
+    heads = biases.shape[0]
     value = state_dict[f"{prefix}proj.weight"].shape[1] // heads
     key = (state_dict[f"{prefix}qkv.weight"].shape[0] // heads - value) // 2
-    grid = round(distances**0.5)
     return {"heads": heads, "key_dim": key, "value_dim": value, "grid": grid}
-
-
-def _refuse_unknown(kwargs: Mapping[str, Any]) -> None:
-    only = {"down_patch_size": 3, "down_stride": 2, "down_pad": 1, "fork_feat": False}
-    differ = [name for name, value in only.items() if kwargs.get(name, value) != value]
-    if not all(kwargs.get("downsamples") or [True]):
-        differ.append("downsamples")
-    if differ:
-        raise ModelError(
-            f"efficientformer does not offer other values of {', '.join(differ)}.",
-            "Use the published ones.",
-        )

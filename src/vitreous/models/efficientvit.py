@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,20 +13,25 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import Depths, Positive, Share, Size, Sizes
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.attention import AttentionCore
 from vitreous.layers.backbone import Backbone, FeatureInfo, linear_rates, stem_stride
 from vitreous.layers.convnorm import ConvNorm
 from vitreous.layers.drop import DropPath
+from vitreous.layers.pooling import TIMM_POOLS, check_pool, pool_cells
+from vitreous.layers.reference import pair, refuse_others, rename_keys, substitute
 from vitreous.layers.windows import DistanceBias, padding_bias, partition, reverse
 
 CARD = Card(
     slug="efficientvit",
     title="EfficientViT: Memory Efficient Vision Transformer with Cascaded Group Attention",
     kind="model",
-    summary="Convolutions and feed-forwards around one attention per block, whose heads work in a cascade.",
-    when="When images per second count most, on small machines too.",
+    summary="Convolutions and feed-forwards around a single attention per block, whose heads are "
+    "cascaded.",
+    when="High throughput on images of 128 pixels and more. Trains poorly with batches of one "
+    "image (batch norm).",
     paper="arXiv 2305.07027 (CVPR 2023); not the model of the same name from MIT",
     year=2023,
     source_licence="MIT (microsoft/Cream): re-implemented from the equations",
@@ -94,25 +100,32 @@ CARD = Card(
         "clip": "adaptive, 0.02",
         "augment": "RandAugment m9, mixup 0.8, cutmix 1, erasing 0.25, smoothing 0.1",
     },
-    claim="M5 is 1.9 points better on ImageNet than MobileNetV3-Large at 40 % (GPU) and 45 % (CPU) more images per "
-    "second; M2 is 1.8 points better than MobileViT-XXS and 5.8 and 3.7 times as fast.",
-    miniature="Digits, equal parameters: the sandwich with cascaded group attention is at most half a point worse than "
-    "blocks of multi-head attention and one feed-forward, takes less time, and its heads' attention maps are less "
-    "alike. At 224 pixels on a CPU, M2 classifies more than twice as many images per second as a hybrid of "
-    "MobileViT-XXS's size.",
+    claim="M5 is 1.9 points more accurate on ImageNet than MobileNetV3-Large at 40 % (GPU) and "
+    "45 % (CPU) higher throughput; M2 is 1.8 points more accurate than MobileViT-XXS at a 5.8x "
+    "(GPU) and 3.7x (CPU) speed-up.",
+    miniature="Digits, equal parameters: sandwich blocks with cascaded group attention at most "
+    "0.5 points below blocks of multi-head attention and one feed-forward, faster, and with less "
+    "similar attention maps. At 224 pixels on a CPU, M2 at more than twice the throughput of a "
+    "hybrid of MobileViT-XXS's size.",
     notes=[
-        "Windows that padding completes: the authors let the padded cells take part in the attention, which "
-        "mask_padding=False does (from_reference switches it on). By default they are hidden, and a window at the "
-        "edge equals attention among its real cells. At 224 pixels no window is padded: both are the same.",
-        "Biases of windows are looked up when they are used, never stale after loading; the authors' are.",
-        "Other image sizes than image_size work; the authors' code refuses them.",
-        "The stem's stride of 16 shrinks on small images (total_stride), first in its first convolutions.",
-        "Three levels of features (strides 16, 32, 64), as the paper's detectors use.",
-        "A single image in training is normalised by the head's running statistics; the authors' code fails on it.",
-        "With distillation the prediction is the mean of both heads, in training too.",
-        "Squeeze-and-excite is as wide as a quarter of its channels, rounded to a multiple of 8.",
-        "drop_path is 0 in every published model.",
-        "gmacs were published as FLOPs; they count multiply-adds.",
+        "Usage: Feature maps at strides 16, 32 and 64, as in the paper's detectors.",
+        "Usage: With distillation, predictions average both heads, also in training.",
+        "Usage: drop_path is 0 in every published model.",
+        "Image size: Image sizes other than image_size are accepted; the authors' code refuses "
+        "them.",
+        "Image size: The stem's stride of 16 shrinks on small images (total_stride), first in "
+        "its first convolutions.",
+        "Differs from the reference: Where windows are padded, the authors let padded cells take "
+        "part in attention. Here they are masked, so a window at the edge equals attention among "
+        "its real cells; mask_padding=False reproduces theirs (from_reference sets it). At 224 "
+        "pixels no window is padded.",
+        "Differs from the reference: Window biases are looked up at each forward pass; the "
+        "authors cache them, and the cache is stale after loading weights.",
+        "Differs from the reference: A single training image is normalised by the head's running "
+        "statistics; the authors' code fails on it.",
+        "Not specified in the paper: Squeeze-and-excite has a quarter of its channels, rounded "
+        "to a multiple of 8.",
+        "Published figures: gmacs were published as FLOPs; they count multiply-adds.",
     ],
 )
 
@@ -316,12 +329,14 @@ class EfficientViT(Backbone):
         mask_padding: hide cells that complete windows; False for the published weights.
         distilled: a second head, whose scores are averaged with the first's.
         drop_path: stochastic depth of the last block, growing linearly from 0.
+        pool: how the last map's cells become one vector: ``mean``, ``max``, or ``mean_max``, the mean of both.
 
     Raises:
         ModelError: lists of different lengths, widths that heads do not divide, a stride that the stem cannot have,
             or too few kernels.
     """
 
+    classifiers = ("head", "distillation_head")
     any_size = True
     band_parameters = ("patch_embed.0.conv.weight",)
     undecayed = ("position.table",)
@@ -332,19 +347,22 @@ class EfficientViT(Backbone):
         num_classes: int,
         image_size: int = 224,
         *,
-        dims: Sequence[int] = (64, 128, 192),
-        depths: Sequence[int] = (1, 2, 3),
-        heads: Sequence[int] = (4, 4, 4),
-        kernels: Sequence[int] = (5, 5, 5, 5),
-        key_dim: int | Sequence[int] = 16,
-        window: int | Sequence[int] = 7,
-        mlp_ratio: float = 2.0,
-        total_stride: int | None = None,
+        dims: Sizes = (64, 128, 192),
+        depths: Depths = (1, 2, 3),
+        heads: Sizes = (4, 4, 4),
+        kernels: Sizes = (5, 5, 5, 5),
+        key_dim: Size | Sizes = 16,
+        window: Size | Sizes = 7,
+        mlp_ratio: Positive = 2.0,
+        total_stride: Size | None = None,
         mask_padding: bool = True,
         distilled: bool = False,
-        drop_path: float = 0.0,
+        drop_path: Share = 0.0,
+        pool: str = "mean",
     ) -> None:
         super().__init__(bands, num_classes, image_size)
+        check_pool("efficientvit", pool)
+        self.pool = pool
         key_dims, windows = (
             [v] * len(dims) if isinstance(v, int) else v for v in (key_dim, window)
         )
@@ -366,18 +384,11 @@ class EfficientViT(Backbone):
         self.head = self.make_head(num_classes)
         self.distillation_head = self.make_head(num_classes) if distilled else None
 
-    def make_head(self, num_classes: int) -> nn.Module:
+    def new_head(self, num_classes: int) -> nn.Module:
         """Return a new classifier, which begins with a norm of its own."""
-        return nn.Sequential(HeadNorm(self.num_features), super().make_head(num_classes))
+        return nn.Sequential(HeadNorm(self.num_features), super().new_head(num_classes))
 
-    def reset_head(self, num_classes: int) -> None:
-        """Replace the classifiers by new ones."""
-        super().reset_head(num_classes)
-        if self.distillation_head is not None:
-            weight = next(self.head.parameters())
-            self.distillation_head = self.make_head(num_classes).to(weight.device, weight.dtype)
-
-    def forward_levels(
+    def level_maps(
         self, x: Float[Tensor, "batch bands height width"]
     ) -> list[Float[Tensor, "batch channels h w"]]:
         """Return the map of each stage."""
@@ -393,13 +404,13 @@ class EfficientViT(Backbone):
         self, x: Float[Tensor, "batch bands height width"]
     ) -> Float[Tensor, "batch dim h w"]:
         """Return the last stage's map."""
-        return self.forward_levels(x)[-1]
+        return self.level_maps(x)[-1]
 
     def forward_head(
         self, features: Float[Tensor, "batch dim h w"]
     ) -> Float[Tensor, "batch classes"]:
-        """Classify the map's mean; with two heads, by the mean of both."""
-        pooled = features.mean((2, 3))
+        """Classify the pooled map; with two heads, by the mean of both."""
+        pooled = pool_cells(features, self.pool, (2, 3))
         logits = self.head(pooled)
         if self.distillation_head is None:
             return logits
@@ -453,14 +464,31 @@ def resize(state_dict: Mapping[str, Tensor], model: EfficientViT) -> dict[str, T
     resized = dict(state_dict)
     for key, table in state_dict.items():
         if key.endswith("position.table") and key in own and own[key].shape != table.shape:
-            old, new = round(len(table) ** 0.5), round(len(own[key]) ** 0.5)
+            old, new = math.isqrt(len(table)), math.isqrt(len(own[key]))
             image = rearrange(table, "(h w) n -> 1 n h w", h=old)
             image = F.pad(image, (0, max(new - old, 0)) * 2, mode="replicate")[..., :new, :new]
             resized[key] = rearrange(image, "1 n h w -> (h w) n")
     return resized
 
 
+AS_PUBLISHED = {"mask_padding": False}  # how weights in these layouts were trained
+LAYOUTS = {
+    "timm's EfficientViT (MSRA)": (
+        r"^stages\.\d+\.blocks\.\d+\.mixer\.m\.attn\.qkvs\.0\.conv\.weight$",
+    ),
+    "the authors' EfficientViT (Microsoft)": (
+        r"^blocks1\.\d+\.mixer\.m\.attn\.qkvs\.0\.c\.weight$",
+    ),
+}
 _NAMES = (
+    # timm's, into the authors'
+    (r"^patch_embed\.conv(\d)\.", lambda m: f"patch_embed.{2 * (int(m[1]) - 1)}."),
+    (r"^stages\.(\d+)\.downsample\.res1\.(\d)\.m\.", r"stages.\1.0.before.\2.branch."),
+    (r"^stages\.(\d+)\.downsample\.res2\.(\d)\.m\.", r"stages.\1.0.after.\2.branch."),
+    (r"^stages\.(\d+)\.downsample\.patchmerge\.", r"stages.\1.0.merge."),
+    (r"^stages\.(\d+)\.blocks\.(\d+)\.", lambda m: f"stages.{m[1]}.{int(m[2]) + (m[1] != '0')}."),
+    (r"(head\.)linear\.", r"\g<1>1."),
+    # the authors'
     (r"^(blocks[23])\.([02])\.([01])\.m\.", r"\1.\2.\3.branch."),
     (r"^blocks([23])\.0\.", lambda m: f"stages.{int(m[1]) - 1}.0.before."),
     (r"^blocks([23])\.2\.", lambda m: f"stages.{int(m[1]) - 1}.0.after."),
@@ -488,38 +516,62 @@ _NAMES = (
 
 
 def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give weights in the authors' layout our names."""
-    renamed = {}
-    for key, value in state_dict.items():
-        if key.endswith("attention_bias_idxs"):
-            continue
-        if key.endswith("attention_biases"):
-            value = value.T
-        elif value.ndim == 2 and not key.endswith(".l.weight"):
-            value = value[
-                :, :, None, None
-            ]  # published files store some 1 x 1 convolutions as matrices
-        for old, new in _NAMES:
-            key = re.sub(old, new, key)
-        renamed[key] = value
-    return renamed
+    """Give weights in the authors' layout or in timm's our names."""
+    learned = {
+        key: _turn(key, value)
+        for key, value in state_dict.items()
+        if not key.endswith("attention_bias_idxs")
+    }
+    return rename_keys(learned, partial(substitute, _NAMES))
+
+
+def _turn(key: str, value: Tensor) -> Tensor:
+    """Return a tensor as ours is: published files store some 1 x 1 convolutions as matrices."""
+    if value.ndim != 2 or key.endswith((".l.weight", ".linear.weight")):
+        return value
+    return value.T if key.endswith("attention_biases") else value[:, :, None, None]
+
+
+def read_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return what weights under our names say about options that a variant leaves open."""
+    return {"distilled": "distillation_head.1.weight" in weights}
+
+
+# Values of timm's arguments that change nothing, or that ours has.
+_OFFERED: dict[str, tuple[Any, ...]] = {
+    "global_pool": tuple(TIMM_POOLS),
+    "down_ops": (
+        (("", 1), ("subsample", 2), ("subsample", 2)),
+        [["", 1], ["subsample", 2], ["subsample", 2]],
+    ),
+}
 
 
 def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) -> EfficientViT:
-    """Build the model from the authors' arguments and load their weights (layout of microsoft/Cream)."""
+    """Build the model from the arguments of the authors (microsoft/Cream) or of timm's EfficientVitMsra and load their weights.
+
+    Raises:
+        ModelError: an argument that we do not offer.
+    """
+    refuse_others("efficientvit", kwargs, _OFFERED)
+    side = min(pair(kwargs.get("img_size", 224)))
+    windows = kwargs.get("window_size", (7, 7, 7))
+    # Their windows are no larger than a map whose side is rounded down, where the stem rounds up.
+    cells = [-(-(side // 16) // 2**stage) for stage in range(len(windows))]
     model = EfficientViT(
         bands=kwargs.get("in_chans", 3),
         num_classes=kwargs.get("num_classes", 1000),
-        image_size=kwargs.get("img_size", 224),
+        image_size=side,
         dims=kwargs.get("embed_dim", (64, 128, 192)),
         depths=kwargs.get("depth", (1, 2, 3)),
         heads=kwargs.get("num_heads", (4, 4, 4)),
         kernels=kwargs.get("kernels", (5, 5, 5, 5)),
         key_dim=kwargs.get("key_dim", (16, 16, 16)),
-        window=kwargs.get("window_size", (7, 7, 7)),
+        window=[min(window, most) for window, most in zip(windows, cells, strict=True)],
         total_stride=16,
         mask_padding=False,
         distilled=kwargs.get("distillation", False),
+        pool=TIMM_POOLS[kwargs.get("global_pool", "avg")],
     )
     model.load_state_dict(rename(state_dict))
     return model

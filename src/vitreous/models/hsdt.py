@@ -14,16 +14,20 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import Count, Depth, Size
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError, did_you_mean
+from vitreous.layers.reference import rename_keys, substitute
 from vitreous.layers.restorer import Restorer
 
 CARD = Card(
     slug="hsdt",
     title="Hybrid Spectral Denoising Transformer with Guided Attention",
     kind="restorer",
-    summary="A 3-D U-Net for denoising whose blocks mix bands by one matrix per image, guided by learned queries.",
-    when="To denoise cubes of any number of bands with few weights; the first one to try.",
+    summary="A 3-D U-Net for denoising whose blocks mix bands by one matrix per image, guided by "
+    "learned queries.",
+    when="Denoising cubes with any number of bands, if there is time to train: ahead of the "
+    "classical filters in PSNR, by little under moderate noise.",
     paper="arXiv 2303.09040; ICCV 2023",
     year=2023,
     source_licence="MIT (Zeqiang-Lai/HSDT): re-implemented from the equations",
@@ -93,32 +97,40 @@ CARD = Card(
         "schedule": "30 epochs of Gaussian noise of 50/255, x 0.1 from 20; then blind, 10 to 70, back to 1e-3 with "
         "warm-up, 1e-4 at 45, 5e-5 at 55, 1e-5 at 60, 5e-6 at 65, 1e-6 at 75; other noise is fine-tuned from that",
     },
-    claim="Better than QRNN3D, transformers and CNNs on ICVL and on real noise with 0.13 to 0.52 million "
-    "parameters; three epochs pass QRNN3D's thirty.",
-    miniature="Eight channels, adjacent bands of a real scene, noise of 50/255, the same seeds: at least 0.2 dB "
-    "above the same net of dense convolutions and tanh instead of attention, with no more parameters; 8 dB above "
-    "the noisy cube; learned queries at most 0.3 dB below the cube's own.",
+    claim="Better than QRNN3D, transformers and CNNs on ICVL and on real noise with 0.13 to 0.52 "
+    "million parameters; three epochs surpass QRNN3D's thirty.",
+    miniature="8 channels, neighbouring bands of a real scene, noise of 30/255 and 50/255, the "
+    "same seeds for all networks. Required: at least 0.2 dB above the same network with dense "
+    "convolutions and tanh in place of attention, which has no fewer parameters; 8 dB above the "
+    "noisy cube; learned queries at most 0.3 dB below queries computed from the cube.",
     notes=[
-        "The paper's learned queries are for 31 bands. Here a band's weights over the queries are softmaxed once. Of "
-        "more bands, windows as wide as there are queries overlap by half or more, spread evenly so that the first "
-        "and the last band are covered; where a band lies in several, the rows are averaged. Of fewer bands, the "
-        "window is the cube mirrored at its ends, and a band gathers the weights of its mirror images. Rows sum to "
-        "one either way, at 31 bands it is the published layer, and it is still one product over bands.",
-        "All of this happens inside each layer; convolutions see all bands. The authors' code takes 31 only.",
-        "self_query is the authors' flex: in use, the bands' own similarity instead of the learned queries.",
-        "Which of the two a layer takes in training is drawn from torch's global generator, by layer and forward. "
-        "A step may leave a layer's queries without a gradient; distributed training must be told to expect it.",
-        "Attention is pooled over the whole image, so what a tile gives depends on all of the tile a little; reach "
-        "is what the convolutions see of it in practice (their edge is 43 pixels away for the medium one).",
-        "Sides that are no multiple of 2 to the number of halvings are mirrored and cropped.",
-        "noise_map and outputs are the authors' plug-and-play and RGB to spectra variants. The latter is no "
-        "restorer in the house's sense (output bands differ), and its sides are mirrored where theirs are padded "
-        "with zeros.",
-        "attention='none' is their baseline: tanh for a block, and no batch norm.",
-        "Weights begin as PyTorch draws them, as the authors' class does. Their advice, Xavier normal, is the option "
-        "xavier: with four channels and 150 steps it ended at several times the error.",
-        "With checkpointing, batch norms stay outside of what is computed twice: their statistics move once a step.",
-        "Left out: their other ablations of the convolution (sequential, one spatial convolution, separable).",
+        "Usage: self_query (the authors' flex) computes the mixing matrix from the bands' own "
+        "similarity at inference instead of the learned queries.",
+        "Usage: In training each layer picks one of the two at random, from torch's global "
+        "generator. A step may leave a layer's queries without gradient, which distributed "
+        "training must be told to expect.",
+        "Usage: attention='none' is the authors' baseline: tanh in place of a block, without "
+        "batch norm.",
+        "Usage: noise_map and outputs are the authors' plug-and-play and RGB-to-spectra "
+        "variants. With outputs the number of bands changes, so the network cannot be trained by "
+        "vitreous restore; sides are reflected where the authors pad with zeros.",
+        "Usage: With checkpointing, batch norms stay outside the recomputed part, so that their "
+        "statistics are updated once per step.",
+        "Image size: Sides that are not multiples of 2 to the number of downsamplings are "
+        "reflected and cropped.",
+        "Image size: Attention is pooled over the whole image, so every pixel of a tile has a "
+        "small influence on all others. reach is the effective extent of the convolutions (their "
+        "theoretical extent is 43 pixels for the medium variant).",
+        "Differs from the reference: The authors' code accepts 31 bands only. Here, for more "
+        "bands, the learned queries are applied in overlapping windows of 31, spaced evenly, and "
+        "averaged where windows overlap; for fewer bands the cube is mirrored and each band sums "
+        "the weights of its mirror images. Rows sum to one in either case, and at 31 bands the "
+        "layer is the published one.",
+        "Differs from the reference: Weights start from PyTorch's defaults, as in the authors' "
+        "class. Xavier normal, which they recommend, is the option xavier: with four channels "
+        "and 150 steps its error was several times higher.",
+        "Not included: The other ablations of the convolution (sequential, one spatial "
+        "convolution, separable).",
     ],
 )
 
@@ -368,16 +380,16 @@ class HSDT(Restorer):
         self,
         bands: int,
         *,
-        channels: int = 16,
-        half_layers: int = 5,
-        downs: Sequence[int] = (1, 3),
-        queries: int = 31,
+        channels: Size = 16,
+        half_layers: Depth = 5,
+        downs: Sequence[Count] = (1, 3),
+        queries: Size = 31,
         self_query: bool = False,
         conv: str = "s3",
         attention: str = "guided",
         feed_forward: str = "modulated",
         noise_map: bool = False,
-        outputs: int | None = None,
+        outputs: Size | None = None,
         xavier: bool = False,
     ) -> None:
         super().__init__(bands)
@@ -542,15 +554,15 @@ _NAMES = [
 ]
 
 
+LAYOUTS = {"the authors' HSDT": (r"^head\.(conv\.dw_conv|attn)\.", r"^encoder\.layers\.0\.")}
+
+
 def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give weights in the authors' layout our names and, where ours are convolutions in two dimensions, shapes."""
-    found = {}
-    for key, value in state_dict.items():
-        for old, new in _NAMES:
-            key = re.sub(old, new, key)
+    found = rename_keys(state_dict, functools.partial(substitute, _NAMES))
+    for key, value in found.items():
         if re.search(r"\.(value|proj|fc1|fc2|gate|spectral)\.weight$", key):
-            value = value[:, :, None, None] if value.ndim == 2 else value.squeeze(-1)
-        found[key] = value
+            found[key] = value[:, :, None, None] if value.ndim == 2 else value.squeeze(-1)
     return found
 
 

@@ -18,8 +18,10 @@ CARD = Card(
     slug="random_forest",
     title="Random Forests",
     kind="estimator",
-    summary="Mean vote of randomised decision trees on the spectrum, optionally with the mean spectrum around it.",
-    when="Many labelled pixels, mixed units or outliers; needs no tuning.",
+    summary="Averaged votes of randomised decision trees on the spectrum, optionally with the "
+    "mean spectrum of the neighbourhood.",
+    when="Mixed units, outliers or many labelled pixels; needs no tuning. Second to the SVM on "
+    "held-out blocks.",
     paper="Breiman, Machine Learning 45, 5-32",
     year=2001,
     source_licence="scikit-learn: BSD-3-Clause (used as a library)",
@@ -33,7 +35,10 @@ CARD = Card(
         },
     ],
     recipe={"trees": 300},
-    notes=["The published row is our measurement with these settings, not a paper's."],
+    notes=[
+        "Published figures: The published row was measured here with these settings; it is not "
+        "from a paper.",
+    ],
 )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -12,11 +14,13 @@ from einops import rearrange, reduce
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import Count, Depth, Positive, Share, Size
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.backbone import Backbone, FeatureInfo, linear_rates, stem_stride
 from vitreous.layers.positions import resize_positions, sincos_2d
 from vitreous.layers.pretrainer import Pretext, Pretrainer
+from vitreous.layers.reference import begin, rename_keys
 from vitreous.layers.tokens import gather_tokens
 from vitreous.models.convnext import ChannelNorm
 from vitreous.models.vit import Block
@@ -25,9 +29,11 @@ CARD = Card(
     slug="satmae_pp",
     title="Rethinking Transformers Pre-training for Multi-Spectral Satellite Imagery",
     kind="model",
-    summary="A ViT whose tokens are places in groups of bands, and a masked autoencoder for it that also restores the "
-    "image at two and four times the resolution.",
-    when="For multi-spectral images with few labels and much unlabelled ground at a finer resolution.",
+    summary="A ViT with tokens per position and group of bands, pre-trained as a masked "
+    "autoencoder that also reconstructs the image at two and four times the resolution.",
+    when="Multispectral images with few labels and plenty of unlabelled imagery at a finer "
+    "resolution, with the encoder frozen. Fine-tuning was not better than training from scratch "
+    "in our small test.",
     paper="arXiv 2403.05419; CVPR 2024; groups of bands: SatMAE, arXiv 2207.08051",
     year=2024,
     source_licence="Apache-2.0 (techmn/satmae_pp): re-implemented from the equations",
@@ -73,28 +79,39 @@ CARD = Card(
             "layer_decay": 0.75,
         },
     },
-    claim="Restoring several scales gives better features than restoring one, at equal pre-training.",
-    miniature="Crops of 32 x 32 pixels of a scene with 10 averages of bands in 3 groups, pre-trained with and without "
-    "the finer scale: a linear classifier on the features with it at most 0.5 points below and 3 points above a "
-    "random encoder; the finer picture nearer to the truth than the enlarged coarse one.",
+    claim="Reconstructing several scales gives better features than one scale, for equal "
+    "pre-training.",
+    miniature="Crops of 32 x 32 pixels of a scene with 10 averaged bands in 3 groups, "
+    "pre-trained with and without the finer scale. Required: a linear classifier on the features "
+    "at most 0.5 points below that of one scale and at least 3 points above a random encoder; "
+    "the fine reconstruction closer to the truth than the upsampled coarse one.",
     notes=[
-        "The authors compare the picture, whose channels are in the groups' order, with a target in the bands' own, "
-        "so that heads learn bands of other groups. Ours puts the picture into the bands' order; "
-        "group_order='published' repeats theirs, which weights of theirs were trained with (from_reference).",
-        "norm_pix normalises the target per band; with group_order='published' jointly over bands, as theirs.",
-        "Images of 10 bands have the published groups of Sentinel-2 without B1, B9 and B10; others three runs of "
-        "neighbours, as equal as can be (groups).",
-        "All groups' projections are one weight in the bands' order, so that it can be made for other bands. Each "
-        "band stays at its place, and joins the group that this place has among the new bands.",
-        "Quantization leaves that projection in floating point.",
-        "Position and group tables start as sines in the classifier too, where they are trained.",
-        "With pool='mean' the last norm, which is trained in pre-training, follows the mean; the authors' is new.",
-        "The heads for finer scales are 4 x bands wide, as published, but never wider than the encoder.",
-        "Left out: dropout (0 in every published setting). The published RGB autoencoder is groups=((0, 1, 2),), "
-        "group_dim=0, token_size=16 and one finer scale.",
-        "satmae_pp_tiny is ours, for CPUs. Tokens are 8 pixels at 96, and smaller on smaller images, so that at least "
-        "7 x 7 places remain (token_size).",
-        "Published counts of the autoencoder: 329.33 M (large), 111.74 M (base), 329.55 M (large, RGB at 224).",
+        "Usage: satmae_pp_tiny is our variant for CPUs.",
+        "Usage: Images of 10 bands use the published groups for Sentinel-2 without B1, B9 and "
+        "B10; other images three groups of neighbouring bands of nearly equal size (groups).",
+        "Usage: With pool='mean' the last norm, which pre-training trains, follows the mean; the "
+        "authors use a new one.",
+        "Usage: Quantization leaves the patch embedding in floating point.",
+        "Image size: Tokens are 8 pixels at 96; on smaller images they shrink so that at least 7 "
+        "x 7 positions remain (token_size).",
+        "Checkpoints: The groups' projections are stored as one weight in band order, so that it "
+        "can be adapted to other bands. Each band keeps its position and joins the group of that "
+        "position among the new bands.",
+        "Checkpoints: Position and group embeddings are initialised with sines in the classifier "
+        "too, where they are trained.",
+        "Checkpoints: The published RGB autoencoder is groups=((0, 1, 2),), group_dim=0, "
+        "token_size=16 and one finer scale.",
+        "Differs from the reference: The authors compare the reconstruction, whose channels are "
+        "in group order, with a target in band order, so that heads learn bands of other groups. "
+        "Here both are in band order; group_order='published' reproduces theirs, which their "
+        "checkpoints were trained with (from_reference).",
+        "Differs from the reference: norm_pix normalises the target per band; with "
+        "group_order='published' jointly over bands, as the authors do.",
+        "Differs from the reference: Heads for finer scales have 4 x bands channels, as "
+        "published, but at most the encoder's width.",
+        "Published figures: Autoencoder parameters: 329.33 M (large), 111.74 M (base), 329.55 M "
+        "(large, RGB at 224).",
+        "Not included: Dropout, which is 0 in every published setting.",
     ],
 )
 
@@ -182,6 +199,7 @@ class GroupedTransformer(Backbone):
 
     any_size = True
     band_parameters = ("patch_embed.weight",)
+    band_arguments = ("groups",)
     undecayed = ("pos_embed", "group_embed", "class_group_embed", "class_token", "patch_embed.bias")
 
     def __init__(
@@ -190,23 +208,23 @@ class GroupedTransformer(Backbone):
         num_classes: int,
         image_size: int = 96,
         *,
-        dim: int = 768,
-        depth: int = 12,
-        heads: int = 12,
+        dim: Size = 768,
+        depth: Depth = 12,
+        heads: Size = 12,
         groups: Groups | None = None,
-        group_dim: int | None = None,
-        token_size: int | None = None,
-        mlp_ratio: float = 4.0,
+        group_dim: Count | None = None,
+        token_size: Size | None = None,
+        mlp_ratio: Positive = 4.0,
         pool: str = "cls",
-        norm_eps: float = 1e-6,
-        drop_path: float = 0.0,
+        norm_eps: Positive = 1e-6,
+        drop_path: Share = 0.0,
     ) -> None:
         super().__init__(bands, num_classes, image_size)
         self.groups = tuple(map(tuple, default_groups(bands) if groups is None else groups))
         self.token_size = token_size or stem_stride(image_size, 8, cells=7)
         self.num_features, self.mlp_ratio, self.pool = dim, mlp_ratio, pool
         self.group_dim = _quarter(dim) if group_dim is None else group_dim
-        self.grid = image_size // self.token_size
+        self.grid, self.least_size = image_size // self.token_size, self.token_size
         self._check(heads)
         self.feature_info = [FeatureInfo(dim, self.token_size)]
         self.patch_embed = GroupEmbed(self.groups, dim, self.token_size)
@@ -221,10 +239,6 @@ class GroupedTransformer(Backbone):
         _init_linear(self.blocks)
         _set_norms(self, norm_eps)
         self.head = self.make_head(num_classes)
-
-    def make_head(self, num_classes: int) -> nn.Module:
-        """Return a linear classifier, or nothing for 0 classes."""
-        return super().make_head(num_classes) if num_classes else nn.Identity()
 
     @property
     def tables(self) -> dict[str, nn.Parameter]:
@@ -266,7 +280,7 @@ class GroupedTransformer(Backbone):
             return self.head(self.norm(features[:, 1:].mean(1)))
         return self.head(features[:, 0])
 
-    def forward_levels(
+    def level_maps(
         self, x: Float[Tensor, "batch bands height width"]
     ) -> list[Float[Tensor, "batch dim h w"]]:
         """Return one map, the mean over the groups' normalised tokens."""
@@ -400,14 +414,14 @@ class MaskedAutoencoder(Pretrainer):
         self,
         encoder: Backbone,
         *,
-        decoder_width: int | None = None,
-        decoder_depth: int | None = None,
-        decoder_heads: int | None = None,
-        decoder_group_dim: int | None = None,
+        decoder_width: Size | None = None,
+        decoder_depth: Depth | None = None,
+        decoder_heads: Size | None = None,
+        decoder_group_dim: Count | None = None,
         mask_ratio: float = 0.75,
         same_mask: bool = False,
         scales: int = 2,
-        scale_width: int | None = None,
+        scale_width: Size | None = None,
         ms_weight: float = 0.4,
         norm_pix: bool = False,
         group_order: str = "natural",
@@ -764,11 +778,20 @@ _UPSAMPLING = {
     "res_norm": "norm",
     "proj_out": "image",
 }
-_PRETRAINED_ONLY = ("decoder_", "mask_token", "proj_up_", "up_block")
+# Of the autoencoder, and of no part of the classifier that is made of its encoder.
+UNREAD = ("decoder_", "mask_token", "proj_up_", "up_block")
+
+
+LAYOUTS = {
+    "the authors' SatMAE++": (
+        r"^(patch_embed\.0\.proj\.weight|proj_up_conv\.weight)$",
+        r"^(channel_embed|mask_token)$",
+    ),
+}
 
 
 def rename(state_dict: Mapping[str, Tensor], groups: Groups | None = None) -> dict[str, Tensor]:
-    """Give the encoder's weights in the authors' layout our names; the autoencoder's own are left out.
+    """Give the encoder's weights in the authors' layout our names; the autoencoder's own (``UNREAD``) stay as they are.
 
     Args:
         state_dict: of their classifier or of their autoencoder.
@@ -777,53 +800,46 @@ def rename(state_dict: Mapping[str, Tensor], groups: Groups | None = None) -> di
     Raises:
         ModelError: the weights are of other groups.
     """
-    kept = {k: v for k, v in state_dict.items() if not k.startswith(_PRETRAINED_ONLY)}
-    renamed = {
-        _begin(key, _ENCODER): value
-        for key, value in kept.items()
-        if not key.startswith("patch_embed.")
-    }
-    if not any(key.startswith("patch_embed.") for key in kept):
+    weights, biases = _patch_names(state_dict)
+    joined = {*weights, *biases}
+    loose = {key: value for key, value in state_dict.items() if key not in joined}
+    renamed = rename_keys(loose, partial(begin, _ENCODER))
+    if not joined:
         return renamed
-    weights, biases = _patch_weights(kept)
-    groups = default_groups(sum(w.shape[1] for w in weights)) if groups is None else groups
-    if [len(group) for group in groups] != [w.shape[1] for w in weights]:
+    bands = [state_dict[name].shape[1] for name in weights]
+    groups = default_groups(sum(bands)) if groups is None else groups
+    if [len(group) for group in groups] != bands:
         raise ModelError(
-            f"The weights' groups have {[w.shape[1] for w in weights]} bands, not those of {groups}.",
+            f"The weights' groups have {bands} bands, not those of {groups}.",
             "Load them by from_reference, with channel_groups among its arguments.",
         )
     order = torch.tensor([band for group in groups for band in group])
-    renamed["patch_embed.weight"] = torch.cat(weights, 1)[:, order.argsort()]
-    renamed["patch_embed.bias"] = torch.stack(biases)
-    if "channel_embed" in kept and "channel_cls_embed" not in kept:
-        renamed["class_group_embed"] = torch.zeros_like(kept["channel_embed"][:, :1])
+    projections = torch.cat([state_dict[name] for name in weights], 1)
+    renamed["patch_embed.weight"] = projections[:, order.argsort()]
+    renamed["patch_embed.bias"] = torch.stack([state_dict[name] for name in biases])
+    if "channel_embed" in state_dict and "channel_cls_embed" not in state_dict:
+        renamed["class_group_embed"] = torch.zeros_like(state_dict["channel_embed"][:, :1])
     return renamed
 
 
-def _patch_weights(kept: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the projections' weights and biases, group by group; the autoencoder of RGB images has one group."""
-    if "patch_embed.proj.weight" in kept:
-        return [kept["patch_embed.proj.weight"]], [kept["patch_embed.proj.bias"]]
-    count = sum(k.startswith("patch_embed.") and k.endswith("proj.weight") for k in kept)
-    weights, biases = (
-        [kept[f"patch_embed.{g}.proj.{what}"] for g in range(count)] for what in ("weight", "bias")
-    )
-    return weights, biases
-
-
-def _begin(key: str, names: Mapping[str, str]) -> str:
-    """Replace the beginning of a name."""
-    for old, new in names.items():
-        if key.startswith(old):
-            return new + key.removeprefix(old)
-    return key
+def _patch_names(state_dict: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
+    """Name the projections' weights and biases, group by group; the autoencoder of RGB images has one group."""
+    bases = ["patch_embed.proj"]
+    if "patch_embed.proj.weight" not in state_dict:
+        numbers = itertools.takewhile(
+            lambda g: f"patch_embed.{g}.proj.weight" in state_dict, itertools.count()
+        )
+        bases = [f"patch_embed.{number}.proj" for number in numbers]
+    if not all(f"{base}.{what}" in state_dict for base in bases for what in ("weight", "bias")):
+        return [], []  # told as left over
+    return [f"{base}.weight" for base in bases], [f"{base}.bias" for base in bases]
 
 
 def _autoencoder_name(key: str) -> str:
     if not key.startswith("up_block"):
-        return _begin(key, _AUTOENCODER)
+        return begin(_AUTOENCODER, key)
     block, part = key.removeprefix("up_block").split(".", 1)
-    return f"finer.blocks.{int(block) - 1}.{_begin(part, _UPSAMPLING)}"
+    return f"finer.blocks.{int(block) - 1}.{begin(_UPSAMPLING, part)}"
 
 
 def resize(state_dict: Mapping[str, Tensor], model: GroupedTransformer) -> dict[str, Tensor]:
@@ -857,7 +873,9 @@ def from_reference(
         norm_eps=kwargs.get("norm_eps", 1e-5 if pretrained else 1e-6),
         drop_path=kwargs.get("drop_path_rate", 0.0),
     )
-    encoder.load_state_dict(rename(state_dict, groups))
+    weights = rename(state_dict, groups)
+    own = {key: weights.pop(key) for key in state_dict if pretrained and key.startswith(UNREAD)}
+    encoder.load_state_dict(weights)
     if not pretrained:
         return encoder
     model = MaskedAutoencoder(
@@ -872,11 +890,7 @@ def from_reference(
         norm_pix=kwargs.get("norm_pix_loss", False),
         group_order="published",
     )
-    own = {
-        _autoencoder_name(key): value
-        for key, value in state_dict.items()
-        if key.startswith(_PRETRAINED_ONLY)
-    }
+    own = {_autoencoder_name(key): value for key, value in own.items()}
     whole = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
     model.load_state_dict({**own, **whole})
     return model

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import Depths, Positive, Share, Size, Sizes
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.adapter import AdapterSeam
@@ -18,15 +21,27 @@ from vitreous.layers.attention import AttentionCore
 from vitreous.layers.backbone import Backbone, FeatureInfo, init_linear, linear_rates, stem_stride
 from vitreous.layers.drop import DropPath
 from vitreous.layers.mlp import Mlp
+from vitreous.layers.pooling import TIMM_POOLS, check_pool, pool_cells
 from vitreous.layers.positions import resize_positions
+from vitreous.layers.reference import (
+    DERIVED,
+    one_side,
+    pair,
+    refuse_eps,
+    refuse_others,
+    rename_keys,
+    substitute,
+)
 from vitreous.layers.windows import RelativePositionBias, partition, reverse
 
 CARD = Card(
     slug="swin",
     title="Swin Transformer: Hierarchical Vision Transformer using Shifted Windows",
     kind="model",
-    summary="A pyramid whose attention stays inside windows; every second block shifts them, so that they mix.",
-    when="As the trunk of dense tasks, or for images so large that global attention costs too much.",
+    summary="A pyramid with attention inside local windows, which are shifted in every second "
+    "block.",
+    when="Backbone for dense tasks on large images, where global attention is too expensive. "
+    "Slow on small patches.",
     paper="arXiv 2103.14030; ICCV 2021",
     year=2021,
     source_licence="MIT (microsoft/Swin-Transformer): re-implemented from the equations",
@@ -125,20 +140,24 @@ CARD = Card(
         "erasing": 0.25,
         "jitter": 0.4,
     },
-    claim="81.3 % on ImageNet with the budget of DeiT-S (79.8 %), at a cost that is linear in the image's size; "
-    "shifting the windows is worth 1.1 points of it.",
-    miniature="Scenes of 32 x 32 pixels with two glyphs in different windows: same or different? Shifted windows "
-    "at least 3 points above windows that stay where they are; the multiply-adds of window attention grow 4 "
-    "times, not 16, as the side doubles.",
+    claim="81.3 % on ImageNet at the cost of DeiT-S (79.8 %), and a cost linear in image size; "
+    "shifted windows are worth 1.1 points.",
+    miniature="Images of 32 x 32 pixels with two glyphs in different windows: same or different? "
+    "Required: shifted windows at least 3 points above fixed windows; multiply-adds of window "
+    "attention grow by a factor of 4, not 16, when the side doubles.",
     notes=[
-        "The published costs are the authors' own count, which includes the normalisations; ours does not.",
-        "The authors' classifier takes sizes that divide evenly. Here what is missing is padded with zeros below "
-        "and on the right, as in their detection code, but no cell attends to cells that padding added.",
-        "Pairs of cells that are not neighbours are hidden by -inf, the authors subtract 100.",
-        "A stage whose map is no larger than a window is one window without a shift, as published; on images "
-        "that are not square this is decided for each axis by itself.",
-        "Patches are 4 pixels at 224, and smaller on smaller images, so that 4 x 4 cells remain (token_size).",
-        "Left out: dropout (0 in every published setting) and the Swin-MLP variants of the authors' code.",
+        "Image size: Patches are 4 pixels at 224; on smaller images they shrink so that 4 x 4 "
+        "cells remain (token_size).",
+        "Image size: The authors' classifier needs sizes that divide evenly. Here maps are "
+        "zero-padded at the bottom and right, as in their detection code, and padded cells are "
+        "masked.",
+        "Image size: A stage whose map is not larger than a window is a single window without "
+        "shift, as published; for images that are not square this is decided per axis.",
+        "Differs from the reference: Pairs of cells that are not neighbours are masked with "
+        "-inf, where the authors subtract 100.",
+        "Published figures: Published costs are the authors' count, which includes "
+        "normalisation; ours does not.",
+        "Not included: Dropout (0 in every published setting) and the Swin-MLP variants.",
     ],
 )
 
@@ -149,13 +168,18 @@ class WindowAttention(nn.Module):
     Args:
         dim: token width.
         heads: number of heads.
-        window: side of the largest window.
+        window: rows and columns of the largest window.
         qkv_bias: give the projections to query, key and value a bias.
         scale: factor of the scores; (dim / heads)^-0.5 where not given.
     """
 
     def __init__(
-        self, dim: int, heads: int, window: int, qkv_bias: bool, scale: float | None
+        self,
+        dim: int,
+        heads: int,
+        window: tuple[int, int],
+        qkv_bias: bool,
+        scale: float | None,
     ) -> None:
         super().__init__()
         self.heads = heads
@@ -185,29 +209,31 @@ class Block(nn.Module):
     Args:
         dim: token width.
         heads: number of heads.
-        window: side of a window.
+        window: side of a window, or its rows and columns.
         shifted: move the windows by half their side.
         mlp_ratio: hidden width of the feed-forward over the token width.
         drop_path: stochastic depth.
         qkv_bias: see :class:`WindowAttention`.
         scale: see :class:`WindowAttention`.
+        mask_padding: see :class:`SwinTransformer`.
     """
 
     def __init__(
         self,
         dim: int,
         heads: int,
-        window: int,
+        window: int | tuple[int, int],
         shifted: bool,
         mlp_ratio: float,
         drop_path: float,
         qkv_bias: bool,
         scale: float | None,
+        mask_padding: bool = True,
     ) -> None:
         super().__init__()
-        self.window, self.shifted = window, shifted
+        self.window, self.shifted, self.mask_padding = pair(window), shifted, mask_padding
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = WindowAttention(dim, heads, window, qkv_bias, scale)
+        self.attn = WindowAttention(dim, heads, self.window, qkv_bias, scale)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.adapter = AdapterSeam(dim)
@@ -229,11 +255,12 @@ class Block(nn.Module):
     ) -> Float[Tensor, "batch height width dim"]:
         height, width = x.shape[1:3]
         window, shift = window_grid(height, width, self.window, self.shifted)
-        x = pad_to(x, window)
-        padded = (x.shape[1], x.shape[2])
+        if self.mask_padding:
+            x = pad_to(x, window)
+        shape = (x.shape[1], x.shape[2])
         if any(shift):
             x = x.roll((-shift[0], -shift[1]), (1, 2))
-        x = reverse(self.attn(partition(x, window), window, mask), window, *padded)
+        x = reverse(self.attn(partition(x, window), window, mask), window, *shape)
         if any(shift):
             x = x.roll(shift, (1, 2))
         return x[:, :height, :width]
@@ -281,7 +308,9 @@ class Stage(nn.Module):
         for block in self.blocks:
             assert isinstance(block, Block)
             if block.shifted not in made:
-                made[block.shifted] = window_mask(x, block.window, block.shifted)
+                made[block.shifted] = window_mask(
+                    x, block.window, block.shifted, block.mask_padding
+                )
             yield block, made[block.shifted]
 
 
@@ -294,11 +323,12 @@ class SwinTransformer(Backbone):
     Args:
         bands: channels of the input.
         num_classes: classes; with 0 the pooled features are returned.
-        image_size: side of the image in pixels: decides ``token_size`` and the windows of stages with small maps.
+        image_size: side of the image in pixels (of its longer side where it is not square): decides ``token_size`` and the windows of stages with small maps.
         dim: token width of the first stage; each further stage doubles it.
         depths: blocks of each stage.
         heads: attention heads of each stage.
-        window: side of a window in tokens; a stage with fewer tokens per side is one window.
+        window: side of a window in tokens, or for each stage one of its own, a side or rows and columns; a stage with
+            fewer tokens per side is one window.
         token_size: side of a token of the first stage in pixels; 4, or on small images what leaves 4 x 4 tokens in
             the last stage.
         mlp_ratio: hidden width of the feed-forward over the token width.
@@ -308,6 +338,9 @@ class SwinTransformer(Backbone):
         qkv_bias: give the projections to query, key and value a bias.
         scale: factor of the attention scores; (width of a head)^-0.5 where not given.
         stem_norm: normalise the tokens of the first stage.
+        mask_padding: no cell attends to cells that padding added; False repeats what timm does, which shifts the
+            windows before it pads and lets padding take part.
+        pool: how the last map's cells become one vector: ``mean``, ``max``, or ``mean_max``, the mean of both.
 
     Raises:
         ModelError: depths and heads of unequal numbers, heads that do not divide a width, or no window.
@@ -323,22 +356,28 @@ class SwinTransformer(Backbone):
         num_classes: int,
         image_size: int = 224,
         *,
-        dim: int = 96,
-        depths: Sequence[int] = (2, 2, 6, 2),
-        heads: Sequence[int] = (3, 6, 12, 24),
-        window: int = 7,
-        token_size: int | None = None,
-        mlp_ratio: float = 4.0,
-        drop_path: float = 0.0,
+        dim: Size = 96,
+        depths: Depths = (2, 2, 6, 2),
+        heads: Sizes = (3, 6, 12, 24),
+        window: Size | Sequence[Size | Sizes] = 7,
+        token_size: Size | None = None,
+        mlp_ratio: Positive = 4.0,
+        drop_path: Share = 0.0,
         shift: bool = True,
         absolute_positions: bool = False,
         qkv_bias: bool = True,
-        scale: float | None = None,
+        scale: Positive | None = None,
         stem_norm: bool = True,
+        mask_padding: bool = True,
+        pool: str = "mean",
     ) -> None:
         super().__init__(bands, num_classes, image_size)
-        _check(dim, depths, heads, window)
         stages = len(depths)
+        windows = [window] * stages if isinstance(window, int) else list(window)
+        sides = [pair(given) for given in windows]
+        _check(dim, depths, heads, sides)
+        check_pool("swin", pool)
+        self.pool = pool
         self.token_size = token_size or stem_stride(image_size, 4, later=2 ** (stages - 1))
         dims = [dim * 2**stage for stage in range(stages)]
         self.num_features = dims[-1]
@@ -354,17 +393,18 @@ class SwinTransformer(Backbone):
         rates = iter(linear_rates(drop_path, sum(depths)))
         self.stages = nn.ModuleList()
         for stage, (width, depth) in enumerate(zip(dims, depths, strict=True)):
-            side = min(window, -(-self.grid // 2**stage))
+            cells = -(-self.grid // 2**stage)
             blocks = [
                 Block(
                     width,
                     heads[stage],
-                    side,
+                    (min(sides[stage][0], cells), min(sides[stage][1], cells)),
                     shift and number % 2 == 1,
                     mlp_ratio,
                     next(rates),
                     qkv_bias,
                     scale,
+                    mask_padding,
                 )
                 for number in range(depth)
             ]
@@ -374,10 +414,6 @@ class SwinTransformer(Backbone):
         init_linear(self)
         if self.pos_embed is not None:
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
-
-    def make_head(self, num_classes: int) -> nn.Module:
-        """Return a linear classifier, or nothing for 0 classes."""
-        return super().make_head(num_classes) if num_classes else nn.Identity()
 
     def embed(self, x: Float[Tensor, "batch bands height width"]) -> Float[Tensor, "batch h w dim"]:
         """Return the tokens of the first stage, one per started cell of ``token_size`` pixels."""
@@ -412,10 +448,10 @@ class SwinTransformer(Backbone):
     def forward_head(
         self, features: Float[Tensor, "batch tokens dim"]
     ) -> Float[Tensor, "batch classes"]:
-        """Classify the mean of the tokens."""
-        return self.head(features.mean(1))
+        """Classify the pooled tokens."""
+        return self.head(pool_cells(features, self.pool, (1,)))
 
-    def forward_levels(
+    def level_maps(
         self, x: Float[Tensor, "batch bands height width"]
     ) -> list[Float[Tensor, "batch channels h w"]]:
         """Return the maps of all stages, the last one normalised."""
@@ -424,27 +460,36 @@ class SwinTransformer(Backbone):
 
 
 def window_grid(
-    height: int, width: int, window: int, shifted: bool
+    height: int, width: int, window: int | tuple[int, int], shifted: bool
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return the sides of the windows on a map, and how far they are shifted down and across.
 
     An axis no longer than a window is not cut, and there is nothing to shift along it.
     """
-    rows, columns = (min(window, length) for length in (height, width))
-    down, across = (window // 2 if shifted and n > window else 0 for n in (height, width))
+    axes = list(zip(pair(window), (height, width), strict=True))
+    rows, columns = (min(side, length) for side, length in axes)
+    down, across = (side // 2 if shifted and length > side else 0 for side, length in axes)
     return (rows, columns), (down, across)
 
 
 def window_mask(
-    x: Float[Tensor, "batch height width dim"], window: int, shifted: bool
+    x: Float[Tensor, "batch height width dim"],
+    window: int | tuple[int, int],
+    shifted: bool,
+    mask_padding: bool = True,
 ) -> Float[Tensor, "windows 1 tokens tokens"] | None:
     """Return 0 for pairs of tokens that may attend to each other, -inf for others; None where all may.
 
     Rolling a map puts cells of opposite edges into one window, and padding adds cells that do not exist. Tokens only
-    attend to tokens of their own kind.
+    attend to tokens of their own kind. Without ``mask_padding`` only opposite edges are told apart, at the end of the
+    padded map.
     """
     height, width = x.shape[1:3]
     sides, shift = window_grid(height, width, window, shifted)
+    if not mask_padding:
+        if not any(shift):
+            return None
+        height, width = (n + -n % side for n, side in zip((height, width), sides, strict=True))
     if not any(shift) and height % sides[0] == 0 and width % sides[1] == 0:
         return None
     rows = axis_kinds(height, sides[0], shift[0], x.device)
@@ -470,7 +515,9 @@ def pad_to(
     return F.pad(x, (0, 0, 0, right, 0, below)) if below or right else x
 
 
-def _check(dim: int, depths: Sequence[int], heads: Sequence[int], window: int) -> None:
+def _check(
+    dim: int, depths: Sequence[int], heads: Sequence[int], windows: Sequence[tuple[int, int]]
+) -> None:
     if not depths or len(depths) != len(heads):
         raise ModelError(
             f"swin has {len(depths)} stages of blocks and heads for {len(heads)}.",
@@ -482,76 +529,153 @@ def _check(dim: int, depths: Sequence[int], heads: Sequence[int], window: int) -
                 f"swin's stage {stage + 1} has width {dim * 2**stage}, not divisible by {count} heads.",
                 "Change dim or heads.",
             )
-    if window < 1:
-        raise ModelError(f"swin has no windows of {window} tokens.", "Give a window of 1 or more.")
+    if len(windows) != len(depths):
+        raise ModelError(
+            f"swin has windows for {len(windows)} stages of {len(depths)}.",
+            "Give one side for all stages, or one window per stage.",
+        )
+    if any(min(window) < 1 for window in windows):
+        raise ModelError(f"swin has no windows of {windows} tokens.", "Give windows of 1 or more.")
 
 
 build = SwinTransformer
 
 
+_TABLE = r"\.relative_position_bias_table$"
+LAYOUTS = {
+    "timm's Swin": (
+        r"^layers\.\d+\.blocks\.\d+\.attn" + _TABLE,
+        r"^patch_embed\.proj\.weight$",
+        r"!^layers\.0\.downsample\.",
+        r"!^head\.weight$",
+    ),
+    "the authors' Swin": (
+        r"^layers\.\d+\.blocks\.\d+\.attn" + _TABLE,
+        r"^patch_embed\.proj\.weight$",
+        r"^(layers\.0\.downsample|head)\.",
+        r"!^head\.fc\.",
+    ),
+}
+_NAMES = (
+    (r"^patch_embed\.proj\.", "patch_embed."),
+    (r"^patch_embed\.norm\.", "patch_norm."),
+    (r"^absolute_pos_embed$", "pos_embed"),
+    (_TABLE, ".position.table"),
+    (r"^head\.fc\.", "head."),
+)
+
+
 def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give the authors' weights our names; masks and position indices, which follow from the size, are left out."""
-    names = {
-        "patch_embed.proj.": "patch_embed.",
-        "patch_embed.norm.": "patch_norm.",
-        "absolute_pos_embed": "pos_embed",
-        "relative_position_bias_table": "position.table",
-        "layers.": "stages.",
+    """Give weights of the authors or of timm our names; what follows from the size (masks, indices) is left out."""
+    learned = {key: value for key, value in state_dict.items() if not key.endswith(DERIVED)}
+    # The authors' merging ends a stage and timm's begins the next, as ours does.
+    later = int(any(key.startswith("layers.0.downsample.") for key in learned))
+
+    def stage(found: re.Match[str]) -> str:
+        if not found[2]:
+            return f"stages.{found[1]}."
+        return f"stages.{int(found[1]) + later}.merge."
+
+    rules = (*_NAMES, (r"^layers\.(\d+)\.(downsample\.)?", stage))
+    return rename_keys(learned, partial(substitute, rules))
+
+
+def read_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return what weights under our names say about options that a variant leaves open."""
+    return {
+        "qkv_bias": "stages.0.blocks.0.attn.qkv.bias" in weights,
+        "stem_norm": "patch_norm.weight" in weights,
+        "absolute_positions": "pos_embed" in weights,
     }
-    renamed = {}
-    for key, value in state_dict.items():
-        if key.endswith(("attn_mask", "relative_position_index")):
-            continue
-        for old, new in names.items():
-            key = key.replace(old, new)
-        if ".downsample." in key:  # theirs ends a stage, ours begins the next
-            _, stage, rest = key.split(".", 2)
-            key = f"stages.{int(stage) + 1}.{rest.replace('downsample', 'merge')}"
-        renamed[key] = value
-    return renamed
 
 
 def resize(state_dict: Mapping[str, Tensor], model: SwinTransformer) -> dict[str, Tensor]:
     """Resample position tables to the windows, and learned positions to the grid, of ``model``, bicubically."""
-    wanted = model.state_dict()
     resized = dict(state_dict)
-    for name, table in state_dict.items():
-        if name.endswith("position.table") and name in wanted:
-            side = round(wanted[name].shape[0] ** 0.5)
-            resized[name] = resize_positions(table[None], (side, side))[0]
+    for name, module in model.named_modules():
+        key = f"{name}.table"
+        if isinstance(module, RelativePositionBias) and key in state_dict:
+            rows, columns = (2 * side - 1 for side in module.window)
+            if state_dict[key].shape[0] != rows * columns:
+                resized[key] = resize_positions(state_dict[key][None], (rows, columns))[0]
     if "pos_embed" in resized:
         resized["pos_embed"] = resize_positions(resized["pos_embed"], (model.grid, model.grid))
     return resized
 
 
+# Values of timm's arguments that change nothing, or that ours has.
+_OFFERED: dict[str, tuple[Any, ...]] = {
+    "global_pool": tuple(TIMM_POOLS),
+    "always_partition": (False,),
+    "head_dim": (None,),
+}
+
+
 def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) -> SwinTransformer:
-    """Build the model from the arguments of the authors' SwinTransformer and load its weights.
+    """Build the model from the arguments of the authors' or timm's SwinTransformer and load its weights.
 
     Raises:
-        ModelError: images or patches that are not square.
+        ModelError: patches that are not square, images of the authors' that are not, or an argument that we do not offer.
     """
+    refuse_others("swin", kwargs, _OFFERED)
+    refuse_eps("swin", kwargs, 1e-5)
+    depths = kwargs.get("depths", (2, 2, 6, 2))
+    image = pair(kwargs.get("img_size", 224))
+    timm = not any(key.startswith(("layers.0.downsample.", "head.weight")) for key in state_dict)
+    if not timm:  # the authors' windows are square even where only one side of a map is short
+        one_side("swin", image, "images")
+    token = one_side("swin", kwargs.get("patch_size", 4), "patches")
     model = SwinTransformer(
         bands=kwargs.get("in_chans", 3),
         num_classes=kwargs.get("num_classes", 1000),
-        image_size=_side(kwargs.get("img_size", 224), "images"),
-        token_size=_side(kwargs.get("patch_size", 4), "patches"),
-        dim=kwargs.get("embed_dim", 96),
-        depths=kwargs.get("depths", (2, 2, 6, 2)),
+        image_size=max(image),
+        token_size=token,
+        dim=_first_width(kwargs.get("embed_dim", 96)),
+        depths=depths,
         heads=kwargs.get("num_heads", (3, 6, 12, 24)),
-        window=kwargs.get("window_size", 7),
-        mlp_ratio=kwargs.get("mlp_ratio", 4.0),
+        window=_windows(kwargs.get("window_size", 7), image, token, len(depths)),
+        mlp_ratio=_one(kwargs.get("mlp_ratio", 4.0), "mlp_ratio"),
         drop_path=kwargs.get("drop_path_rate", 0.1),
         absolute_positions=kwargs.get("ape", False),
         qkv_bias=kwargs.get("qkv_bias", True),
         scale=kwargs.get("qk_scale") or None,
         stem_norm=kwargs.get("patch_norm", True),
+        mask_padding=not timm,  # the authors' code never pads
+        pool=TIMM_POOLS[kwargs.get("global_pool", "avg")],
     )
     model.load_state_dict(rename(state_dict))
     return model
 
 
-def _side(size: int | Sequence[int], what: str) -> int:
-    sides = {size} if isinstance(size, int) else set(size)
-    if len(sides) != 1:
-        raise ModelError(f"swin is built for square {what}, not {size}.", "Give one side.")
-    return sides.pop()
+def _windows(given: Any, image: tuple[int, int], token: int, stages: int) -> list[tuple[int, int]]:
+    """Return the window of each stage: no longer than its map along either axis, as the tables of timm are.
+
+    Two numbers are rows and columns for all stages, as in timm.
+    """
+    alone = isinstance(given, int) or (len(given) == 2 and isinstance(given[0], int))
+    windows = [pair(given)] * stages if alone else [pair(window) for window in given]
+    maps = [[-(-(side // token) // 2**stage) for side in image] for stage in range(stages)]
+    return [
+        (min(window[0], cells[0]), min(window[1], cells[1]))
+        for window, cells in zip(windows, maps, strict=True)
+    ]
+
+
+def _first_width(given: int | Sequence[int]) -> int:
+    """Return the first stage's width, of widths that double."""
+    widths = [given] if isinstance(given, int) else list(given)
+    if widths != [widths[0] * 2**stage for stage in range(len(widths))]:
+        raise ModelError(
+            f"swin doubles its width from stage to stage, unlike embed_dim={widths}.",
+            "Give one number.",
+        )
+    return widths[0]
+
+
+def _one(given: Any, what: str) -> float:
+    """Return a setting that is the same in every stage."""
+    values = {*given} if isinstance(given, list | tuple) else {given}
+    if len(values) != 1:
+        raise ModelError(f"swin has one {what} for all stages, not {given}.", "Give one number.")
+    value: float = values.pop()
+    return value

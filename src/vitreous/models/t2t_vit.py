@@ -13,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import Depth, Positive, Share, Size, Sizes
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.adapter import AdapterSeam
@@ -22,14 +23,16 @@ from vitreous.layers.backbone import stem_stride as shrunk_stride
 from vitreous.layers.drop import DropPath
 from vitreous.layers.mlp import Mlp
 from vitreous.layers.positions import resize_positions
+from vitreous.layers.reference import begin, rename_keys, substitute
 
 CARD = Card(
     slug="t2t_vit",
     title="Tokens-to-Token ViT: Training Vision Transformers from Scratch on ImageNet",
     kind="model",
-    summary="Overlapping neighbourhoods become tokens in three steps, with light attention between them, before a "
-    "deep and narrow ViT.",
-    when="As a plain ViT where edges and texture matter and there is no pre-training.",
+    summary="Overlapping neighbourhoods are merged into tokens in three steps with light "
+    "attention in between, followed by a deep and narrow ViT.",
+    when="Natural images without pre-training, where a plain ViT would be used. No advantage on "
+    "hyperspectral patches has been measured.",
     paper="arXiv 2101.11986, ICCV 2021",
     year=2021,
     source_licence="Clear BSD (yitu-opensource/T2T-ViT): re-implemented from the equations",
@@ -77,25 +80,32 @@ CARD = Card(
         "augmentation": "RandAugment m9",
         "weight_average": 0.99996,
     },
-    claim="Trained from scratch on ImageNet, T2T-ViT-14 has half the size of the paper's ViT-S/16 and is 3.4 points "
-    "above it (81.5 against 78.1).",
-    miniature="Digits enlarged to 32 pixels, 64 tokens, the same narrow trunk: two soft splits with one token layer against "
-    "plain patches and a convolutional stem, and Performer against softmax token layers.",
+    claim="Trained from scratch on ImageNet, T2T-ViT-14 has half the size of the paper's "
+    "ViT-S/16 and is 3.4 points more accurate (81.5 vs 78.1).",
+    miniature="Digits enlarged to 32 pixels, 64 tokens, the same narrow backbone: two soft "
+    "splits with one token layer vs plain patches and a convolutional stem, and Performer vs "
+    "softmax token layers.",
     notes=[
-        "Parameters are the trained ones, measured. The authors count the fixed random features and positions too "
-        "(21.55 M for t2t_vit_14); here they are buffers.",
-        "The first soft split's stride of 4 shrinks on images that would have fewer than 7 x 7 tokens. A split of stride "
-        "s cuts neighbourhoods of 2s - 1, as 7/4 and 3/2 of the paper do, so at stride 1 the first tokens are pixels.",
-        "A soft split of stride 4 pads by 2 and leaves out what does not fill a neighbourhood; one of stride 2 pads by 1.",
-        "Positions are fixed sines and cosines of a token's number, the class token's being 0; other grids than the one "
-        "built for are resampled bicubically, as the authors do for 384 pixels. Images need not be square.",
-        "Scores of softmax token layers are scaled by the width before the projection (147, 576), as in the authors' code.",
-        "Random directions have the length sqrt(rows), as in the authors' code, with half as many rows as channels: for "
-        "small q and k the kernel is exp(q k / 2 - (q q + k k) / 4), not the exp(q k) of Performer's sqrt(channels).",
-        "Weights that the authors released early were trained with scores scaled by dim^-0.5: qk_scale.",
-        "Weights of the first token layer keep bands as an axis of their own: (out, bands, rows, columns).",
-        "t2t_vit_14_resnext (32 heads) and t2t_vit_14_wide are the paper's comparisons; its dense, squeeze-and-"
-        "excitation and ghost trunks are left out.",
+        "Usage: t2t_vit_14_resnext (32 heads) and t2t_vit_14_wide are comparisons from the paper.",
+        "Image size: The stride of the first soft split, 4, shrinks on images that would have "
+        "fewer than 7 x 7 tokens. A split of stride s takes neighbourhoods of 2s - 1, as 7/4 and "
+        "3/2 in the paper; at stride 1 the first tokens are pixels.",
+        "Image size: A soft split of stride 4 pads by 2 and drops incomplete neighbourhoods; one "
+        "of stride 2 pads by 1.",
+        "Image size: Position embeddings are fixed sines of the token index, with the class "
+        "token at 0. For other grids they are resampled bicubically, as the authors do for 384 "
+        "pixels. Images need not be square.",
+        "Checkpoints: Early published weights were trained with scores scaled by dim^-0.5: set "
+        "qk_scale.",
+        "Checkpoints: Weights of the first token layer keep bands as a separate axis: (out, "
+        "bands, rows, columns).",
+        "As in the reference: Scores of token layers are scaled by the width before the "
+        "projection (147, 576), and random directions have length sqrt(rows) with half as many "
+        "rows as channels, so that for small q and k the kernel is exp(q k / 2 - (q q + k k) / "
+        "4) rather than Performer's exp(q k).",
+        "Published figures: Parameters are the trained ones. The authors also count fixed random "
+        "features and positions (21.55 M for t2t_vit_14), which are buffers here.",
+        "Not included: The paper's dense, squeeze-and-excitation and ghost backbones.",
     ],
 )
 
@@ -347,23 +357,23 @@ class T2TViT(Backbone):
         num_classes: int,
         image_size: int = 224,
         *,
-        dim: int = 384,
-        depth: int = 14,
-        heads: int = 6,
-        mlp_ratio: float = 3.0,
-        token_dim: int = 64,
+        dim: Size = 384,
+        depth: Depth = 14,
+        heads: Size = 6,
+        mlp_ratio: Positive = 3.0,
+        token_dim: Size = 64,
         token_attention: str = "performer",
-        stem_stride: int | None = None,
-        later_strides: Sequence[int] = (2, 2),
+        stem_stride: Size | None = None,
+        later_strides: Sizes = (2, 2),
         qkv_bias: bool = False,
-        qk_scale: float | None = None,
-        drop_path: float = 0.0,
+        qk_scale: Positive | None = None,
+        drop_path: Share = 0.0,
     ) -> None:
         super().__init__(bands, num_classes, image_size)
         first = stem_stride or shrunk_stride(image_size, 4, math.prod(later_strides), cells=7)
         strides = (first, *later_strides)
         _check(dim, heads, strides, token_attention)
-        self.grid = _grid(image_size, strides)
+        self.grid, self.least_size = _grid(image_size, strides), _least_size(strides)
         self.num_features = dim
         self.feature_info = [FeatureInfo(dim, math.prod(strides))] * min(4, depth)
         self.tokenizer: nn.Module = TokensToToken(bands, token_dim, dim, strides, token_attention)
@@ -403,7 +413,7 @@ class T2TViT(Backbone):
         """Classify the class token."""
         return self.head(features[:, 0])
 
-    def forward_levels(
+    def level_maps(
         self, x: Float[Tensor, "batch bands height width"]
     ) -> list[Float[Tensor, "batch dim h w"]]:
         """Return the tokens' maps after each quarter of the blocks; all have the same stride."""
@@ -445,6 +455,14 @@ def sinusoids(count: int, dim: int) -> Float[Tensor, "count dim"]:
     return torch.where(channel % 2 == 0, angle.sin(), angle.cos()).float()
 
 
+def _least_size(strides: Sequence[int]) -> int:
+    """Return the side of the smallest image of which the soft splits leave a token."""
+    side = 1
+    for stride in reversed(strides):
+        side = (side - 1) * stride + (2 * stride - 1) - 2 * (stride // 2)
+    return max(side, 1)
+
+
 def _grid(image_size: int, strides: Sequence[int]) -> int:
     """Return how many tokens per side the soft splits leave of an image."""
     grid = image_size
@@ -476,42 +494,51 @@ def _check(dim: int, heads: int, strides: Sequence[int], token_attention: str) -
 build = T2TViT
 
 
+_NAMES = {
+    "cls_token": "class_token",
+    "pos_embed": "positions",
+    "tokens_to_token.attention1.": "tokenizer.layers.0.",
+    "tokens_to_token.attention2.": "tokenizer.layers.1.",
+    "tokens_to_token.project.": "tokenizer.project.",
+}
+# Of a token layer, of either kind.
+_LAYER_NAMES = (
+    (r"\.attn\.", "."),
+    (r"\.mlp\.0\.", ".mlp.fc1."),
+    (r"\.mlp\.2\.", ".mlp.fc2."),
+    (r"\.kqv\.", ".qkv."),
+    (r"\.w$", ".core.directions"),
+)
+
+
+LAYOUTS = {"the authors' T2T-ViT": (r"^tokens_to_token\.project\.",)}
+
+
 def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give weights in the authors' layout our names, shapes, and order of queries, keys and values."""
-    names = {
-        "cls_token": "class_token",
-        "pos_embed": "positions",
-        "tokens_to_token.attention1.": "tokenizer.layers.0.",
-        "tokens_to_token.attention2.": "tokenizer.layers.1.",
-        "tokens_to_token.project.": "tokenizer.project.",
-    }
-    renamed = {}
-    for key, value in state_dict.items():
-        for old, new in names.items():
-            if key.startswith(old):
-                key = new + key.removeprefix(old)
-        if key.startswith("tokenizer.layers."):
-            key, value = _rename_layer(key, value)
-        renamed[key] = value
-    return renamed
+    turned = {key: _turn(key, value) for key, value in state_dict.items()}
+    return rename_keys(turned, _our_name)
 
 
-def _rename_layer(key: str, value: Tensor) -> tuple[str, Tensor]:
-    """Rename what belongs to a token layer of either kind."""
-    parts = {".attn.": ".", ".mlp.0.": ".mlp.fc1.", ".mlp.2.": ".mlp.fc2."}
-    for old, new in parts.items():
-        key = key.replace(old, new)
+def _our_name(key: str) -> str:
+    key = begin(_NAMES, key)
+    return substitute(_LAYER_NAMES, key) if key.startswith("tokenizer.layers.") else key
+
+
+def _turn(key: str, value: Tensor) -> Tensor:
+    """Return a tensor of a token layer as ours is."""
+    name = _our_name(key)
+    if not name.startswith("tokenizer.layers."):
+        return value
     if ".kqv." in key:
         keys, queries, values = value.chunk(3)
-        key, value = key.replace(".kqv.", ".qkv."), torch.cat([queries, keys, values])
-    if key.endswith(".w"):
-        key = key.removesuffix("w") + "core.directions"
-    if ".norm1." in key or key.endswith("qkv.weight"):
-        kernel = 7 if ".layers.0." in key else 3
+        value = torch.cat([queries, keys, values])
+    if ".norm1." in name or name.endswith("qkv.weight"):
+        kernel = 7 if ".layers.0." in name else 3
         value = rearrange(
             value.reshape(-1, value.shape[-1]), "o (c h w) -> o c h w", h=kernel, w=kernel
         )
-    return key, value
+    return value
 
 
 def resize(state_dict: Mapping[str, Tensor], model: T2TViT) -> dict[str, Tensor]:

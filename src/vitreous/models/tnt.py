@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +12,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import Depth, Positive, Share, Size, Sizes
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.adapter import AdapterSeam
@@ -17,14 +20,26 @@ from vitreous.layers.attention import AttentionCore
 from vitreous.layers.backbone import Backbone, FeatureInfo, init_linear, linear_rates, stem_stride
 from vitreous.layers.drop import DropPath
 from vitreous.layers.mlp import Mlp
+from vitreous.layers.pooling import check_pool
 from vitreous.layers.positions import resize_positions
+from vitreous.layers.reference import (
+    begin,
+    join,
+    one_side,
+    pair,
+    refuse_eps,
+    refuse_others,
+    rename_keys,
+)
 
 CARD = Card(
     slug="tnt",
     title="Transformer in Transformer",
     kind="model",
-    summary="Every patch is a sentence of small words; words attend within their patch, and feed its token.",
-    when="When fine structure inside a patch matters, at little more cost than a plain ViT.",
+    summary="Every patch is divided into small words; an inner transformer attends within each "
+    "patch and feeds the patch token.",
+    when="To use or reproduce the published networks. No reliable gain over a plain ViT has been "
+    "measured here, at a higher cost.",
     paper="arXiv 2103.00112 (NeurIPS 2021)",
     year=2021,
     source_licence="Apache-2.0 (huawei-noah/Efficient-AI-Backbones): re-implemented from the equations",
@@ -60,21 +75,23 @@ CARD = Card(
         "augmentation": "RandAugment m9, mixup 0.8, cutmix 1, erasing 0.25, colour jitter 0.4, repeated",
         "ema": 0.99996,
     },
-    claim="About 1.7 points of ImageNet top-1 over a plain ViT for 8 % more parameters and 14 % more multiply-adds "
-    "(TNT-S 81.5 against DeiT-S 79.8).",
-    miniature="Digits of 16 pixels in patches of 8, shifted in training: at least a point better than a plain ViT of as "
-    "many parameters, and at most 0.3 behind itself without attention among words; the inner path costs less than a "
-    "quarter of TNT-S.",
+    claim="About 1.7 points of ImageNet top-1 above a plain ViT for 8 % more parameters and 14 % "
+    "more multiply-adds (TNT-S 81.5 vs DeiT-S 79.8).",
+    miniature="Digits of 16 pixels in patches of 8, randomly shifted in training. Required: at "
+    "least 1 point above a plain ViT of equal size, and at most 0.3 points below itself without "
+    "attention among words; the inner path costs less than a quarter of TNT-S.",
     notes=[
-        "The reference also counts a tensor of patches x width that nobody reads (outer_tokens); it is left out here, "
-        "which is 0.04 to 0.13 M fewer parameters. Ours: 6.07, 23.76 and 65.43 M.",
-        "Patches are 16 pixels with words every 4 at 224. On smaller images they shrink (token_size) so that 7 x 7 "
-        "remain, but not below 2 pixels, which leaves 2 x 2 words; words are a quarter of a patch apart, or a pixel.",
-        "The convolution that makes the words pads each patch with zeros at its borders, not the image.",
-        "Queries, keys and values come from one linear layer; the reference has one for queries and keys and another "
-        "for values, whose weights are joined on loading.",
-        "Stochastic depth drops the inner branches of single patches, as in the reference.",
-        "Pyramid TNT (arXiv 2201.00978) is another architecture and not here.",
+        "Image size: Patches are 16 pixels with words every 4 at 224. On smaller images they "
+        "shrink (token_size) so that 7 x 7 remain, but not below 2 pixels, which leaves 2 x 2 "
+        "words; the word stride is a quarter of a patch, at least one pixel.",
+        "Image size: The convolution that makes the words zero-pads each patch, not the image.",
+        "Checkpoints: Queries, keys and values come from one linear layer. The reference has one "
+        "for queries and keys and one for values; they are joined when loading.",
+        "Differs from the reference: The reference holds an unused tensor of patches x width "
+        "(outer_tokens). It is left out here, which is 0.04 to 0.13 M fewer parameters: 6.07, "
+        "23.76 and 65.43 M.",
+        "As in the reference: Stochastic depth drops the inner branches of single patches.",
+        "Not included: Pyramid TNT (arXiv 2201.00978), which is another architecture.",
     ],
 )
 
@@ -237,6 +254,9 @@ class TransformerInTransformer(Backbone):
         excite: squeeze and excitation behind the outer feed-forward.
         word_attention: False leaves the attention among words out (the ablation).
         drop_path: stochastic depth of the last block, growing linearly from 0.
+        inner_mlp_ratio: of the words' feed-forwards; ``mlp_ratio`` where not given.
+        grid: rows and columns of the sentences' learned positions; those of a square image where not given.
+        pool: ``class`` token or ``mean`` of the sentences.
 
     Raises:
         ModelError: an image smaller than a patch, or heads that do not divide their width.
@@ -252,21 +272,26 @@ class TransformerInTransformer(Backbone):
         num_classes: int,
         image_size: int = 224,
         *,
-        dim: int = 384,
-        inner_dim: int = 24,
-        depth: int = 12,
-        heads: int = 6,
-        inner_heads: int = 4,
-        token_size: int | None = None,
-        inner_stride: int | None = None,
-        mlp_ratio: float = 4.0,
+        dim: Size = 384,
+        inner_dim: Size = 24,
+        depth: Depth = 12,
+        heads: Size = 6,
+        inner_heads: Size = 4,
+        token_size: Size | None = None,
+        inner_stride: Size | None = None,
+        mlp_ratio: Positive = 4.0,
         qkv_bias: bool = False,
-        qk_scale: float | None = None,
+        qk_scale: Positive | None = None,
         excite: bool = False,
         word_attention: bool = True,
-        drop_path: float = 0.0,
+        drop_path: Share = 0.0,
+        inner_mlp_ratio: Positive | None = None,
+        grid: Sizes | None = None,
+        pool: str = "class",
     ) -> None:
         super().__init__(bands, num_classes, image_size)
+        check_pool("tnt", pool, ("class", "mean"))
+        self.pool = pool
         for width, count in ((dim, heads), (inner_dim, inner_heads)):
             if width % count:
                 raise ModelError(
@@ -274,23 +299,28 @@ class TransformerInTransformer(Backbone):
                     "Change the width or the heads.",
                 )
         self.token_size = token_size or max(stem_stride(image_size, 16, cells=7), 2)
-        self._check_size(image_size, image_size)
+        self.least_size = self.token_size
+        self.check_size(image_size, image_size)
         stride = inner_stride or max(self.token_size // 4, 1)
         words = (-(-self.token_size // stride)) ** 2
         self.num_features = dim
         self.grid = image_size // self.token_size
+        self.position_grid = pair(grid) if grid else (self.grid, self.grid)
         self.feature_info = [FeatureInfo(dim, self.token_size)] * min(4, depth)
         self.word_embed = nn.Conv2d(bands, inner_dim, 7, stride, padding=3)
         self.inner_pos = nn.Parameter(torch.zeros(1, words, inner_dim))
         self.sentence_embed = WordsToSentence(words, inner_dim, dim, bias=True)
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.outer_pos = nn.Parameter(torch.zeros(1, 1 + self.grid**2, dim))
-        shared = mlp_ratio, qkv_bias, qk_scale
+        self.outer_pos = nn.Parameter(torch.zeros(1, 1 + math.prod(self.position_grid), dim))
+        inner_ratio = mlp_ratio if inner_mlp_ratio is None else inner_mlp_ratio
+        shared = qkv_bias, qk_scale
         self.blocks = nn.ModuleList(
             Block(
                 words,
-                Transformer(inner_dim, inner_heads, *shared, rate, attend=word_attention),
-                Transformer(dim, heads, *shared, rate, excite=excite),
+                Transformer(
+                    inner_dim, inner_heads, inner_ratio, *shared, rate, attend=word_attention
+                ),
+                Transformer(dim, heads, mlp_ratio, *shared, rate, excite=excite),
                 inner_dim,
                 dim,
             )
@@ -301,18 +331,6 @@ class TransformerInTransformer(Backbone):
         init_linear(self)
         for table in (self.class_token, self.inner_pos, self.outer_pos):
             nn.init.trunc_normal_(table, std=0.02)
-
-    def _check_size(self, height: int, width: int) -> None:
-        if min(height, width) < self.token_size:
-            raise ModelError(
-                f"tnt cuts patches of {self.token_size} pixels; an image of {height} x {width} has none.",
-                "Give a smaller token_size, or larger images.",
-            )
-
-    def check(self, x: Tensor) -> None:
-        """Refuse images that do not fit, in words."""
-        super().check(x)
-        self._check_size(x.shape[2], x.shape[3])
 
     def embed(
         self, x: Float[Tensor, "batch bands height width"]
@@ -330,7 +348,9 @@ class TransformerInTransformer(Backbone):
         words = rearrange(self.word_embed(patches), "n c p q -> n (p q) c") + self.inner_pos
         sentences = self.sentence_embed(words, x.shape[0])
         sentences = torch.cat([self.class_token.expand(x.shape[0], -1, -1), sentences], 1)
-        return words, sentences + resize_positions(self.outer_pos, (rows, columns), 1)
+        return words, sentences + resize_positions(
+            self.outer_pos, (rows, columns), 1, self.position_grid
+        )
 
     def forward_features(
         self, x: Float[Tensor, "batch bands height width"]
@@ -344,10 +364,10 @@ class TransformerInTransformer(Backbone):
     def forward_head(
         self, features: Float[Tensor, "batch tokens dim"]
     ) -> Float[Tensor, "batch classes"]:
-        """Classify the class token."""
-        return self.head(features[:, 0])
+        """Classify the class token, or the mean of the sentences."""
+        return self.head(features[:, 0] if self.pool == "class" else features[:, 1:].mean(1))
 
-    def forward_levels(
+    def level_maps(
         self, x: Float[Tensor, "batch bands height width"]
     ) -> list[Float[Tensor, "batch dim h w"]]:
         """Return the sentences' maps after each quarter of the blocks; all have the stride of a patch."""
@@ -366,77 +386,137 @@ class TransformerInTransformer(Backbone):
 
 build = TransformerInTransformer
 
+LAYOUTS = {
+    "timm's TNT": (r"^pixel_embed\.proj\.weight$", r"^patch_pos$"),
+    "the authors' TNT": (r"^outer_pos$", r"^inner_pos$"),
+}
+UNREAD = ("outer_tokens",)  # the authors keep a tensor that nothing reads
 _NAMES = {
     "patch_embed.proj.": "word_embed.",
+    "pixel_embed.proj.": "word_embed.",
     "cls_token": "class_token",
+    "patch_pos": "outer_pos",
+    "pixel_pos": "inner_pos",
     "proj_norm": "sentence_embed.norm",
+    "norm1_proj.": "sentence_embed.norm1.",
+    "norm2_proj.": "sentence_embed.norm2.",
     "proj.": "sentence_embed.proj.",
 }
 _BLOCK_NAMES = {
+    # the authors'
     "inner_norm": "inner.norm",
     "inner_attn.": "inner.attn.",
     "inner_mlp.": "inner.mlp.",
     "proj_norm": "fold.norm",
-    "proj.": "fold.proj.",
     "outer_norm": "outer.norm",
     "outer_attn.": "outer.attn.",
     "outer_mlp.": "outer.mlp.",
     "se_layer.": "outer.excite.",
+    # timm's
+    "norm_in.": "inner.norm1.",
+    "attn_in.": "inner.attn.",
+    "norm_mlp_in.": "inner.norm2.",
+    "mlp_in.": "inner.mlp.",
+    "norm1_proj.": "fold.norm1.",
+    "norm2_proj.": "fold.norm2.",
+    "norm_out.": "outer.norm1.",
+    "attn_out.": "outer.attn.",
+    "norm_mlp.": "outer.norm2.",
+    "mlp.": "outer.mlp.",
+    # both
+    "proj.": "fold.proj.",
 }
 
 
 def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give weights in the authors' layout our names, and join their queries and keys with their values."""
-    loose = {key: value for key, value in state_dict.items() if key != "outer_tokens"}
-    for key in list(loose):
-        values = key.replace(".qk.", ".v.")
-        if values != key and values in loose:
-            joined = torch.cat([loose.pop(key), loose.pop(values)])
-            loose[key.replace(".qk.", ".qkv.")] = joined
-    return {_our_name(key): value for key, value in loose.items()}
+    """Give weights in the authors' layout or in timm's our names, and join their queries and keys with their values."""
+    joined = join(state_dict, (".qk.", ".v."), ".qkv.")
+    words = joined.get("pixel_pos")
+    if words is not None and words.ndim == 4:  # timm's lie on a map
+        joined["pixel_pos"] = rearrange(words, "1 d h w -> 1 (h w) d")
+    return rename_keys(joined, _our_name)
 
 
 def _our_name(key: str) -> str:
-    block, names = "", _NAMES
-    if key.startswith("blocks."):
-        _, number, key = key.split(".", 2)
-        block, names = f"blocks.{number}.", _BLOCK_NAMES
-    for old, new in names.items():
-        if key.startswith(old):
-            return block + new + key.removeprefix(old)
-    return block + key
+    found = re.match(r"blocks\.\d+\.", key)
+    if found is None:
+        return begin(_NAMES, key)
+    return found[0] + begin(_BLOCK_NAMES, key.removeprefix(found[0]))
+
+
+def read_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return what weights under our names say about options that a variant leaves open."""
+    return {
+        "qkv_bias": "blocks.0.outer.attn.qkv.bias" in weights,
+        "excite": any(".outer.excite." in key for key in weights),
+    }
 
 
 def resize(state_dict: Mapping[str, Tensor], model: TransformerInTransformer) -> dict[str, Tensor]:
     """Resample the positions of the sentences to the grid of ``model``."""
     resized = dict(state_dict)
     if "outer_pos" in resized:
-        resized["outer_pos"] = resize_positions(
-            resized["outer_pos"], (model.grid, model.grid), prefix=1
-        )
+        resized["outer_pos"] = resize_positions(resized["outer_pos"], model.position_grid, prefix=1)
     return resized
+
+
+# Values of timm's arguments that change nothing, or that ours has.
+_OFFERED: dict[str, tuple[Any, ...]] = {
+    "global_pool": ("token", "avg"),
+    "legacy": (
+        False,
+    ),  # True: words are cut from a convolution of the whole image, and normalised one by one
+}
 
 
 def from_reference(
     state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]
 ) -> TransformerInTransformer:
-    """Build the model from the arguments of the authors' TNT and load their weights."""
+    """Build the model from the arguments of the authors' or timm's TNT and load their weights.
+
+    Raises:
+        ModelError: patches that are not square, or an argument that we do not offer.
+    """
+    refuse_others("tnt", kwargs, _OFFERED)
+    refuse_eps("tnt", kwargs, 1e-5)
+    image = pair(kwargs.get("img_size", 224))
+    token = one_side("tnt", kwargs.get("patch_size", 16), "patches")
+    timm = "patch_pos" in state_dict
+    names = _TIMM_ARGUMENTS if timm else _ARGUMENTS
     model = TransformerInTransformer(
         bands=kwargs.get("in_chans", 3),
         num_classes=kwargs.get("num_classes", 1000),
-        image_size=kwargs.get("img_size", 224),
-        dim=kwargs.get("outer_dim", 768),
+        image_size=max(image),
+        dim=kwargs.get(names["dim"], 768),
         inner_dim=kwargs.get("inner_dim", 48),
         depth=kwargs.get("depth", 12),
-        heads=kwargs.get("outer_num_heads", 12),
-        inner_heads=kwargs.get("inner_num_heads", 4),
-        token_size=kwargs.get("patch_size", 16),
-        inner_stride=kwargs.get("inner_stride", 4),
+        heads=kwargs.get(names["heads"], 12),
+        inner_heads=kwargs.get(names["inner_heads"], 4),
+        token_size=token,
+        inner_stride=kwargs.get(names["inner_stride"], 4),
         mlp_ratio=kwargs.get("mlp_ratio", 4.0),
+        inner_mlp_ratio=4.0 if timm else None,  # written in timm's code
         qkv_bias=kwargs.get("qkv_bias", False),
         qk_scale=kwargs.get("qk_scale") or None,
         excite=kwargs.get("se", 0) > 0,
         drop_path=kwargs.get("drop_path_rate", 0.0),
+        grid=(image[0] // token, image[1] // token),
+        pool="mean" if kwargs.get("global_pool") == "avg" else "class",
     )
-    model.load_state_dict(rename(state_dict))
+    weights = rename(state_dict)
+    model.load_state_dict({key: v for key, v in weights.items() if not key.startswith(UNREAD)})
     return model
+
+
+_ARGUMENTS = {
+    "dim": "outer_dim",
+    "heads": "outer_num_heads",
+    "inner_heads": "inner_num_heads",
+    "inner_stride": "inner_stride",
+}
+_TIMM_ARGUMENTS = {
+    "dim": "embed_dim",
+    "heads": "num_heads_outer",
+    "inner_heads": "num_heads_inner",
+    "inner_stride": "first_stride",
+}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from vitreous.catalog.arguments import Positive
 from vitreous.catalog.card import Card
 from vitreous.models._image_filter import Image, ImageFilter, restoration
 
@@ -11,14 +12,17 @@ CARD = Card(
     slug="total_variation",
     title="An algorithm for total variation minimization and applications",
     kind="filter",
-    summary="The image of least total variation near the noisy one: flat fields with sharp edges.",
-    when="Scenes of flat fields with sharp borders and no time to train.",
+    summary="Total-variation denoising: the piecewise smooth image closest to the noisy one, "
+    "with sharp edges.",
+    when="Scenes of homogeneous fields with sharp boundaries; no training.",
     paper="Chambolle, J. Math. Imaging Vis. 20, 89-97",
     year=2004,
     source_licence="scikit-image: BSD-3-Clause (used as a library)",
     tasks=["restore"],
     variants={"total_variation": {}},
-    notes=["The weight is that multiple of the noise level which the image itself shows."],
+    notes=[
+        "Usage: The weight is a multiple of the noise level estimated from the image.",
+    ],
 )
 
 
@@ -45,7 +49,7 @@ class TotalVariation(ImageFilter):
         return np.asarray(clean, dtype=np.float32)
 
 
-def build(bands: int, components: bool = False, strength: float = 1.5) -> TotalVariation:
+def build(bands: int, components: bool = False, strength: Positive = 1.5) -> TotalVariation:
     """Build the filter."""
     restoration()
     if not strength > 0:

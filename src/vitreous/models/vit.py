@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -11,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import Amount, Count, Depth, Positive, Share, Size, Sizes
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.adapter import AdapterSeam
@@ -18,8 +21,22 @@ from vitreous.layers.attention import AttentionCore
 from vitreous.layers.backbone import Backbone, FeatureInfo, init_linear, linear_rates, stem_stride
 from vitreous.layers.drop import DropPath
 from vitreous.layers.mlp import Mlp
-from vitreous.layers.pooling import GroupGeneralizedMean
+from vitreous.layers.pooling import (
+    POOLS,
+    TIMM_POOLS,
+    GroupGeneralizedMean,
+    check_pool,
+    pool_cells,
+)
 from vitreous.layers.positions import resize_positions, sincos_2d
+from vitreous.layers.reference import (
+    begin,
+    norm_eps,
+    one_side,
+    pair,
+    refuse_others,
+    rename_keys,
+)
 from vitreous.layers.scale import LayerScale
 
 CARD = Card(
@@ -27,7 +44,8 @@ CARD = Card(
     title="An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale",
     kind="model",
     summary="Non-overlapping patches as tokens, global attention, GELU feed-forward.",
-    when="As a baseline, or as the plainest trunk for methods.",
+    when="Baseline for every architecture, and the backbone that all methods support. vit_patch, "
+    "for scene patches, was the most accurate system with randomly drawn pixels.",
     paper="arXiv 2010.11929; distillation token: DeiT, arXiv 2012.12877",
     year=2021,
     source_licence="Apache-2.0 (google-research/vision_transformer): re-implemented from the equations",
@@ -60,10 +78,12 @@ CARD = Card(
         {"variant": "vit_base_distilled", "parameters_m": 87.338},
     ],
     notes=[
-        "vit_patch is ours: sized like lola_specvit_tiny, tokens of 3 x 3 pixels for small scene patches.",
-        "vit_tiny to vit_base are the sizes of DeiT, whose weights fit; patches are 16 pixels at 224, and smaller on "
-        "smaller images, so that at least 7 x 7 remain (token_size).",
-        "With a distillation token the prediction is the mean of both heads, in training too.",
+        "Usage: vit_patch is our variant for small scene patches: sized like lola_specvit_tiny, "
+        "tokens of 3 x 3 pixels.",
+        "Usage: With a distillation token, predictions average both heads, also in training.",
+        "Image size: Patches are 16 pixels at 224; on smaller images they shrink so that at "
+        "least 7 x 7 remain (token_size).",
+        "Checkpoints: vit_tiny to vit_base have the sizes of DeiT, whose weights load.",
     ],
 )
 
@@ -85,12 +105,13 @@ class Attention(nn.Module):
     Args:
         dim: token width.
         heads: number of heads.
+        qkv_bias: give queries, keys and values a bias.
     """
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, qkv_bias: bool = True) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.core = AttentionCore()
         self.proj = nn.Linear(dim, dim)
 
@@ -128,17 +149,26 @@ class Block(nn.Module):
         mlp_ratio: hidden width of the feed-forward over the token width.
         drop_path: stochastic depth.
         layer_scale: first value of the residual branches' factors; None leaves them out.
+        qkv_bias: give queries, keys and values a bias.
+        norm_eps: of the normalisations.
     """
 
     def __init__(
-        self, dim: int, heads: int, mlp_ratio: float, drop_path: float, layer_scale: float | None
+        self,
+        dim: int,
+        heads: int,
+        mlp_ratio: float,
+        drop_path: float,
+        layer_scale: float | None,
+        qkv_bias: bool = True,
+        norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = Attention(dim, heads)
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = Attention(dim, heads, qkv_bias)
         self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.reducer: nn.Module | None = None
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.adapter = AdapterSeam(dim)
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
@@ -183,20 +213,26 @@ class VisionTransformer(Backbone):
         heads: attention heads.
         token_size: side of a token in pixels; 16, or on small images what leaves 7 x 7 tokens.
         mlp_ratio: hidden width of the feed-forward over the token width.
-        pool: ``class`` (class token), or over the patches ``mean``, ``max``, ``gem`` (generalised mean) or ``ggem``
-            (generalised mean per group of channels, one group per head).
+        pool: ``class`` (class token), or over the patches ``mean``, ``max``, ``mean_max`` (the mean of both), ``gem`` or ``ggem``
+            (generalised mean, of all channels or per group of them, one group per head).
         norm_last: normalise after pooling instead of before, as MAE does with the mean; None: only with ``max``,
-            ``gem`` and ``ggem``, which need the trunk's own values.
+            ``mean_max``, ``gem`` and ``ggem``, which need the trunk's own values.
         positions: ``learned``, ``sincos`` (fixed) or ``rotary`` (fixed, on queries and keys).
         distilled: add a distillation token with its own head (DeiT).
         registers: further tokens that nobody reads (Darcet et al., 2024).
         layer_scale: first value of LayerScale; None leaves it out.
         drop_path: stochastic depth of the last block, growing linearly from 0.
+        class_token: whether there is one, where nobody need read it; None: only with ``pool="class"``.
+        class_position: whether class and distillation token have a learned position, too (not in DeiT III).
+        grid: rows and columns of the learned positions; those of a square image where not given.
+        qkv_bias: give queries, keys and values a bias.
+        norm_eps: of the normalisations.
 
     Raises:
         ModelError: an image smaller than a token, heads that do not divide the width, or a name that is not listed.
     """
 
+    classifiers = ("head", "distillation_head")
     any_size = True
     band_parameters = ("patch_embed.weight",)
     undecayed = ("pos_embed", "class_token", "distillation_token", "register_tokens")
@@ -207,18 +243,23 @@ class VisionTransformer(Backbone):
         num_classes: int,
         image_size: int = 224,
         *,
-        dim: int = 384,
-        depth: int = 12,
-        heads: int = 6,
-        token_size: int | None = None,
-        mlp_ratio: float = 4.0,
+        dim: Size = 384,
+        depth: Depth = 12,
+        heads: Size = 6,
+        token_size: Size | None = None,
+        mlp_ratio: Positive = 4.0,
         pool: str = "class",
         norm_last: bool | None = None,
         positions: str = "learned",
         distilled: bool = False,
-        registers: int = 0,
-        layer_scale: float | None = None,
-        drop_path: float = 0.0,
+        registers: Count = 0,
+        layer_scale: Amount | None = None,
+        drop_path: Share = 0.0,
+        class_token: bool | None = None,
+        class_position: bool = True,
+        grid: Sizes | None = None,
+        qkv_bias: bool = True,
+        norm_eps: Positive = 1e-6,
     ) -> None:
         super().__init__(bands, num_classes, image_size)
         self.token_size = token_size or stem_stride(image_size, 16, cells=7)
@@ -227,27 +268,32 @@ class VisionTransformer(Backbone):
             raise ModelError(
                 "norm_last goes with pooled patches.", "Use another pool than 'class'."
             )
+        if class_token is False and pool == "class":
+            raise ModelError("pool='class' needs the class token.", "Use pool='mean' without it.")
         self.num_features, self.pool, self.positions = dim, pool, positions
-        self.grid = image_size // self.token_size
+        self.grid, self.least_size = image_size // self.token_size, self.token_size
+        self.position_grid = pair(grid) if grid else (self.grid, self.grid)
+        self.class_position = class_position
         self.feature_info = [FeatureInfo(dim, self.token_size)] * min(4, depth)
         self.patch_embed = nn.Conv2d(bands, dim, self.token_size, stride=self.token_size)
-        self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if pool == "class" else None
+        has_class = pool == "class" if class_token is None else class_token
+        self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if has_class else None
         self.distillation_token = nn.Parameter(torch.zeros(1, 1, dim)) if distilled else None
         self.register_tokens = nn.Parameter(torch.zeros(1, registers, dim)) if registers else None
         self.pos_embed = (
-            nn.Parameter(torch.zeros(1, self._positioned + self.grid**2, dim))
+            nn.Parameter(torch.zeros(1, self._positioned + math.prod(self.position_grid), dim))
             if positions == "learned"
             else None
         )
         rates = linear_rates(drop_path, depth)
         self.blocks = nn.ModuleList(
-            Block(dim, heads, mlp_ratio, rate, layer_scale) for rate in rates
+            Block(dim, heads, mlp_ratio, rate, layer_scale, qkv_bias, norm_eps) for rate in rates
         )
-        late = pool in {"max", "gem", "ggem"} if norm_last is None else norm_last
+        late = pool not in {"class", "mean"} if norm_last is None else norm_last
         groups = {"gem": 1, "ggem": heads}.get(pool)
-        self.norm = nn.Identity() if late else nn.LayerNorm(dim, eps=1e-6)
+        self.norm = nn.Identity() if late else nn.LayerNorm(dim, eps=norm_eps)
         self.pooling = GroupGeneralizedMean(dim, groups) if groups else nn.Identity()
-        self.pooled_norm = nn.LayerNorm(dim, eps=1e-6) if late else nn.Identity()
+        self.pooled_norm = nn.LayerNorm(dim, eps=norm_eps) if late else nn.Identity()
         self.head = self.make_head(num_classes)
         self.distillation_head = self.make_head(num_classes) if distilled else None
         self._init_weights()
@@ -259,15 +305,20 @@ class VisionTransformer(Backbone):
                 nn.init.trunc_normal_(getattr(self, name), std=0.02)
 
     @property
-    def _positioned(self) -> int:
-        """Tokens in front of the patches that have a position."""
+    def _front(self) -> int:
+        """Class and distillation token."""
         return (self.class_token is not None) + (self.distillation_token is not None)
+
+    @property
+    def _positioned(self) -> int:
+        """Tokens in front of the patches that have a learned position."""
+        return self._front if self.class_position else 0
 
     @property
     def prefix(self) -> int:
         """Tokens in front of the patches."""
         registers = 0 if self.register_tokens is None else self.register_tokens.shape[1]
-        return self._positioned + registers
+        return self._front + registers
 
     def embed(
         self, x: Float[Tensor, "batch bands height width"]
@@ -284,7 +335,8 @@ class VisionTransformer(Backbone):
         tokens = torch.cat([*front, tokens], 1)
         turn = None
         if self.pos_embed is not None:
-            tokens = tokens + resize_positions(self.pos_embed, size, len(front))
+            places = resize_positions(self.pos_embed, size, self._positioned, self.position_grid)
+            tokens = tokens + F.pad(places, (0, 0, len(front) - self._positioned, 0))
         elif self.positions == "sincos":
             fixed = sincos_2d(tokens.shape[-1], *size).to(tokens)
             tokens = tokens + F.pad(fixed, (0, 0, len(front), 0))
@@ -315,10 +367,8 @@ class VisionTransformer(Backbone):
         patches = features[:, self.prefix :]
         if self.pool == "class":
             pooled = features[:, 0]
-        elif self.pool == "mean":
-            pooled = patches.mean(1)
-        elif self.pool == "max":
-            pooled = patches.amax(1)
+        elif self.pool in POOLS:
+            pooled = pool_cells(patches, self.pool, (1,))
         else:
             pooled = self.pooling(patches)
         return self.pooled_norm(pooled)
@@ -332,7 +382,7 @@ class VisionTransformer(Backbone):
             return logits
         return (logits + self.distillation_head(features[:, 1])) / 2
 
-    def forward_levels(
+    def level_maps(
         self, x: Float[Tensor, "batch bands height width"]
     ) -> list[Float[Tensor, "batch dim h w"]]:
         """Return the patches' maps after each quarter of the blocks; all have the stride of a token.
@@ -355,13 +405,6 @@ class VisionTransformer(Backbone):
                 patches = self.norm(tokens)[:, self.prefix :]
                 maps.append(rearrange(patches, "b (h w) d -> b d h w", h=height))
         return maps
-
-    def reset_head(self, num_classes: int) -> None:
-        """Replace the classifiers by new ones."""
-        super().reset_head(num_classes)
-        if self.distillation_head is not None:
-            weight = next(self.head.parameters())
-            self.distillation_head = self.make_head(num_classes).to(weight.device, weight.dtype)
 
     def _block(self, number: int) -> Block:
         block = self.blocks[number]
@@ -412,8 +455,7 @@ def _check(
         )
     if dim % heads:
         raise ModelError(f"vit has width {dim}, not divisible by {heads} heads.")
-    if pool not in {"class", "mean", "max", "gem", "ggem"}:
-        raise ModelError(f"vit cannot pool by '{pool}'.", "Choose class, mean, max, gem or ggem.")
+    check_pool("vit", pool, ("class", *POOLS, "gem", "ggem"))
     if positions not in {"learned", "sincos", "rotary"}:
         raise ModelError(
             f"vit has no '{positions}' positions.", "Choose learned, sincos or rotary."
@@ -429,52 +471,163 @@ def _check(
 build = VisionTransformer
 
 
-def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give weights in the layout of DeiT and timm our names."""
-    names = {
-        "patch_embed.proj.": "patch_embed.",
-        "cls_token": "class_token",
-        "dist_token": "distillation_token",
-        "reg_token": "register_tokens",
-        "head_dist.": "distillation_head.",
-        "fc_norm.": "pooled_norm.",
-    }
-    renamed = {}
-    for key, value in state_dict.items():
-        for old, new in names.items():
-            if key.startswith(old):
-                key = new + key.removeprefix(old)
-        renamed[key] = value
+LAYOUTS = {
+    "timm's ViT": (
+        r"^patch_embed\.proj\.weight$",
+        r"^blocks\.\d+\.attn\.qkv\.weight$",
+        r"^pos_embed$",
+        r"!^(mask_token|tokens_to_token\.|channel_embed|patch_embed\.channel_embed|blocks\.\d+\.filter)",
+    ),
+}
+_NAMES = {
+    "patch_embed.proj.": "patch_embed.",
+    "cls_token": "class_token",
+    "dist_token": "distillation_token",
+    "reg_token": "register_tokens",
+    "head_dist.": "distillation_head.",
+    "fc_norm.": "pooled_norm.",
+}
+
+
+def rename(state_dict: Mapping[str, Tensor], cells: int | None = None) -> dict[str, Tensor]:
+    """Give weights in the layout of DeiT and timm our names.
+
+    Where their positions count registers, too, these are added to the registers: it is the same sum.
+
+    Args:
+        state_dict: their weights.
+        cells: patches that have a position; a square number of them where not given.
+    """
+    renamed = rename_keys(state_dict, partial(begin, _NAMES))
+    positions, registers = renamed.get("pos_embed"), renamed.get("register_tokens")
+    if positions is None or registers is None:
+        return renamed
+    front = sum(name in renamed for name in ("class_token", "distillation_token"))
+    count = registers.shape[1]
+    counted = positions.shape[1] - front - count
+    if counted == cells or (cells is None and _is_square(counted)):
+        own, patches = positions[:, front : front + count], positions[:, front + count :]
+        renamed["register_tokens"] = registers + own
+        renamed["pos_embed"] = torch.cat([positions[:, :front], patches], 1)
     return renamed
+
+
+def _is_square(number: int) -> bool:
+    return number > 0 and math.isqrt(number) ** 2 == number
+
+
+def read_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return what weights under our names say about options that a variant leaves open."""
+    late = "pooled_norm.weight" in weights
+    has_class = "class_token" in weights
+    settings: dict[str, Any] = {
+        "pool": "class" if has_class and not late else "mean",
+        "norm_last": True if late else None,
+        "class_token": True if has_class and late else None,
+        "distilled": "distillation_token" in weights,
+        "layer_scale": 1e-5 if "blocks.0.ls1.gamma" in weights else None,
+        "qkv_bias": "blocks.0.attn.qkv.bias" in weights
+        or "blocks.0.attn.qkv.weight" not in weights,
+    }
+    if "register_tokens" in weights:
+        settings["registers"] = weights["register_tokens"].shape[1]
+    if "patch_embed.weight" in weights and weights["patch_embed.weight"].shape[-1] != 16:
+        settings["token_size"] = weights["patch_embed.weight"].shape[-1]
+    if "pos_embed" in weights:
+        front = has_class + settings["distilled"]
+        cells = weights["pos_embed"].shape[1]
+        settings["class_position"] = _is_square(cells - front) or not _is_square(cells)
+    return settings
+
+
+def read_image_size(weights: Mapping[str, Tensor]) -> int | None:
+    """Return the side of the images that weights under our names were trained on; None where they do not tell."""
+    if not {"pos_embed", "patch_embed.weight"} <= weights.keys():
+        return None
+    front = sum(name in weights for name in ("class_token", "distillation_token"))
+    cells = weights["pos_embed"].shape[1]
+    sides = [math.isqrt(number) for number in (cells - front, cells) if _is_square(number)]
+    return sides[0] * weights["patch_embed.weight"].shape[-1] if sides else None
 
 
 def resize(state_dict: Mapping[str, Tensor], model: VisionTransformer) -> dict[str, Tensor]:
     """Resample learned positions to the grid of ``model``."""
     resized = dict(state_dict)
     if "pos_embed" in resized and model.pos_embed is not None:
-        size = (model.grid, model.grid)
-        resized["pos_embed"] = resize_positions(resized["pos_embed"], size, model._positioned)
+        resized["pos_embed"] = resize_positions(
+            resized["pos_embed"], model.position_grid, model._positioned
+        )
     return resized
+
+
+# Values of timm's arguments that change nothing, or that ours has.
+_OFFERED: dict[str, tuple[Any, ...]] = {
+    "global_pool": ("token", *TIMM_POOLS, True, False),
+    "qk_norm": (False,),
+    "scale_attn_norm": (False,),
+    "scale_mlp_norm": (False,),
+    "proj_bias": (True,),
+    "pos_embed": ("learn",),
+    "pre_norm": (False,),
+    "final_norm": (True,),
+    "pool_include_prefix": (False,),
+    "dynamic_img_pad": (False,),
+    "act_layer": (None, "gelu", nn.GELU),
+    "embed_norm_layer": (None,),
+}
 
 
 def from_reference(
     state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]
 ) -> VisionTransformer:
-    """Build the model from the arguments of DeiT's and timm's VisionTransformer and load their weights."""
+    """Build the model from the arguments of DeiT's and timm's VisionTransformer and load their weights.
+
+    Raises:
+        ModelError: an argument that we do not offer.
+    """
+    refuse_others("vit", kwargs, _OFFERED)
+    pool, has_class = _pool(state_dict, kwargs)
+    late = kwargs.get("fc_norm")
+    if late is None:
+        late = pool != "class" if "global_pool" in kwargs else "fc_norm.weight" in state_dict
+    image, token = pair(kwargs["img_size"]), one_side("vit", kwargs["patch_size"], "patches")
+    grid = (image[0] // token, image[1] // token)
+    positions = state_dict.get("pos_embed")
+    scaled = any(".ls1." in key for key in state_dict)
     model = VisionTransformer(
         bands=kwargs.get("in_chans", 3),
         num_classes=kwargs["num_classes"],
-        image_size=kwargs["img_size"],
-        token_size=kwargs["patch_size"],
+        image_size=max(image),
+        token_size=token,
         dim=kwargs["embed_dim"],
         depth=kwargs["depth"],
         heads=kwargs["num_heads"],
         mlp_ratio=kwargs.get("mlp_ratio", 4.0),
-        pool="class" if "cls_token" in state_dict else "mean",
-        norm_last=True if "fc_norm.weight" in state_dict else None,
+        pool=pool,
+        norm_last=late and pool != "class",
         distilled="dist_token" in state_dict,
         registers=state_dict["reg_token"].shape[1] if "reg_token" in state_dict else 0,
-        layer_scale=1.0 if any("ls1" in key for key in state_dict) else None,
+        layer_scale=kwargs.get("init_values") or (1.0 if scaled else None),
+        drop_path=kwargs.get("drop_path_rate", 0.0),
+        class_token=has_class,
+        class_position=positions is None or positions.shape[1] != math.prod(grid),
+        grid=grid,
+        qkv_bias=kwargs.get("qkv_bias", True),
+        norm_eps=norm_eps(kwargs, 1e-6),
     )
-    model.load_state_dict(rename(state_dict))
+    weights = rename(state_dict, math.prod(grid))
+    if late and pool == "class":  # to normalise before or after one token is chosen is the same
+        weights = rename_keys(weights, partial(begin, {"pooled_norm.": "norm."}))
+    model.load_state_dict(weights)
     return model
+
+
+def _pool(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) -> tuple[str, bool]:
+    """Return the pooling, and whether there is a class token; of references without such arguments, from the weights."""
+    has_class = kwargs.get("class_token", "cls_token" in state_dict)
+    if "global_pool" not in kwargs:
+        return ("class" if has_class else "mean"), has_class
+    given = kwargs["global_pool"]
+    if isinstance(given, bool):  # MAE and those that follow it
+        given = "avg" if given else "token"
+    return TIMM_POOLS.get(given, "class"), has_class

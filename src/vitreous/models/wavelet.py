@@ -11,14 +11,17 @@ CARD = Card(
     slug="wavelet",
     title="Adaptive wavelet thresholding for image denoising and compression (BayesShrink)",
     kind="filter",
-    summary="Shrinks wavelet coefficients by a threshold that each level finds for itself.",
-    when="A single noisy band, or (wavelet_pca) a cube with white noise and no time to train.",
+    summary="Wavelet shrinkage with a threshold per level estimated from the data (BayesShrink).",
+    when="A single noisy band, or with wavelet_pca a cube with white noise; no training. "
+    "low_rank was better on cubes.",
     paper="Chang, Yu and Vetterli, IEEE TIP 9(9), 1532-1546",
     year=2000,
     source_licence="scikit-image: BSD-3-Clause (used as a library)",
     tasks=["restore"],
     variants={"wavelet": {}, "wavelet_pca": {"components": True}},
-    notes=["The noise level is estimated from the finest wavelet coefficients of each image."],
+    notes=[
+        "Usage: The noise level is estimated from the finest wavelet coefficients of each image.",
+    ],
 )
 
 

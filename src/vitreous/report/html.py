@@ -35,6 +35,7 @@ from vitreous.report.page import (
 from vitreous.report.record import (
     ClassEntry,
     Interval,
+    Metrics,
     Number,
     RunRecord,
     Scores,
@@ -82,8 +83,22 @@ class _Page:
         return self.record.metrics.classes
 
     @property
+    def numbered(self) -> list[tuple[int, ClassEntry]]:
+        """The classes with their numbers in ``labels``, from 1 on."""
+        return list(enumerate(self.classes, start=1))
+
+    @property
+    def codes(self) -> list[int]:
+        return [entry.value for entry in self.classes]
+
+    @property
     def colors(self) -> dict[int, str]:
-        return {entry.value: entry.color for entry in self.classes}
+        return {number: entry.color for number, entry in self.numbered}
+
+    def pixels_with(self, role: int | None = None) -> npt.NDArray[np.int64]:
+        """Labelled pixels by class number, of one role or of all."""
+        chosen = self.labels > 0 if role is None else (self.roles == role) & (self.labels > 0)
+        return np.bincount(self.labels[chosen].ravel(), minlength=len(self.classes) + 1)
 
     @property
     def trained(self) -> System:
@@ -164,9 +179,9 @@ def _numbers(page: _Page) -> Markup:
         _score_card("Cohen's kappa", "κ", ratio(test.kappa), test.kappa, test.kappa_ci),
     ]
     return join(
-        _leakage_banner(page.record.metrics.split),
+        _leakage_banner(page.record.metrics),
         tag("div", *cards, class_="scores"),
-        tag("p", _protocol(page.record.metrics.split, page.trained), class_="note"),
+        tag("p", _protocol(page), class_="note"),
     )
 
 
@@ -192,53 +207,79 @@ def _score_card(name: str, symbol: str, shown: str, value: Number, interval: Int
     )
 
 
-def _leakage_banner(split: SplitEntry) -> Markup:
+def _leakage_banner(metrics: Metrics) -> Markup:
+    """Say what the test pixels are worth: seen in training, by the weights it started from, or by neither."""
+    split, start = metrics.split, metrics.start
     side = f"{split.patch_size} × {split.patch_size}"
-    share = f"{percent(split.leakage)} of the test pixels lie inside a {side} training patch"
-    if split.leakage == 0:
+    own = split.leakage if start is None else start.split_leakage
+    share = f"{percent(own)} of the test pixels lie inside a {side} training patch"
+    if own == 0:
         share = f"No test pixel lies inside a {side} training patch"
+    told = " ".join(start.sentences) if start else ""
     if split.optimistic:
-        return tag(
-            "div",
-            tag("strong", "Optimistic estimate. "),
-            f"Training and test pixels are neighbours in this split ({_method(split)}). {share}, so the model has "
-            "seen their surroundings. Expect less on ground that it has never seen; a split by blocks shows how much.",
-            class_="banner warning",
-            role="note",
-        )
+        neighbours = split.method == "random" or own > 0
+        words = f"{share}. "
+        if neighbours:
+            words = (
+                f"Training and test pixels are neighbours in this split ({_method(split)}). {share}, so the model has "
+                "seen their surroundings. "
+            )
+        words += f"{told} Expect less on ground that it has never seen"
+        words += "; a split by blocks shows how much." if neighbours else "."
+        return _banner("warning", "Optimistic estimate. ", words)
     if split.leakage > 0:
-        return tag(
-            "div",
-            tag("strong", "Some leakage. "),
-            f"{share}: their surroundings were seen in training, so the figures flatter the model.",
-            class_="banner caution",
-            role="note",
-        )
-    return tag(
-        "div",
-        tag("strong", "No leakage. "),
-        f"{share}: the figures are for ground in this scene that the model has not seen.",
-        class_="banner good",
-        role="note",
-    )
+        words = f"{share}: their surroundings were seen in training, so the figures flatter the model. {told}"
+        return _banner("caution", "Some leakage. ", words)
+    if start is not None and start.unknown:
+        return _banner("caution", "Unknown provenance. ", f"{share}. {told}")
+    words = f"{share}: the figures are for ground in this scene that the model has not seen."
+    return _banner("good", "No leakage. ", words)
 
 
-def _protocol(split: SplitEntry, system: System) -> str:
+def _banner(kind: str, title: str, words: str) -> Markup:
+    return tag("div", tag("strong", title), words.strip(), class_=f"banner {kind}", role="note")
+
+
+def _protocol(page: _Page) -> str:
+    split, system = page.record.metrics.split, page.trained
     counts = split.counts
     words = (
         f"Protocol: {_method(split)}; {counts.get('train', 0):,} training, {counts.get('val', 0):,} validation "
         f"and {counts.get('test', 0):,} test pixels; leakage {percent(split.leakage)}. "
-        "All figures are from the test pixels. The intervals resample them as if they were independent, which "
-        "neighbours are not: another field or another year may differ by more."
+        f"All figures are from the test pixels. {_interval_words(system.test)}"
     )
     untested = [score.name for score in system.test.per_class if score.support == 0]
     if untested:
         words += f" Without test pixels, and so not in AA: {', '.join(untested)}."
-    if system.val is not None:
+    chosen = page.record.config.model.chosen
+    if chosen is not None:
+        refit = "; then trained again on training and validation pixels for as many epochs"
+        words += (
+            f" Epoch {chosen.epoch} of {chosen.epochs} was chosen by its OA on the validation pixels "
+            f"({percent(chosen.val_oa)}){refit if page.record.config.recipe.get('refit') else ''}."
+        )
+    elif system.val is not None:
         words += (
             f" On the validation pixels: OA {percent(system.val.oa)}, κ {ratio(system.val.kappa)}."
         )
     return words
+
+
+def _interval_words(test: Scores) -> str:
+    """Say how the intervals were found, and what they leave out."""
+    found = test.intervals
+    if found is None or found.blocks is None or found.block_size is None:
+        return (
+            "The intervals resample them as if they were independent, which neighbours are not: another field or "
+            "another year may differ by more."
+        )
+    side = f"{found.block_size} × {found.block_size}"
+    if test.oa_ci is None:
+        return f"They all lie in one block of {side} pixels, which is too few for intervals."
+    return (
+        f"The intervals resample the {found.blocks:,} blocks of {side} pixels in which they lie, because neighbours err "
+        "together; another scene or another year may differ by more."
+    )
 
 
 def _method(split: SplitEntry) -> str:
@@ -260,7 +301,7 @@ def _maps(page: _Page) -> Markup:
     ]
     map_path = page.record.map_path
     if map_path is not None:
-        mapped = pictures.read_map(map_path, (height, width))
+        mapped = pictures.read_map(map_path, (height, width), page.codes)
         plates.append(
             plate(
                 "Map",
@@ -279,7 +320,7 @@ def _maps(page: _Page) -> Markup:
         )
     )
     if map_path is not None:
-        outcomes = pictures.read_outcomes(map_path, page.labels, page.roles)
+        outcomes = pictures.read_outcomes(map_path, page.labels, page.roles, page.codes)
         plates.append(
             plate(
                 "Errors",
@@ -320,15 +361,15 @@ def _swatch(color: str) -> Markup:
 
 
 def _legend(page: _Page) -> Markup:
-    counts = np.bincount(page.labels[page.labels > 0].ravel(), minlength=1)
+    counts = page.pixels_with()
     rows = [
         tag(
             "li",
             _swatch(entry.color),
             tag("span", entry.name, class_="label"),
-            tag("small", f"{counts[entry.value] if entry.value < len(counts) else 0:,}"),
+            tag("small", f"{counts[number]:,}"),
         )
-        for entry in page.classes
+        for number, entry in page.numbered
     ]
     words = tag("p", tag("strong", "Classes"), " and their labelled pixels", class_="caption")
     return tag("div", words, tag("ul", *rows), class_="card legend")
@@ -452,9 +493,11 @@ def _classes(page: _Page) -> Markup | None:
 
 
 def _class_table(page: _Page, test: Scores) -> Markup:
-    trained = np.bincount(
-        page.labels[(page.roles == pictures.TRAIN) & (page.labels > 0)].ravel(), minlength=1
-    )
+    trained = {
+        code: int(count)
+        for code, count in zip(page.codes, page.pixels_with(pictures.TRAIN)[1:], strict=False)
+    }
+    colors = {entry.value: entry.color for entry in page.classes}
     head = (
         "Class",
         "Producer's accuracy",
@@ -465,11 +508,11 @@ def _class_table(page: _Page, test: Scores) -> Markup:
     )
     rows = [
         [
-            join(_swatch(page.colors.get(score.value, "#808080")), score.name),
+            join(_swatch(colors.get(score.value, "#808080")), score.name),
             _bar(score.producer),
             _bar(score.user),
             _bar(score.f1),
-            f"{trained[score.value] if 0 <= score.value < len(trained) else 0:,}",
+            f"{trained.get(score.value, 0):,}",
             f"{score.support:,}",
         ]
         for score in test.per_class
@@ -532,21 +575,20 @@ def _learning(page: _Page) -> Markup | None:
 
 def _spectra(page: _Page) -> Markup | None:
     training = page.roles == pictures.TRAIN
-    counts = np.bincount(page.labels[training & (page.labels > 0)].ravel(), minlength=65536)
+    counts = page.pixels_with(pictures.TRAIN)
     # The commonest classes, where there are more than anybody would look through.
-    common = sorted(page.classes, key=lambda entry: -counts[entry.value])[:SPECTRA_SHOWN]
-    chosen = [entry for entry in page.classes if entry in common]
-    spectra = class_spectra(page.scene, page.labels, training, [entry.value for entry in chosen])
+    common = sorted(range(1, len(page.classes) + 1), key=lambda number: -counts[number])
+    chosen = sorted(common[:SPECTRA_SHOWN])
+    spectra = class_spectra(page.scene, page.labels, training, chosen)
     if not spectra:
         return None
-    entries = {entry.value: entry for entry in chosen}
     overall = np.mean([spectrum.mean for spectrum in spectra], axis=0)
     low = min(float(np.nanmin(s.mean - s.deviation)) for s in spectra)
     high = max(float(np.nanmax(s.mean + s.deviation)) for s in spectra)
     margin = 0.04 * (high - low) or 1.0
     cards = []
     for spectrum in spectra:
-        entry = entries[spectrum.value]
+        entry = page.classes[spectrum.value - 1]
         figure = figures.spectrum_figure(
             spectrum,
             entry.color,
@@ -561,7 +603,7 @@ def _spectra(page: _Page) -> Markup | None:
             " ",
             tag("small", f"{spectrum.pixels:,} px"),
         )
-        drawn = as_svg(figure, f"spectrum-{entry.value}", f"Mean spectrum of {entry.name}")
+        drawn = as_svg(figure, f"spectrum-{spectrum.value}", f"Mean spectrum of {entry.name}")
         cards.append(tag("figure", title, drawn, class_="card"))
     unit = UNIT_WORDS.get(str(page.scene.attrs.get("unit")), "values")
     words = (

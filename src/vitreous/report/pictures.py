@@ -11,6 +11,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from vitreous.errors import VitreousError
+from vitreous.inference.maps import class_numbers
 from vitreous.scenes.cube import read_window, rgb_bands, wavelengths_of
 
 MAX_PIXELS = 800  # of a picture's longer side
@@ -131,12 +132,13 @@ def thin(values: npt.NDArray[Any], stride: int) -> npt.NDArray[Any]:
     )
 
 
-def read_map(path: Path, shape: tuple[int, int]) -> npt.NDArray[Any]:
-    """Read a class map, thinned as :func:`scene_picture` thins its scene.
+def read_map(path: Path, shape: tuple[int, int], codes: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Read the class numbers of a map, thinned as :func:`scene_picture` thins its scene.
 
     Args:
-        path: a GeoTIFF of class numbers.
+        path: a GeoTIFF of class codes.
         shape: ``(height, width)`` that the map must have.
+        codes: the map's value for each class from 1 on.
 
     Raises:
         VitreousError: it cannot be read or has another size.
@@ -144,11 +146,11 @@ def read_map(path: Path, shape: tuple[int, int]) -> npt.NDArray[Any]:
     with _open_map(path, shape) as dataset:
         step = stride_for(*shape)
         thinned = tuple(-(-side // step) for side in shape)
-        return _read(dataset, path, out_shape=thinned)
+        return class_numbers(_read(dataset, path, out_shape=thinned), codes)
 
 
 def read_outcomes(
-    path: Path, labels: npt.NDArray[Any], roles: npt.NDArray[np.uint8]
+    path: Path, labels: npt.NDArray[Any], roles: npt.NDArray[np.uint8], codes: Sequence[int]
 ) -> npt.NDArray[np.uint8]:
     """Compare a class map with the truth at the test pixels, strip by strip.
 
@@ -156,6 +158,7 @@ def read_outcomes(
         path: as in :func:`read_map`.
         labels: ``(height, width)`` true classes.
         roles: ``(height, width)`` roles of the pixels in the split.
+        codes: as in :func:`read_map`.
 
     Returns:
         Thinned image: 0 no test pixel, 1 correct, 2 wrong.
@@ -170,7 +173,9 @@ def read_outcomes(
     with _open_map(path, (height, width)) as dataset:
         for top in range(0, height, rows):
             part = slice(top, min(height, top + rows))
-            mapped = _read(dataset, path, window=((part.start, part.stop), (0, width)))
+            mapped = class_numbers(
+                _read(dataset, path, window=((part.start, part.stop), (0, width))), codes
+            )
             outcome = np.where(mapped == labels[part], CORRECT, WRONG)
             outcome[roles[part] != TEST] = 0
             strips.append(thin(outcome.astype(np.uint8), step))

@@ -46,6 +46,7 @@ class PretrainingMetrics(Record):
     train_seconds: Number = None
     train_loss: Number = None
     val_loss: Number = None
+    val_seen: Number = None
 
 
 def build_report(
@@ -74,7 +75,7 @@ def build_report(
     words = f"Trained for {duration(metrics.train_seconds)} without labels. "
     words += f"Its loss is {metrics.train_loss or 0:.3f} on the ground that it learned from"
     if metrics.val_loss is not None:
-        words += f" and {metrics.val_loss:.3f} on ground that it has not seen"
+        words += f" and {metrics.val_loss:.3f} on ground that {_unseen(metrics.val_seen)}"
     words += "."
     curves = (
         [
@@ -107,6 +108,13 @@ def build_report(
     path = run / "report.html"
     write_text(path, page)
     return path
+
+
+def _unseen(seen: Number) -> str:
+    """Say whether the validation ground was new, given the share of it that the start had learned from."""
+    if not seen:
+        return "it was not trained on"
+    return f"this run was not trained on, {seen:.0%} of which the weights that it started from had seen"
 
 
 def _pictures(scene: xr.DataArray, crops: Mapping[str, npt.NDArray[np.float32]]) -> Markup | None:

@@ -66,9 +66,9 @@ class Record(BaseModel):
 
 
 class ClassEntry(Record):
-    """One class: its value in the label image, its name and its colour (``#rrggbb``)."""
+    """One class: its code in the label file and the map, its name and its colour (``#rrggbb``)."""
 
-    value: int = Field(ge=1, le=65535)
+    value: int = Field(ge=-(2**31), le=2**31 - 1)
     name: Name
     color: Color
 
@@ -84,6 +84,15 @@ class ClassScore(Record):
     support: Count = 0
 
 
+class Intervals(Record):
+    """How the intervals of accuracy were found."""
+
+    method: Text
+    resamples: Count = 0
+    blocks: int | None = None
+    block_size: int | None = None
+
+
 class Scores(Record):
     """Accuracies of one system on one part of the split, with 95 % intervals."""
 
@@ -93,6 +102,7 @@ class Scores(Record):
     oa_ci: Interval = None
     aa_ci: Interval = None
     kappa_ci: Interval = None
+    intervals: Intervals | None = None
     per_class: list[ClassScore] = []
     confusion: list[list[Count]] = []
     unclassified: list[Count] = []
@@ -132,13 +142,31 @@ class SplitEntry(Record):
     counts: dict[str, Count] = {}
 
 
+class StartEntry(Record):
+    """What the weights that training started from had seen of the test pixels."""
+
+    share: float = Field(ge=0, le=1)
+    split_leakage: float = Field(ge=0, le=1)
+    unknown: list[Text] = []
+    sentences: list[Text] = []
+
+
 class Metrics(Record):
     """``metrics.json``: the classes, the split and the systems (the trained one first)."""
 
     version: Literal[1] = Field(alias="schema")
     classes: list[ClassEntry] = Field(min_length=1)
     split: SplitEntry
+    start: StartEntry | None = None
     systems: list[System] = Field(min_length=1)
+
+
+class ChosenEntry(Record):
+    """The epoch that validation pixels chose."""
+
+    epoch: int
+    epochs: int
+    val_oa: Number = None
 
 
 class ModelEntry(Record):
@@ -147,6 +175,7 @@ class ModelEntry(Record):
     name: Name = ""
     parameters: int | None = None
     trainable: int | None = None
+    chosen: ChosenEntry | None = None
 
 
 class Config(Record):

@@ -36,6 +36,7 @@ from vitreous.report.record import (
     Name,
     Number,
     Record,
+    Text,
     plain,
     read_log,
     read_part,
@@ -76,6 +77,13 @@ class Degraded(Record):
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
+class RestorationStart(Record):
+    """What the weights that training started from had seen of the test area."""
+
+    share: float = Field(ge=0, le=1)
+    sentences: list[Text] = Field(default_factory=list)
+
+
 class RestorationMetrics(Record):
     """``metrics.json`` of a restoration run: the trained system first."""
 
@@ -83,6 +91,7 @@ class RestorationMetrics(Record):
     degradation: Degraded
     scale: int = Field(ge=1)
     test_pixels: Count
+    start: RestorationStart | None = None
     bands: Count
     wavelengths: list[float] | None = None
     areas: dict[str, list[int]] = Field(default_factory=dict)
@@ -186,11 +195,14 @@ def _numbers(page: _Page) -> Markup:
         ("Spectral angle", "SAM", _write(test.sam, "°", 2)),
         ("Relative error", "ERGAS", _write(test.ergas, "", 2)),
     ]
+    start = page.metrics.start
+    unseen = "" if start is not None and start.share else " that were not trained on"
     words = (
-        f"On {page.metrics.test_pixels:,} pixels of the scene that were not trained on, degraded by {page.words}. PSNR "
+        f"On {page.metrics.test_pixels:,} pixels of the scene{unseen}, degraded by {page.words}. PSNR "
         "and SSIM are means over the bands, each scaled to its range; the spectral angle and ERGAS are of physical values."
     )
     return join(
+        _start_banner(start),
         tag(
             "div",
             *(
@@ -206,6 +218,17 @@ def _numbers(page: _Page) -> Markup:
         ),
         tag("p", words, class_="note"),
     )
+
+
+def _start_banner(start: RestorationStart | None) -> Markup | None:
+    """Say what the weights had seen of the test area before this training, where there is something to say."""
+    if start is None or not start.sentences:
+        return None
+    kind, title = (
+        ("warning", "Optimistic. ") if start.share else ("caution", "Unknown provenance. ")
+    )
+    words = " ".join(start.sentences)
+    return tag("div", tag("strong", title), words, class_=f"banner {kind}", role="note")
 
 
 def _pictures(page: _Page) -> Markup:

@@ -9,13 +9,14 @@ A scene is an ``xarray.DataArray`` with
   ``nodata`` (a stored value, or None), ``source`` (where it came from).
 
 Values are lazy: nothing is read before a window is asked for. Labels are ``(y, x)`` integers, 0 = unlabelled,
-with the attributes ``class_names`` and ``class_colors`` (``#rrggbb``), one entry per class from 1 on.
+with the attributes ``class_names``, ``class_colors`` (``#rrggbb``) and ``class_codes`` (the file's own numbers, which
+maps keep), one entry per class from 1 on.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -205,16 +206,23 @@ def like_scene(
 class LabelImage(NamedTuple):
     """A label image as a file holds it, before :func:`vitreous.scenes.open_labels` makes labels of it.
 
-    ``values`` is ``(rows, columns)``; ``nodata`` marks unlabelled pixels besides 0; names and colours
-    (``#rrggbb``) begin with class 1.
+    Attributes:
+        values: ``(rows, columns)``.
+        nodata: the value that marks unlabelled pixels, where the file names one.
+        class_names: by value, where the file names them.
+        class_colors: ``#rrggbb`` by value, where the file has them.
+        crs: the coordinate system, where known.
+        transform: pixel corner to CRS, where known.
+        valid: ``(rows, columns)``, False where a mask of the file hides a pixel.
     """
 
     values: npt.NDArray[Any]
     nodata: float | None = None
-    class_names: list[str] | None = None
-    class_colors: list[str] | None = None
+    class_names: Mapping[int, str] | None = None
+    class_colors: Mapping[int, str] | None = None
     crs: Any = None
     transform: Any = None
+    valid: npt.NDArray[np.bool_] | None = None
 
 
 def make_labels(
@@ -222,6 +230,7 @@ def make_labels(
     *,
     class_names: Sequence[str] | None = None,
     class_colors: Sequence[str] | None = None,
+    class_codes: Sequence[int] | None = None,
     crs: Any = None,
     transform: Any = None,
     source: str = "",
@@ -232,6 +241,7 @@ def make_labels(
         values: ``(height, width)`` whole numbers, none negative, at most 65535.
         class_names: one name per class from 1 on; numbered names when None.
         class_colors: one ``#rrggbb`` per class from 1 on; a palette when None.
+        class_codes: the file's own number of each class, which maps keep; 1, 2, ... when None.
         crs: as in :func:`make_scene`.
         transform: as in :func:`make_scene`.
         source: the file's name, for messages and reports.
@@ -271,8 +281,51 @@ def make_labels(
         raise SceneError(f"{where} has {len(names)} class names but {len(colors)} colours.")
     labels = xr.DataArray(values.astype(np.int32), dims=("y", "x"), name="labels")
     labels = _place(labels, crs, transform, where)
-    labels.attrs = {"class_names": names, "class_colors": colors, "source": source}
+    codes = [int(k) for k in class_codes] if class_codes is not None else range(1, len(names) + 1)
+    if len(set(codes)) != len(names):
+        raise SceneError(f"{where} has {len(names)} class names but the codes {list(codes)}.")
+    labels.attrs = {
+        "class_names": names,
+        "class_colors": colors,
+        "class_codes": list(codes),
+        "source": source,
+    }
     return labels
+
+
+def class_codes(labels: xr.DataArray) -> list[int]:
+    """Return the label file's own numbers of the classes from 1 on."""
+    names = labels.attrs["class_names"]
+    return list(labels.attrs.get("class_codes") or range(1, len(names) + 1))
+
+
+def unlabelled_code(codes: Sequence[int]) -> int:
+    """Return the number that means "no class" beside ``codes``: 0, or one that is no class.
+
+    Where 0 is a class it is the greatest value of the smallest type that has room for it.
+    """
+    if 0 not in codes:
+        return 0
+    if min(codes) < 0:
+        return int(np.iinfo(np.int32).min)
+    lowest = int(np.iinfo(np.int32).min)
+    return next((most for most in (255, 65535, 2**31 - 1) if max(codes) < most), lowest)
+
+
+def code_table(codes: Sequence[int]) -> npt.NDArray[Any]:
+    """Return the codes by class number, "no class" first, in the smallest of uint8, uint16 and int32.
+
+    Raises:
+        SceneError: a code that none of them holds.
+    """
+    every = [unlabelled_code(codes), *codes]
+    for kind in (np.uint8, np.uint16, np.int32):
+        limits = np.iinfo(kind)
+        if limits.min <= min(every) and max(every) <= limits.max:
+            return np.array(every, dtype=kind)
+    raise SceneError(
+        f"Class codes from {min(codes)} to {max(codes)} fit into no map.", "Use smaller numbers."
+    )
 
 
 def class_palette(count: int) -> list[str]:

@@ -436,16 +436,16 @@ def _radiometry(header: Header, source: str) -> tuple[str, float]:
     return (own_unit if own_unit in UNITS else unit), scale if own_scale is None else own_scale
 
 
-def _classes(header: Header, source: str) -> tuple[list[str] | None, list[str] | None]:
-    """Names and colours of classes 1.. ; the first entry of both tables is "unclassified"."""
+def _classes(header: Header, source: str) -> tuple[dict[int, str] | None, dict[int, str] | None]:
+    """Names and colours by value."""
     names = _names(header, "class names")
     lookup = _numbers(header, "class lookup", source)
     if names is None:
         return None, None
     if lookup is None or lookup.size != 3 * len(names) or lookup.min() < 0 or lookup.max() > 255:
-        return names[1:], None
+        return dict(enumerate(names)), None
     colors = [f"#{int(r):02x}{int(g):02x}{int(b):02x}" for r, g, b in lookup.reshape(-1, 3)]
-    return names[1:], colors[1:]
+    return dict(enumerate(names)), dict(enumerate(colors))
 
 
 def _georeference(header: Header, source: str) -> tuple[Any, Any]:

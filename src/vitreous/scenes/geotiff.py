@@ -32,9 +32,12 @@ from vitreous.scenes.cube import (
     LazyCube,
     Window,
     check_shape,
+    class_codes,
+    code_table,
     georeference,
     make_scene,
     to_nanometres,
+    unlabelled_code,
 )
 from vitreous.scenes.gdal_files import RasterReader, known_grid, open_raster
 
@@ -43,6 +46,7 @@ STRIP_BYTES = 32 * 2**20  # written at a time
 CACHE_MB = 64  # of GDAL while it writes; it would take 5 % of the machine's memory
 SIDECAR_LIMIT = 2**20
 LABEL_PIXELS_LIMIT = 2**30  # labels are held in memory
+CATEGORY_LIMIT = 4096  # GDAL's category names are a list from 0 on
 
 _CLASS_NAMES_TAG = "CLASS_NAMES"
 _IN_DESCRIPTION = re.compile(
@@ -151,7 +155,7 @@ def write(scene: xr.DataArray, path: str | Path) -> None:
 
 
 def write_labels(labels: xr.DataArray, path: str | Path) -> None:
-    """Write a label image as Cloud Optimized GeoTIFF with class names and colours; 0 is nodata.
+    """Write a label image as Cloud Optimized GeoTIFF: the classes' codes with their names and colours.
 
     The names are in the file itself (a tag of ours) and, for GDAL and QGIS, in ``<path>.aux.xml`` beside it.
 
@@ -164,14 +168,17 @@ def write_labels(labels: xr.DataArray, path: str | Path) -> None:
     """
     path = Path(path)
     names, colors = labels.attrs["class_names"], labels.attrs["class_colors"]
-    dtype = np.dtype("u1" if len(names) < 256 else "u2")
-    with _cog(path, labels, dtype, 0, "mode") as dataset:
-        set_classes(dataset, names, colors)
-        dataset.write(labels.values.astype(dtype), 1)
-    write_category_names(path, names)
+    codes = class_codes(labels)
+    table = code_table(codes)
+    with _cog(path, labels, table.dtype, unlabelled_code(codes), "mode") as dataset:
+        set_classes(dataset, names, colors, codes)
+        dataset.write(table[labels.values], 1)
+    write_category_names(path, names, codes)
 
 
-def set_classes(dataset: Any, class_names: Sequence[str], class_colors: Sequence[str]) -> None:
+def set_classes(
+    dataset: Any, class_names: Sequence[str], class_colors: Sequence[str], codes: Sequence[int]
+) -> None:
     """Give a one-band rasterio dataset, just opened for writing, its class names and colour table.
 
     Call it before any pixel is written: TIFF fixes its colour table with the first block. The names go into a
@@ -179,27 +186,40 @@ def set_classes(dataset: Any, class_names: Sequence[str], class_colors: Sequence
     once the file has its final name.
 
     Args:
-        dataset: open for writing, uint8 or uint16.
-        class_names: one per class from 1 on.
-        class_colors: one ``#rrggbb`` per class from 1 on.
+        dataset: open for writing.
+        class_names: one per class.
+        class_colors: one ``#rrggbb`` per class.
+        codes: the value that stands for each class.
     """
-    table = {0: (0, 0, 0, 0)}
-    for value, color in enumerate(class_colors, start=1):
+    table = {unlabelled_code(codes): (0, 0, 0, 0)}
+    for value, color in zip(codes, class_colors, strict=True):
         red, green, blue = bytes.fromhex(color.removeprefix("#"))
         table[value] = (red, green, blue, 255)
-    dataset.write_colormap(1, table)
-    dataset.update_tags(1, **{_CLASS_NAMES_TAG: json.dumps(list(class_names), ensure_ascii=False)})
+    if dataset.dtypes[0] in {"uint8", "uint16"}:  # TIFF colours no others
+        dataset.write_colormap(1, table)
+    named = {str(code): name for code, name in zip(codes, class_names, strict=True)}
+    dataset.update_tags(1, **{_CLASS_NAMES_TAG: json.dumps(named, ensure_ascii=False)})
 
 
-def write_category_names(path: str | Path, class_names: Sequence[str]) -> None:
+def write_category_names(
+    path: str | Path, class_names: Sequence[str], codes: Sequence[int]
+) -> None:
     """Write GDAL's category names into ``<path>.aux.xml``, where GDAL and QGIS look for them.
+
+    The list runs from 0 to the greatest code; where that would be endless, or codes are negative, none is written.
 
     Args:
         path: the finished label image.
-        class_names: one per class from 1 on.
+        class_names: one per class.
+        codes: the value that stands for each class.
     """
+    if min(codes) < 0 or max(codes) > CATEGORY_LIMIT:
+        Path(f"{path}.aux.xml").unlink(missing_ok=True)
+        return
+    named = dict(zip(codes, class_names, strict=True))
     entries = "".join(
-        f"<Category>{escape(_printable(name))}</Category>" for name in ["", *class_names]
+        f"<Category>{escape(_printable(named.get(code, '')))}</Category>"
+        for code in range(max(codes) + 1)
     )
     write_text(
         f"{path}.aux.xml",
@@ -208,8 +228,8 @@ def write_category_names(path: str | Path, class_names: Sequence[str]) -> None:
     )
 
 
-def read_category_names(path: str | Path) -> list[str] | None:
-    """Return the class names from 1 on in ``<path>.aux.xml``, or None where there are none."""
+def read_category_names(path: str | Path) -> dict[int, str] | None:
+    """Return the names by value in ``<path>.aux.xml``, or None where there are none."""
     sidecar = Path(f"{path}.aux.xml")
     try:
         if sidecar.stat().st_size > SIDECAR_LIMIT:
@@ -221,7 +241,7 @@ def read_category_names(path: str | Path) -> list[str] | None:
     except (OSError, UnicodeDecodeError, ElementTree.ParseError):
         return None  # a sidecar is an extra; the image reads without it
     names = [(item.text or "").strip() for item in root.findall(".//CategoryNames/Category")]
-    return names[1:] or None
+    return {value: name for value, name in enumerate(names) if name} or None
 
 
 class _Stored:
@@ -352,21 +372,24 @@ def _imagery_of(facts: Mapping[str, Any]) -> Tags:
     return {key: f"{facts[name] / 1000:.6g}" for name, key in keys.items() if name in facts}
 
 
-def _stored_class_names(dataset: Any) -> list[str] | None:
+def _stored_class_names(dataset: Any) -> dict[int, str] | None:
+    """Names by value; older files of ours list them from 1 on."""
     try:
         names = json.loads(dataset.tags(1).get(_CLASS_NAMES_TAG, "null"))
-    except (json.JSONDecodeError, RecursionError):
+        if isinstance(names, list):
+            names = dict(enumerate(names, start=1))
+        return {int(value): str(name) for value, name in names.items()} if names else None
+    except (ValueError, AttributeError, RecursionError):
         return None
-    return [str(name) for name in names] if isinstance(names, list) and names else None
 
 
-def _color_table(dataset: Any) -> list[str] | None:
-    """Colours of the values from 1 on."""
+def _color_table(dataset: Any) -> dict[int, str] | None:
+    """Colours by value."""
     try:
         table = dataset.colormap(1)
     except ValueError:  # rasterio's way to say that there is none
         return None
-    return ["#{:02x}{:02x}{:02x}".format(*table[value][:3]) for value in range(1, len(table))]
+    return {value: "#{:02x}{:02x}{:02x}".format(*color[:3]) for value, color in table.items()}
 
 
 def _printable(text: str) -> str:

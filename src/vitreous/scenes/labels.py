@@ -1,10 +1,15 @@
-"""Label images of any format, and polygons or points rasterised on a scene's grid."""
+"""Label images of any format, and polygons or points rasterised on a scene's grid.
+
+Only values that occur are classes. They are numbered from 1 on in the labels, and keep their own numbers as
+``class_codes``, which maps are written with. What is taken as unlabelled, and what is lost, is said in one line each.
+"""
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +17,21 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from vitreous.errors import SceneError, did_you_mean
-from vitreous.scenes.cube import LabelImage, check_bytes, georeference, make_labels
+from vitreous.errors import SceneError
+from vitreous.scenes import vectors
+from vitreous.scenes.cube import LabelImage, class_codes, class_palette, georeference, make_labels
 from vitreous.scenes.formats import call_reader, find_reader, local_path, number_hint
+from vitreous.scenes.grids import Grid, nearest
 
-GRID_TOLERANCE = 0.01  # of a pixel: grids that agree this well are the same grid
-CLASS_NUMBER_LIMIT = 255  # whole numbers up to here are class numbers, beyond they are codes
-
-_VECTOR_MAGIC = {  # by content too, because GDAL would open a virtual file under any name
-    ".gpkg": b"SQLite format 3\0",
-    ".shp": b"\0\0\x27\x0a",
-    ".geojson": b"{",
-    ".json": b"{",
-}
+MOST_CLASSES = 1000  # no legend is longer: an image with more values is a measurement
+_OWN_HINTS = ("nodata", "zero_class", "class_names")
+_CODE_LIMIT = 2**31 - 1  # maps hold no greater number
+_SENTINELS = (255, 65535)  # "unlabelled", the greatest number of a type, far beyond the classes
+_NO_CLASS = re.compile(
+    r"(un|not |non)?-?(classified|labell?ed|assigned|defined|known)|background|no ?-?_?data|"
+    r"none|null|void|ignored?|outside|fill|masked|n/?a|-*",
+    re.I,
+)
 
 
 def open_labels(
@@ -32,23 +39,30 @@ def open_labels(
     like: xr.DataArray | None = None,
     attribute: str | None = None,
     *,
-    nodata: float | None = None,
-    class_names: Sequence[str] | None = None,
+    nodata: Any = None,
+    zero_class: bool | None = None,
+    class_names: Sequence[str] | Mapping[int, str] | str | None = None,
     **hints: Any,
 ) -> xr.DataArray:
     """Read labels: an image of any known format, or polygons and points with a class attribute.
 
-    Vector features are brought to the CRS of ``like`` and burnt where a pixel's centre lies inside (points: the
-    pixel they fall in); of overlapping features the last one stays. Whole numbers from 0 to 255 in the attribute
-    are class numbers as they are; any other values are sorted and numbered from 1, and become the class names.
+    **Images.** 0 means unlabelled, unless the file's nodata value is another number or a name is given to 0: then 0 is a
+    class. Negative numbers, and a 255 or 65535 far beyond all classes, are taken as unlabelled, and said. An image
+    on another grid or in another CRS than ``like`` is resampled to it (nearest pixel).
+
+    **Features** are brought to the CRS of ``like`` and burnt where a pixel's centre lies inside (points: the pixel they
+    fall in); of overlapping features the last one stays. Whole numbers in the attribute are class codes, 0 too; any
+    other values are sorted and numbered from 1, and become the class names. Blanks around names do not count.
 
     Args:
         path: a label image, GeoPackage, GeoJSON or Shapefile.
-        like: the scene the labels belong to; needed for vectors, checked for images.
+        like: the scene the labels belong to; needed for vectors.
         attribute: the class attribute of vector features; needed where there are several.
-        nodata: a value of an image that means unlabelled, besides 0 and what the file says.
-        class_names: names of the classes from 1 on; for vectors with text attributes also their order, so that
-            several files get the same numbers.
+        nodata: the value or values that mean unlabelled besides 0, instead of what the file says (``255``,
+            ``"254,255"``), or ``"none"``: then every value is a class, 0 too.
+        zero_class: whether 0 is a class, where the rule above is wrong.
+        class_names: names of the classes by code, or in ascending order of their codes; for vectors with text attributes
+            also their order, so that several files get the same numbers.
         **hints: the reader's own, e.g. ``variable`` (MATLAB), ``layer`` (GeoPackage).
 
     Returns:
@@ -58,12 +72,13 @@ def open_labels(
         SceneError: unreadable, no labels, labels that do not fit ``like``, or an unknown hint.
     """
     file = local_path(path)
-    if isinstance(class_names, str):  # as the command line gives it
-        class_names = [name.strip() for name in class_names.split(",")]
-    if file.suffix.lower() in _VECTOR_MAGIC and file.is_file():
-        arguments = {"like": like, "attribute": attribute, "class_names": class_names, **hints}
-        labels: xr.DataArray = call_reader(_open_vector, file, arguments)
-        return labels
+    zero_class = _parse_flag(zero_class)
+    unlabelled = parse_unlabelled(nodata)
+    names = _parse_names(class_names)
+    if vectors.is_vector(file):
+        if zero_class is False:
+            unlabelled = (*(unlabelled or ()), 0.0)
+        return _of_features(file, like, attribute, unlabelled, names, hints)
     if attribute is not None:
         raise SceneError(
             f"{file} is an image and has no attributes.", "Leave out attribute (--label-attribute)."
@@ -73,238 +88,344 @@ def open_labels(
         raise SceneError(
             f"{file} is a scene, not a label image.", "Give an image of class numbers."
         )
-    image = call_reader(reader.open_labels, file, hints, extra=("nodata", "class_names"))
+    image = call_reader(reader.open_labels, file, hints, extra=_OWN_HINTS)
     if not isinstance(image, LabelImage):
         image = LabelImage(image)
-    labels = _make(image, nodata, class_names, str(file))
-    return labels if like is None else _fit(labels, like)
+    coded = _coded(image, unlabelled, zero_class, str(file))
+    return _numbered(coded if like is None else _fit(coded, like), names)
 
 
-def _make(
-    image: LabelImage, nodata: float | None, class_names: Sequence[str] | None, source: str
-) -> xr.DataArray:
-    values = image.values
-    for value in (image.nodata, None if nodata is None else number_hint("nodata", nodata)):
-        if value is not None:
-            values = np.where(np.isnan(values) if np.isnan(value) else values == value, 0, values)
-    names = class_names
-    if names is None and image.class_names:
-        highest = min(int(np.nan_to_num(values).max()), 65535)
-        unnamed = range(len(image.class_names) + 1, highest + 1)
-        names = [*image.class_names, *(f"class {k}" for k in unnamed)]
-    colors = image.class_colors
-    if colors is not None:
-        count = len(names) if names is not None else int(np.nan_to_num(values).max())
-        colors = colors[:count] if len(colors) >= count else None
-    return make_labels(
+def parse_unlabelled(nodata: Any) -> tuple[float, ...] | None:
+    """Return the values that mean unlabelled: None where nothing is said, () for ``none``.
+
+    Raises:
+        SceneError: something else than numbers.
+    """
+    if nodata is None:
+        return None
+    if isinstance(nodata, str):
+        if nodata.strip().lower() == "none":
+            return ()
+        nodata = [part for part in re.split(r"[,;\s]+", nodata.strip("[] ")) if part]
+    if not isinstance(nodata, Iterable):
+        nodata = [nodata]
+    return tuple(number_hint("nodata", value) for value in nodata)
+
+
+def with_common_classes(
+    first: xr.DataArray, second: xr.DataArray
+) -> tuple[xr.DataArray, xr.DataArray]:
+    """Return two label images with one list of classes: all that occur in either.
+
+    Classes are the same where their codes are.
+
+    Raises:
+        SceneError: a code has different names.
+    """
+    tables: list[dict[int, tuple[str, str]]] = [
+        dict(
+            zip(
+                class_codes(labels),
+                zip(labels.attrs["class_names"], labels.attrs["class_colors"], strict=True),
+                strict=True,
+            )
+        )
+        for labels in (first, second)
+    ]
+    for code in tables[0].keys() & tables[1].keys():
+        own, other = tables[0][code][0], tables[1][code][0]
+        if own != other:
+            raise SceneError(
+                f"Training and test labels name class {code} differently: '{own}' and '{other}'.",
+                "Give both files the same classes (--label-hints class_names=... says their order).",
+            )
+    # The longer list's colours win: palettes are drawn by position.
+    few, many = sorted(tables, key=len)
+    joint = {**few, **many}
+    codes = sorted(joint)
+    colors = [joint[code][1] for code in codes]
+    if len(set(colors)) < len(colors):
+        colors = class_palette(len(colors))
+    attrs = {"class_names": [joint[c][0] for c in codes], "class_colors": colors}
+    both = []
+    for labels in (first, second):
+        number = np.array([0, *(codes.index(code) + 1 for code in class_codes(labels))])
+        again = labels.copy(data=number[labels.values].astype(np.int32))
+        again.attrs = {**labels.attrs, **attrs, "class_codes": codes}
+        both.append(again)
+    return both[0], both[1]
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """A label image by its own numbers.
+
+    Attributes:
+        values: ``(rows, columns)`` codes.
+        labelled: ``(rows, columns)``.
+        grid: size and place.
+        names: by code, where the file gives them.
+        colors: by code, where the file gives them.
+        source: the file's name.
+        asked: False where the user has said which values mean unlabelled.
+    """
+
+    values: npt.NDArray[np.int64]
+    labelled: npt.NDArray[np.bool_]
+    grid: Grid
+    names: Mapping[int, str]
+    colors: Mapping[int, str]
+    source: str
+    asked: bool
+
+
+def _coded(
+    image: LabelImage, given: tuple[float, ...] | None, zero_class: bool | None, source: str
+) -> _Coded:
+    values, finite = _whole_numbers(image.values, source)
+    labelled = finite if image.valid is None else finite & image.valid
+    stated = () if image.nodata is None else (float(image.nodata),)
+    names = {code: name.strip() for code, name in (image.class_names or {}).items()}
+    for value in stated if given is None else given:
+        if np.isfinite(value):
+            labelled = labelled & (values != value)
+    if zero_class is None:
+        zero_class = _zero_is_class(given, stated, names)
+        if given is None:
+            _say_zero(values, labelled, stated, names, source, taken=zero_class)
+    if not zero_class:
+        labelled = labelled & (values != 0)
+    if given is None:
+        labelled = _without_sentinels(values, labelled, source)
+    return _Coded(
         values,
-        class_names=names,
-        class_colors=colors,
-        crs=image.crs,
-        transform=image.transform,
-        source=source,
+        labelled,
+        Grid((values.shape[0], values.shape[1]), image.crs, image.transform),
+        names,
+        image.class_colors or {},
+        source,
+        asked=given is None,
     )
 
 
-def _fit(labels: xr.DataArray, like: xr.DataArray) -> xr.DataArray:
-    """Check that labels lie on the scene's grid, and give them its place where they have none."""
-    of_labels, of_scene = labels.attrs["source"], like.attrs.get("source") or "the scene"
-    size, wanted = labels.shape, (like.sizes["y"], like.sizes["x"])
-    if size != wanted:
+def _whole_numbers(
+    values: npt.NDArray[Any], source: str
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Return the values as integers, and where they are numbers at all."""
+    values = np.asarray(values)
+    if values.ndim != 2 or 0 in values.shape:
         raise SceneError(
-            f"{of_labels} has {size[0]} x {size[1]} pixels (rows x columns),"
-            f" but {of_scene} has {wanted[0]} x {wanted[1]}.",
-            "Labels need one value per pixel of the scene.",
+            f"{source} has the shape {values.shape}.", "Labels are one image of (rows, columns)."
         )
-    (crs, transform), (scene_crs, scene_transform) = georeference(labels), georeference(like)
-    if crs is not None and scene_crs is not None and crs != scene_crs:
+    if values.dtype.kind not in "fiub":
+        raise SceneError(f"{source} holds {values.dtype} values.", "Class codes are whole numbers.")
+    finite = np.isfinite(values)
+    known = np.where(finite, values, 0)
+    if values.dtype.kind == "f" and np.any(known != np.round(known)):
         raise SceneError(
-            f"{of_labels} is in {_name(crs)}, but {of_scene} in {_name(scene_crs)}.",
-            "Reproject the labels to the scene's grid.",
+            f"{source} holds fractions.", "Class codes are whole numbers; 0 means unlabelled."
         )
-    if (
-        transform is not None
-        and scene_transform is not None
-        and _shift(transform, scene_transform, wanted) > GRID_TOLERANCE
-    ):
-        raise SceneError(
-            f"{of_labels} lies on another grid than {of_scene}: their corners are"
-            f" {_shift(transform, scene_transform, wanted):.3g} pixels apart.",
-            "Resample the labels to the scene's grid.",
-        )
-    if scene_crs is not None:
-        labels = labels.rio.write_crs(scene_crs)
-    if scene_transform is not None:
-        labels = labels.rio.write_transform(scene_transform)
-    return labels
+    # Greater magnitudes are a nodata value of floating-point files.
+    return np.clip(known, -(2**62), 2**62).astype(np.int64), finite
 
 
-def _name(crs: Any) -> str:
-    return str(crs.to_string()) if crs.to_epsg() else "a CRS without EPSG code"
+def _zero_is_class(
+    given: tuple[float, ...] | None, stated: tuple[float, ...], names: Mapping[int, str]
+) -> bool:
+    if given is not None:
+        return not given  # "none"
+    if 0 in names:
+        return not stated.count(0) and not _NO_CLASS.fullmatch(names[0])
+    return bool(stated) and 0 not in stated
 
 
-def _shift(first: Any, second: Any, size: tuple[int, int]) -> float:
-    """Largest distance in pixels of ``second`` between the corners of two grids."""
-    corners = [(0, 0), (size[1], 0), (0, size[0]), (size[1], size[0])]
-    pairs = [(~second * (first * corner), corner) for corner in corners]
-    return max(max(abs(x - c), abs(y - r)) for (x, y), (c, r) in pairs)
-
-
-def _open_vector(
-    path: Path,
+def _say_zero(
+    values: npt.NDArray[np.int64],
+    labelled: npt.NDArray[np.bool_],
+    stated: tuple[float, ...],
+    names: Mapping[int, str],
+    source: str,
     *,
+    taken: bool,
+) -> None:
+    count = int((labelled & (values == 0)).sum())
+    if taken and count:
+        why = (
+            f"it has the name '{names[0]}'" if 0 in names else f"the nodata value is {stated[0]:g}"
+        )
+        warnings.warn(
+            f"{source}: 0 ({count:,} pixels) is taken as a class, because {why}; if it means unlabelled, say"
+            " zero_class=false (--label-hints).",
+            stacklevel=4,
+        )
+
+
+def _without_sentinels(
+    values: npt.NDArray[np.int64], labelled: npt.NDArray[np.bool_], source: str
+) -> npt.NDArray[np.bool_]:
+    """Leave out negative numbers, and the greatest number of a type where it is far beyond all classes."""
+    codes = np.unique(values[labelled])
+    strange = [int(code) for code in codes if code < 0]
+    usual = codes[codes >= 0]
+    if usual.size > 1 and usual[-1] in _SENTINELS and 2 * usual[-2] < usual[-1]:
+        strange.append(int(usual[-1]))
+    if not strange:
+        return labelled
+    out = np.isin(values, strange) & labelled
+    shown = ", ".join(map(str, strange[:4])) + (" ..." if len(strange) > 4 else "")
+    warnings.warn(
+        f"{source}: {int(out.sum()):,} pixels with {shown} are taken as unlabelled; if that is a class, say"
+        " nodata=none (--label-hints).",
+        stacklevel=4,
+    )
+    return labelled & ~out
+
+
+def _fit(coded: _Coded, like: xr.DataArray) -> _Coded:
+    """Bring labels to the scene's grid, and give them its place where they have none."""
+    own, wanted = coded.grid, Grid.of(like)
+    of_scene = like.attrs.get("source") or "the scene"
+    if own.agrees(wanted):
+        return replace(coded, grid=wanted)
+    if own.transform is None or wanted.transform is None:
+        turned = own.size == wanted.size[::-1]
+        raise SceneError(
+            f"{coded.source} has {own.size[0]} x {own.size[1]} pixels (rows x columns),"
+            f" but {of_scene} has {wanted.size[0]} x {wanted.size[1]}.",
+            "Rows and columns seem to be exchanged: transpose one of them."
+            if turned
+            else "Labels need one value per pixel of the scene, or both need a georeference.",
+        )
+    before = int(coded.labelled.sum())
+    labelled = nearest(coded.labelled, own, wanted, False)
+    if before and not labelled.any():
+        raise SceneError(
+            f"{coded.source} ({own}) and {of_scene} ({wanted}) do not overlap where there are labels.",
+            "Check that both show the same place.",
+        )
+    warnings.warn(
+        f"{coded.source} lies on another grid ({own}) than {of_scene} ({wanted}): resampled to it, nearest pixel;"
+        f" {before:,} labelled pixels became {int(labelled.sum()):,}.",
+        stacklevel=3,
+    )
+    values = nearest(coded.values, own, wanted, 0)
+    return replace(coded, values=values, labelled=labelled, grid=wanted)
+
+
+def _numbered(coded: _Coded, given: Sequence[str] | Mapping[int, str] | None) -> xr.DataArray:
+    """Number the codes that occur from 1 on."""
+    codes = np.unique(coded.values[coded.labelled])
+    _check_codes(codes, coded)
+    numbers = np.zeros(coded.values.shape, dtype=np.int32)
+    numbers[coded.labelled] = np.searchsorted(codes, coded.values[coded.labelled]) + 1
+    own = [int(code) for code in codes]
+    return make_labels(
+        numbers,
+        class_names=_names_of(own, given, coded.names, coded.source),
+        class_colors=_colors_of(own, coded.colors),
+        class_codes=own,
+        crs=coded.grid.crs,
+        transform=coded.grid.transform,
+        source=coded.source,
+    )
+
+
+def _check_codes(codes: npt.NDArray[np.int64], coded: _Coded) -> None:
+    if codes.size > MOST_CLASSES:
+        raise SceneError(
+            f"{coded.source} holds {codes.size:,} different values from {codes[0]} to {codes[-1]}.",
+            f"That is a measurement; a label image has at most {MOST_CLASSES} classes.",
+        )
+    if codes.size and (codes[-1] > _CODE_LIMIT or codes[0] < -_CODE_LIMIT):
+        raise SceneError(
+            f"{coded.source} holds values from {codes[0]} to {codes[-1]}.",
+            f"Class codes go up to {_CODE_LIMIT}; say nodata=VALUE if one means unlabelled.",
+        )
+    if coded.asked and codes.size == 1 and (coded.values[~coded.labelled] == 0).any():
+        warnings.warn(
+            f"{coded.source} has a single class ({codes[0]}), because 0 means unlabelled; if 0 is a class too, say"
+            " zero_class=true (--label-hints).",
+            stacklevel=4,
+        )
+
+
+def _names_of(
+    codes: list[int],
+    given: Sequence[str] | Mapping[int, str] | None,
+    named: Mapping[int, str],
+    source: str,
+) -> list[str]:
+    """Names of the codes: the user's, or the file's, or their numbers."""
+    if isinstance(given, Mapping):
+        named = {**named, **{int(code): str(name) for code, name in given.items()}}
+    elif given is not None:
+        if len(given) == len(codes):
+            return list(given)
+        if codes and (max(codes) > len(given) or min(codes) < 1):
+            raise SceneError(
+                f"{source} has {len(codes)} classes, but {len(given)} names are given.",
+                "Name them all, in ascending order of their codes.",
+            )
+        return [given[code - 1] for code in codes]
+    return [named.get(code) or f"class {code}" for code in codes]
+
+
+def _colors_of(codes: list[int], table: Mapping[int, str]) -> list[str] | None:
+    """The file's colours, where it tells all classes apart."""
+    colors = [table[code] for code in codes if code in table]
+    usable = len(colors) == len(codes) and len(set(colors)) > min(1, len(codes) - 1)
+    return colors if colors and usable else None
+
+
+def _parse_flag(value: Any) -> bool | None:
+    flags = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if value is not None and str(value).lower() not in flags:
+        raise SceneError(f"zero_class is '{value}'.", "It is true or false.")
+    return None if value is None else flags[str(value).lower()]
+
+
+def _parse_names(
+    given: Sequence[str] | Mapping[int, str] | str | None,
+) -> list[str] | Mapping[int, str] | None:
+    if isinstance(given, str):  # as the command line gives it
+        return [name.strip() for name in given.split(",")]
+    return given if given is None or isinstance(given, Mapping) else [str(name) for name in given]
+
+
+def _of_features(
+    file: Path,
     like: xr.DataArray | None,
     attribute: str | None,
-    class_names: Sequence[str] | None,
-    layer: str | None = None,
+    unlabelled: tuple[float, ...] | None,
+    names: Sequence[str] | Mapping[int, str] | None,
+    hints: dict[str, Any],
 ) -> xr.DataArray:
     if like is None:
         raise SceneError(
-            f"{path} holds features, not pixels.", "Pass like=scene to rasterise them on its grid."
+            f"{file} holds features, not pixels.", "Pass like=scene to rasterise them on its grid."
         )
-    crs, transform = georeference(like)
-    if transform is None:
+    if georeference(like)[1] is None:
         raise SceneError(
-            f"{like.attrs.get('source') or 'The scene'} has no georeference, so {path} cannot be placed on it.",
+            f"{like.attrs.get('source') or 'The scene'} has no georeference, so {file} cannot be placed on it.",
             "Use a georeferenced scene, or a label image.",
         )
-    features = _to_crs(_read_features(path, layer), crs, path)
-    column = _class_column(features, attribute, path)
-    features = features[
-        features[column].notna() & ~features.geometry.is_empty & features.geometry.notna()
-    ]
-    if features.empty:
-        raise SceneError(f"{path} has no feature with a value of '{column}'.")
-    numbers, names = _number_classes(features[column].to_numpy(), class_names, path)
-    values = _burn(features.geometry, numbers, (like.sizes["y"], like.sizes["x"]), transform)
-    _check_burnt(values, numbers, names, features, like, path)
-    return make_labels(values, class_names=names, crs=crs, transform=transform, source=str(path))
-
-
-def _read_features(path: Path, layer: str | None) -> Any:
-    with path.open("rb") as file:
-        head = file.read(256).removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
-    if not head.startswith(_VECTOR_MAGIC[path.suffix.lower()]):
-        raise SceneError(
-            f"{path} is no {path.suffix[1:]} file.", "It is damaged or of another kind."
-        )
-    if path.suffix.lower() == ".shp":  # GDAL takes the features that a cut file lost as empty
-        words = int.from_bytes(head[24:28], "big")
-        check_bytes(2 * words, path.stat().st_size, str(path), f"{words} words of 2 bytes")
-    try:
-        import geopandas
-        import pyogrio
-    except ImportError as error:
-        raise SceneError(
-            "Vector labels need geopandas.", "Install it with: pip install 'vitreous[vector]'."
-        ) from error
-    with _foreign_errors(path):
-        layers = [str(row[0]) for row in pyogrio.list_layers(path) if row[1] is not None]
-        if layer is not None and layer not in layers:
-            raise SceneError(f"{path} has no layer '{layer}'.", did_you_mean(layer, layers))
-        if layer is None and len(layers) != 1:
-            raise SceneError(
-                f"{path} has {len(layers)} layers with geometry: {', '.join(layers)}.",
-                "Pass layer=NAME.",
-            )
-        return geopandas.read_file(path, layer=layer or layers[0], engine="pyogrio")
-
-
-@contextmanager
-def _foreign_errors(path: Path) -> Iterator[None]:
-    # Damaged geometries, attributes and projections make these libraries raise anything, down to
-    # UnboundLocalError; whatever it is, the file is the cause.
-    try:
-        yield
-    except SceneError:
-        raise
-    except Exception as error:
-        raise SceneError(f"{path} cannot be read: {error}.", "The file is damaged.") from error
-
-
-def _to_crs(features: Any, crs: Any, path: Path) -> Any:
-    if features.crs is None or crs is None:
-        warnings.warn(
-            f"{path} or its scene names no CRS; coordinates are taken as those of the scene.",
-            stacklevel=4,
-        )
-        return features
-    with _foreign_errors(path):
-        return features.to_crs(crs.to_wkt())
-
-
-def _class_column(features: Any, attribute: str | None, path: Path) -> str:
-    columns = [str(c) for c in features.columns if c != features.geometry.name]
-    if attribute is not None:
-        if attribute not in columns:
-            raise SceneError(
-                f"{path} has no attribute '{attribute}'.", did_you_mean(attribute, columns)
-            )
-        return attribute
-    if len(columns) == 1:
-        return columns[0]
-    raise SceneError(
-        f"{path} has {len(columns)} attributes: {', '.join(columns)}.",
-        "Say which one holds the classes with attribute=NAME (--label-attribute).",
+    arguments = {"like": like, "attribute": attribute, "unlabelled": unlabelled, **hints}
+    order = None if names is None or isinstance(names, Mapping) else names
+    burnt: vectors.Burnt = call_reader(
+        vectors.open_features,
+        file,
+        {**arguments, "class_names": order},
+        extra=_OWN_HINTS,
     )
-
-
-def _number_classes(
-    values: npt.NDArray[Any], class_names: Sequence[str] | None, path: Path
-) -> tuple[npt.NDArray[np.int64], list[str] | None]:
-    """Class number of each feature, and the names where the values are not numbers already."""
-    numeric = values.dtype.kind in "iufb"
-    if numeric:
-        numbers = values.astype(np.float64)
-        whole = bool(np.all(numbers == np.round(numbers)))
-        if whole and numbers.min() >= 0 and numbers.max() <= CLASS_NUMBER_LIMIT:
-            return numbers.astype(np.int64), None if class_names is None else list(class_names)
-        texts = [str(int(v)) if whole else str(v) for v in numbers]
-        order = [str(int(v)) if whole else str(v) for v in np.unique(numbers)]
-    else:
-        texts = [str(value) for value in values]
-        order = sorted(set(texts))
-    names = list(class_names) if class_names is not None else order
-    strange = sorted(set(texts) - set(names))
-    if strange:
-        raise SceneError(
-            f"{path} has the class '{strange[0]}', which is not among the known classes.",
-            did_you_mean(strange[0], names),
-        )
-    place = {name: number for number, name in enumerate(names, start=1)}
-    return np.array([place[text] for text in texts]), names
-
-
-def _burn(
-    geometry: Any, numbers: npt.NDArray[np.int64], size: tuple[int, int], transform: Any
-) -> npt.NDArray[np.int32]:
-    from rasterio.features import rasterize
-
-    shapes = ((shape, int(number)) for shape, number in zip(geometry, numbers, strict=True))
-    burnt: npt.NDArray[np.int32] = rasterize(
-        shapes, out_shape=size, transform=transform, fill=0, dtype="int32"
+    own = burnt.names or _names_of(burnt.codes, names, {}, str(file))
+    if isinstance(names, Mapping):
+        own = _names_of(burnt.codes, names, dict(zip(burnt.codes, own, strict=True)), str(file))
+    crs, transform = georeference(like)
+    return make_labels(
+        burnt.values,
+        class_names=own,
+        class_codes=burnt.codes,
+        crs=crs,
+        transform=transform,
+        source=str(file),
     )
-    return burnt
-
-
-def _check_burnt(
-    values: npt.NDArray[np.int32],
-    numbers: npt.NDArray[np.int64],
-    names: list[str] | None,
-    features: Any,
-    like: xr.DataArray,
-    path: Path,
-) -> None:
-    if not values.any():
-        west, south, east, north = features.total_bounds
-        raise SceneError(
-            f"No feature of {path} lies in {like.attrs.get('source') or 'the scene'}: they span"
-            f" {west:.6g}..{east:.6g}, {south:.6g}..{north:.6g} in its CRS.",
-            "Check that both show the same place.",
-        )
-    lost = sorted(set(np.unique(numbers)) - set(np.unique(values)) - {0})
-    if lost:
-        words = [names[k - 1] if names else str(k) for k in lost]
-        warnings.warn(
-            f"{path}: no pixel of the scene shows class {', '.join(words)}.", stacklevel=4
-        )

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +16,12 @@ import xarray as xr
 from vitreous.catalog.registry import stage
 from vitreous.data.blocks import TEST
 from vitreous.errors import ConfigError
-from vitreous.files import read_json
 from vitreous.inference.bench import peak_memory, run_apart, timed
 from vitreous.inference.export import DESCRIPTION, neighbours
 from vitreous.inference.pixels import classify_pixels
 from vitreous.inference.runtimes import Exported
 from vitreous.inference.windows import Job, SceneClassifier, Window, aligned, step_of
+from vitreous.report.record import Metrics, read_part
 from vitreous.tasks.export import load_for
 from vitreous.tasks.labelled import LabelledScene, open_labelled
 from vitreous.tasks.runs import CONFIG, METRICS, MODEL, Run, load_run
@@ -169,8 +168,8 @@ def _accuracy(
 def _recorded(folder: Path) -> float | None:
     if not (folder / METRICS).is_file():
         return None
-    test: dict[str, Any] | None = read_json(folder / METRICS)["systems"][0]["test"]
-    return None if test is None else float(test["oa"])
+    oa = read_part(Metrics, folder / METRICS).systems[0].test.oa
+    return None if oa is None else float(oa)
 
 
 def throughput(classifier: SceneClassifier, scene: xr.DataArray, repeats: int) -> float:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vitreous.catalog.tensors import check_finite
 from vitreous.errors import CheckpointError
-from vitreous.files import atomic_path
+from vitreous.files import atomic_path, parse_json
 
 MAX_TENSORS = 200_000
 _TENSOR = "__tensor__"
@@ -38,13 +39,19 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Any) -
             raise OSError(int(code[1]), str(error)) from error
 
 
-def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], Any]:
+def load_tensors(
+    path: str | Path, parse: Callable[[str], Any] = parse_json
+) -> tuple[dict[str, Tensor], Any]:
     """Read what :func:`save_tensors` wrote.
+
+    Args:
+        path: the file.
+        parse: reads the header's text.
 
     Raises:
         CheckpointError: missing, truncated, not ours, or with an absurd number of tensors.
     """
-    tensors, header = read_safetensors(path)
+    tensors, header = read_safetensors(path, parse)
     if header is None:
         raise CheckpointError(
             f"{path} was not written by vitreous.", "Give a model.safetensors of a run folder."
@@ -52,8 +59,34 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], Any]:
     return tensors, header
 
 
-def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], Any]:
+def read_header(path: str | Path) -> Any:
+    """Read our header of a safetensors file without its tensors; None where there is none.
+
+    Raises:
+        CheckpointError: missing or truncated.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist.", "Check the path.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return parse_json((file.metadata() or {}).get("vitreous", "null"))
+    except (SafetensorError, ValueError, OSError, RecursionError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path} is damaged: {error}.", "Restore the file, or train again.")
+
+
+def read_safetensors(
+    path: str | Path, parse: Callable[[str], Any] = parse_json
+) -> tuple[dict[str, Tensor], Any]:
     """Read anybody's safetensors file: its tensors, and our header in it, or None where there is none.
+
+    Args:
+        path: the file.
+        parse: reads the header's text.
 
     Raises:
         CheckpointError: missing, truncated, or with an absurd number of tensors.
@@ -71,12 +104,10 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], Any]:
                 raise CheckpointError(
                     f"{path} claims {len(names)} tensors.", "It is no checkpoint of ours."
                 )
-            header = json.loads((file.metadata() or {}).get("vitreous", "null"))
+            header = parse((file.metadata() or {}).get("vitreous", "null"))
             return {name: file.get_tensor(name) for name in names}, header
     except (SafetensorError, ValueError, OSError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} is damaged: {error}.", "Restore the file, or train again."
-        ) from error
+        raise _damaged(path, error) from error
 
 
 def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
@@ -91,7 +122,7 @@ def load_state(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is damaged, or no training state.
     """
-    tensors, header = load_tensors(path)
+    tensors, header = load_tensors(path, json.loads)  # a training may have met infinities
     try:
         state: dict[str, Any] = _unpack(header, tensors)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
@@ -138,7 +169,7 @@ def load_exactly(model: torch.nn.Module, tensors: Mapping[str, Tensor], what: st
     """Load tensors into a model (on the meta device or not) and refuse anything but a perfect fit.
 
     Raises:
-        CheckpointError: names, shapes or types differ; the message names a few.
+        CheckpointError: names, shapes or types differ, or a value is NaN or infinite; the message names a few.
     """
     own = model.state_dict()
     missing = [name for name in own if name not in tensors]
@@ -168,6 +199,7 @@ def load_exactly(model: torch.nn.Module, tensors: Mapping[str, Tensor], what: st
             f"The weights do not fit {what}: {'; '.join(complaints)}.",
             "They belong to another model or other settings; nothing was loaded.",
         )
+    check_finite(tensors, f"The file of {what}")
     model.load_state_dict(dict(tensors), assign=True)
     # A buffer that no file holds would stay without memory, and indexing by it gives whatever lies around.
     empty = [name for name, buffer in model.named_buffers() if buffer.is_meta]

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import xarray as xr
 from rich.console import Console
 
-from vitreous.catalog.registry import card, stage, system_module
+from vitreous.catalog.registry import card, list_models, stage, system_module
 from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.contract import BandContract
+from vitreous.data.fingerprint import Ground
 from vitreous.data.pixels import spectra_at
+from vitreous.data.provenance import Provenance, Seen, split_leakage, start_leakage
 from vitreous.data.regions import PixelRegions, best_side, reduce_scene
 from vitreous.data.splits import Split
 from vitreous.data.tiles import TilePixels
-from vitreous.errors import ConfigError, ModelError, VitreousError
+from vitreous.errors import ConfigError, ModelError, VitreousError, listed
 from vitreous.files import read_json, write_json
 from vitreous.inference.dense_classifier import DenseClassifier
-from vitreous.inference.maps import no_georeference_warning
+from vitreous.inference.maps import class_numbers, no_georeference_warning
 from vitreous.inference.pixels import classify_pixels
 from vitreous.inference.predict import Prediction, predict_scene
 from vitreous.layers.bands import Bands
@@ -36,23 +39,45 @@ from vitreous.scenes.cube import read_window
 from vitreous.tasks import runs
 from vitreous.tasks.labelled import LabelledScene, open_labelled
 from vitreous.tasks.metrics import scores
+from vitreous.tasks.provenance import start_provenance
 from vitreous.tasks.runs import CONFIG, METRICS, MODEL, PREPROCESS, SPLIT, STATE, load_run
 from vitreous.tasks.weights import is_model_file, load_model
 
+if TYPE_CHECKING:
+    from vitreous.tasks.fit import Choice
+
 TASK = "classify"
 MAP = "map.tif"
+REFIT = "refit"  # folder of the second training, within the run's
 DECODER_WIDTH = 64  # of mode dense
+LEVEL_PIXELS = 20_000  # training pixels that tell how bright they all are
+KINDS = ("model", "estimator")  # of systems that classify
+OTHER_KINDS = {
+    "method": "Name the model that it is applied to, and the method with --adapt or --reduce.",
+    "restorer": "Train it with 'vitreous restore'.",
+    "filter": "Use it with 'vitreous restore'.",
+}
 
 
 @dataclass
 class Trained:
-    """A trained system, and what its training took."""
+    """A trained system, and what its training took.
+
+    Attributes:
+        classifier: the system.
+        seconds: that it trained for.
+        parameters: how many it has; None of estimators.
+        trainable: how many of them were trained.
+        model_args: what differs from the variant's own arguments.
+        choice: the epoch that validation pixels chose, where they did.
+    """
 
     classifier: runs.Network | PixelEstimator
     seconds: float
     parameters: int | None = None
     trainable: int | None = None
     model_args: dict[str, Any] = field(default_factory=dict)
+    choice: Choice | None = None
 
 
 def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool = True) -> Path:
@@ -71,8 +96,16 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
         VitreousError: anything that the user can mend; the run folder keeps what was reached.
     """
     console = Console(stderr=True, quiet=not show)
-    for name in (recipe.model, *recipe.baselines):
+    systems = (recipe.model, *recipe.baselines)
+    for name in systems:
         _check_system(name)
+    recipe = runs.prepared(
+        recipe,
+        console,
+        trained=runs.is_network(recipe.model),
+        networks=any(map(runs.is_network, systems)),
+    )
+    _check_arguments(recipe)
     if recipe.adapt_method is not None:
         complete_settings(recipe.adapt_method, recipe.adapt_args)  # refuses unknown ones
     if recipe.reduce is not None:
@@ -80,26 +113,28 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
     runs.check_start(recipe.init, TASK, "pretrain")
     console.print(f"reading {recipe.scene}", highlight=False)
     data = open_labelled(recipe)
-    contract = BandContract.of(data.scene)
+    start = start_provenance(recipe.init)
     name = f"{Path(recipe.scene).stem}-{recipe.model}"
-    with runs.started_folder(recipe, TASK, name, resume=resume) as (folder, first):
+    config = runs.config_of(TASK, recipe, data.scene, command, data.fingerprint)
+    with runs.started_folder(recipe, config, name, resume=resume) as (folder, first):
+        if resume:
+            runs.check_unchanged(folder, data.scene, data.fingerprint)
         split = _split(recipe, data, folder)
+        contract = _contract(data, split)
         if first:
-            if not resume:
-                runs.write_config(folder, TASK, recipe, data.scene, command)
-            _describe(console, split, folder)
+            _describe(console, recipe, data, split, start, folder)
         if resume and (folder / MODEL).is_file():  # it was stopped after training
             trained = Trained(load_run(folder).classifier, *_known_figures(folder))
         elif runs.is_network(recipe.model):
             trained = _fit_network(recipe, data, split, contract, folder, resume=resume, show=show)
             if not first:
                 raise SystemExit(0)  # this process was started by the first one, to train with it
-            _keep(folder, recipe, trained, data)
+            _keep(folder, recipe, trained, data, split, start)
         else:
             trained = _fit_estimator(recipe.model, recipe, data, split, contract)
-            _keep(folder, recipe, trained, data)
-        _measure(folder, recipe, trained, data, split, console)
-        (folder / STATE).unlink(missing_ok=True)
+            _keep(folder, recipe, trained, data, split, start)
+        _measure(folder, recipe, trained, data, split, start, console)
+        _drop_states(folder)
     return folder
 
 
@@ -110,8 +145,7 @@ def evaluate(path: str | Path) -> dict[str, Any]:
         The metrics of ``metrics.json``, for the trained system alone.
     """
     run = load_run(path)
-    data = open_labelled(run.recipe)
-    split = fitting(run.split, data)
+    data, split = reopened(run)
     parameters = (
         runs.parameter_counts(run.classifier)[0]
         if isinstance(run.classifier, runs.Network)
@@ -126,7 +160,19 @@ def evaluate(path: str | Path) -> dict[str, Any]:
         "val": None,
         **_test_figures(run.classifier, data, split, run.class_names),
     }
-    return metrics_of(data, split, receptive_size(run.classifier), [row])
+    return metrics_of(data, split, run.recipe, receptive_size(run.classifier), [row], run.start)
+
+
+def reopened(run: runs.Run) -> tuple[LabelledScene, Split]:
+    """Open the scene and labels of a finished run again, with its split.
+
+    Raises:
+        VitreousError: they are others than it was trained on.
+    """
+    data = open_labelled(run.recipe)
+    split = fitting(run.split, data)
+    runs.check_unchanged(run.path, data.scene, data.fingerprint)
+    return data, split
 
 
 def draw_split(recipe: Recipe, data: LabelledScene) -> Split:
@@ -164,16 +210,27 @@ def fit_and_score(
     Returns:
         The trained system and its row of ``metrics.json``.
     """
-    contract = BandContract.of(data.scene)
+    contract = _contract(data, split)
     if runs.is_network(recipe.model):
         folder.mkdir(parents=True, exist_ok=True)
         trained = _fit_network(recipe, data, split, contract, folder, resume=True, show=False)
-        (folder / STATE).unlink(missing_ok=True)
+        _drop_states(folder)
     else:
         trained = _fit_estimator(recipe.model, recipe, data, split, contract)
     row = _system_row(recipe.model, trained)
     row |= _test_figures(trained.classifier, data, split, data.class_names)
     return trained, row
+
+
+def learned_from(recipe: Recipe, split: Split) -> Split:
+    """Return the split with all pixels that a system's weights come from among its training pixels.
+
+    Validation pixels choose the epoch of a network; with ``refit`` it is then trained on them as well. Estimators have
+    nothing to choose and are trained on both at once, so that no label is withheld in vain.
+    """
+    return (
+        split.without_validation() if recipe.refit or not runs.is_network(recipe.model) else split
+    )
 
 
 def receptive_size(classifier: runs.Network | PixelEstimator) -> int:
@@ -189,14 +246,32 @@ def receptive_size(classifier: runs.Network | PixelEstimator) -> int:
 def _check_system(name: str) -> None:
     """Refuse what cannot be trained now, not after an hour of training something else."""
     entry = card(name)
-    if entry.kind == "method":
+    if entry.kind not in KINDS:
         raise ConfigError(
-            f"'{name}' is a method, which is not trained by itself.",
-            "Name a model, and its method with --adapt.",
+            f"'{name}' is a {entry.kind}, which does not classify.",
+            f"{OTHER_KINDS[entry.kind]} Systems that classify: "
+            f"{listed(n for kind in KINDS for n in list_models(kind=kind))}.",
         )
     if name not in entry.variants:
         raise ModelError(
             f"'{name}' has several variants.", f"Choose one of {', '.join(entry.variants)}."
+        )
+
+
+def _check_arguments(recipe: Recipe) -> None:
+    """Refuse arguments that make no system, before anything is read."""
+    if not runs.is_network(recipe.model):
+        settings = {**card(recipe.model).variants[recipe.model], **recipe.model_args}
+        contract = BandContract(1, (0,), None, "dn")
+        system_module(recipe.model).build(num_classes=2, contract=contract, **settings)
+    elif recipe.init is None:
+        bands = recipe.components  # or the scene's own, which are not known yet
+        runs.check_builds(
+            recipe.model,
+            recipe.model_args,
+            lambda: runs.make_net(
+                recipe.model, _settings(recipe), bands=bands, num_classes=2, **recipe.model_args
+            ),
         )
 
 
@@ -251,23 +326,44 @@ def _valid_pixels(
     return valid
 
 
-def _describe(console: Console, split: Split, folder: Path) -> None:
+def _contract(data: LabelledScene, split: Split) -> BandContract:
+    """Return the bands and unit of the scene, and how bright the training pixels are."""
+    contract = BandContract.of(data.scene)
+    pixels = split.pixels(TRAIN)
+    some = pixels[:: -(-len(pixels) // LEVEL_PIXELS)]
+    return contract.measured(spectra_at(data.scene, contract.select(data.scene), some))
+
+
+def _describe(
+    console: Console,
+    recipe: Recipe,
+    data: LabelledScene,
+    split: Split,
+    start: Provenance,
+    folder: Path,
+) -> None:
+    """Say which pixels train and test, and what the test pixels are worth."""
     counts = split.counts
-    leakage = split.leakage(int(split.params.get("patch_size", 1)))
+    side = int(split.params.get("patch_size", 1))
+    facts = metrics_of(data, split, recipe, side, [], start)
     console.print(
         f"run {folder}\nsplit '{split.method}': {counts['train']} training, {counts['val']} validation, "
-        f"{counts['test']} test pixels; {leakage:.0%} of the test pixels lie inside a training patch",
+        f"{counts['test']} test pixels; {facts['split']['leakage']:.0%} of the test pixels lie inside a training patch"
+        + (" or on ground that the start has seen" if start else ""),
         highlight=False,
     )
-    if split.optimistic:
+    if facts["start"] is not None:
+        for sentence in facts["start"]["sentences"]:
+            console.print(f"[yellow]{sentence}[/yellow]", highlight=False)
+    if facts["split"]["optimistic"]:
         console.print(
             "[yellow]this split is optimistic: expect less on ground the model has not seen[/yellow]"
         )
 
 
 def _known_figures(folder: Path) -> tuple[float, int | None, int | None]:
-    model = read_json(folder / CONFIG).get("model", {})
-    return float(model.get("train_seconds", 0.0)), model.get("parameters"), model.get("trainable")
+    figures = runs.figures_of(folder)
+    return figures.train_seconds, figures.parameters, figures.trainable
 
 
 def _fit_estimator(
@@ -278,12 +374,47 @@ def _fit_estimator(
         num_classes=len(data.class_names), contract=contract, seed=recipe.seed, **settings
     )
     started = time.perf_counter()
-    pixels = split.pixels(TRAIN)
-    estimator.fit(estimator.features_at(data.scene, pixels), data.classes_at(pixels))
+    pixels = split.without_validation().pixels(TRAIN)  # it has no epoch to choose
+    blocks = split.blocks_of(pixels).of_pixel
+    estimator.fit(estimator.features_at(data.scene, pixels), data.classes_at(pixels), blocks)
     return Trained(estimator, time.perf_counter() - started)
 
 
 def _fit_network(
+    recipe: Recipe,
+    data: LabelledScene,
+    split: Split,
+    contract: BandContract,
+    folder: Path,
+    *,
+    resume: bool,
+    show: bool,
+) -> Trained:
+    """Train a network, and where asked for once more on the validation pixels as well.
+
+    The second training is a fresh one for as many epochs as validated best, with a schedule of that length. Resumed, the
+    first one ends with the same choice as before, because its state is kept until both are done.
+    """
+    chosen = _fit_once(recipe, data, split, contract, folder, resume=resume, show=show)
+    if not recipe.refit or chosen.choice is None:
+        return chosen
+    again = recipe.model_copy(update={"epochs": chosen.choice.epoch, "patience": 0})
+    (folder / REFIT).mkdir(exist_ok=True)
+    trained = _fit_once(
+        again,
+        data,
+        split.without_validation(),
+        contract,
+        folder / REFIT,
+        resume=resume,
+        show=show,
+    )
+    trained.seconds += chosen.seconds
+    trained.choice = chosen.choice
+    return trained
+
+
+def _fit_once(
     recipe: Recipe,
     data: LabelledScene,
     split: Split,
@@ -303,7 +434,19 @@ def _fit_network(
     parameters, trainable = runs.parameter_counts(classifier)
     task = ClassifyTask(classifier, _training_data(recipe, data, split, classifier), recipe)
     fit(task, folder, resume=resume, show=show)
-    return Trained(task.result(), task.elapsed, parameters, trainable, model_args)
+    result, choice = task.result(), task.choice
+    if choice is not None:
+        console.print(
+            f"weights of epoch {choice.epoch} of {choice.epochs}: OA {choice.val_oa:.2%} on the validation pixels",
+            highlight=False,
+        )
+    return Trained(result, task.elapsed, parameters, trainable, model_args, choice)
+
+
+def _drop_states(folder: Path) -> None:
+    """Delete what an interrupted training would have gone on from."""
+    for place in (folder, folder / REFIT):
+        (place / STATE).unlink(missing_ok=True)
 
 
 def _make_classifier(
@@ -330,7 +473,7 @@ def _make_classifier(
             recipe, Path(recipe.init) / MODEL, None, settings, count, console
         )
     else:
-        start, model_args = _start_from(recipe, contract, settings)
+        start, model_args = _start_from(recipe, data.scene, contract, settings)
         preprocess, net = start.preprocess, start.net
         if start.num_classes != count:
             net.reset_head(count)  # type: ignore[operator]
@@ -390,7 +533,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def _start_from(
-    recipe: Recipe, contract: BandContract, settings: dict[str, Any]
+    recipe: Recipe, scene: xr.DataArray, contract: BandContract, settings: dict[str, Any]
 ) -> tuple[runs.Network, dict[str, Any]]:
     """Load the run that training starts from; its preprocessing comes along, because its weights expect it."""
     start = load_run(str(recipe.init))
@@ -419,6 +562,7 @@ def _start_from(
             f"The run {recipe.init} was trained on other bands or another unit.",
             "Start from a run on this sensor, or train from scratch.",
         )
+    own.check_values(scene)
     if has(start.classifier.net, "quantize"):
         raise ModelError(
             f"The run {recipe.init} is quantized, and weights of few bits cannot be trained.",
@@ -454,6 +598,7 @@ def _pretrained_preprocess(init: str, data: LabelledScene) -> Preprocess:
             f"The run {init} was pre-trained on other bands than the scene's {len(own.used)} good ones.",
             f"Adapt its weights to them: --init {Path(init) / MODEL} --reduction none.",
         )
+    start.contract.check_values(data.scene)
     return start.preprocess
 
 
@@ -541,7 +686,14 @@ def class_weights(classes: torch.Tensor, count: int, kind: str) -> torch.Tensor:
     return weights / weights[classes].mean()
 
 
-def _keep(folder: Path, recipe: Recipe, trained: Trained, data: LabelledScene) -> None:
+def _keep(
+    folder: Path,
+    recipe: Recipe,
+    trained: Trained,
+    data: LabelledScene,
+    split: Split,
+    start: Provenance,
+) -> None:
     """Write what was trained; the weights last, because resuming takes them for the end of training."""
     config = read_json(folder / CONFIG)
     config["model"] = {
@@ -549,8 +701,11 @@ def _keep(folder: Path, recipe: Recipe, trained: Trained, data: LabelledScene) -
         "parameters": trained.parameters,
         "trainable": trained.trainable,
         "train_seconds": trained.seconds,
+        "chosen": None if trained.choice is None else asdict(trained.choice),
     }
     write_json(folder / CONFIG, config)
+    size = receptive_size(trained.classifier)
+    own = Seen.labels(Path(recipe.scene).name, Ground.of(data.scene), split, size)
     runs.save_run_model(
         folder,
         trained.classifier,
@@ -558,6 +713,8 @@ def _keep(folder: Path, recipe: Recipe, trained: Trained, data: LabelledScene) -
         model_args=trained.model_args,
         class_names=data.class_names,
         class_colors=data.class_colors,
+        provenance=(*start, own),
+        class_codes=data.class_codes,
     )
 
 
@@ -567,6 +724,7 @@ def _measure(
     trained: Trained,
     data: LabelledScene,
     split: Split,
+    start: Provenance,
     console: Console,
 ) -> None:
     """Map the scene, score it and the baselines on the test pixels, and write metrics and report."""
@@ -575,19 +733,20 @@ def _measure(
         pixels = split.pixels(TEST)
         prediction = map_scene(folder, recipe, trained.classifier, data, console)
         row["pixels_per_second"] = prediction.pixels_per_second
-        predicted = _read_map(folder / MAP, pixels)
-        row["test"] = scores(data.classes_at(pixels), predicted, data.class_names)
+        predicted = class_numbers(_read_map(folder / MAP, pixels), data.class_codes)
+        row["test"] = score_pixels(data, split, pixels, predicted, data.class_names)
     else:
         row |= _test_figures(trained.classifier, data, split, data.class_names)
-    if len(split.pixels(VAL)):
-        own = classify_pixels(trained.classifier, data.scene, split.pixels(VAL))
-        row["val"] = scores(data.classes_at(split.pixels(VAL)), own, data.class_names)
+    if len(pixels := learned_from(recipe, split).pixels(VAL)):
+        own = classify_pixels(trained.classifier, data.scene, pixels)
+        row["val"] = score_pixels(data, split, pixels, own, data.class_names)
     rows = [row]
     for name in recipe.baselines:
         if name != recipe.model:
             console.print(f"baseline {name}", highlight=False)
             rows.append(_baseline(name, recipe, data, split, folder))
-    write_json(folder / METRICS, metrics_of(data, split, receptive_size(trained.classifier), rows))
+    size = receptive_size(trained.classifier)
+    write_json(folder / METRICS, metrics_of(data, split, recipe, size, rows, start))
     if recipe.report:
         from vitreous.report.html import build_report
 
@@ -608,8 +767,19 @@ def _test_figures(
     seconds = time.perf_counter() - started
     return {
         "pixels_per_second": len(pixels) / seconds,
-        "test": scores(data.classes_at(pixels), predicted, class_names),
+        "test": score_pixels(data, split, pixels, predicted, class_names),
     }
+
+
+def score_pixels(
+    data: LabelledScene,
+    split: Split,
+    pixels: npt.NDArray[np.int64],
+    predicted: npt.NDArray[np.int64],
+    class_names: list[str],
+) -> dict[str, Any]:
+    """Measure predictions at flat pixel indices, with intervals that resample blocks of the scene."""
+    return scores(data.classes_at(pixels), predicted, class_names, blocks=split.blocks_of(pixels))
 
 
 def _system_row(name: str, trained: Trained) -> dict[str, Any]:
@@ -638,15 +808,17 @@ def map_scene(
             classifier,
             data.scene,
             folder / MAP,
+            check_values=False,  # it is the scene that was trained on
             class_names=data.class_names,
             class_colors=data.class_colors,
+            class_codes=data.class_codes,
             probabilities=folder / "probabilities.tif" if recipe.probabilities else None,
             progress=advance,
         )
 
 
 def _read_map(path: Path, pixels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return the map's classes at flat pixel indices, reading it in strips."""
+    """Return the map's values at flat pixel indices, reading it in strips."""
     import rasterio
     from rasterio.windows import Window
 
@@ -681,25 +853,50 @@ def _baseline(
 
 
 def metrics_of(
-    data: LabelledScene, split: Split, patch_size: int, systems: list[dict[str, Any]]
+    data: LabelledScene,
+    split: Split,
+    recipe: Recipe,
+    patch_size: int,
+    systems: list[dict[str, Any]],
+    start: Provenance = (),
 ) -> dict[str, Any]:
-    """Return what ``metrics.json`` holds: the classes, the split and the systems' rows."""
-    names, colors = data.class_names, data.class_colors
+    """Return what ``metrics.json`` holds: the classes, the split and the systems' rows.
+
+    Args:
+        data: the scene and its labels.
+        split: who trained and who tests.
+        recipe: the settings, which say who learned from the validation pixels (see :func:`learned_from`).
+        patch_size: side of the square around a training pixel that is learned from.
+        systems: the rows.
+        start: the provenance of the weights that training started from; what they have seen of the test pixels counts
+            as leakage.
+    """
+    entries = zip(data.class_codes, data.class_names, data.class_colors, strict=True)
+    for system in systems:
+        _put_codes(system, data.class_codes)
+    ground = Ground.of(data.scene) if start else Ground("", *split.roles.shape)
+    begun, seen = start_leakage(start, split.pixels(TEST), ground)
+    used = learned_from(recipe, split)
     return {
         "schema": 1,
-        "classes": [
-            {"value": k, "name": name, "color": color}
-            for k, (name, color) in enumerate(zip(names, colors, strict=True), start=1)
-        ],
+        "classes": [{"value": code, "name": name, "color": color} for code, name, color in entries],
         "split": {
             "method": split.method,
             "params": split.params,
             "seed": split.seed,
             "hash": split.hash,
-            "optimistic": split.optimistic,
-            "leakage": split.leakage(patch_size),
+            "optimistic": used.optimistic or begun.share > 0,
+            "leakage": split_leakage(used, patch_size, seen),
             "patch_size": patch_size,
             "counts": split.counts,
         },
+        "start": {**begun.to_json(), "split_leakage": used.leakage(patch_size)} if start else None,
         "systems": systems,
     }
+
+
+def _put_codes(system: dict[str, Any], codes: list[int]) -> None:
+    """Let the rows of a system's classes carry the label file's own numbers."""
+    for figures in (system.get("val"), system.get("test")):
+        for row, code in zip(figures["per_class"] if figures else [], codes, strict=False):
+            row["value"] = code

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,16 +19,15 @@ from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.regions import reduce_scene
 from vitreous.data.splits import Split
 from vitreous.errors import ConfigError, ModelError, VitreousError
-from vitreous.files import read_json, write_json
+from vitreous.files import hidden_folder, write_json
 from vitreous.inference.bench import timed
 from vitreous.inference.cost import count_cost
 from vitreous.inference.pixels import classify_pixels
 from vitreous.layers.quantize import QuantMatMul, quantized_layers, set_enabled
-from vitreous.methods._apply import Report, apply
+from vitreous.methods._apply import Report, apply, complete_settings
 from vitreous.tasks import classify, runs
 from vitreous.tasks.bench import throughput
-from vitreous.tasks.labelled import LabelledScene, open_labelled
-from vitreous.tasks.metrics import scores
+from vitreous.tasks.labelled import LabelledScene
 
 TABLE = "compress.json"
 BATCH = 32  # images of one calibration batch
@@ -120,6 +118,7 @@ def compress(
         ModelError: the method cannot serve the model.
         VitreousError: the accuracy cannot be kept, even with the sensitive half of the layers left as they are.
     """
+    complete_settings(method, settings or {})  # refuses what is no method, and unknown settings
     if stage(method) == "adapt":
         raise ConfigError(
             f"'{method}' adapts a model by training.", "Use it with 'vitreous train --adapt'."
@@ -128,33 +127,29 @@ def compress(
     after, report, backed_off = _within(job, max_drop)
     rows, row_before, row_after = _compare(job, after)
     notes = _notes(job, rows, backed_off)
-    folder = runs.new_run_folder(
-        job.run.path.parents[1], classify.TASK, f"{job.run.path.name}-{method}"
-    )
-    try:
-        _write(job, folder, after, report, [row_after, row_before], command)
-        done = Compressed(folder, rows + _sizes(job, folder), report.rows, backed_off, notes)
-        write_json(
-            folder / TABLE,
-            {
-                "schema": 1,
-                "from": str(job.run.path),
-                "method": method,
-                "settings": report.settings,
-                "rows": done.rows,
-                "layers": done.layers,
-                "backed_off": backed_off,
-                "notes": notes,
-            },
-        )
+    own = job.run.path.resolve()
+    folder = own.with_name(f"{own.name}-{method}")
+    # Under its own name when everything is there: a run that looks finished is.
+    with hidden_folder(folder.parent, folder.name) as made:
+        _write(job, made, after, report, [row_after, row_before], command)
+        rows += _sizes(job, made)
+        table = {
+            "schema": 1,
+            "from": str(job.run.path),
+            "method": method,
+            "settings": report.settings,
+            "rows": rows,
+            "layers": report.rows,
+            "backed_off": backed_off,
+            "notes": notes,
+        }
+        write_json(made / TABLE, table)
         if job.run.recipe.report:
             from vitreous.report.html import build_report
 
-            build_report(folder, job.data.scene, job.data.labels, job.split)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    return done
+            build_report(made, job.data.scene, job.data.labels, job.split)
+        folder = runs.publish(made, folder)
+    return Compressed(folder, rows, report.rows, backed_off, notes)
 
 
 def with_net(classifier: runs.Network, net: nn.Module) -> runs.Network:
@@ -175,8 +170,7 @@ def _open(path: Path, method: str, settings: dict[str, Any], images: int, consol
             f"{path} trained '{run.name}', which is no network.", "Compress a run of a network."
         )
     console.print(f"reading {run.recipe.scene}", highlight=False)
-    data = open_labelled(run.recipe)
-    split = classify.fitting(run.split, data)
+    data, split = classify.reopened(run)
     batches = calibration_batches(run.classifier, data, split, images, run.recipe.seed)
     pixels = split.pixels(VAL)
     if len(pixels) < FEWEST_GATE_PIXELS:
@@ -295,9 +289,14 @@ def _compare(
     job.console.print("measuring both", highlight=False)
     both = {"before": job.classifier, "after": after}
     pixels = job.split.pixels(TEST)
-    truth = job.data.classes_at(pixels)
     tests = {
-        key: scores(truth, classify_pixels(one, job.data.scene, pixels), job.run.class_names)
+        key: classify.score_pixels(
+            job.data,
+            job.split,
+            pixels,
+            classify_pixels(one, job.data.scene, pixels),
+            job.run.class_names,
+        )
         for key, one in both.items()
     }
     speed = _in_turns(both, lambda one: throughput(one, job.data.scene, WINDOWS), max)
@@ -399,8 +398,8 @@ def _write(
 ) -> None:
     """Write the new run: the model, what it was made from, and its metrics and map."""
     recipe = job.run.recipe
-    config = read_json(job.run.path / runs.CONFIG)
-    config |= {"versions": versions(), "command": command}
+    config = runs.config_at(job.run.path)
+    config |= {"versions": versions(), "command": command, "finished": True}
     config["compressed"] = {
         "from": str(job.run.path),
         "method": job.method,
@@ -412,7 +411,12 @@ def _write(
         prediction = classify.map_scene(folder, recipe, after, job.data, job.console)
         rows[0]["pixels_per_second"] = prediction.pixels_per_second
     metrics = classify.metrics_of(
-        job.data, job.split, classify.receptive_size(job.classifier), rows
+        job.data,
+        job.split,
+        recipe,
+        classify.receptive_size(job.classifier),
+        rows,
+        job.run.start,
     )
     write_json(folder / runs.METRICS, metrics)
     runs.save_run_model(
@@ -422,4 +426,6 @@ def _write(
         model_args=job.run.model_args,
         class_names=job.run.class_names,
         class_colors=job.run.class_colors,
+        provenance=job.run.provenance,
+        class_codes=job.run.class_codes,
     )

@@ -57,7 +57,15 @@ def export_run(
     split = fitting(run.split, data)
     folder = Path(output) if output else run.path / f"export-{form}"
     source = sha256(run.path / MODEL)
-    product = Product(classifier, run.name, run.class_names, run.class_colors, source)
+    product = Product(
+        classifier,
+        run.name,
+        run.class_names,
+        run.class_colors,
+        source,
+        run.provenance,
+        run.class_codes,
+    )
     parity = export(
         product, folder, form=form, scene=data.scene, pixels=split.pixels(TEST), single=single
     )

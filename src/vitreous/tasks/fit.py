@@ -45,6 +45,21 @@ FEWEST_EPOCHS = 8  # ... however many the pixels are
 HEAD = "head."
 
 
+@dataclass(frozen=True)
+class Choice:
+    """The epoch whose weights are kept.
+
+    Attributes:
+        epoch: its number, from 1 on.
+        epochs: how many were trained.
+        val_oa: overall accuracy of its averaged weights on the validation pixels.
+    """
+
+    epoch: int
+    epochs: int
+    val_oa: float
+
+
 @dataclass
 class TrainingData:
     """What a network is trained on.
@@ -345,9 +360,8 @@ class ClassifyTask(Task):
     # -- end of an epoch ----------------------------------------------------------------------------------
 
     def judge(self, row: Row) -> None:
-        """Remember the best weights, and stop where nothing improves any more."""
-        # A validation part of few fields says little about others: only who stops by it chooses by it.
-        if self.validated != self.current_epoch or not self.recipe.patience:
+        """Remember the weights that validate best, and stop where nothing improves any more."""
+        if self.validated != self.current_epoch:
             return
         if row["val_oa"] > self.best_score:
             self.improved_epoch = self.current_epoch
@@ -380,6 +394,13 @@ class ClassifyTask(Task):
             }
         return row
 
+    @property
+    def choice(self) -> Choice | None:
+        """Which epoch validated best, or None where there are no validation pixels."""
+        if self.best is None:
+            return None
+        return Choice(self.best_epoch + 1, len(self.history), self.best_score)
+
     # -- state --------------------------------------------------------------------------------------------
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -389,7 +410,7 @@ class ClassifyTask(Task):
             self._stop_when_patience_ends(len(self.history) - 1)
 
     def result(self) -> PatchClassifier | DenseClassifier:
-        """Return the classifier with the weights to use: the last average, or with patience the best.
+        """Return the classifier with the weights to use: the average that validated best, or else the last.
 
         Raises:
             VitreousError: these are no numbers.

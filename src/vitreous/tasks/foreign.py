@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vitreous.catalog.tensors import WRAPPERS, without_prefix
 from vitreous.errors import CheckpointError
 from vitreous.tasks.checkpoint import MAX_TENSORS, read_safetensors
 
@@ -27,7 +28,7 @@ MOST_PICKLE_BYTES = (
 )  # the description without the tensors' values; a few hundred KB are usual
 # Where trainers keep the weights among optimisers and counters. Averaged weights first: they are the published ones.
 PARTS = ("model_ema", "state_dict_ema", "ema_state_dict", "model", "state_dict", "module", "net")
-PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "net.")  # wrappers around a network
+PREFIXES = (*WRAPPERS, "model.", "backbone.", "net.")  # trainers' modules hold a network, too
 
 
 class Foreign(NamedTuple):
@@ -35,11 +36,13 @@ class Foreign(NamedTuple):
 
     Attributes:
         tensors: by name, without the prefixes of wrappers.
+        beside: names of those that stood beside the network in its wrapper, and had no such prefix.
         part: where in the file they were, e.g. ``model_ema``; empty where they were the whole file.
         header: what vitreous wrote beside them, or None in a file of others.
     """
 
     tensors: dict[str, Tensor]
+    beside: tuple[str, ...]
     part: str
     header: Any
 
@@ -56,7 +59,7 @@ def read_foreign(path: str | Path) -> Foreign:
         raise CheckpointError(f"There is no file {path}.", "Check its name.")
     if path.suffix == ".safetensors":
         tensors, header = read_safetensors(path)
-        return Foreign(without_prefix(tensors), "", header)
+        return _unwrapped(tensors, "", header)
     if path.suffix not in PICKLED:
         raise CheckpointError(
             f"{path} has the suffix '{path.suffix}', which no weights have.",
@@ -65,17 +68,13 @@ def read_foreign(path: str | Path) -> Foreign:
     _check_archive(path)
     tensors, part = _weights_in(_unpickle(path), path)
     _check_claims(tensors, path)
-    return Foreign(without_prefix(tensors), part, None)
+    return _unwrapped(tensors, part, None)
 
 
-def without_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Drop the names of wrappers (DataParallel, compiled modules, ...) that stand before every name."""
-    found = dict(tensors)
-    while prefix := next(
-        (p for p in PREFIXES if found and all(k.startswith(p) for k in found)), ""
-    ):
-        found = {key.removeprefix(prefix): value for key, value in found.items()}
-    return found
+def _unwrapped(tensors: Mapping[str, Tensor], part: str, header: Any) -> Foreign:
+    bare = without_prefix(tensors, PREFIXES)
+    beside = tuple(key for key in bare if key in tensors) if len(bare.keys() - tensors) else ()
+    return Foreign(bare, beside, part, header)
 
 
 def _check_archive(path: Path) -> None:

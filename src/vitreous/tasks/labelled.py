@@ -10,10 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from vitreous.data.fingerprint import labels_fingerprint
 from vitreous.data.splits import Split, make_split, merged_labels
 from vitreous.errors import ConfigError
 from vitreous.recipe import Recipe
 from vitreous.scenes import open_labels, open_scene
+from vitreous.scenes.cube import class_codes
+from vitreous.scenes.labels import with_common_classes
 from vitreous.scenes.samples import SAMPLES, load_sample
 
 
@@ -44,6 +47,16 @@ class LabelledScene:
         """``#rrggbb`` of the classes from 1 on."""
         return list(self.labels.attrs["class_colors"])
 
+    @property
+    def class_codes(self) -> list[int]:
+        """The label files' own numbers of the classes from 1 on."""
+        return class_codes(self.labels)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all its labels, to notice when they change."""
+        return labels_fingerprint(self.labels, self.train_labels, self.test_labels)
+
     def classes_at(self, pixels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the classes (from 1 on) of flat pixel indices."""
         return np.asarray(self.labels.values).ravel()[pixels].astype(np.int64)
@@ -68,6 +81,7 @@ class LabelledScene:
         labels.attrs |= {
             "class_names": [self.class_names[k - 1] for k in classes],
             "class_colors": [self.class_colors[k - 1] for k in classes],
+            "class_codes": [self.class_codes[k - 1] for k in classes],
         }
         return LabelledScene(self.scene, labels)
 
@@ -114,14 +128,6 @@ def _with_tests(scene: xr.DataArray, labels: xr.DataArray, recipe: Recipe) -> La
     if recipe.test_labels is None:
         return LabelledScene(scene, labels)
     test = open_labels(recipe.test_labels, like=scene, attribute=recipe.label_attribute)
-    names = (labels.attrs["class_names"], test.attrs["class_names"])
-    longer = max(names, key=len)
-    if any(own != longer[: len(own)] for own in names):
-        raise ConfigError(
-            f"Training and test labels name their classes differently: {names[0]} and {names[1]}.",
-            "Give both files the same classes in the same order.",
-        )
+    labels, test = with_common_classes(labels, test)
     merged = merged_labels(test, labels)
-    source = labels if longer is names[0] else test
-    merged.attrs = dict(source.attrs)
     return LabelledScene(scene, merged, train_labels=labels, test_labels=test)

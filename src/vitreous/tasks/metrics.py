@@ -4,16 +4,21 @@ Overall accuracy (OA), average accuracy (AA, the mean producer's accuracy over t
 Cohen's kappa, and per class the producer's accuracy (recall), the user's accuracy (precision) and F1; see
 Congalton & Green, *Assessing the Accuracy of Remotely Sensed Data*. A test pixel without a prediction is an
 error, never left out: it has a column of its own.
+
+Intervals are percentiles of a bootstrap. Neighbouring pixels err together, so it resamples blocks of the scene rather
+than pixels (the cluster bootstrap: Davison & Hinkley, *Bootstrap Methods and their Application*, 3.8; blocks in space:
+Lahiri, *Resampling Methods for Dependent Data*, 12).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from vitreous.data.splits import Blocks
 from vitreous.errors import VitreousError
 
 INTERVAL = (2.5, 97.5)  # percentiles of the bootstrap
@@ -76,23 +81,28 @@ def scores(
     predicted: npt.NDArray[np.integer[Any]],
     class_names: Sequence[str],
     *,
+    blocks: Blocks | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Measure a map against test pixels, with 95 % bootstrap intervals.
 
-    The intervals resample test pixels as if they were independent. Neighbouring pixels are not, so the real
-    uncertainty (another field, another year) is larger.
+    The intervals resample whole blocks of the scene: with as many draws as there are blocks, each draw brings all test
+    pixels of a block. They say what another choice of places in this scene would give; another scene or another year
+    may differ by more.
 
     Args:
         truth: ``(n,)`` classes 1..K.
         predicted: ``(n,)`` classes 1..K; 0, no prediction, counts as wrong.
         class_names: K names.
+        blocks: the block of each pixel; None resamples pixels as if they were independent.
         bootstrap: number of resamples.
         seed: of the resampling.
 
     Returns:
-        ``oa``, ``aa``, ``kappa`` and ``oa_ci``, ``aa_ci``, ``kappa_ci`` as ``[low, high]``; ``per_class`` with
+        ``oa``, ``aa``, ``kappa`` and ``oa_ci``, ``aa_ci``, ``kappa_ci`` as ``[low, high]``, or None where there is a
+        single block, which tells nothing of others; ``intervals`` with the ``method`` (``block bootstrap`` or ``pixel
+        bootstrap``), ``resamples``, ``blocks`` and ``block_size``; ``per_class`` with
         ``value``, ``name``, ``producer``, ``user``, ``f1``, ``support`` (None where a class is not tested or,
         for ``user``, never mapped); ``confusion`` K x K, rows truth, columns map; ``unclassified``, per true
         class the pixels without a prediction.
@@ -105,8 +115,11 @@ def scores(
         raise ValueError(f"{bootstrap} bootstrap resamples")
     confusion = confusion_of(truth, predicted, len(class_names))
     oa, aa, kappa = oa_aa_kappa(confusion)
-    low, high = np.percentile(_resampled(confusion, bootstrap, seed), INTERVAL, axis=1)
-    intervals = [[float(a), float(b)] for a, b in zip(low, high, strict=True)]
+    units = _pixel_units(confusion) if blocks is None else _block_units(truth, predicted, blocks)
+    intervals: list[list[float] | None] = [None] * 3
+    if units.number.sum() > 1 or blocks is None:
+        low, high = np.percentile(_resampled(units, bootstrap, seed), INTERVAL, axis=1)
+        intervals = [[float(a), float(b)] for a, b in zip(low, high, strict=True)]
     return {
         "oa": oa,
         "aa": aa,
@@ -114,6 +127,12 @@ def scores(
         "oa_ci": intervals[0],
         "aa_ci": intervals[1],
         "kappa_ci": intervals[2],
+        "intervals": {
+            "method": "pixel bootstrap" if blocks is None else "block bootstrap",
+            "resamples": bootstrap,
+            "blocks": None if blocks is None else len(units.number),
+            "block_size": None if blocks is None else blocks.side,
+        },
         "per_class": _per_class(confusion, class_names),
         "confusion": confusion[:, :-1].tolist(),
         "unclassified": confusion[:, -1].tolist(),
@@ -138,21 +157,58 @@ def _per_class(confusion: Ints, class_names: Sequence[str]) -> list[dict[str, An
     return rows
 
 
-def _resampled(confusion: Ints, count: int, seed: int) -> Floats:
-    """Return OA, AA and kappa of ``count`` resamples of the test pixels: ``(3, count)``.
+class _Units(NamedTuple):
+    """What a bootstrap draws from.
 
-    Drawing n pixels with replacement and counting them is one multinomial draw of n over the cells of the
-    confusion matrix, so no pixel is touched.
+    Attributes:
+        number: ``(units,)`` how many units there are of each kind.
+        hits: ``(units, classes)`` pixels that are right in a unit, by class.
+        support: ``(units, classes)`` its pixels by true class.
+        mapped: ``(units, classes)`` its pixels by the class on the map.
     """
-    num_classes = confusion.shape[0]
+
+    number: Ints
+    hits: Ints
+    support: Ints
+    mapped: Ints
+
+
+def _pixel_units(confusion: Ints) -> _Units:
+    """Return pixels as units; all pixels of a cell of the confusion matrix are of one kind."""
     rows, columns = np.nonzero(confusion)
-    held = confusion[rows, columns]
-    draws = np.random.default_rng(seed).multinomial(held.sum(), held / held.sum(), size=count)
-    of_class = np.arange(num_classes)
-    hits = draws @ ((rows == columns)[:, None] & (rows[:, None] == of_class))
-    support = draws @ (rows[:, None] == of_class).astype(np.int64)
-    mapped = draws @ (columns[:, None] == of_class).astype(np.int64)
-    return np.stack(_summary(hits, support, mapped))
+    of_class = np.arange(confusion.shape[0])
+    truth, mapped = rows[:, None] == of_class, columns[:, None] == of_class
+    parts = (part.astype(np.int64) for part in (truth & mapped, truth, mapped))
+    return _Units(confusion[rows, columns], *parts)
+
+
+def _block_units(
+    truth: npt.NDArray[np.integer[Any]], predicted: npt.NDArray[np.integer[Any]], blocks: Blocks
+) -> _Units:
+    """Return blocks as units. Classes without a pixel need no column: they count nowhere."""
+    names, block = np.unique(blocks.of_pixel, return_inverse=True)
+    classes = np.unique(truth)
+    shape = (len(names), len(classes))
+
+    def counts(chosen: npt.NDArray[np.bool_], of: npt.NDArray[np.integer[Any]]) -> Ints:
+        cells = block[chosen] * len(classes) + np.searchsorted(classes, of[chosen])
+        return np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape)
+
+    everywhere = np.ones(len(truth), dtype=bool)
+    hits = counts(truth == predicted, truth)
+    mapped = counts(np.isin(predicted, classes), predicted)
+    return _Units(np.ones(shape[0], dtype=np.int64), hits, counts(everywhere, truth), mapped)
+
+
+def _resampled(units: _Units, count: int, seed: int) -> Floats:
+    """Return OA, AA and kappa of ``count`` resamples: ``(3, count)``.
+
+    Drawing n units with replacement and counting them is one multinomial draw of n over the kinds of units, so no
+    pixel is touched.
+    """
+    total = units.number.sum()
+    draws = np.random.default_rng(seed).multinomial(total, units.number / total, size=count)
+    return np.stack(_summary(draws @ units.hits, draws @ units.support, draws @ units.mapped))
 
 
 def _summary(hits: Ints, support: Ints, mapped: Ints) -> tuple[Floats, Floats, Floats]:

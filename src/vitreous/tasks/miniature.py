@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,15 +22,19 @@ from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.images import Images, read_image_folder
 from vitreous.data.regions import orient
 from vitreous.data.splits import Split
+from vitreous.layers.backbone import Backbone
 from vitreous.layers.preprocess import Preprocess
 from vitreous.layers.ranges import BandRange
 from vitreous.methods.quantize._install import layers_to_quantize
 from vitreous.methods.quantize.repq_vit import pairs
+from vitreous.recipe import Recipe
 from vitreous.scenes.samples import load_sample
 from vitreous.tasks.quality import quality
 from vitreous.tasks.schedules import cosine
+from vitreous.tasks.weights import save_model
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Net = TypeVar("Net", bound=nn.Module)
 
 
 def cross_entropy(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
@@ -170,7 +174,7 @@ def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
 
 
 @torch.no_grad()
-def scaled_init(model: nn.Module) -> nn.Module:
+def scaled_init(model: Net) -> Net:
     """Scale the first weights of every layer to what its width asks for, and return the network.
 
     Published networks draw weights with a deviation of 0.02, which suits widths of many hundreds; the narrow networks of
@@ -188,6 +192,17 @@ def scaled_init(model: nn.Module) -> nn.Module:
         fan_in = getattr(part, "fan_in", inputs)
         weight.mul_(fan_in**-0.5 / weight.square().mean().sqrt())
     return model
+
+
+def scaled_start(recipe: Recipe, classes: int, folder: Path) -> Recipe:
+    """Return a recipe whose network starts from weights of :func:`scaled_init`, which are written into a folder."""
+    torch.manual_seed(recipe.seed)
+    shape = {"bands": recipe.components, "num_classes": classes, "image_size": recipe.patch_size}
+    model = scaled_init(create_model(recipe.model, **shape, **recipe.model_args))
+    assert isinstance(model, Backbone)
+    path = folder / f"start-{recipe.model}.safetensors"
+    save_model(model, path)
+    return recipe.model_copy(update={"init": str(path)})
 
 
 def _transposed(part: nn.Module) -> bool:
@@ -263,6 +278,20 @@ def image_task(
     )
 
 
+Task = TypeVar("Task", "ImageTask", "TokenTask")
+
+
+def in_little(task: Task, count: int = 64) -> Task:
+    """Return a task of few images, to check that something runs."""
+
+    def few(part: Images) -> Images:
+        return Images(part.images[:count], part.classes[:count])
+
+    return task._replace(
+        train=few(task.train), validation=few(task.validation), test=few(task.test)
+    )
+
+
 def _digits(side: int) -> Images:
     """Return all of scikit-learn's digits from 0 to 1, enlarged from 8 pixels."""
     from sklearn.datasets import load_digits
@@ -324,24 +353,79 @@ def divided_digits(
     return digits[train], classes[train], digits[test], classes[test]
 
 
-def trained_on_ground(
-    seed: int, digits: Float[Tensor, "count 1 16 16"], classes: Int[Tensor, "count"], epochs: int
-) -> nn.Module:
-    """Train a plain ViT of 8 x 8 tokens on digits on a ground: what fewer tokens are compared with."""
+class TokenTask(NamedTuple):
+    """Images of 32 x 32 pixels in 8 x 8 patches, for methods that let a ViT compute with fewer of them.
+
+    Attributes:
+        name: of the data, for headings.
+        num_classes: how many there are.
+        train: to learn from, before ``augment``.
+        validation: to choose settings by.
+        test: to report.
+        augment: makes training images of a batch of ``train``.
+    """
+
+    name: str
+    num_classes: int
+    train: Images
+    validation: Images
+    test: Images
+    augment: Callable[[Tensor, torch.Generator], Tensor]
+
+
+def token_task(seed: int, data: Path | None = None) -> TokenTask:
+    """Return toy digits on a rough texture, on which most patches tell nothing, or the pictures of a folder.
+
+    Digits lie near the middle; every epoch and image has another place and texture, and each test digit two.
+    """
+    if data is not None:
+        task = image_task(seed, GROUND, data=data, validation=500)
+        return TokenTask(*task, augment=shifted_and_mirrored)
+    train, train_classes, rest, classes = divided_digits(seed)
+    generator = torch.Generator().manual_seed(1000 + seed)
+
+    def placed(part: slice, times: int) -> Images:
+        images = torch.cat([on_ground(rest[part], generator) for _ in range(times)])
+        return Images(images, classes[part].repeat(times))
+
+    test, known = placed(slice(200, None), 2), placed(slice(200), 3)
+    return TokenTask(
+        "toy: digits on texture", 10, Images(train, train_classes), known, test, on_ground
+    )
+
+
+def trained_vit(seed: int, task: TokenTask, epochs: int) -> nn.Module:
+    """Train a plain ViT of 8 x 8 tokens: what fewer tokens are compared with."""
     torch.manual_seed(seed)
-    network = create_model("vit_test", bands=1, num_classes=10, image_size=GROUND, **GROUND_VIT)
+    shape = {"bands": task.test.images.shape[1], "num_classes": task.num_classes}
+    network = create_model("vit_test", **shape, image_size=GROUND, **GROUND_VIT)
     scaled_init(network)
+    tune_vit(network, seed, task, epochs, learning_rate=2e-3, warmup=0.1)
+    return network
+
+
+def tune_vit(
+    network: nn.Module,
+    seed: int,
+    task: TokenTask,
+    epochs: int,
+    *,
+    learning_rate: float = 2e-4,
+    warmup: float = 0.0,
+    loss: Loss = cross_entropy,
+) -> None:
+    """Train such a network on, in place; the arguments are those of :func:`fit_images`."""
     fit_images(
         network,
-        digits,
-        classes,
+        *task.train,
         epochs=epochs,
         batch_size=32,
-        learning_rate=2e-3,
+        learning_rate=learning_rate,
+        warmup=warmup,
         seed=seed,
-        augment=on_ground,
+        loss=loss,
+        augment=task.augment,
     )
-    return network
 
 
 def on_ground(
@@ -482,6 +566,30 @@ def turned(
 
 
 # -- networks that are hard to quantize ---------------------------------------------------------------------
+
+
+QUANTIZED_VIT: dict[str, Any] = {"dim": 48, "depth": 4, "heads": 4, "mlp_ratio": 4.0}
+QUANTIZED_EPOCHS, LOUD, FACTOR = 30, 3, 20.0
+
+
+def vit_with_loud_channels(
+    seed: int, data: Path | None = None, quick: bool = False
+) -> tuple[ImageTask, nn.Module]:
+    """Train a small ViT, and make some of its channels loud, see :func:`with_loud_channels`.
+
+    Args:
+        seed: of images, weights and channels.
+        data: folder of real images of 32 x 32 pixels; toy digits of 8 x 8 without.
+        quick: only check that it runs.
+    """
+    side, token = (8, 2) if data is None else (32, 4)
+    task = image_task(seed, side, data=data, training=1000)
+    task = in_little(task) if quick else task
+    torch.manual_seed(seed)
+    model = create_model("vit_test", **task.shape, **QUANTIZED_VIT, token_size=token)
+    epochs = 1 if quick else QUANTIZED_EPOCHS
+    fit_images(scaled_init(model), *task.train, epochs=epochs, batch_size=32, seed=seed)
+    return task, with_loud_channels(model, seed, LOUD, FACTOR)
 
 
 @torch.no_grad()

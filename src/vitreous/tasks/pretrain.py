@@ -25,6 +25,8 @@ from vitreous.catalog.registry import (
 )
 from vitreous.data.contract import BandContract
 from vitreous.data.crops import Area, Crops, cut_scene, sample_spectra
+from vitreous.data.fingerprint import Ground
+from vitreous.data.provenance import Provenance, Seen, start_leakage
 from vitreous.errors import CheckpointError, ConfigError, ModelError, did_you_mean
 from vitreous.files import write_json
 from vitreous.layers.backbone import Backbone
@@ -35,6 +37,7 @@ from vitreous.recipe import PretrainRecipe
 from vitreous.scenes.samples import open_named
 from vitreous.tasks import runs
 from vitreous.tasks.checkpoint import load_exactly, load_tensors, save_tensors
+from vitreous.tasks.provenance import start_provenance
 from vitreous.tasks.runs import METRICS, MODEL, PREPROCESS, STATE
 from vitreous.tasks.weights import load_model, save_model
 
@@ -64,15 +67,19 @@ def train(
     """
     console = Console(stderr=True, quiet=not show)
     check_recipe(recipe)
+    recipe = runs.prepared(recipe, console, trained=True, networks=True)
     runs.check_start(recipe.init, TASK)
     console.print(f"reading {recipe.scene}", highlight=False)
     scene = open_named(recipe.scene, recipe.hints).scene
+    start = start_provenance(recipe.init)
     contract = BandContract.of(scene)
     bands = contract.select(scene)
     areas = cut_scene(scene, recipe.val_fraction)
+    spectra = sample_spectra(scene, bands, areas[0])
+    contract = contract.measured(spectra)
     torch.manual_seed(recipe.seed)
     preprocess = Preprocess.fit(
-        sample_spectra(scene, bands, areas[0]),
+        spectra,
         reduction=recipe.reduction,
         components=recipe.components,
         whiten=False,
@@ -84,9 +91,10 @@ def train(
     from vitreous.tasks.fit_pretrainer import PretrainTask
     from vitreous.tasks.loop import fit
 
-    with runs.started_folder(recipe, TASK, name, resume=resume) as (folder, first):
-        if first and not resume:
-            runs.write_config(folder, TASK, recipe, scene, command)
+    config = runs.config_of(TASK, recipe, scene, command)
+    with runs.started_folder(recipe, config, name, resume=resume) as (folder, first):
+        if resume:
+            runs.check_unchanged(folder, scene)
         if val is None and recipe.val_fraction:
             console.print(
                 f"no validation: {recipe.val_fraction:.0%} of the scene are narrower than a crop of {crops.side} pixels",
@@ -99,7 +107,10 @@ def train(
         trained = task.result()
         assert isinstance(trained, Pretrainer)
         console.print(f"run {folder}", highlight=False)
-        _keep(folder, recipe, task, trained, contract)
+        ground = Ground.of(scene)
+        seen = _seen_in_validation(areas[1], scene, start, ground) if val is not None else None
+        own = Seen.values(TASK, Path(recipe.scene).name, ground, areas[0])
+        _keep(folder, recipe, task, trained, contract, (*start, own), seen)
         if recipe.report:
             from vitreous.report.pretraining import build_report
 
@@ -123,6 +134,21 @@ def check_recipe(recipe: PretrainRecipe) -> None:
             f"'{recipe.model}' has no way to learn without labels.",
             did_you_mean(recipe.model, known),
         )
+    if recipe.init is None:
+        runs.check_builds(
+            recipe.model,
+            recipe.model_args,
+            lambda: create_model(
+                recipe.model,
+                bands=recipe.components,
+                num_classes=1,
+                image_size=recipe.image_size,
+                **recipe.model_args,
+            ),
+        )
+    check_arguments(
+        recipe.model, system_module(recipe.model).build_pretrainer, recipe.pretrainer_args
+    )
 
 
 @dataclass(frozen=True)
@@ -201,7 +227,6 @@ def _pretrainer(
             )
     assert isinstance(encoder, Backbone)
     build = system_module(recipe.model).build_pretrainer
-    check_arguments(recipe.model, build, recipe.pretrainer_args)
     try:
         made = build(encoder.train(), **recipe.pretrainer_args)
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
@@ -227,6 +252,8 @@ def _keep(
     task: PretrainTask,
     trained: Pretrainer,
     contract: BandContract,
+    provenance: Provenance,
+    val_seen: float | None,
 ) -> None:
     """Write what was learned: the figures first, the preprocessing last, because it tells that all is there."""
     last = task.history[-1]
@@ -238,11 +265,18 @@ def _keep(
         "train_seconds": task.elapsed,
         "train_loss": last["train_loss"],
         "val_loss": last.get("val_loss"),
+        "val_seen": val_seen,
     }
     write_json(folder / METRICS, figures)
     centres = contract.wavelengths if recipe.reduction == "none" else None
     bands = Bands(task.preprocess.channels, centres)
-    save_model(encoder, folder / MODEL, bands=bands, origin=f"pre-trained on {recipe.scene}")
+    save_model(
+        encoder,
+        folder / MODEL,
+        bands=bands,
+        origin=f"pre-trained on {recipe.scene}",
+        provenance=provenance,
+    )
     header = {
         "schema": runs.SCHEMA,
         "kind": "preprocess",
@@ -250,6 +284,13 @@ def _keep(
         "channels": task.preprocess.channels,
     }
     save_tensors(folder / PREPROCESS, task.preprocess.state_dict(), header)
+
+
+def _seen_in_validation(
+    area: Area, scene: xr.DataArray, start: Provenance, ground: Ground
+) -> float:
+    """Return the share of the validation area that the weights had learned from before."""
+    return start_leakage(start, area.pixels(scene.sizes["x"]), ground)[0].share
 
 
 def _pictures(task: PretrainTask, trained: Pretrainer) -> dict[str, npt.NDArray[np.float32]]:

@@ -29,8 +29,18 @@ from vitreous.catalog.registry import (
 from vitreous.data.contract import BandContract
 from vitreous.data.crops import Area, Crops, cut_scene, sample_spectra
 from vitreous.data.degradations import Degradation, degradation
+from vitreous.data.fingerprint import Ground
+from vitreous.data.provenance import (
+    Provenance,
+    Seen,
+    StartLeakage,
+    provenance_from_json,
+    provenance_to_json,
+    start_leakage,
+)
 from vitreous.errors import ConfigError, ModelError, SceneError
-from vitreous.files import read_json, write_json
+from vitreous.files import checked, read_json, write_json
+from vitreous.inference.descriptions import RestorerHeader
 from vitreous.inference.restore import TILE, SceneRestorer, restored_scene
 from vitreous.layers.ranges import BandRange, fill_invalid
 from vitreous.layers.restorer import Restorer
@@ -41,6 +51,7 @@ from vitreous.scenes.cube import good_bands, like_scene, read_window, wavelength
 from vitreous.scenes.samples import open_named
 from vitreous.tasks import runs
 from vitreous.tasks.checkpoint import load_exactly, save_tensors
+from vitreous.tasks.provenance import start_provenance
 from vitreous.tasks.quality import FEWEST, quality
 from vitreous.tasks.runs import CONFIG, METRICS, MODEL, STATE
 from vitreous.tasks.streams import VALIDATED, stream
@@ -60,12 +71,19 @@ class RestoreRun:
         restorer: the network with its ranges.
         name: the system's name.
         model_args: what differs from the variant's own arguments.
+        provenance: the ground that its weights have learned from.
     """
 
     path: Path
     restorer: SceneRestorer
     name: str
     model_args: dict[str, Any]
+    provenance: Provenance
+
+    @property
+    def start(self) -> Provenance:
+        """The provenance of the weights that its training started from."""
+        return runs.before(self.provenance, self.recipe)
 
     @property
     def recipe(self) -> RestoreRecipe:
@@ -111,17 +129,21 @@ def train(
     """
     console = Console(stderr=True, quiet=not show)
     degrade = check_recipe(recipe)
+    trained = card(recipe.model).kind != "filter"
+    recipe = runs.prepared(recipe, console, trained=trained, networks=trained)
     runs.check_start(recipe.init, TASK)
     console.print(f"reading {recipe.scene}", highlight=False)
     scene = open_named(recipe.scene, recipe.hints).scene
+    start = start_provenance(recipe.init)
     areas = _areas(recipe, scene, degrade.factor)
-    trained = resume and (Path(recipe.runs) / TASK / str(recipe.name) / MODEL).is_file()
+    done = resume and (Path(recipe.runs) / TASK / str(recipe.name) / MODEL).is_file()
     # What cannot be trained is refused before there is a folder for it.
-    fresh = None if trained else _untrained(recipe, scene, areas)
+    fresh = None if done else _untrained(recipe, scene, areas)
     name = f"{Path(recipe.scene).stem}-{recipe.model}"
-    with runs.started_folder(recipe, TASK, name, resume=resume) as (folder, first):
-        if first and not resume:
-            runs.write_config(folder, TASK, recipe, scene, command)
+    config = runs.config_of(TASK, recipe, scene, command)
+    with runs.started_folder(recipe, config, name, resume=resume) as (folder, first):
+        if resume:
+            runs.check_unchanged(folder, scene)
         if fresh is None:  # it was stopped after training, before its products
             restorer, seconds = load_run(folder).restorer, _seconds(folder)
         else:
@@ -130,9 +152,13 @@ def train(
             )
             if not first:
                 raise SystemExit(0)  # this process was started by the first one, to train with it
-            _keep(folder, recipe, restorer, seconds)
+            own = Seen.values(TASK, Path(recipe.scene).name, Ground.of(scene), areas[0])
+            _keep(folder, recipe, restorer, seconds, (*start, own))
         console.print(f"run {folder}", highlight=False)
-        _measure(folder, recipe, restorer, scene, areas, degrade, console)
+        begun = _start_leakage(start, scene, areas[2], degrade.factor)
+        for sentence in begun.sentences if begun else ():
+            console.print(f"[yellow]{sentence}[/yellow]", highlight=False)
+        _measure(folder, recipe, restorer, scene, areas, degrade, begun, console)
         (folder / STATE).unlink(missing_ok=True)
     return folder
 
@@ -147,10 +173,12 @@ def evaluate(path: str | Path) -> dict[str, Any]:
     recipe = run.recipe
     degrade = check_recipe(recipe)
     scene = open_named(recipe.scene, recipe.hints).scene
+    runs.check_unchanged(run.path, scene)
     areas = _areas(recipe, scene, degrade.factor)
     cube = test_cube(recipe, run.restorer, scene, areas[2], degrade)
     row, _ = measure(run.restorer, run.name, cube)
-    return _metrics(recipe, scene, areas, degrade, cube, [row, _untouched(cube)])
+    begun = _start_leakage(run.start, scene, areas[2], degrade.factor)
+    return _metrics(recipe, scene, areas, degrade, cube, [row, _untouched(cube)], begun)
 
 
 def check_recipe(recipe: RestoreRecipe) -> Degradation:
@@ -185,6 +213,7 @@ def load_run(path: str | Path) -> RestoreRun:
     """
     path = Path(path)
     with runs.checkpoint(path, TASK) as (tensors, header):
+        checked(RestorerHeader, header, path / MODEL, "Restore the file, or train again.")
         runs.check_counts(header["model_args"], tensors)
         contract = BandContract.from_json(header["contract"])
         with torch.device("meta"):
@@ -193,7 +222,8 @@ def load_run(path: str | Path) -> RestoreRun:
         assert isinstance(net, Restorer)
         restorer = SceneRestorer(net, ranges, contract, **header["settings"])
         load_exactly(restorer, tensors, header["name"])
-        return RestoreRun(path, restorer.eval(), header["name"], header["model_args"])
+        known = provenance_from_json(header.get(runs.PROVENANCE), path.name)
+        return RestoreRun(path, restorer.eval(), header["name"], header["model_args"], known)
 
 
 def measure(
@@ -209,7 +239,7 @@ def measure(
         restorer.net, cube.ranges, BandContract.of(cube.degraded), **restorer.settings()
     )
     started = time.perf_counter()
-    restored = torch.from_numpy(restored_scene(own, cube.degraded).values)
+    restored = torch.from_numpy(restored_scene(own, cube.degraded, check_values=False).values)
     return _row(name, restorer.net, cube, restored, time.perf_counter() - started), restored
 
 
@@ -265,8 +295,7 @@ def _scale_of(name: str, model_args: dict[str, Any]) -> int:
         raise ConfigError(
             f"'{name}' is no restorer but a {entry.kind}.", f"Restorers: {', '.join(known)}."
         )
-    with torch.device("meta"):
-        net = create_model(name, bands=8, **model_args)
+    net = runs.check_builds(name, model_args, lambda: create_model(name, bands=8, **model_args))
     assert isinstance(net, Restorer)
     return net.scale
 
@@ -332,14 +361,18 @@ def _untrained(recipe: RestoreRecipe, scene: xr.DataArray, areas: list[Area]) ->
         bands = contract.select(scene)
         net = create_model(recipe.model, bands=len(bands), **recipe.model_args)
         assert isinstance(net, Restorer)
-        ranges = BandRange.fit(sample_spectra(scene, bands, areas[0]), recipe.range)
+        spectra = sample_spectra(scene, bands, areas[0])
+        ranges = BandRange.fit(spectra, recipe.range)
+        contract = contract.measured(spectra)
     else:  # its bands and ranges come along, in its order
         run = _start(recipe)
         # Loaded weights may be read-only views of the file; training needs its own.
         own = {name: t.clone() for name, t in run.restorer.state_dict().items()}
         run.restorer.load_state_dict(own, assign=True)
-        start, _ = run.restorer.fitted(scene)
-        net, ranges, contract = start.net, start.ranges, start.contract
+        start, bands = run.restorer.fitted(scene)
+        start.contract.check_values(scene)
+        net, ranges = start.net, start.ranges
+        contract = start.contract.measured(sample_spectra(scene, bands, areas[0]))
     size = recipe.crop if net.size_matters else max(recipe.crop, TILE)
     size = -(-size // 4) * 4
     return SceneRestorer(net.train(), ranges, contract, tile_size=size, per=recipe.range)
@@ -390,7 +423,23 @@ def _start(recipe: RestoreRecipe) -> RestoreRun:
     return start
 
 
-def _keep(folder: Path, recipe: RestoreRecipe, restorer: SceneRestorer, seconds: float) -> None:
+def _start_leakage(
+    start: Provenance, scene: xr.DataArray, area: Area, factor: int
+) -> StartLeakage | None:
+    """Say what the weights that training starts from have seen of the test area; None where it starts from nothing."""
+    if not start:
+        return None
+    place = Area(*(_middle(span, factor) for span in area))
+    return start_leakage(start, place.pixels(scene.sizes["x"]), Ground.of(scene))[0]
+
+
+def _keep(
+    folder: Path,
+    recipe: RestoreRecipe,
+    restorer: SceneRestorer,
+    seconds: float,
+    provenance: Provenance,
+) -> None:
     config = read_json(folder / CONFIG)
     config["model"] = {"name": recipe.model, "train_seconds": seconds}
     write_json(folder / CONFIG, config)
@@ -401,12 +450,13 @@ def _keep(folder: Path, recipe: RestoreRecipe, restorer: SceneRestorer, seconds:
         "model_args": recipe.model_args,
         "contract": restorer.contract.to_json(),
         "settings": restorer.settings(),
+        runs.PROVENANCE: provenance_to_json(provenance),
     }
     save_tensors(folder / MODEL, restorer.state_dict(), header)
 
 
 def _seconds(folder: Path) -> float:
-    return float(read_json(folder / CONFIG).get("model", {}).get("train_seconds", 0.0))
+    return runs.figures_of(folder).train_seconds
 
 
 def _measure(
@@ -416,6 +466,7 @@ def _measure(
     scene: xr.DataArray,
     areas: list[Area],
     degrade: Degradation,
+    begun: StartLeakage | None,
     console: Console,
 ) -> None:
     """Compare with the baselines on the test area, restore the scene, and write metrics and report."""
@@ -426,10 +477,12 @@ def _measure(
     for name in baselines_of(recipe, degrade):
         console.print(f"baseline {name}", highlight=False)
         rows.append(_baseline(name, cube))
-    write_json(folder / METRICS, _metrics(recipe, scene, areas, degrade, cube, rows))
+    write_json(folder / METRICS, _metrics(recipe, scene, areas, degrade, cube, rows, begun))
     if recipe.product:
         with progress_bar("restoring", console) as advance:
-            write_scene(restored_scene(restorer, scene, advance), folder / PRODUCT)
+            write_scene(
+                restored_scene(restorer, scene, advance, check_values=False), folder / PRODUCT
+            )
     if recipe.report:
         from vitreous.report.restoration import build_report
 
@@ -486,6 +539,7 @@ def _metrics(
     degrade: Degradation,
     cube: TestCube,
     rows: list[dict[str, Any]],
+    begun: StartLeakage | None,
 ) -> dict[str, Any]:
     centres = wavelengths_of(cube.degraded)
     return {
@@ -499,6 +553,9 @@ def _metrics(
         "areas": {
             part: area.to_json() for part, area in zip(("train", "val", "test"), areas, strict=True)
         },
+        "leakage": begun.share if begun else 0.0,
+        "optimistic": bool(begun and begun.share > 0),
+        "start": begun.to_json() if begun else None,
         "test_pixels": int(cube.clean[0].isfinite().sum()),
         "bands": cube.clean.shape[0],
         "wavelengths": None if centres is None else [float(c) for c in centres],

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +14,20 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 import xarray as xr
+from pydantic import BaseModel, ConfigDict, Field
+from rich.console import Console
 from torch import nn
 
 from vitreous.catalog.registry import card, create_model, system_module
 from vitreous.catalog.results import versions
 from vitreous.data.contract import BandContract
+from vitreous.data.fingerprint import scene_fingerprint
+from vitreous.data.provenance import Provenance, Seen, provenance_from_json, provenance_to_json
 from vitreous.data.splits import Split
-from vitreous.errors import CheckpointError, ConfigError, VitreousError
-from vitreous.files import read_json, task_of, write_json
+from vitreous.errors import CheckpointError, ConfigError, ModelError, VitreousError
+from vitreous.files import checked, hidden_folder, read_json, task_of, write_json
 from vitreous.inference.dense_classifier import DenseClassifier
+from vitreous.inference.descriptions import EstimatorHeader, NetworkHeader
 from vitreous.inference.patch_classifier import PatchClassifier
 from vitreous.layers.decoders import DenseNet
 from vitreous.layers.preprocess import Preprocess
@@ -33,6 +39,9 @@ from vitreous.tasks.checkpoint import load_exactly, load_tensors, save_tensors
 Network: TypeAlias = PatchClassifier | DenseClassifier
 
 SCHEMA = 1
+MOST_OF_A_NAME = 10_000  # runs that only differ in the number behind their name
+LARGEST_GIVEN = 16384  # number among the arguments of a network that is to be trained
+MOST_PARAMETERS = 2**32
 LARGEST_ARGUMENT = 256  # of a model, unless a tensor in its file is that large
 MODEL, STATE, SPLIT, CONFIG, METRICS, LOG = (
     "model.safetensors",
@@ -43,6 +52,7 @@ MODEL, STATE, SPLIT, CONFIG, METRICS, LOG = (
     "log.csv",
 )
 PREPROCESS = "preprocess.safetensors"  # of a pre-trained run, beside its model file
+PROVENANCE = "provenance"  # in the header of every model file
 VERBS = {"classify": "train", "restore": "restore", "pretrain": "pretrain"}  # that train for a task
 RUN_FOLDER = "VITREOUS_RUN_FOLDER"  # tells the further processes of DDP where the first one writes
 
@@ -56,21 +66,30 @@ class Run:
         classifier: fulfils the scene classifier's contract.
         class_names: names of the classes from 1 on.
         class_colors: their ``#rrggbb``.
+        class_codes: the numbers that stand for them in a map.
         name: the system's name.
         model_args: what differs from the variant's own arguments.
+        provenance: the ground that its weights have learned from, its own training last.
     """
 
     path: Path
     classifier: Network | PixelEstimator
     class_names: list[str]
     class_colors: list[str]
+    class_codes: list[int]
     name: str
     model_args: dict[str, Any]
+    provenance: Provenance
 
     @property
     def methods(self) -> list[dict[str, Any]]:
         """What was applied to its network, first to last."""
         return applied(self.classifier.net) if isinstance(self.classifier, Network) else []
+
+    @property
+    def start(self) -> Provenance:
+        """The provenance of the weights that its training started from."""
+        return before(self.provenance, self.recipe)
 
     @property
     def recipe(self) -> Recipe:
@@ -83,17 +102,31 @@ class Run:
         return Split.load(self.path / SPLIT)
 
 
+def before(provenance: Provenance, recipe: Settings) -> Provenance:
+    """Return what a run's weights had learned from before it was trained.
+
+    Args:
+        provenance: what they have learned from now, the run's own training last.
+        recipe: its settings.
+    """
+    if not provenance or isinstance(provenance[-1], Seen):
+        return provenance[:-1]
+    # A run of a version that recorded nothing; whether it started from nothing is known all the same.
+    return () if recipe.init is None else provenance
+
+
 @contextmanager
 def started_folder(
-    recipe: Settings, task: str, name: str, *, resume: bool
+    recipe: Settings, config: dict[str, Any], name: str, *, resume: bool
 ) -> Iterator[tuple[Path, bool]]:
     """Yield the folder of a run, and whether this process is the one that writes it.
 
-    A fresh one is removed again where the block fails before training has begun.
+    A fresh one appears with its ``config.json`` in it, so that a run which is killed can always be resumed, and is
+    removed again where the block fails before training has begun. At the end the run is noted as finished.
 
     Args:
         recipe: the settings.
-        task: what is trained.
+        config: what :func:`config_of` returns for a fresh run.
         name: of the run, where the recipe gives none.
         resume: go on with the run that the recipe names; what a kill left half-written is deleted.
 
@@ -104,22 +137,126 @@ def started_folder(
     if RUN_FOLDER in os.environ and int(os.environ.get("LOCAL_RANK", "0")) > 0:
         yield Path(os.environ[RUN_FOLDER]), False
         return
+    folder = Path(recipe.runs) / config["task"] / (recipe.name or name.lstrip("."))
     if resume:
-        folder = Path(recipe.runs) / task / str(recipe.name)
         if not (folder / CONFIG).is_file():
             raise ConfigError(f"There is no run to resume in {folder}.", "Check --runs and --name.")
-        for leftover in folder.glob(".*"):  # every finished file has a name without a dot
-            if leftover.is_file():
-                leftover.unlink()
+        _remove_leftovers(folder)
     else:
-        folder = new_run_folder(recipe.runs, task, recipe.name or name)
+        with hidden_folder(folder.parent, folder.name) as made:
+            write_json(made / CONFIG, config)
+            folder = publish(made, folder)
     os.environ[RUN_FOLDER] = str(folder.resolve())
     try:
         yield folder, True
-    except VitreousError:
+    except Exception:
         if not resume and not any((folder / made).is_file() for made in (LOG, MODEL)):
             shutil.rmtree(folder, ignore_errors=True)
         raise
+    write_json(folder / CONFIG, {**read_json(folder / CONFIG), "finished": True})
+
+
+def publish(made: Path, folder: Path) -> Path:
+    """Rename a complete folder to ``folder``, numbered where that name is taken: no run overwrites another.
+
+    An empty folder of that name is no run, and gives its place.
+
+    Raises:
+        VitreousError: too many runs have this name.
+    """
+    for number in range(1, MOST_OF_A_NAME):
+        candidate = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        try:
+            made.rename(candidate)
+        except OSError as error:
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
+                raise
+            continue
+        return candidate
+    raise VitreousError(
+        f"{folder.parent} is full of runs named {folder.name}.", "Choose another --name."
+    )
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Delete what a killed process left half-written; every finished file has a name without a dot."""
+    for leftover in list(folder.rglob(".*")):
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def prepared(recipe: R, console: Console, *, trained: bool, networks: bool) -> R:
+    """Return the recipe as this machine can train it, and say which of its settings change nothing.
+
+    Args:
+        recipe: the settings.
+        console: where to say it.
+        trained: whether the system itself is trained by gradient descent.
+        networks: whether it or any of its baselines is.
+
+    Raises:
+        ConfigError: a GPU is asked for, and there is none.
+    """
+    gpus = torch.cuda.device_count()
+    if recipe.accelerator == "gpu" and not (gpus or torch.backends.mps.is_available()):
+        raise ConfigError(
+            "There is no GPU here that torch can use.",
+            "Leave --accelerator out, or see 'vitreous doctor'.",
+        )
+    if networks:
+        most, what = (gpus, "GPUs") if gpus and recipe.accelerator != "cpu" else (cores(), "cores")
+        if recipe.devices > most:
+            console.print(
+                f"[yellow]{recipe.devices} processes on {most} {what} would wait for one another: "
+                f"{most} are started[/yellow]",
+                highlight=False,
+            )
+            recipe = recipe.model_copy(update={"devices": most})
+    idle = recipe.without_effect(trained=trained, networks=networks)
+    if idle:
+        told = "; ".join(f"{name} ({reason})" for name, reason in idle.items())
+        console.print(f"[yellow]settings without effect: {told}[/yellow]", highlight=False)
+    return recipe
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def check_builds(
+    name: str, model_args: dict[str, Any], build: Callable[[], nn.Module]
+) -> nn.Module:
+    """Build a network without memory for its weights, to refuse bad arguments before anything is read.
+
+    Args:
+        name: the system.
+        model_args: the user's arguments.
+        build: makes the network.
+
+    Raises:
+        ModelError: the arguments make no network, or one of an absurd size.
+    """
+    for key, value in model_args.items():
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, int | float) and not abs(number) <= LARGEST_GIVEN:
+                raise ModelError(
+                    f"{name} cannot be built with {key}={value}.",
+                    f"Give numbers up to {LARGEST_GIVEN:,}.",
+                )
+    with torch.device("meta"):
+        net = build()
+    count = parameter_counts(net)[0]
+    if count > MOST_PARAMETERS:
+        raise ModelError(
+            f"{name} with {model_args} would have {count:,} parameters.",
+            f"At most {MOST_PARAMETERS:,} are trained here: give smaller --model-args.",
+        )
+    return net
 
 
 def check_start(init: str | None, task: str, *others: str) -> None:
@@ -150,20 +287,35 @@ def _check_task(path: Path, task: str) -> None:
 
 
 def _check_finished(path: Path, task: str) -> None:
-    if not (path / MODEL).is_file():
+    if (path / MODEL).is_file():
+        return
+    if (path / CONFIG).is_file() and "compressed" in config_at(path):
         raise CheckpointError(
-            f"The run {path} has not finished.",
-            f"Go on with 'vitreous {VERBS[task]} {path} --resume'.",
+            f"The run {path} was being made by 'vitreous compress', which was stopped.",
+            "Delete it, and compress the run again that it was made from.",
         )
+    raise CheckpointError(
+        f"The run {path} has not finished.",
+        f"Go on with 'vitreous {VERBS[task]} {path} --resume'.",
+    )
 
 
-def write_config(
-    folder: Path, task: str, recipe: Settings, scene: xr.DataArray, command: str
-) -> None:
-    """Write ``config.json``: what it takes to do the run again."""
-    value = {
+def config_of(
+    task: str, recipe: Settings, scene: xr.DataArray, command: str, labels: str | None = None
+) -> dict[str, Any]:
+    """Return what ``config.json`` holds: what it takes to do the run again, and to notice that it would be another one.
+
+    Args:
+        task: what is trained.
+        recipe: the settings.
+        scene: what it is trained on.
+        command: the command line.
+        labels: fingerprint of the labels, where there are any.
+    """
+    return {
         "schema": 1,
         "task": task,
+        "finished": False,
         "command": command,
         "recipe": recipe.model_dump(),
         "scene": {
@@ -171,9 +323,44 @@ def write_config(
             "shape": list(scene.shape),
             "unit": scene.attrs.get("unit"),
         },
+        "fingerprints": {"scene": scene_fingerprint(scene), "labels": labels},
         "versions": versions(),
     }
-    write_json(folder / CONFIG, value)
+
+
+def config_at(folder: Path) -> dict[str, Any]:
+    """Return a run's ``config.json``.
+
+    Raises:
+        VitreousError: it is missing or damaged.
+    """
+    config = read_json(folder / CONFIG)
+    if not isinstance(config, dict) or not isinstance(config.get("recipe"), dict):
+        raise ConfigError(f"{folder / CONFIG} holds no recipe.", "Start the run again.")
+    return config
+
+
+def check_unchanged(folder: Path, scene: xr.DataArray, labels: str | None = None) -> None:
+    """Refuse to go on with a run, or to measure it again, where its scene or labels are others than when it began.
+
+    Args:
+        folder: of the run.
+        scene: as it is now.
+        labels: fingerprint of the labels as they are now, where there are any.
+
+    Raises:
+        ConfigError: they have changed. Runs of versions that kept no fingerprints are let through.
+    """
+    known = config_at(folder).get("fingerprints")
+    if not isinstance(known, dict):
+        return
+    now = {"scene": scene_fingerprint(scene), "labels": labels}
+    for name, found in now.items():
+        if known.get(name, found) != found:
+            raise ConfigError(
+                f"The {name} of the run {folder} changed after it began.",
+                "Restore the file as it was, or start a new run: figures of both would mean nothing together.",
+            )
 
 
 def recipe_of(folder: Path, kind: type[R]) -> R:
@@ -182,30 +369,27 @@ def recipe_of(folder: Path, kind: type[R]) -> R:
     Raises:
         VitreousError: its ``config.json`` is missing or damaged.
     """
-    config = read_json(folder / CONFIG)
-    if not isinstance(config, dict) or not isinstance(config.get("recipe"), dict):
-        raise ConfigError(f"{folder / CONFIG} holds no recipe.", "Start the run again.")
-    return make_recipe(config["recipe"], kind)
+    return make_recipe(config_at(folder)["recipe"], kind)
 
 
-def new_run_folder(runs: str | Path, task: str, name: str) -> Path:
-    """Create ``runs/<task>/<name>``, numbered where that name is taken: no run overwrites another."""
-    folder = Path(runs) / task
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for number in range(1, 10_000):
-            candidate = folder / (name if number == 1 else f"{name}-{number}")
-            try:
-                candidate.mkdir()
-            except FileExistsError:
-                continue
-            return candidate
-    except OSError as error:
-        raise VitreousError(
-            f"The run folder {folder / name} cannot be made: {error.strerror}.",
-            "Choose another with --runs.",
-        ) from error
-    raise VitreousError(f"{folder} is full of runs named {name}.", "Choose another --name.")
+class TrainingFigures(BaseModel):
+    """What ``config.json`` notes of a finished training."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    train_seconds: float = Field(0.0, ge=0)
+    parameters: int | None = Field(None, ge=0)
+    trainable: int | None = Field(None, ge=0)
+
+
+def figures_of(folder: Path) -> TrainingFigures:
+    """Return the figures of a run's training.
+
+    Raises:
+        VitreousError: ``config.json`` is missing or damaged.
+    """
+    value = config_at(folder).get("model", {})
+    return checked(TrainingFigures, value, folder / CONFIG, "Start the run again.")
 
 
 def save_run_model(
@@ -216,8 +400,21 @@ def save_run_model(
     model_args: dict[str, Any],
     class_names: list[str],
     class_colors: list[str],
+    provenance: Provenance | None = None,
+    class_codes: list[int] | None = None,
 ) -> None:
-    """Write ``model.safetensors``: everything that is needed to map a raw scene."""
+    """Write ``model.safetensors``: everything that is needed to map a raw scene.
+
+    Args:
+        path: the run folder.
+        classifier: what was trained.
+        name: the system's name.
+        model_args: what differs from the variant's own arguments.
+        class_names: names of the classes from 1 on.
+        class_colors: their ``#rrggbb``.
+        provenance: the ground that its weights have learned from; None where nobody knows.
+        class_codes: the numbers that stand for the classes in a map; from 1 on where not given.
+    """
     assert isinstance(classifier.contract, BandContract)
     header: dict[str, Any] = {
         "schema": SCHEMA,
@@ -225,6 +422,8 @@ def save_run_model(
         "contract": classifier.contract.to_json(),
         "class_names": class_names,
         "class_colors": class_colors,
+        PROVENANCE: provenance_to_json(provenance),
+        "class_codes": class_codes or list(range(1, len(class_names) + 1)),
     }
     if isinstance(classifier, Network):
         header |= {
@@ -254,6 +453,8 @@ def load_run(path: str | Path) -> Run:
     """
     path = Path(path)
     with checkpoint(path, "classify") as (tensors, header):
+        kind = NetworkHeader if header["kind"] == "model" else EstimatorHeader
+        checked(kind, header, path / MODEL, "Restore the file, or train again.")
         contract = BandContract.from_json(header["contract"])
         classifier = (
             _network(header, tensors, contract)
@@ -269,8 +470,11 @@ def load_run(path: str | Path) -> Run:
             classifier,
             header["class_names"],
             header["class_colors"],
+            # Older runs only knew classes that are numbered from 1.
+            header.get("class_codes") or list(range(1, len(header["class_names"]) + 1)),
             header["name"],
             header.get("model_args", {}),
+            provenance_from_json(header.get(PROVENANCE), path.name),
         )
 
 

@@ -8,6 +8,7 @@ every tensor is told (:class:`LoadReport`); a file that does not fill the model 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,28 +19,24 @@ from torch import Tensor
 
 from vitreous.catalog.registry import card, create_model, system_module
 from vitreous.catalog.results import versions
+from vitreous.catalog.tensors import check_finite
+from vitreous.data.provenance import Provenance, provenance_to_json
 from vitreous.errors import CheckpointError, ModelError, VitreousError
 from vitreous.layers.backbone import Backbone
 from vitreous.layers.bands import Bands, adapt_bands, resize_kernel
+from vitreous.layers.reference import DERIVED
 from vitreous.methods._apply import applied, has, reinstall
 from vitreous.tasks import hub
-from vitreous.tasks.checkpoint import load_exactly, load_tensors, save_tensors
-from vitreous.tasks.foreign import read_foreign
-from vitreous.tasks.runs import check_counts
+from vitreous.tasks.checkpoint import load_exactly, read_safetensors, save_tensors
+from vitreous.tasks.foreign import PICKLED, Foreign, read_foreign
+from vitreous.tasks.layouts import Layout, recognise
+from vitreous.tasks.runs import PROVENANCE, check_counts
 
 SCHEMA = 1
 KIND = "architecture"
 MOST_CLASSES, MOST_IMAGE_SIZE = 2**17, 4096
 # Sides of the images that published weights were trained on, the usual one first.
-PUBLISHED_SIZES = (224, 384, 256, 288, 448, 512)
-# Tensors that references keep but do not learn: they follow from the sizes, or only count training steps.
-DERIVED = (
-    "relative_position_index",
-    "relative_coords_table",
-    "attn_mask",
-    "attention_bias_idxs",
-    "num_batches_tracked",
-)
+PUBLISHED_SIZES = (224, 384, 256, 240, 288, 336, 448, 512, 518)
 
 
 @dataclass(frozen=True)
@@ -121,7 +118,13 @@ class LoadReport:
         left_over: in the file, without a place in the model.
         misshapen: in both, but of another shape, in words.
         derived: in the file, but following from the model's sizes.
+        unread: in the file, but of no part of the network: a decoder of its pre-training, or what stood beside the
+            network in its wrapper (a counter of steps, a loss).
         rewritten: names in the file of tensors that were joined, split or turned to become the model's.
+        layout: whose network in whose names the file held, e.g. ``timm's Swin``; empty where that is unknown.
+        parameters: of the network in the file.
+        classes: that it told apart; None without a head.
+        read: arguments that the variant leaves open and the weights decided.
     """
 
     source: str
@@ -137,7 +140,21 @@ class LoadReport:
     left_over: tuple[str, ...] = ()
     misshapen: tuple[str, ...] = ()
     derived: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
     rewritten: tuple[str, ...] = ()
+    layout: str = ""
+    parameters: int = 0
+    classes: int | None = None
+    read: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def found(self) -> str:
+        """What was in the file, in words: ``timm's Swin, 28.3 M parameters, 1000 classes``."""
+        classes = "no head" if self.classes is None else f"{self.classes} classes"
+        size = (
+            f"{self.parameters / 1e6:.1f} M" if self.parameters >= 1e6 else f"{self.parameters:,}"
+        )
+        return f"{self.layout or 'An unknown layout'}, {size} parameters, {classes}"
 
     @property
     def complete(self) -> bool:
@@ -178,9 +195,9 @@ class LoadReport:
 
 
 class PartialLoadError(CheckpointError):
-    """Weights that do not fill their model; ``report`` says which."""
+    """Weights that do not fill their model; ``report`` says which, ``advice`` what else they may be."""
 
-    def __init__(self, report: LoadReport) -> None:
+    def __init__(self, report: LoadReport, advice: str = "") -> None:
         complaints = [
             f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
             for what, names in report.complaints.items()
@@ -189,7 +206,8 @@ class PartialLoadError(CheckpointError):
         super().__init__(
             f"The weights in {report.source} do not fit {report.made.name}: {'; '.join(complaints)}. "
             "Nothing was loaded.",
-            "Name the variant, arguments and image size that they belong to, or ask for a partial load.",
+            advice
+            or "Name the variant, arguments and image size that they belong to, or ask for a partial load.",
         )
         self.report = report
 
@@ -200,6 +218,7 @@ def save_model(
     *,
     bands: Bands | None = None,
     origin: str = "",
+    provenance: Provenance | None = None,
     push_to: str | None = None,
 ) -> Path:
     """Write a bare architecture, its weights and what rebuilds it, into one safetensors file.
@@ -209,6 +228,7 @@ def save_model(
         path: the file, ``*.safetensors``.
         bands: what is known of its bands; their number alone where None.
         origin: where the weights come from, in words.
+        provenance: the ground that they have learned from; None where nobody knows.
         push_to: also upload it to this repository of the Hugging Face hub, ``user/name``.
 
     Returns:
@@ -229,6 +249,7 @@ def save_model(
         "kind": KIND,
         **asdict(made),
         "origin": origin,
+        PROVENANCE: provenance_to_json(provenance),
         "versions": versions(),
     }
     save_tensors(path, model.state_dict(), header)
@@ -287,11 +308,22 @@ def load_model(
         The model, in evaluation mode, and the report.
 
     Raises:
-        CheckpointError: a damaged file, one of another kind, or (:class:`PartialLoadError`) a partial one.
+        CheckpointError: a damaged file, one of another kind or with NaN or infinite weights, or
+            (:class:`PartialLoadError`) a partial one.
         ModelError: bands that it cannot be adapted to, or an image size that it cannot have.
     """
     file = hub.local(path)
-    tensors, header = load_tensors(file)
+    if file.suffix in PICKLED:
+        raise CheckpointError(
+            f"{path} is no model file of vitreous, which ends in .safetensors.",
+            f"Others' weights become one by convert(path, NAME), or 'vitreous convert {path} --model NAME'.",
+        )
+    tensors, header = read_safetensors(file)
+    if header is None:
+        raise CheckpointError(
+            f"{path} was not written by vitreous.",
+            f"Others' weights become a model file by convert(path, NAME), or 'vitreous convert {path} --model NAME'.",
+        )
     made = _described(header, tensors, file)
     wanted = replace(
         made,
@@ -324,7 +356,7 @@ def convert(
 ) -> tuple[Backbone, LoadReport]:
     """Load what others published: a state dict in the layout of an architecture's authors or of timm.
 
-    Bands and classes are read off the weights' shapes.
+    Bands, classes, image size and options that the variant leaves open are read off the weights' names and shapes.
 
     Args:
         path: a ``.pth``, ``.pt``, ``.bin``, ``.ckpt`` or ``.safetensors`` file, or ``hf://user/name/file``.
@@ -342,7 +374,8 @@ def convert(
         The model, in evaluation mode, and the report.
 
     Raises:
-        CheckpointError: a damaged file, one with code in it, or (:class:`PartialLoadError`) weights that do not fit.
+        CheckpointError: a damaged file, one with code in it or with NaN or infinite weights, or
+            (:class:`PartialLoadError`) weights that do not fit; the message says whose they look like.
         ModelError: no such variant or argument, or bands that cannot be adapted or told from the weights.
     """
     if card(name).kind != "model":
@@ -351,6 +384,9 @@ def convert(
     foreign = read_foreign(file)
     if foreign.header is not None:
         raise CheckpointError(f"{path} was written by vitreous already.", "Use load_model.")
+    check_finite(foreign.tensors, str(path))
+    layout = recognise(foreign.tensors)
+    _check_slug(layout, name, str(path))
     count = bands.count if isinstance(bands, Bands) else bands
     probe = Blueprint(
         name,
@@ -361,8 +397,10 @@ def convert(
     )
     tensors = _renamed(foreign.tensors, probe, str(path))
     gone = _gone(foreign.tensors, tensors)
+    probe, read = _read_settings(probe, tensors, published=layout is not None)
     if image_size is None:
         probe = _usual_size(tensors, probe)
+    tensors, unread = _without_unread(tensors, foreign, probe)
     found = _count_bands(tensors, probe) or count
     if found is None:
         raise ModelError(
@@ -383,19 +421,30 @@ def convert(
         bands=_bands_wanted(bands, own),
         num_classes=made.num_classes if num_classes is None else num_classes,
     )
-    model, report = assemble(
-        tensors,
-        made,
-        wanted,
-        source=str(path),
-        part=foreign.part,
-        method=method,
-        partial=partial,
-        headless=classes is None and num_classes is not None,
-    )
     dropped = tuple(key for key in gone if key.endswith(DERIVED))
-    rewritten = tuple(key for key in gone if key not in dropped)
-    return model, replace(report, derived=report.derived + dropped, rewritten=rewritten)
+    told: dict[str, Any] = {
+        "unread": unread,
+        "rewritten": tuple(key for key in gone if key not in dropped),
+        "layout": layout.title if layout is not None else "",
+        "parameters": _count_parameters(tensors),
+        "classes": classes,
+        "read": read,
+    }
+    try:
+        model, report = assemble(
+            tensors,
+            made,
+            wanted,
+            source=str(path),
+            part=foreign.part,
+            method=method,
+            partial=partial,
+            headless=classes is None and num_classes is not None,
+        )
+    except PartialLoadError as error:
+        report = replace(error.report, **told)
+        raise PartialLoadError(report, _advice(report, tensors, name)) from None
+    return model, replace(report, **told, derived=report.derived + dropped)
 
 
 def assemble(
@@ -566,6 +615,106 @@ def _renamed(tensors: dict[str, Tensor], probe: Blueprint, source: str) -> dict[
     return renamed
 
 
+def _check_slug(layout: Layout | None, name: str, source: str) -> None:
+    """Refuse weights that are clearly those of another architecture than the one named.
+
+    Raises:
+        CheckpointError: they are; the message says whose they look like, and which variants there are.
+    """
+    if layout is None or layout.slug == card(name).slug:
+        return
+    if layout.slug is None:
+        raise CheckpointError(
+            f"{source} looks like {layout.title}, not like {name}.",
+            "vitreous does not have that architecture.",
+        )
+    if not hasattr(system_module(name), "LAYOUTS"):  # of an architecture that was never published
+        return
+    other = card(layout.slug)
+    variants = [variant for variant in other.variants if not variant.endswith("_test")]
+    raise CheckpointError(
+        f"{source} looks like {layout.title}, not like {name}.",
+        f"Name one of its variants: {', '.join(variants)}."
+        if other.kind == "model"
+        else f"'{other.slug}' is a {other.kind}, which convert does not read.",
+    )
+
+
+def _read_settings(
+    probe: Blueprint, tensors: Mapping[str, Tensor], published: bool = True
+) -> tuple[Blueprint, dict[str, Any]]:
+    """Give a blueprint the options that its variant leaves open and the weights decide; return these, too.
+
+    Args:
+        probe: the blueprint.
+        tensors: the weights under our names.
+        published: they came in a layout of others, and were trained as these do it (``AS_PUBLISHED``).
+    """
+    module = system_module(probe.name)
+    told = dict(getattr(module, "AS_PUBLISHED", {})) if published else {}
+    if hasattr(module, "read_settings"):
+        told |= module.read_settings(tensors)
+    defaults = inspect.signature(module.build).parameters
+    stated = {**card(probe.name).variants[probe.name], **probe.model_args}
+    read = {
+        key: value
+        for key, value in told.items()
+        if key not in stated and value != defaults[key].default
+    }
+    return replace(probe, model_args={**read, **probe.model_args}), read
+
+
+def _without_unread(
+    tensors: dict[str, Tensor], foreign: Foreign, probe: Blueprint
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Set aside what is of no part of the network: pre-training's own, and what stood beside it in a wrapper."""
+    own = probe.build_empty().state_dict()
+    prefixes = getattr(system_module(probe.name), "UNREAD", ())
+    beside = {id(foreign.tensors[key]) for key in foreign.beside}
+    unread = [
+        key
+        for key, value in tensors.items()
+        if key not in own and (key.startswith(tuple(prefixes)) or id(value) in beside)
+    ]
+    return {key: value for key, value in tensors.items() if key not in unread}, tuple(unread)
+
+
+def _count_parameters(tensors: Mapping[str, Tensor]) -> int:
+    """Count what a network in a file has learned."""
+    passive = (*DERIVED, "running_mean", "running_var")
+    return sum(value.numel() for key, value in tensors.items() if not key.endswith(passive))
+
+
+def _advice(report: LoadReport, tensors: Mapping[str, Tensor], name: str) -> str:
+    """Say which variant weights look like that do not fit the one named; nothing where none fits."""
+    slug = card(name).slug
+    for variant in card(slug).variants:
+        bare = Blueprint(variant, {}, Bands(3), 2, report.made.image_size)
+        probe, _ = _read_settings(bare, tensors)
+        if variant != name and not variant.endswith("_test") and _looks_like(probe, tensors):
+            return f"They look like {variant} ({report.found}); name that one."
+    return (
+        f"The file holds: {report.found}. Name the variant, arguments and image size that they belong to, or ask for "
+        "a partial load."
+    )
+
+
+def _looks_like(probe: Blueprint, tensors: Mapping[str, Tensor]) -> bool:
+    """Tell whether weights have the names of a variant, and the shapes but for bands, classes and image size."""
+    try:
+        own = probe.build_empty()
+    except VitreousError:
+        return False
+    shapes = {key: value.shape for key, value in own.state_dict().items()}
+    loose = {*own.band_parameters, *head_parameters(probe)}
+    learned = {key for key in tensors if not key.endswith(DERIVED)}
+    if {key for key in shapes if not key.endswith(DERIVED)} - loose != learned - loose:
+        return False
+    fits = [key for key in shapes if key in tensors and tensors[key].shape == shapes[key]]
+    inner = [key for key in shapes if key.endswith(("mlp.fc1.weight", "fc1.conv.weight"))]
+    return len(fits) >= len(shapes) // 2 and {*inner} <= {*fits}
+
+
 def _gone(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
     """Name the tensors that renaming did not hand on as they were."""
     kept = {id(value) for value in after.values()}
@@ -579,7 +728,11 @@ def _usual_size(tensors: Mapping[str, Tensor], probe: Blueprint) -> Blueprint:
         own = made.build_empty().state_dict()
         return sum(key in tensors and tensors[key].shape == own[key].shape for key in own)
 
-    return max((replace(probe, image_size=size) for size in PUBLISHED_SIZES), key=fitting)
+    read = getattr(system_module(probe.name), "read_image_size", lambda weights: None)
+    stated = read(tensors)
+    sizes = PUBLISHED_SIZES if stated is None else (stated, *PUBLISHED_SIZES)
+    possible = [size for size in sizes if 1 <= size <= MOST_IMAGE_SIZE]
+    return max((replace(probe, image_size=size) for size in possible), key=fitting)
 
 
 def _count_bands(tensors: Mapping[str, Tensor], probe: Blueprint) -> int | None:

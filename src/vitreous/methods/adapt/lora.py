@@ -18,9 +18,10 @@ CARD = Card(
     slug="lora",
     title="LoRA: Low-Rank Adaptation of Large Language Models",
     kind="method",
-    summary="Adds a trainable low-rank product beside every chosen linear layer, whose own weights stay fixed; "
-    "optionally gated and with a full-rank residual, as in LoLA-SpecViT.",
-    when="A trained model must learn new classes or another scene with few labels and few trained parameters.",
+    summary="Adds a trainable low-rank product parallel to selected linear layers of a frozen "
+    "model; optionally gated and with a full-rank residual, as in LoLA-SpecViT.",
+    when="Fine-tuning a trained model for new classes or another scene with few trainable "
+    "parameters; on par with adaptformer at equal size here.",
     paper="arXiv 2106.09685; gate and residual: arXiv 2506.17759",
     year=2021,
     source_licence="MIT (microsoft/LoRA): re-implemented from the equations",
@@ -33,8 +34,12 @@ CARD = Card(
         "lora_gated_residual": {"gate": True, "residual": True},
     },
     recipe={"rank": 8, "alpha": 16.0},
-    claim="Adapters reach the accuracy of full fine-tuning with a small share of its trainable parameters.",
-    notes=["Without the gate an adapted model merges back into plain linear layers, exactly."],
+    claim="Low-rank adapters reach the accuracy of full fine-tuning with a small fraction of the "
+    "trainable parameters.",
+    notes=[
+        "Usage: Without the gate an adapted model can be merged back into plain linear layers, "
+        "exactly.",
+    ],
 )
 
 MARK = "lora_"  # what the names of its parameters begin with

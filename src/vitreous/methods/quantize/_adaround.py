@@ -87,7 +87,9 @@ class StraightThrough(nn.Module):
             smooth: Tensor = own.smooth(x)  # type: ignore[operator]
             return smooth
         exact = x / own.scale
-        codes = exact + (exact.round() - exact).detach()
+        codes = exact.round().detach() + (
+            exact - exact.detach()
+        )  # the very code, not one ulp beside it
         return codes.clamp(-own.zero_point, own.levels - 1 - own.zero_point) * own.scale
 
 

@@ -44,6 +44,23 @@ def decode_table(base: Int[Tensor, "*bases"], bits: int) -> Float[Tensor, "*base
     return F.pad(table * (-shift.to(table.dtype)).exp2(), (0, 1))
 
 
+def log_codes(
+    x: Float[Tensor, "*shape"], scale: Tensor, base: Tensor, shift: float
+) -> Float[Tensor, "*shape"]:
+    """Return -r / q log2((x + shift) / scale), the codes before they are rounded (eq. 6 of the paper).
+
+    Search and layer share it, because another order of the same operations rounds values between two codes differently.
+
+    Args:
+        x: what is quantized.
+        scale: as it broadcasts against ``x``.
+        base: q, likewise.
+        shift: added to ``x``, so that all of it is above zero.
+    """
+    share = ((x + shift) / scale).clamp(1e-15, 1.0)
+    return share.log2() * -RATIO / base
+
+
 class AdaLogQuantizer(Quantizer):
     """Codes k = round(-r / q log2(x / scale)) with r = 37 and a searched q, read from a table (eqs. 6-9 of the paper).
 
@@ -71,17 +88,16 @@ class AdaLogQuantizer(Quantizer):
 
     def quantize(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Round x + shift to the nearest power of the base; what is too small for a code is 0."""
-        share = ((x + self.shift) / self.scale).clamp(1e-15, 1.0)
-        codes = torch.round(share.log2() * -RATIO / self.base).clamp(max=self.levels)
+        codes = log_codes(x, self.scale, self.base, self.shift).round().clamp(max=self.levels)
         return self.table[codes.long()] * self.scale
 
     def smooth(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Do the same without the table's rounding, with gradients that pass through codes."""
-        share = ((x + self.shift) / self.scale).clamp(1e-15, 1.0)
-        exact = share.log2() * -RATIO / self.base
-        codes = exact + (exact.round() - exact).detach()
+        """Return what :meth:`quantize` does, with gradients that pass through the codes and their table."""
+        exact = log_codes(x, self.scale, self.base, self.shift)
+        codes = exact.round().detach() + (exact - exact.detach())
         values = torch.exp2(codes * self.base / -RATIO) * self.scale
-        return values.masked_fill(codes >= self.levels, 0.0)
+        values = values.masked_fill(codes >= self.levels, 0.0)
+        return self.quantize(x).detach() + (values - values.detach())
 
     def extra_repr(self) -> str:
         """Show the bits and the shift."""

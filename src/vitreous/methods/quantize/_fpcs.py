@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitreous.layers.quantize import quantiles, rows_of
-from vitreous.methods.quantize._codes import RATIO, decode_table
+from vitreous.methods.quantize._codes import RATIO, decode_table, log_codes
 
 BASES = (1, 129)  # the q that are tried
 PUBLISHED_BASES = (10, 138)
@@ -67,11 +67,15 @@ class Budget:
 
 
 def uniform(bits: int) -> FakeQuantizer:
-    """Return the asymmetric uniform quantizer of (values, scale, zero point)."""
+    """Return the asymmetric uniform quantizer of (values, scale, zero point).
+
+    Its codes are those of :class:`~vitreous.layers.quantize.UniformQuantizer`, at the edges between two codes too, so
+    it divides as the layer does.
+    """
     top = 2**bits - 1
 
     def fake(values: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-        codes = (values * scale.reciprocal()).round_()  # a division takes ten times as long
+        codes = (values / scale).round_()
         torch.maximum(codes, -zero, out=codes)
         return torch.minimum(codes, top - zero, out=codes).mul_(scale)
 
@@ -81,14 +85,15 @@ def uniform(bits: int) -> FakeQuantizer:
 def logarithmic(bits: int, shift: float = 0.0) -> FakeQuantizer:
     """Return AdaLog of (values, scale, base), with one scale and one base for all values of a candidate.
 
+    Its codes are those of :class:`~vitreous.methods.quantize._codes.AdaLogQuantizer`; its values are less ``shift``.
+
     Args:
         bits: width of a code.
         shift: added to the values before, and taken away after.
     """
 
     def fake(values: Tensor, scale: Tensor, base: Tensor) -> Tensor:
-        log = values.add(shift).clamp_(min=1e-15).log2_().neg_()  # once for all candidates
-        codes = (log + scale.log2()).mul_(RATIO / base).round_().clamp_(0, 2**bits)
+        codes = log_codes(values, scale, base, shift).round_().clamp_(max=2**bits)
         # One table for all candidates, one after the other.
         table = decode_table(base.flatten(), bits) * scale.reshape(-1, 1) - shift
         first = torch.arange(len(table), device=base.device).reshape(base.shape) * table.shape[1]

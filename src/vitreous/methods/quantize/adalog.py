@@ -43,9 +43,10 @@ CARD = Card(
     slug="adalog",
     title="AdaLog: Post-Training Quantization for Vision Transformers with Adaptive Logarithm Quantizer",
     kind="method",
-    summary="Logarithmic codes with a searched base for attention and for GELU's output, uniform ones elsewhere; every "
-    "scale, zero point and base is the best of hundreds by the error of the layer's output.",
-    when="At 3 and 4 bits, where measured ranges are not enough; it takes minutes to search instead of seconds.",
+    summary="Logarithmic quantizers with a searched base for attention and GELU outputs, uniform "
+    "ones elsewhere; all scales, zero points and bases minimise the error of the layer's output.",
+    when="3 and 4 bits: the most accurate of the quantization methods here. Calibration takes "
+    "minutes instead of seconds; at 6 bits and more repq_vit or ptq is enough.",
     paper="arXiv 2407.12951, ECCV 2024",
     year=2024,
     source_licence="Apache-2.0 (GoatWu/AdaLog): re-implemented from the equations",
@@ -84,30 +85,37 @@ CARD = Card(
         {"model": "Swin-B", "reconstructed": True, "W3A3": 78.82, "W4A4": 83.82},
     ],
     recipe={"bits": [4, 4], "calibration images": 32, "reconstruct": 20000},
-    claim="Against RepQ-ViT at W4A4: DeiT-T 57.43 to 63.52 %, ViT-S 65.05 to 72.75 %; at W3A3, where RepQ-ViT is at "
-    "chance, most of the accuracy of large networks survives.",
-    miniature="On random attention, diffuse to sharp, the best base's error is at most 1.05 times that of log2 and of "
-    "log-sqrt2, and the base falls as attention sharpens. A small ViT on handwritten digits is at least as accurate as "
-    "with RepQ-ViT at W4A4, and more so at W3A3.",
+    claim="At W4A4 from RepQ-ViT's 57.43 to 63.52 % (DeiT-T) and from 65.05 to 72.75 % (ViT-S); "
+    "at W3A3, where RepQ-ViT is at chance, large networks keep most of their accuracy.",
+    miniature="On random attention, diffuse to sharp: the error with the best base at most 1.05 "
+    "times that of log2 and log-sqrt2, and the base decreasing as attention sharpens. A small "
+    "ViT on handwritten digits: at least as accurate as with RepQ-ViT at W4A4, and more accurate "
+    "at W3A3.",
     notes=[
-        "Layers are searched on the inputs of the network in floating point, all in one pass; the float output is what "
-        "that pass gives.",
-        "Errors of products are exact, but reduced by a QR factorisation to the smaller side of the layer; tokens, and "
-        "inputs of very wide layers, are sampled evenly beyond 'rows' (the reference takes all).",
-        "A published round leaves out the setting that it refines, so it can end worse than it began; zero points lie "
-        "within 8 of the middle code, which from 5 bits on misses values that are not centred on zero; and bases are "
-        "2^(q / 37) with q from 10 to 137, too coarse from 6 bits on (one more is listed and never scored). Here the "
-        "best setting seen is kept, zero points lie around the one that fits the range, and q is 1 to 128. "
-        "published=True is the old way.",
-        "A layer behind a GELU gets its inputs shifted by 0.17, above zero; the shift is taken out of the layer's bias "
-        "as it is computed, so that files keep the float bias and switched-off quantizers change nothing.",
-        "Pairs of norm and reader are those of repq_vit; channels are folded with a rounded zero point whatever the "
-        "bits (the reference: only where weights and activations have as many).",
-        "Inputs of convolutions have conv_bits = 8 and their range is measured (the reference leaves inputs of 8 bits "
-        "in floating point); their weights are searched as those of linear layers.",
-        "Block reconstruction (AdaRound) is off: reconstruct = iterations per block, 20000 on 1024 images in the "
-        "paper; a few hundred on 32 images help a little. It sees all calibration images, the search the first 128. "
-        "It moves the weights onto their codes for good.",
+        "Usage: Block reconstruction (AdaRound) is off by default: set reconstruct to the "
+        "iterations per block (20000 on 1024 images in the paper; a few hundred on 32 images "
+        "help a little). It uses all calibration images, the search the first 128, and "
+        "permanently moves the weights onto their codes.",
+        "Usage: Layers are searched on inputs of the floating-point network, collected in one "
+        "pass.",
+        "Differs from the reference: A published search round leaves out the setting that it "
+        "refines, so that it can end worse than it started; zero points are searched within 8 of "
+        "the middle code, which from 5 bits on misses distributions that are not centred on "
+        "zero; and bases are 2^(q / 37) with q from 10 to 137, too coarse from 6 bits on. Here "
+        "the best setting so far is kept, zero points are searched around the one that fits the "
+        "range, and q is 1 to 128. published=True reproduces theirs.",
+        "Differs from the reference: Output errors of products are exact, but computed after a "
+        "QR factorisation on the smaller side of the layer; tokens, and inputs of very wide "
+        "layers, are subsampled evenly beyond 'rows' (the reference uses all).",
+        "Differs from the reference: Inputs of layers after a GELU are shifted by 0.17 to be "
+        "positive, which the layer's bias compensates at run time, so that files keep the "
+        "original bias and disabled quantizers change nothing.",
+        "Differs from the reference: Channels are folded with a rounded zero point at any bit "
+        "width (the reference: only where weights and activations have equal bits). Pairs of "
+        "norm and layer are those of repq_vit.",
+        "Differs from the reference: Inputs of convolutions have conv_bits = 8 with measured "
+        "ranges (the reference leaves 8-bit inputs in floating point); their weights are "
+        "searched like those of linear layers.",
     ],
 )
 

@@ -38,9 +38,10 @@ CARD = Card(
     slug="repq_vit",
     title="RepQ-ViT: Scale Reparameterization for Post-Training Quantization of Vision Transformers",
     kind="method",
-    summary="One range per channel behind every LayerNorm, folded into the norm and the next layer's weights so that "
-    "one range per tensor is left; and powers of the square root of two for attention.",
-    when="At 4 to 6 bits, on transformers whose channels differ widely; it needs no training and no settings.",
+    summary="Per-channel ranges after LayerNorm, folded into the norm and the next layer so that "
+    "inference needs one range per tensor; powers of sqrt(2) for attention.",
+    when="4 to 6 bits, on transformers whose channel ranges differ widely: lost under 1 point at "
+    "4 bits here, without training or settings.",
     paper="arXiv 2212.08254, ICCV 2023",
     year=2023,
     source_licence="Apache-2.0 (zkkli/RepQ-ViT): re-implemented from the equations",
@@ -73,22 +74,27 @@ CARD = Card(
         {"model": "Swin-S", "bits": "W6A6", "top1": 82.79, "float": 83.23},
     ],
     recipe={"bits": [4, 4], "calibration images": 32},
-    claim="Quantization after training becomes usable at 4 bits: DeiT-S keeps 69.03 % of ImageNet, where one range per "
-    "tensor keeps 33.17 % and the best method before 43.55 %.",
-    miniature="A small ViT on handwritten digits whose LayerNorms get three loud channels, which the next layer takes "
-    "back: at W4A4 folded ranges at least 10 points above one range per tensor and at most 3 below one per channel; "
-    "on diffuse attention log-sqrt2 beats uniform codes.",
+    claim="Post-training quantization becomes usable at 4 bits: DeiT-S keeps 69.03 % on "
+    "ImageNet, where one range per tensor keeps 33.17 % and the best earlier method 43.55 %.",
+    miniature="A small ViT on handwritten digits with three outlier channels in its LayerNorms, "
+    "compensated by the next layer. Required at W4A4: folded ranges at least 10 points above one "
+    "range per tensor and at most 3 points below one per channel; on diffuse attention log-sqrt2 "
+    "codes more accurate than uniform ones.",
     notes=[
-        "A norm and the layer that reads it are found by their names in one block: norm1 and attn.qkv or mixer.qkv, "
-        "norm2 and mlp.fc1, norm and mlp.fc1 (ConvNeXt) or reduction (Swin's patch merging). Wherever something else "
-        "reads the norm, one range per tensor stays, and the layer's row says so.",
-        "Folding is checked: before and after, the float model must give the same scores on calibration images.",
-        "The mean zero point is rounded and kept among the codes, which changes no code: the values are then those of "
-        "one range per channel exactly. The reference leaves it broken, which integers cannot hold "
-        "(round_zero_point=False).",
-        "Ranges per tensor reach to zero, so that zero points are codes; the reference's may end before it.",
-        "Inputs of the layer that reads the image have 8 bits (stem_bits), as in the reference; its weights do not.",
-        "At 3 bits the published accuracy is that of chance.",
+        "Usage: A norm and the layer that reads it are found by name within a block: norm1 and "
+        "attn.qkv or mixer.qkv, norm2 and mlp.fc1, norm and mlp.fc1 (ConvNeXt) or reduction "
+        "(Swin's patch merging). Where anything else reads the norm, one range per tensor is "
+        "kept, and the report says so.",
+        "Usage: Folding is verified: the float model must give the same scores on calibration "
+        "images before and after.",
+        "Usage: Inputs of the patch embedding have 8 bits (stem_bits), as in the reference; its "
+        "weights do not.",
+        "Differs from the reference: The mean zero point is rounded to a code, so that values "
+        "are exactly those of one range per channel. The reference leaves it fractional, which "
+        "integers cannot represent (round_zero_point=False).",
+        "Differs from the reference: Ranges per tensor include zero, so that zero points are "
+        "codes; the reference's may not.",
+        "Published figures: At 3 bits the published accuracy is at chance.",
     ],
 )
 

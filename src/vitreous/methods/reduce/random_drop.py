@@ -20,17 +20,18 @@ CARD = Card(
     slug="random_drop",
     title="Random token dropping",
     kind="method",
-    summary="In three blocks, keeps a random part of the patches.",
-    when="As the baseline of token reduction.",
+    summary="Keeps a random subset of the patches in three blocks.",
+    when="Baseline for token reduction.",
     paper="the baseline of arXiv 2202.07800, table 1",
     year=2022,
     tasks=["classify"],
     models=["vit_*", "ggem_*"],
     variants={"random_drop": {"keep_rate": 0.7}},
     notes=[
-        "In evaluation all images lose the same places, drawn from the seed and the block: a prediction is repeatable "
-        "and does not depend on its batch. In training each image loses its own, anew at every step.",
-        "Nothing is fused.",
+        "Usage: At inference all images lose the same positions, drawn from seed and block, so "
+        "that predictions are repeatable and independent of the batch. In training every image "
+        "loses its own, at every step anew.",
+        "Usage: Nothing is fused.",
     ],
 )
 
