@@ -192,12 +192,12 @@ def test_every_source_keeps_its_own_unit(tmp_path, band_tags, imagery):
     ("values", "unit", "expected", "words"),
     [
         (NM, "nm", NM, ""),
-        (NM, "um", NM, "no light"),
-        ([0.45, 0.55, 0.65], "Nanometers", NM, "no light"),
+        (NM, "um", NM, "outside the optical range; taken as"),
+        ([0.45, 0.55, 0.65], "Nanometers", NM, "outside the optical range; taken as"),
         ([4.5e-7, 5.5e-7, 6.5e-7], "m", NM, ""),
-        ([4.5e-7, 5.5e-7, 6.5e-7], "nm", NM, "no light"),
+        ([4.5e-7, 5.5e-7, 6.5e-7], "nm", NM, "outside the optical range; taken as"),
         ([4500, 5500, 6500], "Angstrom", NM, ""),
-        ([40, 60, 90], "nm", [40, 60, 90], "beyond the range"),
+        ([40, 60, 90], "nm", [40, 60, 90], "outside the optical range in any unit"),
         (NM, "", NM, "names no wavelength unit"),
         ([0.45, 0.55, 0.65], "unknown", NM, "names no wavelength unit"),
         ([8.5, 10.5, 12.5], "um", [8500, 10500, 12500], ""),
@@ -233,7 +233,7 @@ def test_a_unit_of_the_users_that_cannot_be_right_is_refused(tmp_path):
     with pytest.raises(SceneError, match="say wavelength_unit=um"):
         open_scene(path, wavelength_unit="nm")
     np.testing.assert_allclose(open_scene(path, wavelength_unit="um").wavelength, NM)
-    with pytest.raises(SceneError, match="no light"):
+    with pytest.raises(SceneError, match="outside the optical range"):
         open_scene(path, wavelengths="450,550,650", wavelength_unit="um")
 
 

@@ -171,18 +171,18 @@ def _fitting_unit(numbers: Floats, stated: str | None, source: str, certain: boo
         return stated
     if len(fits) == 1 and certain:
         raise SceneError(
-            f"{source}: wavelengths of {span} {stated} are no light.",
+            f"{source}: wavelengths of {span} {stated} lie outside the optical range.",
             f"They fit in {fits[0]}: say wavelength_unit={fits[0]}.",
         )
     if len(fits) == 1:
         warnings.warn(
-            f"{source} gives wavelengths of {span} {stated}, which is no light; taken as {fits[0]}"
+            f"{source} gives wavelengths of {span} {stated}, outside the optical range; taken as {fits[0]}"
             " (wavelength_unit=... says otherwise).",
             stacklevel=4,
         )
         return fits[0]
     warnings.warn(
-        f"{source} gives wavelengths of {span} {stated}, beyond the range of optical instruments.",
+        f"{source} gives wavelengths of {span} {stated}, outside the optical range in any unit.",
         stacklevel=4,
     )
     return stated
