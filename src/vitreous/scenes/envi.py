@@ -22,6 +22,7 @@ import xarray as xr
 
 from vitreous.errors import SceneError, did_you_mean
 from vitreous.files import atomic_path, write_text
+from vitreous.scenes.attributes import numbers
 from vitreous.scenes.cube import (
     UNITS,
     LabelImage,
@@ -564,6 +565,9 @@ def _numbers(header: Header, key: str, source: str) -> npt.NDArray[np.float64] |
     try:
         return np.array([float(item) for item in items])
     except ValueError as error:
+        divided_otherwise = numbers(header[key])  # by blanks or semicolons
+        if divided_otherwise is not None:
+            return np.array(divided_otherwise)
         raise SceneError(
             f"{source} has something else than numbers in '{key}' of its header ({error}).",
             "Correct the header.",
