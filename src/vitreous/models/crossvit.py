@@ -163,6 +163,9 @@ CARD = Card(
         "large one.",
         "Image size: The convolutional stem is published for tokens of 12 and 16 pixels; for "
         "smaller tokens its strides shrink and the kernels stay.",
+        "Checkpoints: Checkpoints of timm load. timm's default is a bias for queries, keys and "
+        "values and an eps of 1e-6, the authors' class has neither; from_reference tells them "
+        "apart by the names of their tensors.",
         "Differs from the reference: With two or more cross-attention blocks in a row, the "
         "authors' code keeps only the class token after the first, so that later blocks attend "
         "to that token alone. Here the patches are kept; lone_class_token=True reproduces "
