@@ -89,7 +89,12 @@ def begin(names: Mapping[str, str], key: str) -> str:
     return key
 
 
-def join(weights: Mapping[str, Tensor], parts: Sequence[str], whole: str) -> dict[str, Tensor]:
+def join(
+    weights: Mapping[str, Tensor],
+    parts: Sequence[str],
+    whole: str,
+    shares: Sequence[int] | None = None,
+) -> dict[str, Tensor]:
     """Join tensors that are one of ours, row by row, at the first one's place.
 
     Where one of them is missing or does not fit the others, all stay as they are, and are told as left over.
@@ -98,20 +103,30 @@ def join(weights: Mapping[str, Tensor], parts: Sequence[str], whole: str) -> dic
         weights: tensors by name.
         parts: what the names of those that belong together differ in, e.g. ``.attn.wk.`` and ``.attn.wv.``.
         whole: what stands there in ours.
+        shares: how the rows are divided among them; equally where not given.
     """
     joined: dict[str, Tensor] = {}
     taken: set[str] = set()
-    for key, value in weights.items():
+    for key in weights:
         group = [key.replace(parts[0], part) for part in parts]
-        if len({*group}) == len(parts) and all(
-            name in weights and weights[name].shape[1:] == value.shape[1:] and value.ndim
-            for name in group
-        ):
+        if parts[0] in key and _fit_together(weights, group, shares or [1] * len(parts)):
             joined[key.replace(parts[0], whole)] = torch.cat([weights[name] for name in group])
             taken.update(group)
-        elif key not in taken:
-            joined[key] = value
+        else:
+            joined[key] = weights[key]
     return {key: value for key, value in joined.items() if key not in taken}
+
+
+def _fit_together(
+    weights: Mapping[str, Tensor], names: Sequence[str], shares: Sequence[int]
+) -> bool:
+    if not all(name in weights and weights[name].ndim for name in names):
+        return False
+    first, *others = (weights[name].shape for name in names)
+    return all(
+        shape[1:] == first[1:] and shape[0] * shares[0] == first[0] * share
+        for shape, share in zip(others, shares[1:], strict=True)
+    )
 
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:

@@ -395,7 +395,7 @@ def convert(
         2 if num_classes is None else num_classes,
         PUBLISHED_SIZES[0] if image_size is None else image_size,
     )
-    tensors, probe, told = _identified(foreign, probe, str(path))
+    tensors, probe, told = _identified(foreign, probe, str(path), partial)
     if image_size is None:
         probe = _usual_size(tensors, probe)
     found = _count_bands(tensors, probe) or count
@@ -612,15 +612,16 @@ def _told(report: LoadReport, told: dict[str, Any]) -> LoadReport:
 
 
 def _identified(
-    foreign: Foreign, probe: Blueprint, source: str
+    foreign: Foreign, probe: Blueprint, source: str, partial: bool
 ) -> tuple[dict[str, Tensor], Blueprint, dict[str, Any]]:
     """Return tensors under our names, the blueprint with the options that they decide, and what a report says of both.
 
     Raises:
-        CheckpointError: they are of another architecture.
+        CheckpointError: they are of another architecture, and not to be loaded in part.
     """
     layout = recognise(foreign.tensors)
-    _check_slug(layout, probe.name, foreign.tensors, source)
+    if not partial:
+        _check_slug(layout, probe.name, foreign.tensors, source)
     tensors = _renamed(foreign.tensors, probe, source)
     gone = _gone(foreign.tensors, tensors)
     derived = tuple(key for key in gone if key.endswith(DERIVED))
