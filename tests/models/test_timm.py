@@ -173,7 +173,7 @@ def test_two_tensors_of_one_name_are_told():
         system_module("satmae_pp").rename(
             {f"{n}.weight": torch.ones(2) for n in ("fc_norm", "norm")}
         )
-    with pytest.raises(CheckpointError, match="a and b are both what is called c"):
+    with pytest.raises(CheckpointError, match="a and b both map to c"):
         rename_keys({"a": torch.ones(1), "b": torch.ones(1)}, lambda key: "c")
 
 

@@ -19,7 +19,7 @@ def refuse_others(
 
     Args:
         slug: the system.
-        kwargs: the reference's constructor arguments; those that are not in ``offered`` are none of this one's business.
+        kwargs: the reference's constructor arguments; those that are not in ``offered`` are not checked.
         offered: the values of an argument that change nothing, or that we know.
 
     Raises:
@@ -51,7 +51,7 @@ def _same(given: Any, value: Any) -> bool:
         return given.lower() == value.lower()
     if isinstance(given, list | tuple) and isinstance(value, list | tuple):
         return [*given] == [*value]
-    # False is no size of 0, and True none of 1.
+    # False does not equal a size of 0, nor True one of 1.
     return isinstance(given, bool) == isinstance(value, bool) and bool(given == value)
 
 
@@ -67,8 +67,8 @@ def rename_keys(weights: Mapping[str, Tensor], our_name: Callable[[str], str]) -
         name = our_name(key)
         if name in renamed:
             raise CheckpointError(
-                f"The tensors {origin[name]} and {key} are both what is called {name} here.",
-                "The weights mix two models or two layouts; keep one of the two tensors.",
+                f"The tensors {origin[name]} and {key} both map to {name}.",
+                "The checkpoint mixes two models or two layouts; keep one of the two tensors.",
             )
         renamed[name], origin[name] = value, key
     return renamed
@@ -97,7 +97,7 @@ def join(
 ) -> dict[str, Tensor]:
     """Join tensors that are one of ours, row by row, at the first one's place.
 
-    Where one of them is missing or does not fit the others, all stay as they are, and are told as left over.
+    Where one of them is missing or does not fit the others, all keep their names, and are reported as left over.
 
     Args:
         weights: tensors by name.

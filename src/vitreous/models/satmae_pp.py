@@ -778,7 +778,7 @@ _UPSAMPLING = {
     "res_norm": "norm",
     "proj_out": "image",
 }
-# Of the autoencoder, and of no part of the classifier that is made of its encoder.
+# Of the autoencoder only: the classifier made of its encoder does not have them.
 UNREAD = ("decoder_", "mask_token", "proj_up_", "up_block")
 
 

@@ -117,7 +117,7 @@ class LoadReport:
         left_over: in the file, without a place in the model.
         misshapen: in both, but of another shape, in words.
         derived: in the file, but following from the model's sizes.
-        unread: of what is left over, what is of no part of the network: a decoder of its pre-training, or what stood
+        unread: of what is left over, what does not belong to the network: a decoder of its pre-training, or what stood
             beside the network in its wrapper (a counter of steps, a loss). A load is complete without it.
         rewritten: names in the file of tensors that were joined, split or turned to become the model's.
         layout: whose network in whose names the file held, e.g. ``timm's Swin``; empty where that is unknown.
@@ -316,14 +316,14 @@ def load_model(
     file = hub.local(path)
     if file.suffix in PICKLED:
         raise CheckpointError(
-            f"{path} is no model file of vitreous, which ends in .safetensors.",
-            f"Others' weights become one by convert(path, NAME), or 'vitreous convert {path} --model NAME'.",
+            f"{path} is not a vitreous model file (.safetensors).",
+            f"Convert published checkpoints first: 'vitreous convert {path} --model NAME', or convert(path, NAME).",
         )
     tensors, header = read_safetensors(file)
     if header is None:
         raise CheckpointError(
             f"{path} was not written by vitreous.",
-            f"Others' weights become a model file by convert(path, NAME), or 'vitreous convert {path} --model NAME'.",
+            f"Convert published checkpoints first: 'vitreous convert {path} --model NAME', or convert(path, NAME).",
         )
     check_finite(tensors, str(path))
     made = _described(header, tensors, file)
@@ -692,7 +692,7 @@ def _read_settings(
 def _without_unread(
     tensors: dict[str, Tensor], foreign: Foreign, probe: Blueprint
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Set aside what is of no part of the network: pre-training's own, and what stood beside it in a wrapper."""
+    """Set aside what does not belong to the network: pre-training's own, and what stood beside it in a wrapper."""
     own = probe.build_empty().state_dict()
     prefixes = getattr(system_module(probe.name), "UNREAD", ())
     beside = {id(foreign.tensors[key]) for key in foreign.beside}
@@ -712,9 +712,16 @@ def _count_parameters(tensors: Mapping[str, Tensor]) -> int:
 
 def _advice(report: LoadReport, tensors: Mapping[str, Tensor], name: str) -> str:
     """Say which variant weights look like that do not fit the one named."""
-    variant = _variant_like(card(name).slug, tensors)
+    slug = card(name).slug
+    variant = _variant_like(slug, tensors)
     if variant is not None and variant != name:
         return f"They look like {variant} ({report.found}); name that one."
+    positions = [said for said in report.misshapen if "pos" in said.partition(" ")[0]]
+    if positions and "grid" in inspect.signature(system_module(slug).build).parameters:
+        return (
+            f"The file holds: {report.found}. If its images were not square, give the rows and columns of their tokens: "
+            "grid=[ROWS, COLUMNS] among the model's arguments."
+        )
     return (
         f"The file holds: {report.found}. Name the variant, arguments and image size that they belong to, or ask for "
         "a partial load."
