@@ -8,10 +8,10 @@ INPUTS := pyproject.toml constraints.txt
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs bench clean
+.PHONY: help demo test lint format docs bench bench-peers clean
 
 help:  ## Say what there is to make
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 demo: $(VENV)/.core  ## Install, train on the built-in scene, write map and report
 	$(BIN)/vitreous demo
@@ -33,10 +33,13 @@ docs: $(VENV)/.docs  ## Rewrite the generated sections and build the site
 	$(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.core  ## Measure again what the docs say (takes long)
-	@set -e; for script in benchmarks/[a-z]*.py; do echo "$$script"; $(BIN)/python "$$script"; done
+	@set -e; for script in $(filter-out benchmarks/peers.py,$(wildcard benchmarks/[a-z]*.py)); do echo "$$script"; $(BIN)/python "$$script"; done
+
+bench-peers: $(VENV)-peers/.stamp  ## Measure our architectures against timm, in an environment of its own
+	$(VENV)-peers/bin/python benchmarks/peers.py
 
 clean:  ## Remove the environment and everything that was built
-	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-peers build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vitreous needs Python 3.11 or newer")'
@@ -56,3 +59,9 @@ $(VENV)/.dev: $(INPUTS) | $(VENV)/bin/python
 $(VENV)/.docs: $(INPUTS) | $(VENV)/bin/python
 	$(PIP) -e '.[docs]'
 	@touch $@ $(VENV)/.core
+
+# timm needs torchvision, which loads beside the torch of its own release only: no constraints here.
+$(VENV)-peers/.stamp: pyproject.toml | $(VENV)/bin/python
+	$(PYTHON) -m venv $(VENV)-peers
+	$(VENV)-peers/bin/python -m pip install --quiet --disable-pip-version-check -e . torchvision timm
+	@touch $@

@@ -1,8 +1,9 @@
-"""Our architectures against straightforward transcriptions of themselves, in one run on the CPU.
+"""Our architectures against our own unfused path, in one run on the CPU.
 
-The transcription is the same network with the same weights, its attention written out as the papers have it
-(product, softmax, product) instead of fused, and relative position biases expanded anew at every call. Both take turns on
-one thread, and the least processor time of each counts: what else the machine does matters little.
+The unfused path is the same network with the same weights, its attention written out as the papers have it (product,
+softmax, product), and relative position biases expanded anew at every call. This measures what fusing is worth; it is not
+a comparison with another library, for which see ``peers.py``. Calls alternate on one thread, and the least processor
+time of each counts, so that other work on the machine matters little.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from vitreous.layers.attention import AttentionCore
 from vitreous.layers.windows import RelativePositionBias
 
 RESULT = RESULTS / "architectures.json"
-TITLE = "Architectures against straightforward transcriptions"
+TITLE = "Architectures against their own unfused path"
 VARIANTS = (
     "vit_small",
     "swin_tiny",

@@ -34,6 +34,7 @@ from vitreous.tasks.miniature import (
 )
 
 EPOCHS, BATCH, RATES = {"toy": 30, "real": 12}, 32, (1e-3, 2e-3, 4e-3)
+TRAINING = 1000  # of the digits
 OUTER = {"dim": 48, "depth": 3, "heads": 3, "token_size": 8}
 INNER = {"inner_dim": 12, "inner_heads": 2, "inner_stride": 2, "mlp_ratio": 4.0}
 OURS, SILENT, PLAIN = ARMS = ("TNT", "TNT without word attention", "ViT")
@@ -49,7 +50,14 @@ def main(quick: bool = False, full: bool = False, data: Path | None = None) -> N
     study = Study(
         __file__,
         "words inside patches",
-        settings={"epochs": epochs, "batch": BATCH, "rates": RATES, "outer": OUTER, "inner": INNER},
+        settings={
+            "epochs": epochs,
+            "batch": BATCH,
+            "rates": RATES,
+            "training": TRAINING,
+            "outer": OUTER,
+            "inner": INNER,
+        },
         quick=quick,
         full=full,
         data=data,
@@ -63,7 +71,7 @@ def main(quick: bool = False, full: bool = False, data: Path | None = None) -> N
 def task(seed: int, data: Path | None) -> ImageTask:
     """Return the images of a seed."""
     if data is None:
-        return image_task(seed, 16, training=1000)
+        return image_task(seed, 16, training=TRAINING)
     return image_task(seed, 32, data=data, validation=500)
 
 

@@ -78,13 +78,10 @@ def hidden_folder(parent: Path, name: str) -> Iterator[Path]:
         parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(parent, name)
         folder.mkdir()
-    lock = _locked(folder)
     try:
-        with disk_errors(parent / name, folder):
+        with locked(folder), disk_errors(parent / name, folder):
             yield folder
     finally:
-        if lock is not None:
-            os.close(lock)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -192,17 +189,50 @@ def _size_limit() -> float:
     return math.inf if limit == resource.RLIM_INFINITY else limit
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder that they would lock, too; a lock ends with its process.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    handle = _lock(folder)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def is_locked(folder: Path) -> bool:
+    """Tell whether a process is working in a folder."""
+    try:
+        with locked(folder):
+            return False
+    except BlockingIOError:
+        return True
+
+
 def _remove_abandoned(parent: Path, name: str) -> None:
     """Remove hidden folders of this name whose process has ended; those of living ones are locked."""
     for folder in parent.glob(f".{glob.escape(name)}.{'[0-9a-f]' * _CODE}"):
-        lock = _locked(folder) if folder.is_dir() else None
-        if lock is not None:
+        if not folder.is_dir():
+            continue
+        try:
+            handle = _lock(folder)
+        except BlockingIOError:
+            continue
+        if handle is not None:
             shutil.rmtree(folder, ignore_errors=True)
-            os.close(lock)
+            os.close(handle)
 
 
-def _locked(folder: Path) -> int | None:
-    """Lock a folder for as long as this process lives; return the handle, or None where another one has it."""
+def _lock(folder: Path) -> int | None:
+    """Lock a folder for as long as the handle is open; return None where there are no locks.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
     try:
         import fcntl
     except ImportError:  # Windows
@@ -213,9 +243,11 @@ def _locked(folder: Path) -> int | None:
         return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         os.close(handle)
-        return None
+        if isinstance(error, BlockingIOError):
+            raise
+        return None  # a file system without locks
     return handle
 
 

@@ -77,6 +77,7 @@ def trained(monkeypatch):
         classifier=Brightest(),
         class_names=["red", "green", "blue"],
         class_colors=["#ff0000", "#00ff00", "#0000ff"],
+        class_codes=[1, 2, 3],
     )
     _stand_in(monkeypatch, "runs", load_run=lambda path: run)
 

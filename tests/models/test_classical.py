@@ -83,6 +83,49 @@ def test_argmax_is_the_prediction_of_scikit_learn(name):
     )
 
 
+def test_search_leaves_whole_blocks_out():
+    draw = np.random.default_rng(0)
+    classes, blocks = draw.integers(1, 4, 300), draw.integers(0, 12, 300)
+    folds = svm._folds(classes, blocks, seed=0)
+    assert len(folds) == svm.FOLDS
+    for train, test in folds:
+        assert not set(blocks[train]) & set(blocks[test])
+    assert np.array_equal(np.sort(np.concatenate([test for _, test in folds])), np.arange(300))
+    shared = [
+        set(blocks[train]) & set(blocks[test]) for train, test in svm._folds(classes, None, 0)
+    ]
+    assert all(shared)  # without blocks, pixels are divided one by one
+
+
+def test_search_finds_what_the_data_ask_for_and_keeps_it():
+    """Rings need a narrow kernel, which a fixed wide one is not."""
+    draw = np.random.default_rng(0)
+    radius = draw.uniform(0, 4, 400)
+    angle = draw.uniform(0, 2 * np.pi, 400)
+    classes = 1 + (radius.astype(int) % 2)
+    features = np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1).astype(np.float32)
+    contract, blocks = Bands((0, 1)), draw.integers(0, 8, 400)
+    searched = svm.build(num_classes=2, contract=contract, search=True)
+    searched.fit(features[:300], classes[:300], blocks[:300])
+    wide = svm.build(num_classes=2, contract=contract, C=1.0, gamma=0.05)
+    wide.fit(features[:300], classes[:300])
+
+    def right(estimator):
+        return float((estimator._estimator.predict(features[300:]) == classes[300:]).mean())
+
+    assert right(searched) > 0.9 > right(wide)
+    # A saved estimator is fitted again without a search.
+    again = svm.from_state(*searched.state(), contract)
+    assert again.settings == searched.settings and not again.settings["search"]
+
+
+def test_search_without_anything_to_choose_from_keeps_the_settings():
+    features = np.array([[0.0, 1], [1, 0], [0, 1.1], [1.1, 0]], np.float32)
+    one_block = svm.build(num_classes=2, contract=Bands((0, 1)), search=True)
+    one_block.fit(features, np.array([1, 2, 1, 2]), np.zeros(4, np.int64))
+    assert one_block.settings["C"] == 100.0
+
+
 @pytest.mark.parametrize("name", ["svm", "random_forest"])
 def test_two_classes(name):
     module, settings = SYSTEMS[name]

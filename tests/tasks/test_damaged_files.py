@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from mutations import changed, drawn, mutate_header, mutate_json, only_told
+from damage import changed, drawn, mutate_header, mutate_json, only_told
 from tiny_scene import tiny_labels, tiny_recipe, tiny_scene, write_scene
 from vitreous.cli.recipes import resumed_recipe
 from vitreous.data import splits
@@ -19,7 +19,7 @@ from vitreous.inference.restore import restored_scene
 from vitreous.inference.runtimes import load_exported
 from vitreous.recipe import PretrainRecipe, Recipe, RestoreRecipe, make_recipe
 from vitreous.report.record import read_record
-from vitreous.tasks import bench, classify, pretrain, restore
+from vitreous.tasks import bench, classify, loop, pretrain, restore
 from vitreous.tasks.checkpoint import load_tensors, save_tensors
 from vitreous.tasks.compress import compress
 from vitreous.tasks.export import export_run
@@ -27,7 +27,7 @@ from vitreous.tasks.runs import load_run
 from vitreous.tasks.weights import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-COUNT = 120  # mutations of one file
+COUNT = 80  # mutations of one file
 
 SYSTEMS = {
     "patch": {"mode": "patch", "patch_size": 9},
@@ -239,3 +239,41 @@ def test_settings_of_methods_have_their_type(name, setting, new, copied):
     with pytest.raises(VitreousError) as caught:
         load_run(run)
     assert setting in caught.value.problem
+
+
+STATES = 25  # mutations of a training state: each may cost an epoch
+
+
+def test_training_states(made, tmp_path, monkeypatch):
+    """A damaged state is refused before training goes on, or does no harm."""
+
+    own = load_run(made("patch")).recipe
+
+    class Stopped(VitreousError):
+        pass
+
+    def stop(*_, **__):
+        raise Stopped("stopped after training")
+
+    monkeypatch.setattr(classify, "_keep", stop)
+    monkeypatch.setattr(loop, "SAVE_SHARE", 0)
+    recipe = own.model_copy(update={"epochs": 2, "runs": str(tmp_path), "patience": 1})
+
+    def call():
+        with pytest.raises(Stopped):
+            classify.train(recipe, resume=state.exists(), show=False)
+
+    state = tmp_path / "classify" / "patch" / "state.safetensors"
+    call()
+    content = state.read_bytes()
+    tensors, header = load_tensors(state, json.loads)
+    refused = 0
+    for what, value in drawn(header, STATES):
+        save_tensors(state, tensors, value)
+        refused += only_told(call, f"state {what}")
+        state.write_bytes(content)
+    assert refused > STATES / 4
+    assert not only_told(call, "the state itself")
+    tensors.popitem()
+    save_tensors(state, tensors, header)
+    assert only_told(call, "a tensor less")

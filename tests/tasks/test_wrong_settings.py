@@ -99,8 +99,9 @@ def test_only_methods_compress_and_reduce(settings, tmp_path):
     [
         ({"model_args": {"dpeth": 3}}, "depth"),
         ({"model_args": {"dim": 7}}, "width 7"),
-        ({"model_args": {"dim": 10**8}}, "up to 16,384"),
-        ({"model_args": {"dim": 16380, "depth": 48}}, "parameters"),
+        ({"model_args": {"dim": 10**8}}, "65536 or less"),
+        ({"model_args": {"depth": [3]}}, "whole number"),
+        ({"model": "efficientvit_test", "mode": "dense", "model_args": {"heads": 0}}, "heads"),
         ({"model": "svm", "model_args": {"C": -1}}, "C is -1"),
         ({"model": "svm", "model_args": {"D": 1}}, "no setting 'D'"),
         ({"adapt": "lora_only", "adapt_args": {"ranks": 1}}, "rank"),

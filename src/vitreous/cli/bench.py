@@ -28,15 +28,17 @@ def _group() -> None:
 @bench.command("models")
 def models(
     pattern: Annotated[str, typer.Argument(help="Variant, or a pattern such as 'swin*'.")],
-    bands: Annotated[int, typer.Option(min=1, help="Bands of the image.")] = 3,
-    image_size: Annotated[int, typer.Option(min=1, help="Side of the image in pixels.")] = 224,
-    batch: Annotated[int, typer.Option(min=1, help="Images per call.")] = 8,
-    repeats: Annotated[int, typer.Option(min=3, help="Calls on the clock.")] = 15,
-    num_classes: Annotated[int, typer.Option(min=1, help="Classes of the head.")] = 1000,
+    bands: Annotated[int, typer.Option(min=1, max=65536, help="Bands of the image.")] = 3,
+    image_size: Annotated[
+        int, typer.Option(min=1, max=4096, help="Side of the image in pixels.")
+    ] = 224,
+    batch: Annotated[int, typer.Option(min=1, max=65536, help="Images per call.")] = 8,
+    repeats: Annotated[int, typer.Option(min=3, max=100_000, help="Calls on the clock.")] = 15,
+    num_classes: Annotated[int, typer.Option(min=1, max=65535, help="Classes of the head.")] = 1000,
     backward: Annotated[
         bool, typer.Option("--backward", help="Also the gradients, as in training.")
     ] = False,
-    threads: Annotated[int, typer.Option(min=0, help="Threads of the CPU; 0: all.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, max=1024, help="Threads of the CPU; 0: all.")] = 0,
     csv: Annotated[Path | None, typer.Option(help="Also write the table to this file.")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Also draw published accuracy against speed (PNG or SVG).")
@@ -47,11 +49,13 @@ def models(
     from rich.progress import track
 
     from vitreous.catalog.registry import list_models
+    from vitreous.cli.tables import show
 
     names = list_models(pattern, kind="model")
     if not names:
         raise ModelError(
-            f"No network matches '{pattern}'.", did_you_mean(pattern, list_models(kind="model"))
+            f"No network that classifies matches '{pattern}'.",
+            did_you_mean(pattern, list_models(kind="model")),
         )
     _check_picture(plot)
     from vitreous.inference.bench import Setting, measure_apart, write_csv
@@ -66,7 +70,7 @@ def models(
         for setting in track(settings, "measuring", console=console, transient=True)
     ]
     rows.sort(key=lambda row: -row["images_per_second"])
-    Console().print(_table(rows))
+    show(_table(rows))
     if csv is not None:
         write_csv(csv, rows)
     if plot is not None:
@@ -88,8 +92,8 @@ def runs(
     pixels: Annotated[
         int, typer.Option(min=0, help="Test pixels for the accuracy; 0: all.")
     ] = 1000,
-    repeats: Annotated[int, typer.Option(min=3, help="Calls on the clock.")] = 9,
-    threads: Annotated[int, typer.Option(min=0, help="Threads of the CPU; 0: all.")] = 0,
+    repeats: Annotated[int, typer.Option(min=3, max=100_000, help="Calls on the clock.")] = 9,
+    threads: Annotated[int, typer.Option(min=0, max=1024, help="Threads of the CPU; 0: all.")] = 0,
     csv: Annotated[Path | None, typer.Option(help="Also write the table to this file.")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Also draw accuracy against time (PNG or SVG).")
@@ -109,6 +113,7 @@ def runs(
     from rich.console import Console
     from rich.progress import track
 
+    from vitreous.cli.tables import show
     from vitreous.inference.bench import write_csv
     from vitreous.tasks.bench import Entry, measure_apart
 
@@ -119,7 +124,7 @@ def runs(
         for entry in track(entries, "measuring", console=console, transient=True)
     ]
     found.sort(key=lambda one: -one.pixels_per_second)
-    Console().print(_run_table(found))
+    show(_run_table(found))
     if csv is not None:
         write_csv(csv, [asdict(one) for one in found])
     if plot is not None:

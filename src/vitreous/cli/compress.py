@@ -24,10 +24,12 @@ def compress(
         ),
     ] = None,
     images: Annotated[
-        int, typer.Option(min=8, metavar="N", help="Training pixels to calibrate on.")
+        int,
+        typer.Option(min=8, max=1_000_000, metavar="N", help="Training pixels to calibrate on."),
     ] = 64,
     max_drop: Annotated[
-        float, typer.Option(min=0, metavar="POINTS", help="Overall accuracy that may be lost.")
+        float,
+        typer.Option(min=0, max=100, metavar="POINTS", help="Overall accuracy that may be lost."),
     ] = 0.5,
 ) -> None:
     """Apply a method to a trained run and write a new run, with what that cost and brought.
@@ -39,7 +41,7 @@ def compress(
 
     from rich.console import Console
 
-    from vitreous.cli.tables import compress_table
+    from vitreous.cli.tables import compress_table, show
     from vitreous.tasks.compress import compress as do
 
     done = do(
@@ -51,7 +53,7 @@ def compress(
         command=shlex.join(["vitreous", *sys.argv[1:]]),
     )
     console = Console()
-    console.print(compress_table(done.rows))
+    show(compress_table(done.rows), console)
     for note in done.notes:
         console.print(note, highlight=False)
     console.print(f"run {done.path}", highlight=False, soft_wrap=True)

@@ -14,16 +14,16 @@ def methods(
     ] = "*",
 ) -> None:
     """List what can be done to a model, in the order in which it is done."""
-    from rich.console import Console
     from rich.table import Table
 
     from vitreous.catalog.registry import STAGES, cards, stage
     from vitreous.cli.systems import card_table, matching
+    from vitreous.cli.tables import show
 
     known = [entry for entry in cards() if entry.kind == "method"]
     chosen = matching(known, pattern)
     if not any(sign in pattern for sign in "*?["):
-        Console().print(card_table(chosen[0]))
+        show(card_table(chosen[0]))
         return
     table = Table("stage", "method", "settings", "serves", "what it is")
     table.columns[1].no_wrap = True
@@ -35,4 +35,4 @@ def methods(
         served = "all" if entry.models == ["*"] else "\n".join(entry.models)
         names = "\n".join(entry.variants)
         table.add_row(stage(entry.slug), names, settings, served, entry.summary, end_section=True)
-    Console().print(table)
+    show(table)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # What makes one value of several words, and the comma before what looks like a second setting.
 ENCLOSED = re.compile(r"""\[.*?\]|\{.*?\}|'.*?'|".*?\"""")
 NEXT = re.compile(r",(?=\s*\w+=)")
+MASK_HELP = "Image of clouds and the like whose pixels do not count: a file, 'scl' or 'qa'."
 RUNTIMES = ("torch", "onnxruntime", "openvino")
 
 
@@ -50,6 +51,12 @@ def key_values(pairs: Iterable[str], option: str) -> dict[str, Any]:
     return values
 
 
+def scene_hints(pairs: Iterable[str] | None, mask: str | None) -> dict[str, Any]:
+    """Return the hints for a scene's reader: those of ``--hints``, and ``--mask``."""
+    hints = key_values(pairs or [], "--hints")
+    return hints if mask is None else {**hints, "mask": mask}
+
+
 def split_commas(words: Iterable[str]) -> list[str]:
     """Return the words of a repeatable, comma-separated option; empty ones are dropped."""
     return [part.strip() for word in words for part in word.split(",") if part.strip()]
@@ -66,6 +73,24 @@ def check_run(run: Path) -> None:
             f"{run} is no run folder: it has no config.json.",
             "Name one that vitreous has made, such as runs/classify/demo.",
         )
+
+
+def free_output(out: Path | None, default: str, overwrite: bool) -> Path:
+    """Return what to write: the file that was named, or one of a default name that is not there yet.
+
+    Raises:
+        ConfigError: the default name, or that of a file that is written beside it, is taken.
+    """
+    if out is not None:
+        return out
+    path = Path(default)
+    taken = [file for file in (path, path.with_suffix(".png")) if file.exists()]
+    if taken and not overwrite:
+        raise ConfigError(
+            f"{taken[0]} is there already.",
+            "Name another file with -o, or replace it with --overwrite.",
+        )
+    return path
 
 
 def check_overwrite(out: Path, scene: xr.DataArray) -> None:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitreous.cli.options import (
+    MASK_HELP,
     RUNTIMES,
     check_overwrite,
     check_run_or_export,
     check_runtime,
-    key_values,
+    free_output,
+    scene_hints,
 )
 from vitreous.errors import ConfigError
 from vitreous.files import task_of
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from vitreous.inference.runtimes import Exported
     from vitreous.tasks.runs import Run
 
+MAP, RESTORED = "map.tif", "restored.tif"  # where no name is given
+
 
 def predict(
     run: Annotated[
@@ -32,18 +36,27 @@ def predict(
     out: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--out", metavar="OUT.tif", help="What to write (map.tif or restored.tif, a COG)."
+            "-o",
+            "--out",
+            metavar="OUT.tif",
+            help="What to write (map.tif or restored.tif, where there is none yet; a COG).",
         ),
     ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Without -o: replace an older map.tif or restored.tif."),
+    ] = False,
     probabilities: Annotated[
         Path | None, typer.Option(metavar="FILE.tif", help="Also write class probabilities here.")
     ] = None,
     window: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Side of the windows in pixels (automatic)."),
+        typer.Option(
+            min=1, max=65536, metavar="N", help="Side of the windows in pixels (automatic)."
+        ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Windows computed at a time.")
+        int | None, typer.Option(min=1, max=1024, metavar="N", help="Windows computed at a time.")
     ] = None,
     dask: Annotated[
         str | None,
@@ -66,15 +79,21 @@ def predict(
         list[str] | None,
         typer.Option("--hints", "--hint", metavar="KEY=VALUE", help="Hint for the scene's reader."),
     ] = None,
+    mask: Annotated[
+        str | None, typer.Option("--mask", metavar="FILE|scl|qa", help=MASK_HELP)
+    ] = None,
 ) -> None:
     """Map or restore a scene of any size, window by window, with flat memory."""
     exported = check_run_or_export(run)
     check_runtime(runtime)
 
+    restores = not exported and task_of(run) == "restore"
+    out = free_output(out, RESTORED if restores else MAP, overwrite)
+
     from vitreous.scenes.samples import open_named
 
-    opened = open_named(scene, key_values(hints or [], "--hints"))
-    if not exported and task_of(run) == "restore":
+    opened = open_named(scene, scene_hints(hints, mask))
+    if restores:
         for option, value in (
             ("--probabilities", probabilities),
             ("--window", window),
@@ -103,7 +122,7 @@ def predict(
         done = predict_scene(
             trained.classifier,
             opened.scene,
-            out or Path("map.tif"),
+            out,
             class_names=trained.class_names,
             class_colors=trained.class_colors,
             class_codes=trained.class_codes,
@@ -120,7 +139,7 @@ def predict(
         typer.echo(str(path))
 
 
-def _restore(run: Path, scene: xr.DataArray, out: Path | None) -> None:
+def _restore(run: Path, scene: xr.DataArray, out: Path) -> None:
     """Restore a scene with a trained restorer."""
     import time
 
@@ -128,10 +147,9 @@ def _restore(run: Path, scene: xr.DataArray, out: Path | None) -> None:
     from vitreous.progress import progress_bar
     from vitreous.scenes import write_scene
     from vitreous.scenes.formats import find_writer
-    from vitreous.tasks.restore import PRODUCT, load_run
+    from vitreous.tasks.restore import load_run
 
     started = time.perf_counter()
-    out = out or Path(PRODUCT)
     find_writer(out)
     check_overwrite(out, scene)
     restorer = load_run(run).restorer

@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from vitreous.cli.options import key_values, split_commas
 from vitreous.errors import ConfigError
-from vitreous.files import is_unfinished, read_json
+from vitreous.files import is_locked, is_unfinished, read_json
 from vitreous.recipe import R, Settings, make_recipe, read_recipe
 
 
@@ -163,7 +163,7 @@ def resumed_recipe(run: Path | None, given: dict[str, Any], kind: type[R], task:
 
 
 def latest_unfinished(runs: Path, name: str | None = None) -> Path | None:
-    """Return the run that was interrupted last, or None.
+    """Return the run that was interrupted last, or None; one that is being trained is not interrupted.
 
     Args:
         runs: the folder of all runs of a task.
@@ -171,7 +171,12 @@ def latest_unfinished(runs: Path, name: str | None = None) -> Path | None:
     """
     # A name is a word to be found as it stands, not a pattern.
     patterns = [glob.escape(name), glob.escape(name) + "-[0-9]*"] if name else ["[!.]*"]
-    found = [run for pattern in patterns for run in runs.glob(pattern) if is_unfinished(run)]
+    found = [
+        run
+        for pattern in patterns
+        for run in runs.glob(pattern)
+        if is_unfinished(run) and not is_locked(run)
+    ]
     return max(found, key=_last_written, default=None)
 
 

@@ -25,18 +25,17 @@ def systems(
     as_json: Annotated[bool, typer.Option("--json", help="Print the cards as JSON.")] = False,
 ) -> None:
     """List the systems, or show everything about one."""
-    from rich.console import Console
-
     from vitreous.catalog.registry import card, cards
+    from vitreous.cli.tables import show
 
     exact = not any(sign in pattern for sign in "*?[")
     chosen = [card(pattern)] if exact else matching(cards(), pattern)
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(one) for one in chosen], indent=1))
     elif exact:
-        Console().print(card_table(chosen[0]))
+        show(card_table(chosen[0]))
     else:
-        Console().print(list_table(chosen))
+        show(list_table(chosen))
 
 
 def matching(cards: list[Card], pattern: str) -> list[Card]:

@@ -7,33 +7,54 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
+WIDEST = 10_000  # characters, of a line that nobody sees whole anyway
 _QUALITY = {"psnr": 2, "ssim": 3, "sam": 2, "ergas": 2}  # figures and their digits
+
+
+def show(table: Table, console: Console | None = None) -> None:
+    """Print a table whole, in lines that are longer than a narrow screen: a figure that is cut off is no figure."""
+    console = console or Console()
+    width, wide = console.width, console.options.update(width=WIDEST)
+    for column in table.columns:
+        if column.no_wrap:  # of which rich would drop the end
+            cells = (column.header, *column.cells)
+            column.min_width = max(Measurement.get(console, wide, cell).maximum for cell in cells)
+        else:
+            column.overflow = "fold"
+    console.width = max(width, Measurement.get(console, wide, table).minimum)
+    try:
+        console.print(table, crop=False, highlight=False)
+    finally:
+        console.width = width
 
 
 def print_metrics(console: Console, metrics: dict[str, Any]) -> None:
     """Print the systems of a ``metrics.json`` (see docs/architecture.md) side by side, with the split's caveats."""
-    console.print(split_line(metrics["split"]), highlight=False)
-    for sentence in (metrics.get("start") or {}).get("sentences", []):
+    start = metrics.get("start") or {}
+    console.print(split_line(metrics["split"], bool(start.get("share"))), highlight=False)
+    for sentence in start.get("sentences", []):
         console.print(sentence, style="yellow", highlight=False, markup=False)
-    console.print(systems_table(metrics["systems"]))
+    show(systems_table(metrics["systems"]), console)
 
 
-def split_line(split: dict[str, Any]) -> str:
-    """Return one line on how honest a split is."""
+def split_line(split: dict[str, Any], seen_before: bool = False) -> str:
+    """Return one line on how honest a split is; ``seen_before``: the weights that training started from count too."""
     counts = split["counts"]
     pixels = ", ".join(f"{counts[role]:,} {role}" for role in ("train", "val", "test"))
     line = (
-        f"Split: {split['method']} ({pixels} pixels); {split['leakage']:.1%} of the test pixels lie inside a "
-        f"{split['patch_size']} x {split['patch_size']} training patch."
+        f"Split: {split['method']} ({pixels} pixels); {split['leakage']:.1%} of the test pixels lie inside the "
+        f"{split['patch_size']} x {split['patch_size']} pixels around a training pixel that a prediction depends on"
+        + (" or were seen by the weights that training started from." if seen_before else ".")
     )
     return line + (" [yellow]These figures are optimistic.[/]" if split["optimistic"] else "")
 
 
 def systems_table(systems: list[dict[str, Any]]) -> Table:
     """Return OA, AA and kappa in percent over their 95 % intervals, one row per system, the trained one first."""
-    # Narrow enough for 80 columns: a figure that is cut off is no figure.
+    # Narrow enough for 80 columns with the names that are usual.
     title = "Accuracy on the test pixels in percent, with 95 % intervals"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("system", no_wrap=True)
@@ -74,7 +95,7 @@ def print_restoration(console: Console, metrics: dict[str, Any]) -> None:
             _number(system.get("pixels_per_second"), ",.0f"),
             style="bold" if number == 0 else "",
         )
-    console.print(table)
+    show(table, console)
     for sentence in (metrics.get("start") or {}).get("sentences", []):
         console.print(sentence, style="yellow", highlight=False, markup=False)
 

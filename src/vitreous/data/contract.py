@@ -102,7 +102,7 @@ class BandContract:
         fix = "Check the scene's unit and scale with 'vitreous info'."
         if factor is not None:
             scale = float(scene.attrs.get("scale", 1.0))
-            fix = f"Its values would fit with the hint scale={scale * factor:g} (now {scale:g})."
+            fix = f"With the hint scale={scale * factor:g} (now {scale:g}) it would be about as bright as in training."
         raise ModelError(f"{problem}: its unit or scale is another one.", fix)
 
     def _hint(self, scene: xr.DataArray) -> str:

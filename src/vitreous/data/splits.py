@@ -34,6 +34,7 @@ ROLE_NAMES = {TRAIN: "train", VAL: "val", TEST: "test"}
 MOST_BLOCKS = 4096  # that intervals are computed from; where there are more, larger ones
 MAX_PIXELS = 2**31  # of a saved split; a compressed file that unfolds to more is not ours
 MAX_META = 2**20
+MOST_SIDE = 100_000  # pixels, of blocks and of what a prediction depends on
 
 LabelImage: TypeAlias = "npt.NDArray[np.integer[Any]] | xr.DataArray"
 
@@ -206,6 +207,10 @@ class Split:
         method, params, seed = meta["method"], meta["params"], meta["seed"]
         if not (isinstance(method, str) and isinstance(params, dict) and isinstance(seed, int)):
             raise TypeError("its settings have the wrong types")
+        for name in ("patch_size", "block_size"):
+            side = params.get(name, 1)
+            if type(side) is not int or not 1 <= side <= MOST_SIDE:
+                raise ValueError(f"its {name} is {side!r}")
         return cls(roles, method, params, seed)
 
 

@@ -7,7 +7,6 @@ into Cloud Optimized GeoTIFFs (https://docs.ogc.org/is/21-026/21-026.html), and 
 from __future__ import annotations
 
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,7 +19,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from vitreous.errors import VitreousError
-from vitreous.files import atomic_path
+from vitreous.files import atomic_path, hidden_folder
 from vitreous.inference.windows import Scored, Window
 from vitreous.scenes.cube import code_table, georeference, unlabelled_code
 from vitreous.scenes.geotiff import CACHE_MB, set_classes, write_category_names
@@ -140,11 +139,7 @@ def map_products(
         probability_target = (
             stack.enter_context(atomic_path(probabilities)) if probabilities else None
         )
-        folder = Path(
-            stack.enter_context(
-                tempfile.TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent)
-            )
-        )
+        folder = stack.enter_context(hidden_folder(path.parent, path.stem))
         stack.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE_MB))
         stack.enter_context(_readable_gdal_errors(path, folder))
         with ExitStack() as open_files:

@@ -15,22 +15,20 @@ from __future__ import annotations
 
 import copy
 import inspect
-import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, NamedTuple, TypeVar, get_type_hints
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import check_values
 from vitreous.catalog.registry import STAGES, card, stage, system_module
 from vitreous.errors import ModelError, did_you_mean
 
 M = TypeVar("M", bound=nn.Module)
-_STRICT = ConfigDict(strict=True, allow_inf_nan=False)  # no "3" and no True for 3
 FEWEST_IMAGES = 8  # for calibration: quantiles of less say nothing
 
 
@@ -163,29 +161,11 @@ def _resolve(name: str, changes: dict[str, Any]) -> tuple[ModuleType, dict[str, 
     for key in changes:
         if key not in known:
             raise ModelError(f"{name} has no setting '{key}'.", did_you_mean(key, known))
-    _check_types(name, module.install, changes)
+    check_values(name, module.install, changes)
     complete = {**known, **entry.variants[name], **changes}
     return module, {
         key: list(value) if isinstance(value, tuple) else value for key, value in complete.items()
     }
-
-
-def _check_types(name: str, install: Callable[..., Any], settings: dict[str, Any]) -> None:
-    """Refuse values of another type than the method's signature says.
-
-    Raises:
-        ModelError: there is one; the message names its setting.
-    """
-    kinds = get_type_hints(install)
-    for key, value in settings.items():
-        try:
-            TypeAdapter(kinds[key], config=_STRICT).validate_python(value)
-        except ValidationError as error:
-            told = error.errors(include_url=False)[0]["msg"]
-            raise ModelError(
-                f"{name} cannot be applied with {key}={reprlib.repr(value)}: {told}.",
-                "Change or drop it.",
-            ) from error
 
 
 def _note(model: nn.Module, name: str, settings: dict[str, Any]) -> None:

@@ -92,13 +92,15 @@ class PixelEstimator(abc.ABC):
     def _scores(self, rows: Floats) -> npt.NDArray[np.float64]:
         """Return ``(n, trained classes)`` non-negative scores that sum to 1; the largest is the prediction."""
 
-    def fit(self, features: Floats, classes: npt.NDArray[Any]) -> Self:
+    def fit(self, features: Floats, classes: npt.NDArray[Any], blocks: Ints | None = None) -> Self:
         """Train on pixels.
 
         Args:
             features: ``(n, f)`` as :meth:`features_at` returns them; rows that are not finite (pixels without a
                 measurement) are left out.
             classes: ``(n,)`` from 1 to K.
+            blocks: ``(n,)`` the block of the scene that each pixel lies in, for estimators that choose settings by
+                cross-validation: pixels of one block are never on both sides.
 
         Raises:
             ModelError: fewer than two classes have measured pixels.
@@ -119,8 +121,12 @@ class PixelEstimator(abc.ABC):
         rows = measured[self._share(classes[measured])]
         self._features = np.ascontiguousarray(features[rows], dtype=np.float32)
         self._classes = classes[rows]
+        self._choose_settings(None if blocks is None else blocks[rows])
         self._estimator = self._make().fit(self._features, self._classes)
         return self
+
+    def _choose_settings(self, blocks: Ints | None) -> None:  # noqa: B027
+        """Choose what was left open by cross-validation on the training pixels; nothing by default."""
 
     def features(self, window: Floats) -> Floats:
         """Return the features of a window's inner pixels.

@@ -172,7 +172,7 @@ CARD = Card(
         "theirs. No published network has more than one block.",
         "Differs from the reference: The authors' depths count 0 cross-attention blocks where "
         "there is one; depths here say 1.",
-        "Differs from the reference: Stochastic depth increases linearly over the large branch; "
+        "Usage: Stochastic depth increases linearly over the large branch; "
         "the cross-attention of a multi-scale block uses the rate of the last of them.",
         "Published figures: Parameters and multiply-adds are exact counts; the paper rounds them "
         "(7.01 M to 6.9, 105.03 M to 104.7).",

@@ -7,9 +7,10 @@ import csv
 import io
 import logging
 import math
+import reprlib
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
-from vitreous.errors import ConfigError, VitreousError
+from vitreous.errors import CheckpointError, ConfigError, VitreousError, shortened
 from vitreous.files import write_text
 from vitreous.recipe import Settings
 from vitreous.tasks.checkpoint import load_state, save_state
@@ -30,6 +31,17 @@ from vitreous.tasks.streams import stream_seed
 
 VALIDATIONS = 20  # of one training
 SAVE_SHARE = 20  # saving the state may take one part in so many of the time
+
+# What restoring from a damaged state can fail in.
+DAMAGES = (
+    LookupError,
+    TypeError,
+    AttributeError,
+    ValueError,
+    ArithmeticError,
+    RuntimeError,
+    AssertionError,
+)
 
 Row = dict[str, float | int]
 
@@ -140,9 +152,26 @@ class Task(L.LightningModule):
         checkpoint["vitreous"] = {name: getattr(self, name) for name in names}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it back."""
-        for name, value in checkpoint["vitreous"].items():
+        """Take it back.
+
+        Raises:
+            LookupError, TypeError: it is not what a training of this kind keeps.
+        """
+        kept = checkpoint["vitreous"]
+        for name in ("history", "elapsed", *self.kept):
+            value, own = kept[name], getattr(self, name)
+            if own is None:  # weights, or none yet
+                fits = value is None or _shapes(value) == _shapes(self.average.state_dict())
+            else:
+                fits = isinstance(value, (int, float) if isinstance(own, float) else type(own))
+            if not fits:
+                raise TypeError(f"{name} is {reprlib.repr(value)}")
             setattr(self, name, value)
+        for row in self.history:
+            if not set(row) <= set(self.columns) or not all(
+                isinstance(value, int | float) for value in row.values()
+            ):
+                raise LookupError(f"a row of the log is {reprlib.repr(row)}")
 
     @torch.no_grad()
     def refresh_statistics(self, batches: Iterable[Any]) -> None:
@@ -202,10 +231,12 @@ class StateKeeper(L.Callback):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.begun = False  # what fails before is the fault of the state that training goes on from
         self.next_save = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin the log, which tells that training has begun."""
+        self.begun = True
         self._log(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -227,6 +258,10 @@ class StateKeeper(L.Callback):
             write_log(self.folder / LOG, task.columns, task.history)
 
 
+def _shapes(weights: Mapping[str, Any]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in weights.items()}
+
+
 def write_log(path: Path, columns: Sequence[str], history: list[Row]) -> None:
     """Write the learning curves as CSV."""
     text = io.StringIO()
@@ -241,10 +276,12 @@ def fit(task: Task, folder: Path, *, resume: bool, show: bool = True) -> None:
 
     Raises:
         ConfigError: the recipe asks for what this machine or combination does not have.
+        CheckpointError: the state in ``folder`` is damaged, or belongs to another training.
         VitreousError: the loss is no number any more.
     """
     recipe = task.settings
     _quiet()
+    keeper = StateKeeper(folder)
     trainer = L.Trainer(
         accelerator=recipe.accelerator if recipe.devices == 1 else "cpu" if not _gpus() else "auto",
         devices=recipe.devices,
@@ -259,16 +296,23 @@ def fit(task: Task, folder: Path, *, resume: bool, show: bool = True) -> None:
         enable_model_summary=False,
         enable_checkpointing=False,
         logger=_tensorboard(folder) if recipe.tensorboard else False,
-        callbacks=[StateKeeper(folder), EpochProgress(task.epochs, task.shown, show)],
+        callbacks=[keeper, EpochProgress(task.epochs, task.shown, show)],
         plugins=[SafetensorsIO()],
         default_root_dir=folder,
     )
-    state = folder / STATE
+    state = folder / STATE if resume and (folder / STATE).exists() else None
     try:
-        trainer.fit(task, ckpt_path=str(state) if resume and state.exists() else None)
+        trainer.fit(task, ckpt_path=None if state is None else str(state))
     except SystemExit:  # what Lightning makes of Ctrl-C, without a word
         if not trainer.interrupted:
             raise
+    except DAMAGES as error:
+        if state is None or keeper.begun:
+            raise
+        raise CheckpointError(
+            f"{state} does not fit this training: {shortened(repr(error), 200)}.",
+            "Delete the file: the training then begins anew, with the same settings.",
+        ) from error
     if trainer.interrupted:
         raise KeyboardInterrupt
     if torch.distributed.is_initialized():  # what follows, a baseline for one, waits for nobody

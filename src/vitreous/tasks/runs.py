@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,8 +24,8 @@ from vitreous.data.contract import BandContract
 from vitreous.data.fingerprint import scene_fingerprint
 from vitreous.data.provenance import Provenance, Seen, provenance_from_json, provenance_to_json
 from vitreous.data.splits import Split
-from vitreous.errors import CheckpointError, ConfigError, ModelError, VitreousError
-from vitreous.files import checked, hidden_folder, read_json, task_of, write_json
+from vitreous.errors import CheckpointError, ConfigError, VitreousError
+from vitreous.files import checked, hidden_folder, locked, read_json, task_of, write_json
 from vitreous.inference.dense_classifier import DenseClassifier
 from vitreous.inference.descriptions import EstimatorHeader, NetworkHeader
 from vitreous.inference.patch_classifier import PatchClassifier
@@ -40,8 +40,6 @@ Network: TypeAlias = PatchClassifier | DenseClassifier
 
 SCHEMA = 1
 MOST_OF_A_NAME = 10_000  # runs that only differ in the number behind their name
-LARGEST_GIVEN = 16384  # number among the arguments of a network that is to be trained
-MOST_PARAMETERS = 2**32
 LARGEST_ARGUMENT = 256  # of a model, unless a tensor in its file is that large
 MODEL, STATE, SPLIT, CONFIG, METRICS, LOG = (
     "model.safetensors",
@@ -131,7 +129,7 @@ def started_folder(
         resume: go on with the run that the recipe names; what a kill left half-written is deleted.
 
     Raises:
-        ConfigError: there is no such run.
+        ConfigError: there is no such run, or another process is training in its folder.
         VitreousError: the folder cannot be made.
     """
     if RUN_FOLDER in os.environ and int(os.environ.get("LOCAL_RANK", "0")) > 0:
@@ -141,19 +139,39 @@ def started_folder(
     if resume:
         if not (folder / CONFIG).is_file():
             raise ConfigError(f"There is no run to resume in {folder}.", "Check --runs and --name.")
-        _remove_leftovers(folder)
     else:
         with hidden_folder(folder.parent, folder.name) as made:
             write_json(made / CONFIG, config)
             folder = publish(made, folder)
     os.environ[RUN_FOLDER] = str(folder.resolve())
-    try:
-        yield folder, True
-    except Exception:
-        if not resume and not any((folder / made).is_file() for made in (LOG, MODEL)):
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    write_json(folder / CONFIG, {**read_json(folder / CONFIG), "finished": True})
+    with _alone(folder):
+        if resume:
+            _remove_leftovers(folder)
+        try:
+            yield folder, True
+        except Exception:
+            if not resume and not any((folder / made).is_file() for made in (LOG, MODEL)):
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        write_json(folder / CONFIG, {**read_json(folder / CONFIG), "finished": True})
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Be the only process that trains in a run folder.
+
+    Raises:
+        ConfigError: another one does.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder))
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"Another process is training in {folder}.",
+                "Wait for it or stop it, or start a run of another --name.",
+            ) from error
+        yield
 
 
 def publish(made: Path, folder: Path) -> Path:
@@ -226,37 +244,6 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def check_builds(
-    name: str, model_args: dict[str, Any], build: Callable[[], nn.Module]
-) -> nn.Module:
-    """Build a network without memory for its weights, to refuse bad arguments before anything is read.
-
-    Args:
-        name: the system.
-        model_args: the user's arguments.
-        build: makes the network.
-
-    Raises:
-        ModelError: the arguments make no network, or one of an absurd size.
-    """
-    for key, value in model_args.items():
-        for number in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(number, int | float) and not abs(number) <= LARGEST_GIVEN:
-                raise ModelError(
-                    f"{name} cannot be built with {key}={value}.",
-                    f"Give numbers up to {LARGEST_GIVEN:,}.",
-                )
-    with torch.device("meta"):
-        net = build()
-    count = parameter_counts(net)[0]
-    if count > MOST_PARAMETERS:
-        raise ModelError(
-            f"{name} with {model_args} would have {count:,} parameters.",
-            f"At most {MOST_PARAMETERS:,} are trained here: give smaller --model-args.",
-        )
-    return net
 
 
 def check_start(init: str | None, task: str, *others: str) -> None:

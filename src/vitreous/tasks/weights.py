@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitreous.catalog.arguments import MOST_CLASSES, MOST_IMAGE_SIZE
 from vitreous.catalog.registry import card, create_model, system_module
 from vitreous.catalog.results import versions
 from vitreous.catalog.tensors import DERIVED, check_finite
@@ -33,7 +34,6 @@ from vitreous.tasks.runs import PROVENANCE, check_counts
 
 SCHEMA = 1
 KIND = "architecture"
-MOST_CLASSES, MOST_IMAGE_SIZE = 2**17, 4096
 # Sides of the images that published weights were trained on, the usual one first.
 PUBLISHED_SIZES = (224, 384, 256, 240, 288, 336, 448, 512, 518)
 
@@ -94,7 +94,7 @@ class Blueprint:
             int(value["image_size"]),
             value["methods"],
         )
-        if not (1 <= made.num_classes <= MOST_CLASSES and 1 <= made.image_size <= MOST_IMAGE_SIZE):
+        if not (0 <= made.num_classes <= MOST_CLASSES and 1 <= made.image_size <= MOST_IMAGE_SIZE):
             raise ValueError(f"{made.num_classes} classes on images of {made.image_size} pixels")
         return made
 
@@ -186,6 +186,8 @@ class LoadReport:
             parts.append(f"{len(self.resized)} resized")
         if self.reset:
             parts.append(f"new head of {self.made.num_classes} classes")
+        elif not self.made.num_classes:
+            parts.append("without a head")
         parts += [f"{len(names)} {what}" for what, names in self.complaints.items() if names]
         return ", ".join(parts)
 
@@ -512,9 +514,9 @@ def assemble(
         model.reset_head(wanted.num_classes)
         reinstall(model, applied(model))  # the new head gets what the old one had
         renewed = head_parameters(wanted)
-    report = replace(
-        report, reset=renewed, used=tuple(key for key in report.used if key not in renewed)
-    )
+    kept = model.state_dict()
+    used = tuple(key for key in report.used if key in kept and key not in renewed)
+    report = replace(report, reset=renewed, used=used)
     return model.eval(), report
 
 
