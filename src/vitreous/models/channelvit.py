@@ -396,10 +396,11 @@ def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) 
         sampling=kwargs.get("enable_sample", False),
         published_positions=True,
     )
+    without = not any(key.endswith(".attn.qkv.bias") for key in state_dict)
     zeros = {
         f"blocks.{number}.attn.qkv.bias": torch.zeros(3 * model.num_features)
         for number in range(len(model.blocks))
-        if not kwargs.get("qkv_bias", False)  # theirs may have none; ours is then 0
+        if without and not kwargs.get("qkv_bias", False)  # theirs may have none; ours is then 0
     }
     model.load_state_dict({**zeros, **rename(state_dict)})
     return model

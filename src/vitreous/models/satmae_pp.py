@@ -778,7 +778,7 @@ _UPSAMPLING = {
     "res_norm": "norm",
     "proj_out": "image",
 }
-# Of the autoencoder, and of no part of the classifier that is made of its encoder.
+# Of the autoencoder only: the classifier made of its encoder does not have them.
 UNREAD = ("decoder_", "mask_token", "proj_up_", "up_block")
 
 
@@ -817,7 +817,8 @@ def rename(state_dict: Mapping[str, Tensor], groups: Groups | None = None) -> di
     projections = torch.cat([state_dict[name] for name in weights], 1)
     renamed["patch_embed.weight"] = projections[:, order.argsort()]
     renamed["patch_embed.bias"] = torch.stack([state_dict[name] for name in biases])
-    if "channel_embed" in state_dict and "channel_cls_embed" not in state_dict:
+    # Their classifier learns a group of the class token; their autoencoder's class token has none.
+    if "mask_token" in state_dict and "channel_embed" in state_dict:
         renamed["class_group_embed"] = torch.zeros_like(state_dict["channel_embed"][:, :1])
     return renamed
 
