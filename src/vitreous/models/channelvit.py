@@ -284,7 +284,7 @@ class SampledInput(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "batch given height width"], channels: Sequence[int] | None = None
-    ) -> Float[Tensor, "batch classes"]:
+    ) -> Float[Tensor, "batch *scores"]:
         """Classify images of all bands, or of those with the numbers ``channels``.
 
         Raises:

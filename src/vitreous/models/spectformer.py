@@ -536,7 +536,7 @@ class SpectFormer(Backbone):
 
     def _trunk(
         self, x: Float[Tensor, "batch bands height width"], wanted: Collection[int] = ()
-    ) -> tuple[Float[Tensor, "batch h w dim"], list[Float[Tensor, "batch channels h w"]]]:
+    ) -> tuple[Float[Tensor, "batch h w dim"], list[Float[Tensor, "batch _ _ _"]]]:
         """Return the last block's map, and the normalised maps after the blocks with the wanted numbers."""
         maps, number = [], 0
         for embed, blocks, norm in zip(self.embeds, self.stages, self.norms, strict=True):
