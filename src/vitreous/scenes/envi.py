@@ -209,9 +209,13 @@ def band_facts(
 
 def beside(path: Path) -> Header | None:
     """Return the ENVI header beside a file of another format (``x.hdr`` or ``x.tif.hdr`` beside ``x.tif``), if any."""
+    names = (f"{name}{end}" for name in (path.name, path.stem) for end in (".hdr", ".HDR"))
+    # Not find_pair, which lists the folder: of ten thousand image chips each would list all.
+    header_path = next(
+        (path.with_name(name) for name in names if path.with_name(name).is_file()), None
+    )
     try:
-        header_path, _ = find_pair(path)
-        return read_header(header_path)
+        return None if header_path is None else read_header(header_path)
     except (SceneError, OSError):
         return None
 
