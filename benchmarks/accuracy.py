@@ -38,7 +38,6 @@ from vitreous.inference.pixels import classify_pixels
 from vitreous.recipe import Recipe, make_recipe
 from vitreous.tasks import classify
 from vitreous.tasks.labelled import LabelledScene, open_labelled
-from vitreous.tasks.metrics import scores
 
 RESULT = RESULTS / "accuracy.json"
 TITLE = "Accuracy on Indian Pines"
@@ -115,7 +114,7 @@ def _per_patch(
     started = time.perf_counter()
     predicted = classify_pixels(classifier, data.scene, pixels)
     speed = len(pixels) / (time.perf_counter() - started)
-    test = scores(data.classes_at(pixels), predicted, data.class_names)
+    test = classify.score_pixels(data, split, pixels, predicted, data.class_names)
     return {**row, "pixels_per_second": speed, "test": test}
 
 

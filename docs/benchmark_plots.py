@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from plots import Point, Value, scatter_plot, values_plot
-from records import Record, Row, benchmarks, mean_and_spread, value
+from records import Record, Row, benchmarks, value
 
 SPEED_UP = (
     "speed-up",
@@ -15,21 +15,19 @@ USABLE = 80.0  # percent of OA below which a compressed network would flatten th
 
 
 def leaderboard(record: Record) -> str | None:
-    """Plot accuracy against speed, or against size where no times are recorded."""
-    column, label = "pixels/s", "mapped pixels per second, one thread"
-    if not all(column in row for row in record.rows):
-        column, label = "weights M", "parameters (millions)"
-    points = []
-    for series, protocol in enumerate(("fixed", "blocks")):
-        for row in record.rows:
-            score = mean_and_spread(row.get(f"{protocol} OA %"))
-            if score and row.get(column):
-                points.append(Point(row["architecture"], float(row[column]), score[0], series))
-    if not points:
-        return None
-    series_names = ("fixed split (optimistic)", "spatial blocks")
-    log = (column == "pixels/s", False)
-    return scatter_plot(points, record.title, label, "OA (%)", series_names, log, height=480)
+    """Plot overall accuracy of every architecture on both splits."""
+    protocols = {
+        "fixed OA %": "fixed split (optimistic)",
+        "blocks OA %": "spatial blocks (held-out ground)",
+    }
+    found = [
+        value(row["architecture"], row.get(column), row.get("seeds") or 1, series)
+        for row in _having(record, "architecture")
+        for series, column in enumerate(protocols)
+    ]
+    rows = [v for v in found if v]
+    axis = "OA (%), mean and 95 % interval over seeds"
+    return values_plot([("", rows)], record.title, axis, list(protocols.values())) if rows else None
 
 
 def accuracy(record: Record) -> str | None:
@@ -103,9 +101,13 @@ def integers(record: Record) -> str | None:
 
 
 def dense_map(record: Record) -> str | None:
-    """Plot mapping speed of dense prediction and of a patch per pixel."""
-    axis = "speed-up over one patch per pixel"
-    return _speed_ups(record, ("way",), lambda row: row["way"], axis)
+    """Plot accuracy against mapping speed of dense prediction and of a patch per pixel."""
+    rows = _having(record, "way", "pixels/s", "OA")
+    if not rows:
+        return None
+    points = [Point(row["way"], row["pixels/s"], row["OA"]) for row in rows]
+    axis = "mapped pixels per second"
+    return scatter_plot(points, record.title, axis, "OA (%)", log=(True, False), height=300)
 
 
 def map_speed(record: Record) -> str | None:
@@ -117,8 +119,8 @@ def _speed_ups(
     record: Record, columns: Sequence[str], label: Callable[[Row], str], axis: str
 ) -> str | None:
     """Plot ratios of speeds, grouped by the first of several columns that name a row."""
-    ratio = next((name for name in SPEED_UP if _having(record, name)), None)
-    rows = _having(record, *columns, ratio) if ratio else []
+    ratio = next((name for name in SPEED_UP if _having(record, name)), SPEED_UP[0])
+    rows = _having(record, *columns, ratio)
     groups: dict[str, list[Value]] = {}
     for row in rows:
         heading = str(row[columns[0]]) if len(columns) > 1 else ""
@@ -127,7 +129,7 @@ def _speed_ups(
     return values_plot(list(groups.items()), record.title, axis) if groups else None
 
 
-def _having(record: Record, *columns: str | None) -> list[Row]:
+def _having(record: Record, *columns: str) -> list[Row]:
     """Return the rows in which all of some columns are filled."""
     return [row for row in record.rows if all(row.get(name) is not None for name in columns)]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from xml.sax.saxutils import escape
 
 WIDTH = 640
@@ -135,41 +136,52 @@ def values_plot(
     label: str,
     series: Sequence[str] = (),
 ) -> str:
-    """Draw one row per value: a dot and its interval, all on one axis.
+    """Draw a dot and an interval per value, all on one axis; neighbours of the same label share a row.
 
     Args:
-        groups: heading (may be empty) and rows.
+        groups: heading (may be empty) and values.
         title: for readers who cannot see the plot.
         label: of the axis.
         series: names of the colours, for a legend.
     """
-    rows = [value for _, group in groups for value in group]
-    left = MARGIN + 14 + max(_width(value.label) for value in rows)
+    values = [value for _, group in groups for value in group]
+    left = MARGIN + 14 + max(_width(value.label) for value in values)
     left = min(left, WIDTH * 0.55)
-    axis = _Axis.around([end for value in rows for end in value.ends], left, WIDTH - 130)
+    axis = _Axis.around([end for value in values for end in value.ends], left, WIDTH - 130)
     body, y = _legend(series), 26.0 if series else 8.0
     top = y
     for heading, group in groups:
         if heading:
             y += 22 if y == top else 30
             body.append(_text(MARGIN, y, heading, "bold"))
-        for value in group:
+        for name, row in groupby(group, key=lambda value: value.label):
             y += 22
-            body.append(_text(left - 10, y + 4, value.label, anchor="end"))
-            body += _dot(value, axis, y)
+            own = list(row)
+            body.append(_text(left - 10, y + 4, name, anchor="end"))
+            body += [_interval(value, axis, y) for value in own if value.low is not None]
+            body += [_dot(value, axis, y) for value in own]
+            body.append(_text(WIDTH - 116, y + 4, _means(own), "muted small"))
     return _document([*axis.drawn(top + 6, y + 14, label), *body], y + 54, title)
 
 
-def _dot(value: Value, axis: _Axis, y: float) -> list[str]:
-    kind, text = f"c{value.series}", _number(value.mean)
-    out = []
-    if value.low is not None and value.high is not None:
-        out.append(_bar(axis(value.low), axis(value.high), y, kind))
-        if value.high > value.low:
-            text += f" ± {(value.high - value.low) / 2:.{_digits(abs(value.mean))}f}"
-    out.append(f'<circle class="{kind}" cx="{axis(value.mean):.1f}" cy="{y}" r="4.5"/>')
-    out.append(_text(WIDTH - 116, y + 4, text, "muted small"))
-    return out
+def _interval(value: Value, axis: _Axis, y: float) -> str:
+    low, high = value.ends[1:]
+    return _bar(axis(low), axis(high), y, f"c{value.series}")
+
+
+def _dot(value: Value, axis: _Axis, y: float) -> str:
+    return f'<circle class="c{value.series}" cx="{axis(value.mean):.1f}" cy="{y}" r="4.5"/>'
+
+
+def _means(values: Sequence[Value]) -> str:
+    """Return what stands behind a row: a mean with its interval, or several means."""
+    if len(values) > 1:
+        return " / ".join(_number(value.mean) for value in values)
+    (value,) = values
+    if value.low is None or value.high is None or value.low == value.high:
+        return _number(value.mean)
+    half = (value.high - value.low) / 2
+    return f"{_number(value.mean)} ± {half:.{_digits(abs(value.mean))}f}"
 
 
 def scatter_plot(

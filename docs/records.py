@@ -59,7 +59,7 @@ class Record:
     @property
     def title(self) -> str:
         """What was asked, without the system's name; toy data are named as such."""
-        title = self.content["title"].removeprefix(f"{self.name.partition('.')[0]}: ")
+        title = str(self.content["title"]).removeprefix(f"{self.name.partition('.')[0]}: ")
         if self.data and self.data.lower() not in title.lower():
             title = f"{title} ({self.data})"
         if self.toy:
@@ -165,8 +165,9 @@ def value(label: str, cell: Any, count: int, series: int = 0) -> Value | None:
         except (TypeError, ValueError):
             return None
     half = half_interval(found[1], count)
-    ends = (None, None) if half is None else (found[0] - half, found[0] + half)
-    return Value(label, found[0], *ends, series=series)
+    if half is None:
+        return Value(label, found[0], series=series)
+    return Value(label, found[0], found[0] - half, found[0] + half, series)
 
 
 def arms_plot(rows: Sequence[Row], title: str) -> str | None:

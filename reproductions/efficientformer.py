@@ -3,45 +3,61 @@
 - time: efficientformer_l1, batch norms folded, on one image of 224 pixels takes at most 0.8 of the time of a plain ViT
   with at least as many multiply-adds.
 - slimming (section 3.3 of the paper): a supernet whose slots choose between a block on maps, a block on tokens and
-  nothing learns handwritten digits. Then, step by step, whatever costs least for the time it saves is taken away, until
-  70 % of the time is left: the least important block, the first block on tokens, or 4 channels of a stage. Times come
-  from a table of parts; what is lost is the rise of the loss on validation images, too few for accuracies. Trained
-  anew, the result is held against the whole network narrowed uniformly to no less time.
+  nothing learns to classify. Then, step by step, whatever costs least for the time it saves is taken away, until 70 % of
+  the time is left: the least important block, the first block on tokens, or 4 channels of a stage. Times come from a table
+  of parts; what is lost is the rise of the loss on validation images, too few for accuracies. The result is compared with
+  the whole network narrowed uniformly to no less time. Both are trained anew, start with weights scaled to their width,
+  and take the best of three learning rates, chosen on validation images with a seed that is not reported.
 
-Times are CPU time of one thread: of one image the median of 50 runs; of parts and networks, for batches large enough that
-arithmetic and not calls takes the time, the smallest of 20. A machine's speed drifts, so what the table predicts and what
-a network takes in the end are both held against the whole network, measured in turns with it.
+By default the images are toy digits of 16 x 16 pixels; ``--data FOLDER`` takes real ones of 32 x 32, shifted and mirrored
+in training, whose first convolution halves them.
+
+Times are processor times of one thread: of one image the median of 20 ratios; of parts and networks, for batches large
+enough that arithmetic and not calls takes the time, the smallest of 20. A machine's speed drifts, so what the table
+predicts and what a network takes in the end are both divided by the time of the whole network, measured in turns with it.
 """
 
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from vitreous.catalog.claims import Claim, claim, paired
 from vitreous.catalog.registry import create_model
-from vitreous.catalog.results import percent, verdict, write_result
-from vitreous.inference.bench import cpu_seconds
+from vitreous.catalog.results import first, percents, table_of
+from vitreous.catalog.study import Study
+from vitreous.inference.bench import cpu_ratios, cpu_seconds, one_thread
 from vitreous.inference.cost import count_cost
 from vitreous.models.efficientformer import EfficientFormer, MapBlock, fuse
-from vitreous.tasks.miniature import accuracy, fit_images, predict_images
+from vitreous.tasks.miniature import (
+    ImageTask,
+    accuracy,
+    fit_images,
+    image_task,
+    predict_images,
+    scaled_init,
+    shifted_and_mirrored,
+)
 
-SIDE, SEEDS, EPOCHS, TRAIN_IMAGES, VALIDATION_IMAGES = 16, 3, 12, 500, 300
-RUNS, TABLE_RUNS, TIMED_BATCH = 50, 20, 64
-FASTER, LEFT, ERROR, SLACK = 0.8, 0.7, 0.10, 0.5  # what the claim demands; the last in points
-WIDTH_STEP = 4
+TOY, REAL = {"epochs": 40, "training": 500}, {"epochs": 15}
+BATCH, RATES, SUPERNET_RATE = 50, (1e-3, 2e-3, 4e-3), 2e-3
+RUNS, TIMED_BATCH = 20, 64
+FASTER, LEFT = 0.8, 0.7  # of the ViT's time, at most; of the whole network's
+ERROR, SLACK = 10.0, 0.5  # of the table in percent, at most; points of accuracy
+WIDTH_STEP, FIRST_SIDE = 4, 16
 SMALL: dict[str, Any] = {"heads": 2, "key_dim": 8, "value_dim": 16, "layer_scale": 0.1}
-RESULT = Path(__file__).parent / "results" / "efficientformer.json"
+SLIMMED, NARROWED = ARMS = "slimmed", "narrowed"
+SUPERNET, TIME = "supernet", "time of one image"
 Part = tuple[tuple[Any, ...], Callable[[Tensor], Tensor], Tensor]
 
 
@@ -55,12 +71,15 @@ class Shape:
         ("map", "map", "token", "token"),
     )
 
-    def build(self) -> EfficientFormer:
-        """Return the network of this shape."""
+    def build(self, data: dict[str, int]) -> EfficientFormer:
+        """Return the network of this shape; its first map has 16 cells per side, whatever the images."""
         depths = [sum(kind != "none" for kind in stage) for stage in self.slots]
         tokens = self.slots[3].count("token")
         shape = {"dims": self.dims, "depths": depths, "attention_blocks": tokens}
-        return EfficientFormer(1, 10, SIDE, **shape, **SMALL)
+        stride = data["image_size"] // FIRST_SIDE
+        net = EfficientFormer(**data, **shape, stem_stride=stride, **SMALL)
+        scaled_init(net)
+        return net
 
     def put(self, stage: int, slot: int, kind: str) -> Shape:
         """Return this shape with something else in one slot."""
@@ -104,21 +123,21 @@ class Choice(nn.Module):
 
 
 class Supernet:
-    """A network of choices, trained on digits, that can be asked what any smaller shape of it is worth."""
+    """A network of choices, trained on images, that can be asked what any smaller shape of it is worth."""
 
-    def __init__(self, digits: Digits, epochs: int, seed: int) -> None:
+    def __init__(self, images: ImageTask, epochs: int, seed: int, augment: Any) -> None:
         torch.manual_seed(seed)
-        self.digits, self.net = digits, Shape().build()
+        self.images, self.net = images, Shape().build(images.shape)
         for dim, stage in zip(Shape().dims, self.net.stages, strict=True):
             for at, block in enumerate(stage):
                 stage[at] = Choice(dim, map=block)
         last, scale = Shape().dims[-1], SMALL["layer_scale"]
         for at, block in enumerate(self.net.token_blocks):
             other = MapBlock(last, 4.0, 3, scale, 0.0)
-            self.net.token_blocks[at] = Choice(last, token=block, map=other)
+            self.net.token_blocks[at] = Choice(last, token=block, map=scaled_init(other))
         self.slots = [list(stage) for stage in self.net.stages]
         self.slots[3] += list(self.net.token_blocks)
-        steps, done = epochs * (len(digits.train[0]) // 50), 0
+        steps, done = epochs * (len(images.train.images) // BATCH), 0
 
         def loss(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
             nonlocal done
@@ -127,7 +146,16 @@ class Supernet:
                 slot.temperature = 5.0 * 0.02 ** (done / steps)  # from 5 to 0.1
             return F.cross_entropy(model(images), classes)
 
-        fit(self.net, digits, epochs, seed, loss=loss)
+        fit_images(
+            self.net,
+            *images.train,
+            epochs=epochs,
+            batch_size=BATCH,
+            learning_rate=SUPERNET_RATE,
+            seed=seed,
+            augment=augment,
+            loss=loss,
+        )
 
     def first_shape(self) -> Shape:
         """Return the whole network; in a slot for tokens stands what weighs more, maps only before tokens."""
@@ -165,7 +193,7 @@ class Supernet:
             for slot, kind in zip(self.slots[stage], kinds, strict=True):
                 slot.pick = kind
                 slot.keep.zero_()[strongest] = 1
-        images, classes = self.digits.validation
+        images, classes = self.images.validation
         return float(F.cross_entropy(predict_images(self.net, images), classes))
 
     def slim(self, table: Table) -> Shape:
@@ -183,6 +211,7 @@ class Supernet:
 class Table:
     """CPU seconds of a network's parts for a batch, measured when they are first asked for."""
 
+    data: dict[str, int]
     runs: int
     seconds: dict[tuple[Any, ...], float] = field(default_factory=dict)
 
@@ -190,39 +219,45 @@ class Table:
     def predict(self, shape: Shape) -> float:
         """Return the sum over the parts of a network."""
         total = 0.0
-        for key, part, x in _parts(shape):
+        for key, part, x in _parts(shape, self.data):
             if key not in self.seconds:
                 self.seconds[key] = cpu_seconds({"": lambda p=part, x=x: p(x)}, self.runs)[""]
             total += self.seconds[key]
         return total
 
 
-def narrowed(shape: Shape, runs: int) -> Shape:
+def narrowed(shape: Shape, table: Table) -> Shape:
     """Return the whole network, narrowed uniformly as far as it still takes no less time than ``shape``.
 
     Both are measured in turns, not looked up: an error of the table must not favour either.
     """
     whole = found = Shape()
-    for percents in range(96, 20, -4):
-        dims = tuple(2 * max(1, round(dim * percents / 200)) for dim in whole.dims)
+    for share in range(96, 20, -4):
+        dims = tuple(2 * max(1, round(dim * share / 200)) for dim in whole.dims)
         option = replace(whole, dims=dims)
-        seconds = measured({"wanted": shape, "option": option}, runs)
+        seconds = measured({"wanted": shape, "option": option}, table)
         if seconds["option"] < seconds["wanted"]:
             break
         found = option
     return found
 
 
-def measured(shapes: dict[str, Shape], runs: int) -> dict[str, float]:
+def measured(shapes: dict[str, Shape], table: Table) -> dict[str, float]:
     """Return the CPU seconds that whole networks take for a batch, batch norms folded."""
-    images = torch.zeros(TIMED_BATCH, 1, SIDE, SIDE)
-    nets = {name: fuse(shape.build().eval()) for name, shape in shapes.items()}
-    return cpu_seconds({name: lambda net=net: net(images) for name, net in nets.items()}, runs)
+    images = _batch(table.data)
+    nets = {name: fuse(shape.build(table.data).eval()) for name, shape in shapes.items()}
+    return cpu_seconds(
+        {name: lambda net=net: net(images) for name, net in nets.items()}, table.runs
+    )
 
 
-def _parts(shape: Shape) -> Iterator[Part]:
+def _batch(data: dict[str, int]) -> Tensor:
+    return torch.zeros(TIMED_BATCH, data["bands"], data["image_size"], data["image_size"])
+
+
+def _parts(shape: Shape, data: dict[str, int]) -> Iterator[Part]:
     """Yield every part of a network with its input, and a key that equal parts share."""
-    net, x, before = fuse(shape.build().eval()), torch.zeros(TIMED_BATCH, 1, SIDE, SIDE), 1
+    net, x, before = fuse(shape.build(data).eval()), _batch(data), 1
     chain: list[tuple[tuple[Any, ...], Callable[[Tensor], Tensor]]] = []
     chain.append((("stem", shape.dims[0]), net.patch_embed))
     for stage, dim in enumerate(shape.dims):
@@ -231,7 +266,7 @@ def _parts(shape: Shape) -> Iterator[Part]:
         chain += [(("map", stage, dim), block) for block in net.stages[stage]]
         before = dim
     chain.append((("flatten",), lambda x: rearrange(x, "b d h w -> b (h w) d")))
-    side = SIDE // 8
+    side = FIRST_SIDE // 8
     for block in net.token_blocks:
         chain.append((("token", before), lambda x, block=block: block(x, side, side)))
     chain.append((("head", before), lambda x: net.forward_head(net.norm(x))))
@@ -240,138 +275,161 @@ def _parts(shape: Shape) -> Iterator[Part]:
         x = part(x)
 
 
-class Digits:
-    """Digits enlarged to 16 x 16, divided at random into ``train``, ``validation`` and ``test``."""
+class Slimming(NamedTuple):
+    """The images of a seed, and the shapes that its supernet was slimmed to and compared with."""
 
-    def __init__(self, seed: int) -> None:
-        digits = load_digits()
-        images = torch.tensor(digits.images / 16 - 0.3, dtype=torch.float32)[:, None]
-        images = F.interpolate(images, (SIDE, SIDE), mode="bilinear")
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-        sizes = [TRAIN_IMAGES, VALIDATION_IMAGES, len(images) - TRAIN_IMAGES - VALIDATION_IMAGES]
-        self.train, self.validation, self.test = (
-            (images[part], torch.tensor(digits.target)[part]) for part in order.split(sizes)
-        )
+    images: ImageTask
+    shapes: dict[str, Shape]
 
 
-def fit(net: EfficientFormer, digits: Digits, epochs: int, seed: int, **changes: Any) -> None:
+def main(quick: bool = False, full: bool = False, data: Path | None = None) -> None:
+    """Measure all; a full run writes ``results/efficientformer.json``, a quick one only checks that all of it runs."""
+    settings = TOY if data is None else REAL
+    study = Study(
+        __file__,
+        "time of one image, and latency-driven slimming",
+        settings={**settings, "batch": BATCH, "rates": RATES, "supernet": SUPERNET_RATE, **SMALL},
+        quick=quick,
+        full=full,
+        data=data,
+    )
+    epochs, runs = (1, 1) if quick else (settings["epochs"], RUNS)
+    augment = None if data is None else shifted_and_mirrored
+    table = Table(task(0, data).shape, runs)
+
+    def slimming(seed: int) -> Slimming:
+        images = task(seed, data)
+        found = partial(slim, images, table, seed, epochs=epochs, augment=augment)
+        shapes = study.run(found, system=SUPERNET, seed=seed)["shapes"]
+        return Slimming(images, {arm: Shape(**shape) for arm, shape in shapes.items()})
+
+    study.compare(ARMS, RATES, slimming, partial(measure, epochs=epochs, augment=augment))
+    for seed in study.seeds:
+        study.run(partial(one_image, seed, runs), system=TIME, seed=seed)
+    study.finish(summary, claims, on=task(0, data).name)
+
+
+def task(seed: int, data: Path | None) -> ImageTask:
+    """Return the images of a seed."""
+    if data is None:
+        return image_task(seed, FIRST_SIDE, training=TOY["training"], validation=300)
+    return image_task(seed, 2 * FIRST_SIDE, data=data, validation=500)
+
+
+def slim(
+    images: ImageTask, table: Table, seed: int, *, epochs: int, augment: Any
+) -> dict[str, Any]:
+    """Train a supernet and slim it; return both shapes and their shares of the whole network's time."""
+    supernet = Supernet(images, epochs, seed, augment)
+    with one_thread():
+        slimmed = supernet.slim(table)
+        shapes = {SLIMMED: slimmed, NARROWED: narrowed(slimmed, table)}
+        seconds = measured({**shapes, "whole": Shape()}, table)
+        whole = table.predict(Shape())
+        predicted = {arm: table.predict(shape) / whole for arm, shape in shapes.items()}
+    return {
+        "shapes": {arm: asdict(shape) for arm, shape in shapes.items()},
+        "shares": {arm: seconds[arm] / seconds["whole"] for arm in shapes},
+        "predicted_shares": predicted,
+    }
+
+
+def measure(
+    arm: str, seed: int, drawn: Slimming, rate: float, *, epochs: int, augment: Any
+) -> dict[str, Any]:
+    """Train and score the slimmed or the narrowed network."""
+    images = drawn.images
+    torch.manual_seed(seed)
+    net = drawn.shapes[arm].build(images.shape)
     fit_images(
-        net, *digits.train, epochs=epochs, batch_size=50, learning_rate=2e-3, seed=seed, **changes
+        net,
+        *images.train,
+        epochs=epochs,
+        batch_size=BATCH,
+        learning_rate=rate,
+        seed=seed,
+        augment=augment,
     )
+    cost = count_cost(net, images.shape["bands"], images.shape["image_size"])
+    return {
+        "learning_rate": rate,
+        "validation": accuracy(net, *images.validation),
+        "accuracy": accuracy(net, *images.test),
+        "parameters": cost.parameters,
+        "macs": cost.macs,
+    }
 
 
-def main(quick: bool = False) -> None:
-    """Measure all and write ``results/efficientformer.json``; ``quick`` runs it all in little and writes nothing."""
-    started = time.perf_counter()
-    torch.set_num_threads(1)
-    seeds, epochs, runs, table_runs = (1, 1, 1, 1) if quick else (SEEDS, EPOCHS, RUNS, TABLE_RUNS)
-    rows = compare_times(runs)
-    table, records = Table(table_runs), []
-    for seed in range(seeds):
-        records += compare_slimming(table, epochs, seed)
-        print(*records[-2:], sep="\n", file=sys.stderr)
-    for system in ("slimmed", "narrowed"):
-        own = [r for r in records if r["system"] == system]
-        rows.append(
-            {
-                "system": f"supernet, {system}",
-                "parameters": round(mean(r["parameters"] for r in own)),
-                "M multiply-adds": round(mean(r["macs"] for r in own) / 1e6, 2),
-                "CPU ms": round(1e3 * mean(r["seconds"] for r in own) / TIMED_BATCH, 3),
-                "of the whole's time": f"{mean(r['share'] for r in own):.1%}",
-                "by the table": f"{mean(r['predicted_share'] for r in own):.1%}",
-                "seeds": len(own),
-                "accuracy %": percent([r["accuracy"] for r in own]),
-            }
-        )
-    conclusion = conclude(rows, records)
-    if quick:
-        return
-    write_result(
-        RESULT,
-        title="efficientformer: time of one image, and latency-driven slimming (digits)",
-        command="vitreous reproduce efficientformer",
-        rows=rows,
-        conclusion=conclusion,
-        epochs=EPOCHS,
-        train_images=TRAIN_IMAGES,
-        seconds=time.perf_counter() - started,
-        runs=records,
-    )
-
-
-def compare_times(runs: int) -> list[dict[str, Any]]:
-    """Time l1 and a plain ViT of no fewer multiply-adds on one image."""
+@torch.inference_mode()
+def one_image(seed: int, runs: int) -> dict[str, Any]:
+    """Return, run by run, the time of l1 over that of a plain ViT of no fewer multiply-adds, on one image."""
+    torch.manual_seed(seed)
     shape = {"bands": 3, "num_classes": 1000, "image_size": 224}
     ours, depth = create_model("efficientformer_l1", **shape), 12
     while count_cost(create_model("vit_tiny", **shape, depth=depth), 3, 224).macs < (
         count_cost(ours, 3, 224).macs
     ):
         depth += 1
-    nets = {
-        "efficientformer_l1, folded": fuse(create_model("efficientformer_l1", **shape).eval()),
-        "efficientformer_l1": ours.eval(),
-        f"vit_tiny, {depth} blocks": create_model("vit_tiny", **shape, depth=depth).eval(),
-    }
+    folded = fuse(ours.eval())
+    plain = create_model("vit_tiny", **shape, depth=depth).eval()
     image = torch.randn(1, 3, 224, 224)
-    calls = {name: lambda net=net: net(image) for name, net in nets.items()}
-    seconds = cpu_seconds(calls, runs, median)
-    costs = {name: count_cost(net, 3, 224) for name, net in nets.items()}
-    return [
+    return {
+        "ratios": cpu_ratios(lambda: folded(image), lambda: plain(image), runs),
+        "vit_blocks": depth,
+    }
+
+
+def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the table: one row per network, over its seeds."""
+    supernets = {r["seed"]: r for r in records if r["system"] == SUPERNET}
+
+    def shares(key: str) -> Callable[[list[dict[str, Any]]], str]:
+        return lambda own: f"{mean(supernets[r['seed']][key][r['system']] for r in own):.1%}"
+
+    return table_of(
+        [record for record in records if record["system"] in ARMS],
         {
-            "system": name,
-            "parameters": cost.parameters,
-            "M multiply-adds": round(cost.macs / 1e6, 2),
-            "CPU ms": round(1e3 * seconds[name], 3),
-        }
-        for name, cost in costs.items()
-    ]
-
-
-def compare_slimming(table: Table, epochs: int, seed: int) -> list[dict[str, Any]]:
-    """Train a supernet, slim it, and train the result and the narrowed network."""
-    digits = Digits(seed)
-    slimmed = Supernet(digits, epochs, seed).slim(table)
-    records = []
-    for system, shape in (("slimmed", slimmed), ("narrowed", narrowed(slimmed, table.runs))):
-        torch.manual_seed(seed)
-        net = shape.build()
-        fit(net, digits, epochs, seed)
-        cost = count_cost(net, 1, SIDE)
-        records.append(
-            {
-                "system": system,
-                "seed": seed,
-                "dims": shape.dims,
-                "slots": shape.slots,
-                "accuracy": accuracy(net, *digits.test),
-                "parameters": cost.parameters,
-                "macs": cost.macs,
-                "predicted_share": table.predict(shape) / table.predict(Shape()),
-            }
-        )
-    shapes = {r["system"]: Shape(r["dims"], r["slots"]) for r in records} | {"whole": Shape()}
-    seconds = measured(shapes, table.runs)
-    return [
-        {**r, "seconds": seconds[r["system"]], "share": seconds[r["system"]] / seconds["whole"]}
-        for r in records
-    ]
-
-
-def conclude(rows: list[dict[str, Any]], records: list[dict[str, Any]]) -> str:
-    """Say in words what the numbers say of the claim, also where it does not hold."""
-    ratio = rows[0]["CPU ms"] / rows[2]["CPU ms"]
-    slimmed, uniform = ([r for r in records if r["system"] == s] for s in ("slimmed", "narrowed"))
-    error = max(abs(r["share"] / r["predicted_share"] - 1) for r in slimmed)
-    gain = 100 * (mean(r["accuracy"] for r in slimmed) - mean(r["accuracy"] for r in uniform))
-    return (
-        f"efficientformer_l1 takes {ratio:.2f} of the plain ViT's time on one image, where at most {FASTER} is allowed: "
-        f"{verdict(ratio <= FASTER)}. The time of the slimmed networks, {mean(r['share'] for r in slimmed):.0%} of "
-        f"the whole, is at most {error:.1%} from what the table of parts predicts, where {ERROR:.0%} are allowed: "
-        f"{verdict(error <= ERROR)}. They are {gain:+.2f} points of accuracy from networks narrowed uniformly to "
-        f"{mean(r['share'] for r in uniform):.0%}, where at most {SLACK} behind is allowed: {verdict(gain >= -SLACK)}."
+            "parameters": lambda own: round(mean(r["parameters"] for r in own)),
+            "multiply-adds, M": lambda own: round(mean(r["macs"] for r in own) / 1e6, 2),
+            "of the whole's time": shares("shares"),
+            "by the table": shares("predicted_shares"),
+            "learning rate": first("learning_rate"),
+            "accuracy %": percents("accuracy"),
+        },
     )
 
 
+def claims(records: Sequence[dict[str, Any]]) -> list[Claim]:
+    """Return what the paper claims, as measured."""
+    reported = {r["seed"] for r in records if r["system"] == SLIMMED}
+    supernets = [r for r in records if r["system"] == SUPERNET and r["seed"] in reported]
+    errors = [
+        100 * abs(r["shares"][SLIMMED] / r["predicted_shares"][SLIMMED] - 1) for r in supernets
+    ]
+    times = [median(r["ratios"]) for r in records if r["system"] == TIME]
+    return [
+        claim(
+            "Processor time of one thread for one image, efficientformer_l1 over a plain ViT",
+            times,
+            at_most=FASTER,
+            unit="times",
+            digits=2,
+            signed=False,
+        ),
+        claim(
+            "Error of the time that the table of parts predicts",
+            errors,
+            at_most=ERROR,
+            unit="%",
+            signed=False,
+        ),
+        claim(
+            "Accuracy, slimmed vs narrowed uniformly to no less time",
+            paired(records, SLIMMED, NARROWED),
+            at_least=-SLACK,
+        ),
+    ]
+
+
 if __name__ == "__main__":
-    main(quick="--quick" in sys.argv[1:])
+    main(quick="--quick" in sys.argv[1:], full="--full" in sys.argv[1:])

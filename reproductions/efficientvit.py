@@ -1,21 +1,23 @@
 """EfficientViT's claims in miniature: cheaper blocks that lose nothing, and images per second (arXiv 2305.07027).
 
-- blocks: digits of 16 x 16 pixels (scikit-learn's, enlarged), two networks with the same stem, reductions and head,
-  about as many parameters, and one recipe. Ours has EfficientViT's blocks: one cascaded group attention between two
-  pairs of depth-wise convolution and feed-forward. The other has the usual ones: one such pair and multi-head
-  attention whose heads see all channels; there are more of them. Every attention is global. Each seed draws another
-  division of the digits.
+- blocks: two networks with the same stem, reductions and head, about as many parameters, and one recipe; both take the
+  best of three learning rates, chosen on validation images with a seed that is not reported. Ours has EfficientViT's
+  blocks: one cascaded group attention between two pairs of depth-wise convolution and feed-forward. The other has the
+  usual ones: one such pair and multi-head attention whose heads see all channels; there are more of them. Every attention
+  is global. Their convolutions and linear layers start at the scale of their width and their branches at zero, in both.
+  By default the images are toy digits of 16 x 16 pixels; ``--data FOLDER`` takes real ones of 32 x 32, shifted and
+  mirrored in training, whose stem halves them once more.
 - speed: EfficientViT-M2 against a hybrid of MobileViT-XXS's layout (arXiv 2110.02178) and size, images of 224 pixels
   in batches of 16, no norm folded.
 
-Systems whose speed is compared take turns, so that other load on the machine meets both alike.
+Times are processor times of one thread, of systems that take turns.
 """
 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
+from functools import partial
 from itertools import combinations, groupby
 from pathlib import Path
 from statistics import mean, median
@@ -24,53 +26,74 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from vitreous.catalog.claims import Claim, claim, paired
 from vitreous.catalog.registry import create_model
-from vitreous.catalog.results import percent, verdict, write_result
+from vitreous.catalog.results import first, percents, table_of
+from vitreous.catalog.study import Study
+from vitreous.inference.bench import cpu_ratios
 from vitreous.layers.attention import AttentionCore
 from vitreous.layers.convnorm import ConvNorm
 from vitreous.layers.windows import DistanceBias
 from vitreous.models.efficientvit import Block, FeedForward, Residual
 from vitreous.models.vit import Block as PlainBlock
-from vitreous.tasks.miniature import accuracy, fit_images
+from vitreous.tasks.miniature import (
+    ImageTask,
+    accuracy,
+    fit_images,
+    image_task,
+    scaled_init,
+    shifted_and_mirrored,
+)
 
-SEEDS, EPOCHS, TRAIN, ROUNDS = 3, 8, 1200, 9
-OURS, USUAL = "sandwich, cascaded groups", "multi-head, one feed-forward"
-FAST, HYBRID = "efficientvit_m2", "hybrid of MobileViT-XXS's size"
+EPOCHS, RATES = 10, (1e-3, 2e-3, 4e-3)
+TRAINING = 1000  # of the digits
+RUNS, BLOCK_BATCH, SPEED_BATCH = 9, 256, 16
+OURS, USUAL = ARMS = "sandwich, cascaded groups", "multi-head, one feed-forward"
+FAST = "efficientvit_m2"
+BLOCK_TIME, FAST_TIME = "time of the usual blocks", "time of the hybrid"
 HEADS, KEY_DIM, SIDE = 4, 8, 8  # 8 x 8 cells on the first map
 SHAPE = {"dims": [24, 48, 72], "depths": [1, 2, 3], "heads": [HEADS] * 3, "key_dim": KEY_DIM}
 DEPTHS = (2, 3, 4)  # of the usual blocks, for as many parameters
 SLACK, SPEEDUP = 0.5, 2.0  # points of accuracy; times as many images per second
 
-RESULT = Path(__file__).parent / "results" / "efficientvit.json"
 
-
-def main(quick: bool = False) -> None:
-    """Measure everything and write ``results/efficientvit.json``; ``quick`` runs it in little and writes nothing."""
-    started = time.perf_counter()
-    records = []
-    for seed in range(1 if quick else SEEDS):
-        records += measure_blocks(
-            seed, epochs=1 if quick else EPOCHS, rounds=2 if quick else ROUNDS
-        )
-        print(*records[-2:], sep="\n", file=sys.stderr)
-    speeds = measure_speed(rounds=1 if quick else ROUNDS)
-    print(speeds, file=sys.stderr)
-    if quick:
-        return
-    write_result(
-        RESULT,
-        title="efficientvit: sandwich and cascaded group attention (digits), and images per second",
-        command="vitreous reproduce efficientvit",
-        rows=summary(records, speeds),
-        conclusion=conclude(records, speeds),
-        epochs=EPOCHS,
-        seconds=time.perf_counter() - started,
-        runs=records,
-        speeds=speeds,
+def main(quick: bool = False, full: bool = False, data: Path | None = None) -> None:
+    """Measure everything; a full run writes ``results/efficientvit.json``, a quick one only checks that all of it runs."""
+    study = Study(
+        __file__,
+        "sandwich and cascaded group attention, and images per second",
+        settings={
+            "epochs": EPOCHS,
+            "rates": RATES,
+            "training": TRAINING,
+            "shape": SHAPE,
+            "usual_depths": DEPTHS,
+        },
+        quick=quick,
+        full=full,
+        data=data,
+        few=2 if data is None else 1,  # real images take longer
     )
+    measured = partial(
+        measure,
+        epochs=1 if quick else EPOCHS,
+        augment=None if data is None else shifted_and_mirrored,
+    )
+    study.compare(ARMS, RATES, partial(task, data=data), measured)
+    shape, runs = task(0, data).shape, 1 if quick else RUNS
+    for seed in study.seeds:
+        study.run(partial(time_of_blocks, seed, shape, runs), system=BLOCK_TIME, seed=seed)
+        study.run(partial(time_of_hybrid, seed, runs), system=FAST_TIME, seed=seed)
+    study.finish(summary, claims, on=task(0, data).name)
+
+
+def task(seed: int, data: Path | None) -> ImageTask:
+    """Return the images of a seed."""
+    if data is None:
+        return image_task(seed, 2 * SIDE, training=TRAINING)
+    return image_task(seed, 4 * SIDE, data=data, validation=500)
 
 
 # -- blocks -----------------------------------------------------------------------------------------------
@@ -94,20 +117,17 @@ class MultiHead(nn.Module):
         return self.proj(F.relu(rearrange(mixed, "b n (h w) d -> b (n d) h w", h=x.shape[2])))
 
 
-def our_network() -> Any:
-    """Return the network with EfficientViT's blocks."""
-    size = {"bands": 1, "num_classes": 10, "image_size": 2 * SIDE, "total_stride": 2}
-    return create_model("efficientvit_m0", **size, **SHAPE, window=SIDE)
-
-
-def usual_network() -> nn.Module:
-    """Return it with usual blocks, and more of them: as many parameters."""
-    model = our_network()
+def build(arm: str, shape: dict[str, int]) -> nn.Module:
+    """Return a network with fresh weights: EfficientViT's blocks, or more of the usual ones."""
+    stride = shape["image_size"] // SIDE
+    model: Any = create_model("efficientvit_m0", **shape, **SHAPE, total_stride=stride, window=SIDE)
+    if arm == OURS:
+        return scaled_init(model)
     for i, (dim, depth) in enumerate(zip(SHAPE["dims"], DEPTHS, strict=True)):
         reduction = [part for part in model.stages[i] if not isinstance(part, Block)]
         blocks = [usual_block(dim, SIDE // 2**i) for _ in range(depth)]
         model.stages[i] = nn.ModuleList([*reduction, *blocks])
-    return model
+    return scaled_init(model)
 
 
 def usual_block(dim: int, side: int) -> nn.Module:
@@ -117,30 +137,30 @@ def usual_block(dim: int, side: int) -> nn.Module:
     return nn.Sequential(*map(Residual, branches))
 
 
-def measure_blocks(seed: int, epochs: int, rounds: int) -> list[dict[str, Any]]:
-    """Train and score both networks on one division of the digits, and time them by turns."""
-    loaded = load_digits()
-    images = torch.as_tensor(loaded.images, dtype=torch.float32)[:, None] / 8 - 1
-    images = F.interpolate(images, scale_factor=2, mode="bilinear")
-    classes = torch.as_tensor(loaded.target)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    train, test = order[:TRAIN], order[TRAIN:]
+def measure(
+    arm: str, seed: int, images: ImageTask, rate: float, *, epochs: int, augment: Any
+) -> dict[str, Any]:
+    """Train and score one network."""
     torch.manual_seed(seed)
-    models = {OURS: our_network(), USUAL: usual_network()}
-    for model in models.values():
-        fit_images(model, images[train], classes[train], epochs=epochs, seed=seed)
-    seconds = time_by_turns(models, images[test[:256]], rounds)
-    return [
-        {
-            "system": name,
-            "seed": seed,
-            "parameters": count(model),
-            "accuracy": accuracy(model, images[test], classes[test]),
-            "images_per_second": 256 / seconds[name],
-            "similarity": similarity_of_heads(model, images[test[:64]]),
-        }
-        for name, model in models.items()
-    ]
+    model = build(arm, images.shape)
+    fit_images(model, *images.train, epochs=epochs, learning_rate=rate, seed=seed, augment=augment)
+    return {
+        "learning_rate": rate,
+        "validation": accuracy(model, *images.validation),
+        "accuracy": accuracy(model, *images.test),
+        "similarity": similarity_of_heads(model, images.test.images[:64]),
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+
+
+@torch.inference_mode()
+def time_of_blocks(seed: int, shape: dict[str, int], runs: int) -> dict[str, Any]:
+    """Return, run by run, the time of the usual blocks over that of the sandwich."""
+    torch.manual_seed(seed)
+    usual, ours = (build(arm, shape).eval() for arm in (USUAL, OURS))
+    side = shape["image_size"]
+    images = torch.randn(BLOCK_BATCH, shape["bands"], side, side)
+    return {"ratios": cpu_ratios(lambda: usual(images), lambda: ours(images), runs)}
 
 
 @torch.inference_mode()
@@ -220,90 +240,54 @@ def hybrid() -> nn.Module:
     )
 
 
-def measure_speed(rounds: int) -> list[dict[str, Any]]:
-    """Time the published network and the hybrid."""
-    fast = create_model(FAST, bands=3, num_classes=1000, image_size=224)
-    models = {FAST: fast, HYBRID: hybrid()}
-    seconds = time_by_turns(models, torch.randn(16, 3, 224, 224), rounds)
-    return [
-        {"system": name, "parameters": count(model), "images_per_second": 16 / seconds[name]}
-        for name, model in models.items()
-    ]
-
-
 @torch.inference_mode()
-def time_by_turns(models: dict[str, nn.Module], images: Tensor, rounds: int) -> dict[str, float]:
-    """Return each network's median of seconds per batch, after one round that is not counted."""
-    taken: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(rounds + 1):
-        for name, model in models.items():
-            started = time.perf_counter()
-            model.eval()(images)
-            taken[name].append(time.perf_counter() - started)
-    return {name: median(own[1:]) for name, own in taken.items()}
+def time_of_hybrid(seed: int, runs: int) -> dict[str, Any]:
+    """Return, run by run, the time of the hybrid over that of the published network."""
+    torch.manual_seed(seed)
+    fast = create_model(FAST, bands=3, num_classes=1000, image_size=224).eval()
+    other = hybrid().eval()
+    images = torch.randn(SPEED_BATCH, 3, 224, 224)
+    return {"ratios": cpu_ratios(lambda: other(images), lambda: fast(images), runs)}
 
 
 # -- from records to words --------------------------------------------------------------------------------
 
 
-def count(model: nn.Module) -> int:
-    """Return the number of parameters."""
-    return sum(p.numel() for p in model.parameters())
-
-
-def summary(
-    records: Sequence[dict[str, Any]], speeds: Sequence[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Return the table: blocks over their seeds, then published networks."""
-    rows = []
-    for name in (OURS, USUAL):
-        own = [r for r in records if r["system"] == name]
-        rows.append(
-            {
-                "part": "blocks, digits",
-                "system": name,
-                "parameters": own[0]["parameters"],
-                "accuracy %": percent([r["accuracy"] for r in own]),
-                "images/s": round(mean(r["images_per_second"] for r in own)),
-                "similarity of heads": f"{mean(r['similarity'] for r in own):.3f}",
-            }
-        )
-    for row in speeds:
-        speed = round(row["images_per_second"], 1)
-        rows.append(
-            {
-                "part": "speed, 224 pixels",
-                "system": row["system"],
-                "parameters": row["parameters"],
-                "accuracy %": "",
-                "images/s": speed,
-                "similarity of heads": "",
-            }
-        )
-    return rows
-
-
-def conclude(records: Sequence[dict[str, Any]], speeds: Sequence[dict[str, Any]]) -> str:
-    """Say in words what the numbers say of the claims, also where they do not hold."""
-    ours, usual = (
+def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the table: one row per kind of block, over its seeds."""
+    return table_of(
+        [record for record in records if record["system"] in ARMS],
         {
-            key: mean(r[key] for r in records if r["system"] == name)
-            for key in ("accuracy", "images_per_second", "similarity")
-        }
-        for name in (OURS, USUAL)
+            "parameters": first("parameters"),
+            "learning rate": first("learning_rate"),
+            "accuracy %": percents("accuracy"),
+            "similarity of heads": lambda own: f"{mean(r['similarity'] for r in own):.3f}",
+        },
+        keys={"blocks": "system"},
     )
-    gain = 100 * (ours["accuracy"] - usual["accuracy"])
-    faster = ours["images_per_second"] / usual["images_per_second"]
-    alike = ours["similarity"] - usual["similarity"]
-    speedup = speeds[0]["images_per_second"] / speeds[1]["images_per_second"]
-    return (
-        f"With as many parameters the sandwich is {gain:+.1f} points from the usual blocks, at most {SLACK} behind: "
-        f"{verdict(gain >= -SLACK)}; it classifies {faster:.2f} times as many images per second, more than as many: "
-        f"{verdict(faster > 1)}; the similarity of its heads' maps differs by {alike:+.3f}, below 0: "
-        f"{verdict(alike < 0)}. M2 classifies {speedup:.2f} times as many images per second as the hybrid, more "
-        f"than {SPEEDUP:.0f} times as many: {verdict(speedup > SPEEDUP)}."
-    )
+
+
+def claims(records: Sequence[dict[str, Any]]) -> list[Claim]:
+    """Return what the paper claims, as measured."""
+
+    def speedup(text: str, system: str, required: float) -> Claim:
+        ratios = [median(record["ratios"]) for record in records if record["system"] == system]
+        text = f"Speed-up (processor time of one thread), {text}"
+        return claim(text, ratios, at_least=required, unit="times", digits=2, signed=False)
+
+    return [
+        claim("Accuracy, sandwich vs usual blocks", paired(records, OURS, USUAL), at_least=-SLACK),
+        speedup("sandwich over usual blocks", BLOCK_TIME, 1.0),
+        claim(
+            "Cosine similarity of heads' maps, sandwich vs usual blocks",
+            paired(records, OURS, USUAL, "similarity", factor=1.0),
+            at_most=0.0,
+            unit="",
+            digits=3,
+        ),
+        speedup(f"{FAST} over a hybrid of MobileViT-XXS's size", FAST_TIME, SPEEDUP),
+    ]
 
 
 if __name__ == "__main__":
-    main(quick="--quick" in sys.argv[1:])
+    main(quick="--quick" in sys.argv[1:], full="--full" in sys.argv[1:])

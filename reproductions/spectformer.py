@@ -54,7 +54,14 @@ def main(quick: bool = False, full: bool = False) -> None:
     study = Study(
         __file__,
         "spectral blocks first, attention after them",
-        settings={"epochs": EPOCHS, "batch": BATCH, "rates": RATES, "systems": SYSTEMS, **PIXELS},
+        settings={
+            "epochs": EPOCHS,
+            "batch": BATCH,
+            "rates": RATES,
+            "shape": SHAPE,
+            "systems": SYSTEMS,
+            **PIXELS,
+        },
         quick=quick,
         full=full,
         seeds=10,  # blocks differ much from seed to seed

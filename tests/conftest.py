@@ -31,12 +31,6 @@ def shared_data() -> Path:
     return _shared("data")
 
 
-@pytest.fixture(scope="session")
-def shared_parity() -> Path:
-    """Folder of reference weights, inputs and outputs."""
-    return _shared("parity")
-
-
 @pytest.fixture
 def cli(tmp_path: Path) -> Cli:
     """Run the command line as a user does, in an empty folder."""

@@ -314,6 +314,164 @@ def test_satmae_pp_conclusion(change, fails):
     assert (text.count("NO"), text.count("YES")) == (fails, 5 - fails)
 
 
+# -- claims of architectures ---------------------------------------------------------------------------------
+
+# What each script's claims are made of: the scores that every system reaches, and what else is recorded. With these
+# figures all claims hold; each change makes the named one fail, and no other.
+MET: dict[str, tuple[str, dict[str, dict[str, object]], dict[str, object]]] = {
+    "tnt": (
+        "accuracy",
+        {
+            "TNT": {"accuracy": 0.92},
+            "TNT without word attention": {"accuracy": 0.91},
+            "ViT": {"accuracy": 0.90},
+        },
+        {"inner_share": 0.12},
+    ),
+    "spectformer": (
+        "oa",
+        {
+            "alpha 0 (attention)": {"oa": 0.50, "macs": 9},
+            "alpha 2": {"oa": 0.50, "macs": 8},
+            "alpha 6 (spectral)": {"oa": 0.50, "macs": 7},
+            "attention first": {"oa": 0.49, "macs": 8},
+        },
+        {},
+    ),
+    "swin": (
+        "accuracy",
+        {
+            "shifted windows": {"accuracy": 0.95, "attention_macs": [1, 4]},
+            "fixed windows": {"accuracy": 0.50, "attention_macs": [1, 4]},
+            "global attention": {"accuracy": 0.97, "attention_macs": [1, 16]},
+        },
+        {},
+    ),
+    "t2t_vit": (
+        "accuracy",
+        {
+            "T2T, performer": {"accuracy": 0.96, "parameters": 107},
+            "T2T, transformer": {"accuracy": 0.97, "parameters": 107},
+            "patches": {"accuracy": 0.94, "parameters": 100},
+            "convolutions": {"accuracy": 0.98, "parameters": 105},
+        },
+        {},
+    ),
+    "ggem": (
+        "accuracy",
+        {
+            "class": {"accuracy": 0.80, "recall": 0.80, "exponents": []},
+            "mean": {"accuracy": 0.85, "recall": 0.80, "exponents": []},
+            "max": {"accuracy": 0.84, "recall": 0.80, "exponents": []},
+            "gem": {"accuracy": 0.86, "recall": 0.80, "exponents": []},
+            "ggem": {"accuracy": 0.85, "recall": 0.81, "exponents": [2.0, 3.0]},
+        },
+        {},
+    ),
+    "convnext": (
+        "accuracy",
+        {
+            "ConvNeXt, 7 x 7": {"accuracy": 0.95},
+            "ConvNeXt, 3 x 3": {"accuracy": 0.954},
+            "windows": {"accuracy": 0.94},
+            "ResNet": {"accuracy": 0.97},
+            "time": {"ratios": [0.7, 0.6, 9.0]},
+        },
+        {},
+    ),
+    "crossvit": (
+        "oa",
+        {
+            "cross-attention": {"oa": 0.92},
+            "sum": {"oa": 0.92},
+            "single": {"oa": 0.91},
+            "sum on blocks": {"oa": 0.3, "commonest": 0.25},
+        },
+        {"growth": 2.0},
+    ),
+    "efficientformer": (
+        "accuracy",
+        {
+            "slimmed": {"accuracy": 0.95},
+            "narrowed": {"accuracy": 0.94},
+            "supernet": {"shares": {"slimmed": 0.66}, "predicted_shares": {"slimmed": 0.7}},
+            "time of one image": {"ratios": [0.7, 0.6, 9.0]},
+        },
+        {},
+    ),
+    "efficientvit": (
+        "accuracy",
+        {
+            "sandwich, cascaded groups": {"accuracy": 0.95, "similarity": 0.5},
+            "multi-head, one feed-forward": {"accuracy": 0.95, "similarity": 0.6},
+            "time of the usual blocks": {"ratios": [1.4, 1.3, 0.1]},
+            "time of the hybrid": {"ratios": [2.5, 2.6, 0.1]},
+        },
+        {},
+    ),
+}
+
+
+def checked(slug: str, system: str = "", **change: object) -> list[str]:
+    """Return the verdicts of a script's claims, one system's figures or a detail changed."""
+    script = _load(SCRIPTS / f"{slug}.py")
+    score, systems, details = MET[slug]
+    runs = []
+    for seed in range(5):
+        for name, figures in systems.items():
+            run = {"system": name, "seed": seed, **figures, **(change if name == system else {})}
+            if score in run:
+                run[score] += 0.001 * seed
+            runs.append(run)
+    found = script.claims(runs, **{**details, **({} if system else change)})
+    return [claim.verdict for claim in found if claim.required is not None]
+
+
+@pytest.mark.parametrize("slug", MET)
+def test_claims_hold_where_all_that_is_required_is_met(slug):
+    assert set(checked(slug)) == {"holds"}
+
+
+@pytest.mark.parametrize(
+    ("slug", "system", "change", "failing"),
+    [
+        ("tnt", "ViT", {"accuracy": 0.915}, [0]),  # half a point
+        ("tnt", "TNT without word attention", {"accuracy": 0.925}, [1]),
+        ("tnt", "", {"inner_share": 0.3}, [2]),
+        ("spectformer", "alpha 0 (attention)", {"oa": 0.51}, [0]),
+        ("spectformer", "alpha 6 (spectral)", {"oa": 0.51}, [1]),
+        ("spectformer", "attention first", {"oa": 0.501}, [2]),
+        ("spectformer", "alpha 0 (attention)", {"macs": 7}, [3]),
+        ("swin", "fixed windows", {"accuracy": 0.93}, [0]),
+        ("swin", "shifted windows", {"attention_macs": [1, 5]}, [1]),
+        ("t2t_vit", "patches", {"accuracy": 0.955}, [0]),
+        ("t2t_vit", "T2T, transformer", {"accuracy": 0.99}, [1]),
+        ("t2t_vit", "T2T, transformer", {"accuracy": 0.93}, [2]),
+        ("t2t_vit", "patches", {"parameters": 90}, [3]),
+        ("ggem", "mean", {"accuracy": 0.86}, [0]),
+        ("ggem", "max", {"accuracy": 0.86}, [1]),
+        ("ggem", "mean", {"recall": 0.82}, [2]),
+        ("ggem", "ggem", {"exponents": [3.0, 3.1]}, [3]),
+        ("convnext", "windows", {"accuracy": 0.96}, [0]),
+        ("convnext", "ConvNeXt, 3 x 3", {"accuracy": 0.96}, [1]),
+        ("convnext", "time", {"ratios": [1.2, 1.1, 0.1]}, [2]),
+        ("crossvit", "single", {"oa": 0.93}, [0]),
+        ("crossvit", "sum", {"oa": 0.93}, [1]),
+        ("crossvit", "", {"growth": 4.0}, [2]),
+        ("efficientformer", "time of one image", {"ratios": [0.9, 0.9, 0.1]}, [0]),
+        ("efficientformer", "supernet", {"shares": {"slimmed": 0.8}}, [1]),
+        ("efficientformer", "narrowed", {"accuracy": 0.96}, [2]),
+        ("efficientvit", "multi-head, one feed-forward", {"accuracy": 0.96}, [0]),
+        ("efficientvit", "time of the usual blocks", {"ratios": [0.9, 0.9, 2.0]}, [1]),
+        ("efficientvit", "sandwich, cascaded groups", {"similarity": 0.7}, [2]),
+        ("efficientvit", "time of the hybrid", {"ratios": [1.9, 1.9, 9.0]}, [3]),
+    ],
+)
+def test_each_claim_fails_where_what_it_requires_is_not_met(slug, system, change, failing):
+    verdicts = checked(slug, system, **change)
+    assert [k for k, verdict in enumerate(verdicts) if verdict != "holds"] == failing
+
+
 # -- what is recorded -------------------------------------------------------------------------------------------
 
 

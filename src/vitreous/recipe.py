@@ -61,6 +61,11 @@ class Settings(BaseModel):
 
     scene: str = _setting("indian_pines", "Data", "Scene file, or the name of a built-in sample.")
     hints: dict[str, Any] = _setting({}, "Data", "Hints for the reader, e.g. variable=cube.")
+    mask: str | None = _setting(
+        None,
+        "Data",
+        "Image of clouds and the like whose pixels do not count: a file, or 'scl' or 'qa' of the scene's product.",
+    )
 
     model: str
     model_args: dict[str, Any] = _setting({}, "Model", "Changes to the variant, e.g. dim=48.")
@@ -87,13 +92,21 @@ class Settings(BaseModel):
     report: bool = _setting(True, "Run", "Write report.html.")
     tensorboard: bool = _setting(False, "Run", "Also log for TensorBoard.")
 
+    @property
+    def scene_hints(self) -> dict[str, Any]:
+        """All that the reader of the scene is told."""
+        return self.hints if self.mask is None else {**self.hints, "mask": self.mask}
+
     @field_validator("*")
     @classmethod
     def _plain(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse what no file is named and no argument can be."""
         if isinstance(value, str) and "\0" in value:
             raise ValueError("the character with the code 0 has no place in it")
-        if info.field_name == "hints":  # words, because JSON has no such numbers; readers know them
+        if info.field_name in {
+            "hints",
+            "label_hints",
+        }:  # words, because JSON has no such numbers; readers know them
             return {
                 key: str(part) if isinstance(part, float) and not math.isfinite(part) else part
                 for key, part in value.items()
@@ -171,6 +184,9 @@ class Recipe(Settings):
     )
     test_labels: str | None = _setting(None, "Data", "Separate test labels; implies --split files.")
     label_attribute: str | None = _setting(None, "Data", "Class attribute of vector labels.")
+    label_hints: dict[str, Any] = _setting(
+        {}, "Data", "Hints for the labels' reader, e.g. layer=fields, variable=gt, nodata=255."
+    )
 
     split: Literal["blocks", "random", "fixed", "files"] = _setting(
         "blocks", "Split", "How labelled pixels are divided; only 'blocks' keeps patches apart."

@@ -54,6 +54,7 @@ def test_the_table_says_what_was_done(published):
     assert done.exit_code == 0, done.output
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert lines[0] == "vit_test: 5 bands, 2 classes, images of 33 x 33"
+    assert lines[1] == "found: timm's ViT, 5,445 parameters, 5 classes"
     for told in ("bands adapted by 'repeat' │ 1 │ patch_embed.weight", "resized │ 1 │ pos_embed",
                  "new head │ 2 │ head.weight, head.bias", "left over │ 0"):  # fmt: skip
         assert any(told in line for line in lines), told

@@ -20,6 +20,8 @@ CHANGES = {
     "labels": ("l.tif", "l.tif"),
     "label_attribute": ("crop", "crop"),
     "hints": ("variable=cube", {"variable": "cube"}),
+    "mask": ("scl", "scl"),
+    "label_hints": ("layer=fields", {"layer": "fields"}),
     "model_args": ("depths=[1, 2]", {"depths": [1, 2]}),
     "baselines": ("svm,vit_tiny", ["svm", "vit_tiny"]),
     "split": ("random", "random"),

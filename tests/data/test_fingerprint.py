@@ -9,6 +9,7 @@ from rasterio.transform import Affine
 
 from vitreous.data import fingerprint
 from vitreous.data.fingerprint import Ground, labels_fingerprint, scene_fingerprint, values_hash
+from vitreous.errors import SceneError
 from vitreous.scenes import open_scene
 from vitreous.scenes.cube import LazyCube, make_labels, make_scene
 
@@ -89,6 +90,16 @@ def test_labels_and_the_names_of_their_classes_count():
     assert len({labels_fingerprint(plain), *others}) == 5
 
 
+def test_a_scene_that_breaks_off_is_named():
+    def broken(window):
+        raise OSError("short read")
+
+    scene = make_scene(LazyCube((3, 4, 5), np.float32, broken), source="half.tif")
+    with pytest.raises(SceneError, match=r"half\.tif cannot be read: short read") as caught:
+        scene_fingerprint(scene)
+    assert caught.value.fix
+
+
 # -- where pixels are in another scene --------------------------------------------------------------------
 
 
@@ -113,6 +124,11 @@ def test_a_clipping_and_another_resolution_are_found_by_their_place():
         CUBE[:, ::2, ::2], crs=PLACE["crs"], transform=PLACE["transform"] @ Affine.scale(2)
     )
     assert located(coarse, whole, [31, 62, 5]) == [[0, 1, 0], [0, 1, 2]]
+    # A coarse pixel is where its middle is.
+    third = make_scene(
+        CUBE[:, ::3, ::3], crs=PLACE["crs"], transform=PLACE["transform"] @ Affine.scale(3)
+    )
+    assert located(whole, third, [0, 11]) == [[1, 4], [1, 4]]
 
 
 @pytest.mark.parametrize("change", [{"crs": "EPSG:32633"}, {"crs": None}, {"transform": None}])

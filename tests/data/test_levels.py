@@ -104,6 +104,20 @@ def test_some_pixels_are_told_with_their_share():
         CROPS.check_values(scene_of(cube))
 
 
+def test_a_margin_of_zeros_is_no_darkness_and_untagged_nodata_is_no_scale():
+    cube = land("vegetation", "soil", seed=4)
+    cube[:, :30] = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        CROPS.check_values(scene_of(cube))
+    cube[:, :30] = -9999
+    with pytest.raises(
+        ModelError, match="75% of the scene's pixels are more than 5 times brighter"
+    ) as caught:
+        CROPS.check_values(scene_of(cube))
+    assert "nodata" in caught.value.fix and "hint scale" not in caught.value.fix
+
+
 def test_absorption_bands_of_noise_decide_nothing():
     rng = np.random.default_rng(0)
     cube, again = land("vegetation", "soil"), land("vegetation", "soil", seed=1)

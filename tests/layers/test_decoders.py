@@ -140,3 +140,13 @@ def test_bad_input_is_refused_in_words():
         DenseNet(torch.nn.Linear(3, 3))
     with pytest.raises(ModelError, match="3 bands"):
         dense()(torch.zeros(1, BANDS + 1, 18, 18))
+
+
+def test_without_classes_every_pixel_has_its_features():
+    trunk = create_model("swin_test", bands=3, num_classes=0, image_size=16)
+    net, x = DenseNet(trunk, width=8).eval(), torch.randn(1, 3, 16, 16)
+    assert net(x).shape == (1, 8, 16, 16)
+    net.reset_head(2)
+    assert net(x).shape == (1, 2, 16, 16)
+    net.reset_head(0)
+    assert net(x).shape == (1, 8, 16, 16)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from fixtures_reader import load_fixture
 from vitreous.errors import ModelError
 from vitreous.layers import quantize
 from vitreous.layers.quantize import (
@@ -26,8 +27,8 @@ from vitreous.models.lola_specvit import SpectralConv
 
 
 @pytest.fixture(scope="module")
-def fixture(shared_parity):
-    return torch.load(shared_parity / "repq_vit.pt", weights_only=True)
+def fixture():
+    return load_fixture("repq_vit")
 
 
 def values(*shape, seed=0):

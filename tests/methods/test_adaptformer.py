@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import vitreous
+from fixtures_reader import load_fixture
 from vitreous import testing
 from vitreous.catalog.registry import card
 from vitreous.catalog.reproduce import SCRIPTS, _load
@@ -47,8 +48,8 @@ def adapted(plain, name="adaptformer", **settings):
 
 
 @pytest.fixture(scope="module")
-def fixture(shared_parity):
-    return torch.load(shared_parity / "adaptformer.pt", weights_only=True)
+def fixture():
+    return load_fixture("adaptformer")
 
 
 def tuned(fixture, **changes):

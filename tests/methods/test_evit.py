@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import vitreous
+from fixtures_reader import load_fixture
 from vitreous.errors import ModelError
 from vitreous.inference.cost import count_cost
 from vitreous.layers.tokens import attention_weights, gather_tokens
@@ -15,8 +16,8 @@ from vitreous.models.vit import Block
 
 
 @pytest.fixture(scope="module")
-def fixture(shared_parity):
-    return torch.load(shared_parity / "evit.pt", weights_only=True)
+def fixture():
+    return load_fixture("evit")
 
 
 def model(**arguments):

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import vitreous
+from fixtures_reader import load_fixture
 from vitreous.errors import ModelError
 from vitreous.inference.cost import count_cost
 from vitreous.methods.reduce import gtp_vit
@@ -25,8 +26,8 @@ OPTIONS = {
 
 
 @pytest.fixture(scope="module")
-def fixture(shared_parity):
-    return torch.load(shared_parity / "gtp_vit.pt", weights_only=True)
+def fixture():
+    return load_fixture("gtp_vit")
 
 
 def model(**arguments):

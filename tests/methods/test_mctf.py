@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import vitreous
+from fixtures_reader import load_fixture
 from vitreous.errors import ModelError
 from vitreous.inference.cost import count_cost
 from vitreous.layers.matching import Grouping, cosines, match
@@ -59,8 +60,8 @@ def rand(*shape, seed=0):
 
 
 @pytest.fixture(scope="module")
-def fixture(shared_parity):
-    return torch.load(shared_parity / "mctf.pt", weights_only=True)
+def fixture():
+    return load_fixture("mctf")
 
 
 @pytest.mark.parametrize("name", OPTIONS)

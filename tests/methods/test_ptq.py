@@ -17,7 +17,7 @@ from vitreous.layers.quantize import (
 )
 from vitreous.methods.quantize import ptq
 from vitreous.methods.quantize._install import fold
-from vitreous.testing import images, make
+from vitreous.testing import check_near, check_near_quantized, images, make, spread
 
 MODELS = vitreous.list_models("*_test", kind="model")
 
@@ -38,9 +38,9 @@ def test_eight_bits_cost_little_and_none_nothing(name):
     quantized, report = quantize(model)
     exact = model(x)
     noise = quantized(x) - exact
-    assert 0 < noise.norm() < 0.05 * exact.norm()
+    assert 0 < noise.square().mean().sqrt() < 0.4 * spread(exact)
     set_enabled(quantized, False)
-    torch.testing.assert_close(quantized(x), exact, rtol=1e-5, atol=1e-5)
+    check_near(quantized(x), exact, 1e-3, f"{name}: all quantizers off")
     assert all(row["SQNR dB"] > 25 for row in report.rows)
     # Every product with weights is quantized, but those that an architecture computes without a layer.
     kinds = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -58,7 +58,7 @@ def test_folding_changes_nothing(name):
     folded = copy.deepcopy(model)
     fold(folded)
     with torch.no_grad():
-        torch.testing.assert_close(folded(x), model(x), rtol=1e-5, atol=1e-5)
+        check_near(folded(x), model(x), 1e-3, f"{name}: folded")
 
 
 def test_batch_norms_behind_convolutions_are_gone():
@@ -142,7 +142,7 @@ def test_percentiles_leave_outliers_out(vit):
 def test_asymmetric_weights_use_all_codes(vit):
     shifted = copy.deepcopy(vit)
     with torch.no_grad():
-        shifted.blocks[0].mlp.fc1.weight.add_(0.05)
+        shifted.blocks[0].mlp.fc1.weight.add_(0.5)
     rows = [
         {
             row["layer"]: row["SQNR dB"]
@@ -156,12 +156,14 @@ def test_asymmetric_weights_use_all_codes(vit):
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["swin_test", "lola_specvit_test"])
 def test_files_batches_and_copies(name, tmp_path):
-    quantized, x = quantize(make(name).eval()).model, images(5, 4, 15)
+    plain, x = make(name).eval(), images(5, 4, 15)
+    quantized = quantize(plain).model
     expected = quantized(x)
     loaded, _ = vitreous.load_model(vitreous.save_model(quantized, tmp_path / "m.safetensors"))
     assert torch.equal(loaded(x), expected)
     assert torch.equal(copy.deepcopy(quantized)(x), expected)
-    torch.testing.assert_close(quantized(x[2:3]), expected[2:3], rtol=1e-4, atol=1e-5)
+    alone = torch.cat([quantized(image[None]) for image in x])
+    check_near_quantized(alone, expected, plain(x), f"{name}: alone and in a batch")
 
 
 def test_the_original_is_untouched(vit):

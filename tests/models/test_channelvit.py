@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import vitreous
+from fixtures_reader import load_fixture
 from vitreous.catalog.registry import create_model, from_reference
 from vitreous.errors import ModelError
 from vitreous.layers.bands import adapt_bands
@@ -14,8 +15,8 @@ from vitreous.testing import images
 
 
 @pytest.fixture(scope="module")
-def reference(shared_parity):
-    return torch.load(shared_parity / "channelvit.pt", weights_only=True)
+def reference():
+    return load_fixture("channelvit")
 
 
 def small(**changes):

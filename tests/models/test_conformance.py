@@ -1,6 +1,7 @@
 """The matrix: every registered architecture's smallest variant through every check."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from vitreous.catalog.registry import cards
 
 MODELS = [f"{entry.slug}_test" for entry in cards() if entry.kind == "model"]
 RESTORERS = [f"{entry.slug}_test" for entry in cards() if entry.kind == "restorer"]
-GOLDEN = Path(__file__).with_name("golden.json")
+GOLDEN = Path(__file__).with_name("golden")
 
 
 @pytest.mark.parametrize("check", testing.CHECKS, ids=lambda check: check.__name__)
@@ -26,10 +27,19 @@ def test_restorer_contract(name, check):
 
 
 @pytest.mark.parametrize("name", MODELS + RESTORERS)
-def test_golden_scores(name):
-    """After a change that is meant: python tests/models/test_conformance.py."""
-    known = json.loads(GOLDEN.read_text())
-    assert testing.golden(name) == pytest.approx(known[name], rel=1e-3, abs=1e-4)
+def test_golden_values(name):
+    """After a change that is meant: python tests/models/test_conformance.py SLUG (or without, all)."""
+    testing.check_golden(name, json.loads(golden_file(name).read_text()))
+
+
+def golden_file(name):
+    return GOLDEN / f"{name.removesuffix('_test')}.json"
+
+
+def test_golden_values_are_those_of_systems():
+    assert {path.stem for path in GOLDEN.iterdir()} == {
+        n[: -len("_test")] for n in MODELS + RESTORERS
+    }
 
 
 @pytest.mark.slow
@@ -47,8 +57,11 @@ def test_onnx(name):
 
 
 if __name__ == "__main__":
-    lines = [
-        f"{json.dumps(name)}: {json.dumps(testing.golden(name))}"
-        for name in sorted(MODELS + RESTORERS)
-    ]
-    GOLDEN.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    GOLDEN.mkdir(exist_ok=True)
+    for name in MODELS + RESTORERS:
+        if not sys.argv[1:] or name.removesuffix("_test") in sys.argv[1:]:
+            lines = [
+                f" {json.dumps(what)}: {json.dumps(rows)}"
+                for what, rows in testing.golden(name).items()
+            ]
+            golden_file(name).write_text("{\n" + ",\n".join(lines) + "\n}\n")

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import vitreous
+from fixtures_reader import load_fixture
 from vitreous.errors import CheckpointError, ModelError
 from vitreous.models.convnext import Block, ChannelNorm, ConvNeXt, rename
 
@@ -11,8 +12,8 @@ TINY = {"dims": [8, 12, 16, 24], "depths": [1, 1, 2, 1]}
 
 
 @pytest.fixture
-def fixture(shared_parity):
-    return torch.load(shared_parity / "convnext.pt", weights_only=True)
+def fixture():
+    return load_fixture("convnext")
 
 
 def lively(model):

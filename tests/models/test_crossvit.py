@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from fixtures_reader import load_fixture
 from vitreous.catalog.registry import create_model, from_reference
 from vitreous.errors import CheckpointError, ModelError
 from vitreous.models.crossvit import (
@@ -20,14 +21,15 @@ from vitreous.models.crossvit import (
     default_token_sizes,
     rename,
     resize,
+    to_cells,
 )
 
 DETAILS = Details(qkv_bias=True, cross_scale=None, lone_class_token=False, norm_eps=1e-6)
 
 
 @pytest.fixture(scope="module")
-def fixture(shared_parity):
-    return torch.load(shared_parity / "crossvit.pt", weights_only=True)
+def fixture():
+    return load_fixture("crossvit")
 
 
 @pytest.fixture(autouse=True)
@@ -243,3 +245,24 @@ def test_stochastic_depth_grows_along_the_large_branch():
 def test_wrong_arguments_are_refused(wrong):
     with pytest.raises(ModelError, match="crossvit"):
         CrossViT(3, 2, 32, **{"dims": (8, 16), "heads": (2, 2), **wrong})
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "cells", "stride"), [(15, 15, 10, 1), (64, 32, 11, 5), (30, 61, 7, 4)]
+)
+def test_maps_lie_where_their_stride_says(height, width, cells, stride):
+    """A grid that covers the image, holding the place of each cell's centre in pixels, is resampled to such places."""
+    rows, columns = (((torch.arange(cells) + 0.5) * side / cells) for side in (height, width))
+    grid = torch.stack([rows[:, None].expand(cells, cells), columns.expand(cells, cells)])[None]
+    found = to_cells(grid, (height, width), stride)[0]
+    for axis, (side, ends) in enumerate(((height, rows), (width, columns))):
+        wanted = (torch.arange(-(-side // stride)) + 0.5) * stride
+        along = found[axis].movedim(axis, 0)
+        assert len(along) == len(wanted)
+        expected = wanted.clamp(ends[0], ends[-1])[:, None].expand_as(along)
+        torch.testing.assert_close(along, expected)
+
+
+def test_maps_of_whole_cells_are_left_alone():
+    x = torch.randn(1, 2, 8, 8)
+    assert to_cells(x, (32, 32), 4) is x

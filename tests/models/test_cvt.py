@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from fixtures_reader import load_fixture
 from vitreous import testing
 from vitreous.catalog.registry import create_model, from_reference
 from vitreous.errors import ModelError
@@ -36,8 +37,8 @@ def attention(method="conv", key_stride=2, prefix=1, heads=2):
 
 
 @pytest.fixture(scope="module")
-def reference(shared_parity):
-    return torch.load(shared_parity / "cvt.pt", weights_only=True)
+def reference():
+    return load_fixture("cvt")
 
 
 def close(found, expected):

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import vitreous
+from fixtures_reader import load_fixture
 from vitreous.errors import CheckpointError, ModelError
 from vitreous.models.efficientformer import (
     Attention,
@@ -29,8 +30,8 @@ TINY = {
 
 
 @pytest.fixture
-def fixture(shared_parity):
-    return torch.load(shared_parity / "efficientformer.pt", weights_only=True)
+def fixture():
+    return load_fixture("efficientformer")
 
 
 def lively(model):

@@ -5,6 +5,7 @@ import torch
 from einops import rearrange
 from torch import nn
 
+from fixtures_reader import load_fixture
 from vitreous.catalog.registry import create_model, from_reference
 from vitreous.errors import ModelError
 from vitreous.layers.convnorm import ConvNorm, folded
@@ -48,8 +49,8 @@ def attention(window=4, heads=3):
 
 
 @pytest.fixture(scope="module")
-def reference(shared_parity):
-    return torch.load(shared_parity / "efficientvit.pt", weights_only=True)
+def reference():
+    return load_fixture("efficientvit")
 
 
 def close(found, expected):

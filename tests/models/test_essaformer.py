@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fixtures_reader import load_fixture
 from vitreous.catalog.registry import create_model, from_reference
 from vitreous.errors import CheckpointError, ModelError
 from vitreous.models.essaformer import Attention, ESSAformer, correlate, rename, variance_shares
@@ -13,8 +14,8 @@ from vitreous.testing import images
 
 
 @pytest.fixture(scope="module")
-def reference(shared_parity):
-    return torch.load(shared_parity / "essaformer.pt", weights_only=True)
+def reference():
+    return load_fixture("essaformer")
 
 
 def small(bands=4, **changes):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import vitreous
+from fixtures_reader import load_fixture
 from vitreous.catalog.registry import card, create_model, from_reference
 from vitreous.errors import ModelError
 from vitreous.layers.pooling import GroupGeneralizedMean
@@ -23,8 +24,8 @@ def positive(*shape, seed=0):
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) + 0.1
 
 
-def test_equals_reference(shared_parity):
-    reference = torch.load(shared_parity / "ggem.pt", weights_only=True)
+def test_equals_reference():
+    reference = load_fixture("ggem")
     layer = from_reference("ggem", reference["state_dict"], reference["kwargs"])
     with torch.no_grad():
         torch.testing.assert_close(

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fixtures_reader import load_fixture
 from vitreous.catalog.registry import create_model, from_reference
 from vitreous.errors import CheckpointError, ModelError
 from vitreous.models.hsdt import (
@@ -26,8 +27,8 @@ from vitreous.testing import images
 
 
 @pytest.fixture(scope="module")
-def reference(shared_parity):
-    return torch.load(shared_parity / "hsdt.pt", weights_only=True)
+def reference():
+    return load_fixture("hsdt")
 
 
 def small(bands=31, **changes):

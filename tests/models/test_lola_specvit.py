@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 import vitreous
+from fixtures_reader import load_fixture
 from vitreous.catalog.registry import card
 from vitreous.errors import CheckpointError, ModelError
 from vitreous.layers.attention import attention
@@ -19,8 +20,8 @@ def small(**changes):
 
 
 @pytest.fixture
-def fixture(shared_parity):
-    return torch.load(shared_parity / "lola_specvit.pt", weights_only=True)
+def fixture():
+    return load_fixture("lola_specvit")
 
 
 def test_equals_the_reference(fixture):

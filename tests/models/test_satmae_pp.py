@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import vitreous
+from fixtures_reader import load_fixture
 from vitreous.catalog.registry import create_model, from_reference
 from vitreous.errors import ModelError
 from vitreous.models.satmae_pp import (
@@ -25,8 +26,8 @@ GROUPS = ((0, 2, 3), (1, 4), (5,))
 
 
 @pytest.fixture(scope="module")
-def reference(shared_parity):
-    return torch.load(shared_parity / "satmae_pp.pt", weights_only=True)
+def reference():
+    return load_fixture("satmae_pp")
 
 
 def small(**changes):

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import vitreous
+from fixtures_reader import load_fixture
 from vitreous.catalog.registry import card, create_model
 from vitreous.errors import ModelError
 from vitreous.inference.cost import count_cost
@@ -61,8 +62,8 @@ def gate_of(dim, grid, filter_=None):
 
 
 @pytest.fixture
-def fixture(shared_parity):
-    return torch.load(shared_parity / "spectformer.pt", weights_only=True)
+def fixture():
+    return load_fixture("spectformer")
 
 
 @torch.no_grad()

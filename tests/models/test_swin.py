@@ -7,6 +7,7 @@ import torch
 from einops import rearrange
 from torch.utils.flop_counter import FlopCounterMode
 
+from fixtures_reader import load_fixture
 from vitreous.catalog.registry import create_model, from_reference
 from vitreous.errors import ModelError
 from vitreous.layers.windows import partition, reverse
@@ -23,8 +24,8 @@ from vitreous.testing import images
 
 
 @pytest.fixture(scope="module")
-def reference(shared_parity):
-    return torch.load(shared_parity / "swin.pt", weights_only=True)
+def reference():
+    return load_fixture("swin")
 
 
 def small(**changes):

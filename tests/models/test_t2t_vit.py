@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from fixtures_reader import load_fixture
 from vitreous.catalog.registry import create_model, from_reference
 from vitreous.errors import CheckpointError, ModelError
 from vitreous.models.t2t_vit import (
@@ -23,8 +24,8 @@ from vitreous.models.t2t_vit import (
 
 
 @pytest.fixture(scope="module")
-def fixture(shared_parity):
-    whole = torch.load(shared_parity / "t2t_vit.pt", weights_only=True)
+def fixture():
+    whole = load_fixture("t2t_vit")
     return {
         "performer": {k: whole[k] for k in ("kwargs", "state_dict", "input", "output")},
         "transformer": {**whole["extra"], "input": whole["input"]},

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import vitreous
+from fixtures_reader import load_fixture
 from vitreous.catalog.registry import create_model
 from vitreous.errors import CheckpointError, ModelError
 from vitreous.inference.cost import count_cost
@@ -25,8 +26,8 @@ def small(**changes):
 
 
 @pytest.fixture
-def fixture(shared_parity):
-    return torch.load(shared_parity / "tnt.pt", weights_only=True)
+def fixture():
+    return load_fixture("tnt")
 
 
 @torch.no_grad()

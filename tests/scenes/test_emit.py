@@ -157,13 +157,15 @@ def test_netcdf_that_xarray_wrote(tmp_path: Path) -> None:
     assert read.wavelength.values.tolist() == [450, 550, 650]
 
 
-def test_a_stored_offset_is_refused(tmp_path: Path) -> None:
-    values = xr.DataArray(
-        np.zeros((3, 4, 5), "i2"), dims=("band", "y", "x"), attrs={"add_offset": 5.0}
-    )
+def test_a_stored_offset_is_applied(tmp_path: Path) -> None:
+    stored = np.arange(60).reshape(3, 4, 5).astype("i2")
+    attrs = {"add_offset": 5.0, "scale_factor": 0.5, "missing_value": np.int16(7)}
+    values = xr.DataArray(stored, dims=("band", "y", "x"), attrs=attrs)
     values.to_dataset(name="a").to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
-    with pytest.raises(SceneError, match="offset"):
-        emit.open(tmp_path / "a.nc")
+    physical = read_window(emit.open(tmp_path / "a.nc"), slice(0, 4), slice(0, 5))
+    assert np.isnan(physical[:, 1, 2]).all() and np.isnan(physical).sum() == 3
+    expected = np.where((stored == 7).any(axis=0), np.nan, stored * 0.5 + 5)
+    np.testing.assert_allclose(physical, expected)
 
 
 def test_other_files_are_never_pulled_in(tmp_path: Path) -> None:

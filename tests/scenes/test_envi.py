@@ -179,9 +179,11 @@ def test_wavelength_units_agree(tmp_path):
     np.testing.assert_allclose(told.wavelength, scene.wavelength)
 
 
-def test_wavenumbers_are_left_out_with_a_warning(tmp_path):
-    path = put(tmp_path, cube(), wavelength="{900, 800, 700}", wavelength_units="Wavenumber")
-    with pytest.warns(UserWarning, match="Wavenumber"):
+def test_wavenumbers_become_wavelengths_and_frequencies_are_left_out(tmp_path):
+    path = put(tmp_path, cube(), wavelength="{1000, 800, 625}", wavelength_units="Wavenumber")
+    np.testing.assert_allclose(open_scene(path).wavelength, [10_000, 12_500, 16_000])
+    path = put(tmp_path, cube(), wavelength="{1, 2, 3}", wavelength_units="GHz")
+    with pytest.warns(UserWarning, match="GHz"):
         assert "wavelength" not in open_scene(path).coords
 
 
@@ -218,7 +220,6 @@ def test_nothing_is_read_on_opening(tmp_path):
 BAD = {
     "no header word": ("ENVI\n", "", "first line"),
     "unterminated brace": ("bands = 3", "bands = 3\nwavelength = {1, 2", "wavelength"),
-    "no byte order": ("byte order = 0", "", "byte order"),
     "silly byte order": ("byte order = 0", "byte order = 3", "byte order"),
     "negative offset": ("header offset = 0", "header offset = -5", "offset"),
     "negative size": ("lines = 4", "lines = -4", "-4"),

@@ -56,7 +56,7 @@ def test_both_versions_give_the_same_scene(tmp_path: Path, save) -> None:
 def test_labels_and_their_orientation(tmp_path: Path, save) -> None:
     labels = np.arange(12 * 9).reshape(12, 9).astype("f8")
     save(tmp_path / "a.mat", indian_pines_gt=labels)
-    np.testing.assert_array_equal(matlab.open_labels(tmp_path / "a.mat"), labels)
+    np.testing.assert_array_equal(matlab.open_labels(tmp_path / "a.mat").values, labels)
 
 
 def test_wavelengths_tell_the_band_axis(tmp_path: Path, save) -> None:
@@ -230,7 +230,7 @@ def test_real_scenes(shared_data: Path) -> None:
     with pytest.raises(SceneError, match=r"HSim.*MSim"):
         matlab.open(paris)
     assert matlab.open(paris, variable="MSim").shape == (9, 72, 72)
-    pavia = matlab.open_labels(shared_data / "label_maps" / "PaviaU_gt.mat")
+    pavia = matlab.open_labels(shared_data / "label_maps" / "PaviaU_gt.mat").values
     assert np.bincount(pavia.ravel())[1:].tolist() == [
         6631,
         18649,

@@ -230,3 +230,99 @@ def test_some_other_jp2(tmp_path):
     put_band(tmp_path / "photo.jp2", 10)
     with pytest.raises(SceneError, match="no band of a Sentinel-2 product"):
         open_scene(tmp_path / "photo.jp2")
+
+
+def put_metadata(folder, unit="Sentinel-2B", level="2A", scale=10000, offsets=(), centres=None):
+    """``MTD_MSIL*.xml`` as ESA's specification has it, cut to what says how to read the bands."""
+    tag = "BOA_ADD_OFFSET" if level == "2A" else "RADIO_ADD_OFFSET"
+    value = "BOA_QUANTIFICATION_VALUE" if level == "2A" else "QUANTIFICATION_VALUE"
+    shifts = "".join(f'<{tag} band_id="{k}">{shift}</{tag}>' for k, shift in enumerate(offsets))
+    bands = "".join(
+        f'<Spectral_Information bandId="{k}" physicalBand="B{k}"><RESOLUTION>10</RESOLUTION><Wavelength>'
+        f'<MIN unit="nm">1</MIN><MAX unit="nm">2</MAX><CENTRAL unit="nm">{nm}</CENTRAL></Wavelength>'
+        "</Spectral_Information>"
+        for k, nm in enumerate(centres or ())
+    )
+    (folder / f"MTD_MSIL{level}.xml").write_text(
+        f'<?xml version="1.0" encoding="UTF-8"?><n1:Level-{level}_User_Product xmlns:n1="https://x.esa.int/x.xsd">'
+        f"<n1:General_Info><Product_Info><Datatake><SPACECRAFT_NAME>{unit}</SPACECRAFT_NAME></Datatake></Product_Info>"
+        f'<Product_Image_Characteristics><{value} unit="none">{scale}</{value}><List>{shifts}</List>'
+        f"<Spectral_Information_List>{bands}</Spectral_Information_List></Product_Image_Characteristics>"
+        f"</n1:General_Info></n1:Level-{level}_User_Product>"
+    )
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_the_metadata_say_unit_offset_and_scale(tmp_path):
+    """Neither the name (an old baseline) nor the day (before offsets) is asked where the product speaks."""
+    product = tmp_path / "S2A_MSIL1C_20170216T102101_N0204_R065_T33UUU_20170216T130000.SAFE"
+    counts = put_product(product / "GRANULE" / "L1C" / "IMG_DATA")
+    put_metadata(product, "Sentinel-2B", "1C", 20000, [-1000] * 13)
+    scene = open_scene(product)
+    assert (scene.scale, scene.nodata) == (5e-5, -1000)
+    np.testing.assert_array_equal(scene.values[1], counts["B02"].astype(int) - 1000)
+    by_name = dict(zip(scene.band_name.values, scene.wavelength.values, strict=True))
+    assert (by_name["B8A"], by_name["B12"]) == (864.0, 2185.7)
+    put_metadata(product, "Sentinel-2A", "1C")
+    scene = open_scene(product / "GRANULE")
+    assert (scene.scale, scene.nodata, scene.wavelength.values[-1]) == (1e-4, 0, 2202.4)
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_band_centres_of_newer_units_come_from_the_product(tmp_path):
+    put_product(tmp_path)
+    centres = [444, 489, 561, 667, 707, 741, 785, 835, 866, 947, 1372, 1612, 2191]
+    put_metadata(tmp_path, "Sentinel-2C", "1C", centres=centres)
+    scene = open_scene(tmp_path)
+    by_name = dict(zip(scene.band_name.values, scene.wavelength.values, strict=True))
+    assert (by_name["B08"], by_name["B8A"], by_name["B09"]) == (835, 866, 947)
+
+
+def test_bands_may_have_offsets_of_their_own(tmp_path):
+    counts = put_product(tmp_path, B02=np.pad(np.full((23, 23), 5000), ((1, 0), (1, 0))))
+    put_metadata(tmp_path, offsets=[-1000, -2000, *[-1000] * 11])
+    window = read_window(open_scene(tmp_path), slice(0, 24), slice(0, 24))
+    assert np.isnan(window[:, 0, 0]).all()
+    np.testing.assert_allclose(window[1, 1:, 1:], 0.3, rtol=1e-6)
+    np.testing.assert_allclose(window[2, 5, 5], (counts["B03"][5, 5] - 1000) * 1e-4, rtol=1e-5)
+
+
+def test_without_metadata_the_guess_is_said(tmp_path):
+    put_product(tmp_path)
+    with pytest.warns(UserWarning) as said:
+        open_scene(tmp_path)
+    words = " ".join(str(w.message) for w in said)
+    assert "no MTD_MSIL*.xml" in words and "which Sentinel-2 measured it" in words
+
+
+def test_damaged_metadata_are_explained(tmp_path):
+    put_product(tmp_path)
+    for text in (
+        "<broken",
+        '<!DOCTYPE x [<!ENTITY a "b">]><x>&a;</x>',
+        "<x><SPACECRAFT_NAME/></x>",
+    ):
+        (tmp_path / "MTD_MSIL1C.xml").write_text(text)
+        if "SPACECRAFT" in text:
+            assert open_scene(tmp_path).scale == 1e-4
+        else:
+            with pytest.raises(SceneError, match=r"MTD_MSIL1C\.xml"):
+                open_scene(tmp_path)
+
+
+def test_the_scene_classification_hides_clouds(tmp_path):
+    """SCL of 20 m on the grid of 10 m; the classes that hide a pixel can be said."""
+    folder, _ = put_level_2a(
+        tmp_path, "S2B_MSIL2A_20230216T102101_N0509_R065_T33UUU_20230216T130000.SAFE"
+    )
+    classes = np.full((12, 12), 4)
+    classes[2, 3], classes[5, 5], classes[7, 7] = 9, 3, 11
+    put_band(folder / "R20m" / "T33UUU_20230216T102101_SCL_20m.jp2", 20, classes)
+    hidden = np.isnan(read_window(open_scene(folder, mask="scl"), slice(0, 24), slice(0, 24))[0])
+    expected = np.kron(np.isin(classes, [9, 3]), np.ones((2, 2), bool))
+    np.testing.assert_array_equal(hidden, expected)
+    scene = open_scene(folder, mask="scl", mask_values="11")
+    hidden = np.isnan(read_window(scene, slice(0, 24), slice(0, 24))[0])
+    np.testing.assert_array_equal(hidden, np.kron(classes == 11, np.ones((2, 2), bool)))
+    part = read_window(open_scene(folder, mask="scl"), slice(3, 9), slice(5, 9))
+    np.testing.assert_array_equal(np.isnan(part[0]), expected[3:9, 5:9])

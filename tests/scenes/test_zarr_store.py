@@ -103,7 +103,7 @@ def test_labels(tmp_path: Path) -> None:
     group = zarr.open_group(tmp_path / "a.zarr", mode="w")
     group.create_array("gt", data=np.arange(12).reshape(3, 4))
     np.testing.assert_array_equal(
-        zarr_store.open_labels(tmp_path / "a.zarr"), np.arange(12).reshape(3, 4)
+        zarr_store.open_labels(tmp_path / "a.zarr").values, np.arange(12).reshape(3, 4)
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -446,6 +447,15 @@ def test_a_start_with_other_settings_is_refused(tmp_path, base, places):
         run(tmp_path, **{**start, "init": str(tmp_path / "none")})
 
 
+@pytest.mark.parametrize(("model", "size", "warned"), [("efficientvit_test", 1, True), ("efficientvit_test", 32, False), ("vit_test", 1, False)])  # fmt: skip
+def test_batches_too_small_to_normalise_over_are_told(tmp_path, places, model, size, warned):
+    few = {"train_per_class": 3, "patch_size": 9, "epochs": 1, "batch_size": size}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run(tmp_path, **places, **few, model=model)
+    assert any("normalises over the batch" in str(found.message) for found in caught) == warned
+
+
 # -- trouble ----------------------------------------------------------------------------------------------
 
 
@@ -533,3 +543,59 @@ def test_the_map_and_the_metrics_keep_the_users_codes(tmp_path, codes):
     test = metrics["systems"][0]["test"]
     assert [row["value"] for row in test["per_class"]] == codes and test["oa"] > 0.8
     assert load_run(folder).class_codes == codes
+
+
+def test_a_band_without_measurements_takes_no_pixel(tmp_path):
+    """Nothing but the nodata value tells that a band is empty; all others train."""
+    labels = tiny_labels()
+    cube = tiny_cube(labels)
+    cube[3] = -9999
+    places = write_scene(tmp_path, labels, cube=cube)
+    settings = {**places, "hints": {"nodata": -9999}, "model": "random_forest"}
+    with pytest.warns(UserWarning, match=r"1 of \d+ bands hold no measurement.*: 4"):
+        folder = run(tmp_path, **settings)
+    used = load_run(folder).classifier.contract.used
+    assert len(used) == len(cube) - 1 and 3 not in used
+
+
+@pytest.mark.parametrize(("lost", "left"), [([1], 2), ([1, 2], 1)])
+def test_labels_without_a_measurement_are_counted(tmp_path, lost, left):
+    labels = tiny_labels()
+    cube = tiny_cube(labels)
+    cube[:, np.isin(labels, lost)] = np.nan
+    places = write_scene(tmp_path, labels, cube=cube)
+    words = rf"labelled pixels have no measurement; {left} of 3 classes are left"
+    if left == 1:
+        with pytest.raises(VitreousError, match=words):
+            run(tmp_path, **places, model="random_forest", split="random")
+    else:
+        with pytest.warns(UserWarning, match=words):
+            run(tmp_path, **places, model="random_forest", split="random")
+
+
+def test_label_hints_reach_the_reader(tmp_path):
+    labels = tiny_labels()
+    places = write_scene(tmp_path, labels)
+    np.savez(tmp_path / "two.npz", train=labels, other=labels * 0)
+    settings = {**places, "labels": str(tmp_path / "two.npz"), "model": "random_forest"}
+    with pytest.raises(VitreousError, match="variable=NAME"):
+        run(tmp_path, **settings)
+    run(tmp_path, **settings, label_hints={"variable": "train"})
+
+
+def test_a_mask_hides_pixels_from_training(tmp_path):
+    labels = tiny_labels()
+    places = write_scene(tmp_path, labels)
+    hidden = np.zeros((1, *labels.shape), "uint8")
+    hidden[0, :, : labels.shape[1] // 2] = 1
+    with rasterio.open(
+        tmp_path / "clouds.tif", "w", driver="GTiff", count=1, dtype="uint8",
+        height=labels.shape[0], width=labels.shape[1],
+    ) as file:  # fmt: skip
+        file.write(hidden)
+    settings = {**places, "mask": str(tmp_path / "clouds.tif"), "hints": {"mask_values": 1}}
+    with pytest.warns(UserWarning, match="have no measurement"):
+        folder = run(tmp_path, **settings, model="random_forest", split="random", map=True)
+    assert not Split.load(folder / "split.npz").roles[hidden[0] > 0].any()
+    with rasterio.open(folder / "map.tif") as file:
+        assert not file.read(1)[hidden[0] > 0].any()

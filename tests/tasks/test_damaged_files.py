@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from mutations import changed, drawn, mutate_header, mutate_json, only_told
+from damage import changed, drawn, mutate_header, mutate_json, only_told
 from tiny_scene import tiny_labels, tiny_recipe, tiny_scene, write_scene
 from vitreous.cli.recipes import resumed_recipe
 from vitreous.data import splits

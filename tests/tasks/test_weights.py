@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vitreous.catalog.registry import cards, create_model
+from fixtures_reader import load_fixture
+from vitreous.catalog.registry import create_model
 from vitreous.errors import CheckpointError, ModelError, VitreousError
 from vitreous.layers.bands import Bands
 from vitreous.tasks import hub
@@ -394,10 +395,8 @@ REFERENCES = {
 
 
 @pytest.mark.parametrize("slug", REFERENCES)
-def test_the_authors_scores_through_a_checkpoint_file(slug, shared_parity, tmp_path):
-    if slug not in {card.slug for card in cards()}:
-        pytest.skip(f"{slug} is not in this house")
-    fixture = torch.load(shared_parity / f"{slug}.pt", weights_only=True)
+def test_the_authors_scores_through_a_checkpoint_file(slug, tmp_path):
+    fixture = load_fixture(slug)
     path = tmp_path / "w.pth"
     torch.save({"model": fixture["state_dict"]}, path)
     x = fixture["input"]

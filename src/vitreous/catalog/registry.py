@@ -12,6 +12,7 @@ import fnmatch
 import functools
 import importlib
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -37,6 +38,7 @@ STAGES = ("adapt", "reduce", "quantize")  # of methods, in the order in which th
 RESTORERS = ("restorer", "filter")  # kinds of systems that turn cubes into cubes
 MODULES = ("model", *RESTORERS)  # kinds of systems that are built by create_model
 DEFAULT_IMAGE_SIZE = 15
+ORDINARY = 1024  # bands, classes or pixels, up to which every variant fits into any memory
 _ROOMS = ("models", "methods")
 _PACKAGE = Path(__file__).parents[1]
 
@@ -113,7 +115,8 @@ def create_model(
     build = functools.partial(
         _build, name, builder, {**entry.variants[name], **changes}, sizes, changes
     )
-    _check_weights(name, build, changes)
+    if changes or max(sizes.values()) > ORDINARY:
+        _check_weights(name, build, changes)
     model: Any = build()
     model.variant, model.arguments = name, changes  # what a file needs to rebuild it
     return cast("nn.Module", model)
@@ -125,7 +128,10 @@ def check_arguments(name: str, builder: Callable[..., Any], given: Mapping[str, 
     Raises:
         ModelError: there is one; the message names the argument, or the nearest known.
     """
-    known = inspect.signature(builder).parameters
+    parameters = inspect.signature(builder).parameters
+    known = [
+        key for key, parameter in parameters.items() if parameter.default is not parameter.empty
+    ]
     for key in given:
         if key not in known:
             raise ModelError(f"{name} has no argument '{key}'.", did_you_mean(key, known))
@@ -157,9 +163,7 @@ def check_system(
     """
     entry = card(name)
     if entry.kind == "estimator":
-        # It only keeps its bands, which are not known yet.
-        settings = {**entry.variants[name], **arguments}
-        system_module(name).build(num_classes=2, contract=None, **settings)
+        _check_estimator(name, {**entry.variants[name], **arguments})
         return None
     import torch
 
@@ -171,6 +175,14 @@ def check_system(
     sizes = {"num_classes": 2, "image_size": image_size} if entry.kind == "model" else {}
     with torch.device("meta"):
         return create_model(name, bands=bands or 8, **sizes, **known)
+
+
+def _check_estimator(name: str, settings: Mapping[str, Any]) -> None:
+    build = system_module(name).build
+    known = inspect.signature(build.__self__).parameters
+    check_values(name, build.__self__, {k: v for k, v in settings.items() if k in known})
+    # It only keeps its bands, which are not known yet. Unknown settings are its own to refuse.
+    build(num_classes=2, contract=None, **settings)
 
 
 def _buildable(name: str) -> Card:
@@ -211,13 +223,15 @@ def _check_weights(name: str, build: Callable[[], nn.Module], changes: Mapping[s
     """Refuse a network without width or of more weights than there is memory for; done without memory."""
     import torch
 
-    with torch.device("meta"):
+    weighted = (torch.nn.Linear, torch.nn.modules.conv._ConvNd)
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of empty layers, which are refused here
         model = build()
     for at, layer in model.named_modules():
-        if isinstance(layer, torch.nn.Linear) and not layer.weight.numel():
+        if isinstance(layer, weighted) and not layer.weight.numel():
             raise ModelError(
-                f"{name} cannot be built with {dict(changes)}: {at} would have {layer.in_features} inputs and "
-                f"{layer.out_features} outputs.",
+                f"{name} cannot be built with {dict(changes)}: the weight of {at} would have the shape "
+                f"{tuple(layer.weight.shape)}.",
                 "Give larger widths or ratios.",
             )
     if torch.get_default_device().type == "meta":

@@ -10,6 +10,14 @@ from vitreous.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Tensors that references keep but do not learn: they follow from the sizes, or only count training steps.
+DERIVED = (
+    "relative_position_index",
+    "relative_coords_table",
+    "attn_mask",
+    "attention_bias_idxs",
+    "num_batches_tracked",
+)
 WRAPPERS = ("module.", "_orig_mod.")  # DataParallel and averaged models; compiled models
 
 
@@ -38,7 +46,8 @@ def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
     """Refuse weights of a training that diverged, or of a damaged file.
 
     Args:
-        tensors: weights by name; those without memory (on the meta device) have no values to look at.
+        tensors: weights by name; those without memory (on the meta device) have no values to look at, and masks
+            (``DERIVED``) may well be infinite.
         source: where they come from, for the message.
 
     Raises:
@@ -47,7 +56,10 @@ def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
     bad = [
         f"{name} ({'NaN' if value.isnan().any() else 'infinite'})"
         for name, value in tensors.items()
-        if value.is_floating_point() and not value.is_meta and not bool(value.isfinite().all())
+        if value.is_floating_point()
+        and not value.is_meta
+        and not name.endswith(DERIVED)
+        and not bool(value.isfinite().all())
     ]
     if bad:
         raise CheckpointError(

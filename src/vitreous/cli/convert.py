@@ -145,14 +145,14 @@ def report_table(report: LoadReport) -> Table:
     made = report.made
     known = "" if made.bands.wavelengths is None else " (wavelengths known)"
     about = (
-        f"{report.found}\n{made.name}: {made.bands.count} bands{known}, {made.num_classes} classes, "
-        f"images of {made.image_size} x {made.image_size}"
+        f"{made.name}: {made.bands.count} bands{known}, {made.num_classes} classes, "
+        f"images of {made.image_size} x {made.image_size}\nfound: {report.found}"
     )
-    table = Table("tensors", "number", "names", title=escape(about), title_justify="left")
-    table.columns[1].justify = "right"
     if report.read:
         options = ", ".join(f"{key}={json.dumps(value)}" for key, value in report.read.items())
-        about += f"\nread off the weights: {options}"
+        about += f"\nread from the checkpoint: {options}"
+    table = Table("tensors", "number", "names", title=escape(about), title_justify="left")
+    table.columns[1].justify = "right"
     fates = {
         "used": report.used,
         f"of them, bands adapted by '{report.method}'": report.adapted,
@@ -164,7 +164,7 @@ def report_table(report: LoadReport) -> Table:
         "left over, of no part of the network": report.unread,
     }
     for fate, names in fates.items():
-        if names or "missing" in fate or "left over" in fate:
+        if names or fate in ("[yellow]missing[/]", "[yellow]left over[/]"):
             table.add_row(fate, str(len(names)), escape(listed(names)))
     return table
 

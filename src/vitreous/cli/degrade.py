@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vitreous.cli.options import check_overwrite, key_values
+from vitreous.cli.options import MASK_HELP, check_overwrite, key_values, scene_hints
 
 
 def degrade(
@@ -31,6 +31,9 @@ def degrade(
         list[str] | None,
         typer.Option("--hints", "--hint", metavar="KEY=VALUE", help="Hint for the scene's reader."),
     ] = None,
+    mask: Annotated[
+        str | None, typer.Option("--mask", metavar="FILE|scl|qa", help=MASK_HELP)
+    ] = None,
 ) -> None:
     """Add noise, stripes, dead columns or impulses to a scene, drop bands of it, or make it coarser."""
     from vitreous.data.degradations import degradation, degraded_scene
@@ -40,7 +43,7 @@ def degrade(
 
     find_writer(out)
     chosen = degradation(kind, key_values(args or [], "--args"))
-    opened = open_named(scene, key_values(hints or [], "--hints"))
+    opened = open_named(scene, scene_hints(hints, mask))
     check_overwrite(out, opened.scene)
     write_scene(degraded_scene(opened.scene, chosen, per=per, seed=seed), out)
     typer.echo(str(out))

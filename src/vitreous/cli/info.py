@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitreous.cli.options import key_values
+from vitreous.cli.options import MASK_HELP, scene_hints
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -27,6 +27,9 @@ def info(
             help="Hint for the reader, e.g. variable=cube.",
         ),
     ] = None,
+    mask: Annotated[
+        str | None, typer.Option("--mask", metavar="FILE|scl|qa", help=MASK_HELP)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     preview: Annotated[
         Path | None,
@@ -36,7 +39,7 @@ def info(
     """Show a scene's size, bands, wavelengths, unit and place without reading its pixels."""
     from vitreous.scenes.samples import open_named
 
-    opened = open_named(scene, key_values(hints or [], "--hints"))
+    opened = open_named(scene, scene_hints(hints, mask))
     facts = describe(opened.scene)
     if opened.labels is not None:
         facts["labels"] = describe_labels(opened.labels)
@@ -50,6 +53,8 @@ def info(
 
 def describe(scene: xr.DataArray) -> dict[str, Any]:
     """Return the facts of a scene as plain values; nothing of its pixels is read."""
+    import numpy as np
+
     from vitreous.scenes.cube import good_bands, wavelengths_of
 
     bands, height, width = (int(scene.sizes[dim]) for dim in ("band", "y", "x"))
@@ -62,7 +67,9 @@ def describe(scene: xr.DataArray) -> dict[str, Any]:
         "height": height,
         "bands": bands,
         "bad_bands": [band + 1 for band in range(bands) if band not in good],
-        "wavelengths_nm": None if centres is None else [float(centres.min()), float(centres.max())],
+        "wavelengths_nm": None
+        if centres is None
+        else [float(np.nanmin(centres)), float(np.nanmax(centres))],
         "data_type": str(scene.dtype),
         "megabytes": round(bands * height * width * scene.dtype.itemsize / 1e6, 1),
         "unit": scene.attrs["unit"],

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # What makes one value of several words, and the comma before what looks like a second setting.
 ENCLOSED = re.compile(r"""\[.*?\]|\{.*?\}|'.*?'|".*?\"""")
 NEXT = re.compile(r",(?=\s*\w+=)")
+MASK_HELP = "Image of clouds and the like whose pixels do not count: a file, 'scl' or 'qa'."
 RUNTIMES = ("torch", "onnxruntime", "openvino")
 
 
@@ -48,6 +49,12 @@ def key_values(pairs: Iterable[str], option: str) -> dict[str, Any]:
                 "Quote it, or write [a, b] for lists.",
             ) from error
     return values
+
+
+def scene_hints(pairs: Iterable[str] | None, mask: str | None) -> dict[str, Any]:
+    """Return the hints for a scene's reader: those of ``--hints``, and ``--mask``."""
+    hints = key_values(pairs or [], "--hints")
+    return hints if mask is None else {**hints, "mask": mask}
 
 
 def split_commas(words: Iterable[str]) -> list[str]:

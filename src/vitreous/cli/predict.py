@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitreous.cli.options import (
+    MASK_HELP,
     RUNTIMES,
     check_overwrite,
     check_run_or_export,
     check_runtime,
     free_output,
-    key_values,
+    scene_hints,
 )
 from vitreous.errors import ConfigError
 from vitreous.files import task_of
@@ -78,6 +79,9 @@ def predict(
         list[str] | None,
         typer.Option("--hints", "--hint", metavar="KEY=VALUE", help="Hint for the scene's reader."),
     ] = None,
+    mask: Annotated[
+        str | None, typer.Option("--mask", metavar="FILE|scl|qa", help=MASK_HELP)
+    ] = None,
 ) -> None:
     """Map or restore a scene of any size, window by window, with flat memory."""
     exported = check_run_or_export(run)
@@ -88,7 +92,7 @@ def predict(
 
     from vitreous.scenes.samples import open_named
 
-    opened = open_named(scene, key_values(hints or [], "--hints"))
+    opened = open_named(scene, scene_hints(hints, mask))
     if restores:
         for option, value in (
             ("--probabilities", probabilities),

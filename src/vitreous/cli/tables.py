@@ -33,19 +33,21 @@ def show(table: Table, console: Console | None = None) -> None:
 
 def print_metrics(console: Console, metrics: dict[str, Any]) -> None:
     """Print the systems of a ``metrics.json`` (see docs/architecture.md) side by side, with the split's caveats."""
-    console.print(split_line(metrics["split"]), highlight=False)
-    for sentence in (metrics.get("start") or {}).get("sentences", []):
+    start = metrics.get("start") or {}
+    console.print(split_line(metrics["split"], bool(start.get("share"))), highlight=False)
+    for sentence in start.get("sentences", []):
         console.print(sentence, style="yellow", highlight=False, markup=False)
     show(systems_table(metrics["systems"]), console)
 
 
-def split_line(split: dict[str, Any]) -> str:
-    """Return one line on how honest a split is."""
+def split_line(split: dict[str, Any], seen_before: bool = False) -> str:
+    """Return one line on how honest a split is; ``seen_before``: the weights that training started from count too."""
     counts = split["counts"]
     pixels = ", ".join(f"{counts[role]:,} {role}" for role in ("train", "val", "test"))
     line = (
         f"Split: {split['method']} ({pixels} pixels); {split['leakage']:.1%} of the test pixels lie inside the "
-        f"{split['patch_size']} x {split['patch_size']} pixels around a training pixel that a prediction depends on."
+        f"{split['patch_size']} x {split['patch_size']} pixels around a training pixel that a prediction depends on"
+        + (" or were seen by the weights that training started from." if seen_before else ".")
     )
     return line + (" [yellow]These figures are optimistic.[/]" if split["optimistic"] else "")
 

@@ -17,6 +17,7 @@ from vitreous.scenes.cube import good_bands, wavelengths_of
 
 TOLERANCE_NM = 2.0  # the same band of one sensor drifts less; neighbouring bands are further apart
 REFUSED, TOLD = 0.5, 0.01  # share of a scene's pixels far outside the training pixels' brightness
+NEARLY_ALL = 0.9  # a scale is wrong for every pixel; where some are right, something else is
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class BandContract:
         bands = self.select(scene)
         if self.levels is None:
             return
-        spectra = spread_spectra(scene, bands)
+        spectra = _measured_spectra(scene, bands)
         darker, brighter = self.levels.share_outside(spectra)
         share, how = max((darker, "darker"), (brighter, "brighter"))
         if share < TOLD:
@@ -98,18 +99,18 @@ class BandContract:
         if share < REFUSED:
             warnings.warn(f"{problem}; their classes mean nothing.", stacklevel=2)
             return
-        factor = self.levels.scale_that_fits(spectra)
-        fix = "Check the scene's unit and scale with 'vitreous info'."
+        factor = self.levels.scale_that_fits(spectra) if share >= NEARLY_ALL else None
+        fix = "Check the scene's unit, scale and nodata value with 'vitreous info'."
         if factor is not None:
             scale = float(scene.attrs.get("scale", 1.0))
-            fix = f"Its values would fit with the hint scale={scale * factor:g} (now {scale:g})."
+            fix = f"With the hint scale={scale * factor:g} (now {scale:g}) it would be about as bright as in training."
         raise ModelError(f"{problem}: its unit or scale is another one.", fix)
 
     def _hint(self, scene: xr.DataArray) -> str:
         """Return the hints under which a scene of another unit would be read as this model expects."""
         scale = float(scene.attrs.get("scale", 1.0))
         if self.levels is not None:
-            factor = self.levels.scale_that_fits(spread_spectra(scene, self._bands_of(scene)))
+            factor = self.levels.scale_that_fits(_measured_spectra(scene, self._bands_of(scene)))
             wanted = scale if factor is None else scale * factor
         else:  # digital numbers are what is stored
             wanted = 1.0 if self.unit == "dn" else scale
@@ -182,6 +183,15 @@ class BandContract:
                 f"The checkpoint's band description is damaged: {error}.",
                 "Restore the file, or train again.",
             ) from error
+
+
+def _measured_spectra(scene: xr.DataArray, bands: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Return some of the scene's spectra, ``(pixels, bands)``, without those that are 0 in every band.
+
+    These are the margin of a scene on a map grid, which not every file marks as nodata.
+    """
+    spectra = spread_spectra(scene, bands)
+    return spectra[spectra.any(1)]
 
 
 def _nearest_once(

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from vitreous.data.pixels import spread_windows
+from vitreous.data.pixels import reading, spread_windows
 from vitreous.scenes.cube import georeference, good_bands, wavelengths_of
 
 WHOLE = 2**26  # values: scenes up to this size are hashed whole (256 MiB, less than a second) ...
@@ -116,12 +116,16 @@ def values_hash(scene: xr.DataArray) -> str:
 
     Numbers are hashed as float32, so a copy in another format or type has the same hash. Scenes of more than
     ``WHOLE`` values are sampled on a regular grid, so that the cost does not grow with the file.
+
+    Raises:
+        SceneError: the file breaks off.
     """
     found = hashlib.sha256(b"vitreous scene" + np.array(scene.shape, dtype="<i8").tobytes())
-    for values in _samples(scene):
-        # -0 becomes 0 and every NaN the same one; neither tells scenes apart.
-        plain = np.where(np.isnan(values), np.float32(np.nan), values) + np.float32(0)
-        found.update(np.ascontiguousarray(plain, dtype="<f4").tobytes())
+    with reading(scene):
+        for values in _samples(scene):
+            # -0 becomes 0 and every NaN the same one; neither tells scenes apart.
+            plain = np.where(np.isnan(values), np.float32(np.nan), values) + np.float32(0)
+            found.update(np.ascontiguousarray(plain, dtype="<f4").tobytes())
     return found.hexdigest()
 
 

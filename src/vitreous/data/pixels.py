@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from vitreous.errors import SceneError
 from vitreous.scenes.cube import read_window
 
 TILE = 128  # side: tens of megabytes at hundreds of bands
@@ -51,6 +53,22 @@ def tiles(pixels: npt.NDArray[np.int64], width: int, side: int = TILE) -> Iterat
         yield Tile(members, slice(top, bottom), slice(left, right), inside)
 
 
+@contextmanager
+def reading(scene: xr.DataArray) -> Iterator[None]:
+    """Say of which scene it is that values cannot be read.
+
+    Raises:
+        SceneError: they cannot.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise SceneError(
+            f"{scene.attrs.get('source') or 'The scene'} cannot be read: {error}.",
+            "The file is probably damaged or incomplete.",
+        ) from error
+
+
 def spread_windows(height: int, width: int, side: int, count: int) -> Iterator[tuple[slice, slice]]:
     """Yield squares spread evenly over a scene, as slices of rows and columns; they never overlap.
 
@@ -82,11 +100,15 @@ def spread_spectra(
         bands: which bands.
         side: see :func:`spread_windows`.
         count: see :func:`spread_windows`.
+
+    Raises:
+        SceneError: the file breaks off.
     """
-    found = [
-        read_window(scene, rows, columns, bands).reshape(len(bands), -1).T
-        for rows, columns in spread_windows(scene.sizes["y"], scene.sizes["x"], side, count)
-    ]
+    with reading(scene):
+        found = [
+            read_window(scene, rows, columns, bands).reshape(len(bands), -1).T
+            for rows, columns in spread_windows(scene.sizes["y"], scene.sizes["x"], side, count)
+        ]
     spectra = np.concatenate(found)
     return spectra[np.isfinite(spectra).all(1)]
 

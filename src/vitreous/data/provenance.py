@@ -236,7 +236,7 @@ class StartLeakage:
     """What the weights that a training starts from have seen of its test pixels; shares from 0 to 1.
 
     Attributes:
-        labelled: test pixels whose own labels were trained on.
+        labelled: test pixels whose own labels were used, to train or to choose an epoch.
         patches: test pixels inside training patches of labelled pixels, those above among them.
         unlabelled: test pixels in ground that was learned from without labels.
         share: test pixels of any of these kinds.
@@ -270,8 +270,8 @@ class StartLeakage:
         if self.patches:
             told.append(
                 f"The weights that training starts from were trained with labels on this ground: {self.patches:.0%} of "
-                f"the test pixels lie inside their training patches, {self.labelled:.0%} are labelled pixels that they "
-                "were trained on."
+                f"the test pixels lie inside their training patches, {self.labelled:.0%} are pixels whose labels were "
+                "used."
             )
         if self.unlabelled:
             told.append(

@@ -119,7 +119,8 @@ class PixelRegions:
         Where the regions fit into one pass, every batch is drawn from all of them; else from ``MIX`` or more.
 
         Args:
-            batch_size: most pixels of a batch.
+            batch_size: most pixels of a batch; the last one takes one more where it would be left alone, because
+                batch norms can make nothing of a single sample.
             generator: shuffles pixels and regions and shifts their grid; None keeps the order of the scene.
         """
         count = len(self)
@@ -277,7 +278,7 @@ def pad_border(
 
 
 def _pack(regions: Group, batch_size: int, most: int) -> list[Group]:
-    """Put regions into batches of at most ``batch_size`` pixels and ``most`` regions."""
+    """Put regions into batches of at most ``batch_size`` pixels and ``most`` regions, but for a pixel left alone."""
     groups: list[Group] = []
     room = 0
     for region in regions:
@@ -287,6 +288,9 @@ def _pack(regions: Group, batch_size: int, most: int) -> list[Group]:
             room = batch_size
         groups[-1].append(region)
         room -= count
+    if batch_size > 1 and len(groups) > 1 and sum(len(region[2]) for region in groups[-1]) == 1:
+        alone = groups.pop()
+        groups[-1] += alone
     return groups
 
 

@@ -7,7 +7,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -173,6 +174,24 @@ def cpu_seconds(
     """
     found = by_turns(calls, runs, clock=time.process_time)
     return {name: typical(seconds) for name, seconds in found.items()}
+
+
+def cpu_ratios(ours: Callable[[], object], theirs: Callable[[], object], runs: int) -> list[float]:
+    """Return, run by run, one call's processor time over another's; they take turns, on one thread."""
+    with one_thread():
+        found = by_turns({"ours": ours, "theirs": theirs}, runs, clock=time.process_time)
+    return [a / b for a, b in zip(found["ours"], found["theirs"], strict=True)]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread of the processor meanwhile."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def by_turns(

@@ -65,7 +65,8 @@ class Prediction:
     @property
     def paths(self) -> list[Path]:
         """Every file that was written."""
-        written = (self.map, Path(f"{self.map}.aux.xml"), self.picture, self.probabilities)
+        names = Path(f"{self.map}.aux.xml")  # not of codes that GDAL's list of names cannot hold
+        written = (self.map, names if names.exists() else None, self.picture, self.probabilities)
         return [path for path in written if path is not None]
 
 
@@ -127,7 +128,7 @@ def predict_scene(
     _check_classes(classifier, classes)
     _check_positive(window=window, workers=workers)
     bands = np.asarray(classifier.contract.select(scene), dtype=np.int64)
-    if check_values:
+    if check_values and getattr(classifier.contract, "levels", None) is not None:
         classifier.contract.check_values(scene)
     grid = Grid.of(scene)
     side = window or window_side(len(bands), classifier.num_classes, classifier.margin)

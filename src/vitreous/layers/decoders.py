@@ -195,7 +195,7 @@ class DenseNet(nn.Module):
         self.detail = nn.Conv2d(trunk.bands, width, 1)
         self.norm = CellNorm(width)
         self.act = nn.GELU()
-        self.head = nn.Linear(width, trunk.num_classes)
+        self.head = _pixel_head(width, trunk.num_classes)
 
     def forward(
         self, x: Float[Tensor, "batch bands height width"]
@@ -205,21 +205,24 @@ class DenseNet(nn.Module):
         Raises:
             ModelError: images of other bands, or of a size that the network was not built for.
         """
-        self.trunk.check(x)
         map_ = self.decoder(self.trunk.forward_levels(x))
         full = resize(map_, self.decoder.stride, x.shape[2:]) + self.detail(x)
         return self.head(self.act(self.norm(full)).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     def reset_head(self, num_classes: int) -> None:
-        """Replace the classifier by a new one."""
-        old = self.head.weight
+        """Replace the classifier by a new one; with 0 classes each pixel's features are returned."""
+        like = self.detail.weight
         self.num_classes = num_classes
-        self.head = nn.Linear(old.shape[1], num_classes).to(old.device, old.dtype)
+        self.head = _pixel_head(self.width, num_classes).to(like.device, like.dtype)
 
     def no_weight_decay(self) -> set[str]:
         """Name the parameters that weight decay should leave alone: vectors, and what the trunk spares."""
         spared = {f"trunk.{name}" for name in self.trunk.no_weight_decay()}
         return spared | {name for name, parameter in self.named_parameters() if parameter.ndim <= 1}
+
+
+def _pixel_head(width: int, num_classes: int) -> nn.Module:
+    return nn.Linear(width, num_classes) if num_classes else nn.Identity()
 
 
 def zoomed(

@@ -11,15 +11,6 @@ from torch import Tensor
 
 from vitreous.errors import CheckpointError, ModelError
 
-# Tensors that references keep but do not learn: they follow from the sizes, or only count training steps.
-DERIVED = (
-    "relative_position_index",
-    "relative_coords_table",
-    "attn_mask",
-    "attention_bias_idxs",
-    "num_batches_tracked",
-)
-
 
 def refuse_others(
     slug: str, kwargs: Mapping[str, Any], offered: Mapping[str, Sequence[Any]]

@@ -18,7 +18,7 @@ class LayerScale(nn.Module):
     def __init__(self, dim: int, init: float, channels_first: bool = False) -> None:
         super().__init__()
         self.channels_first = channels_first
-        self.gamma = nn.Parameter(torch.full((dim,), init))
+        self.gamma = nn.Parameter(torch.full((dim,), float(init)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` times its factors."""

@@ -102,6 +102,9 @@ CARD = Card(
         "from 16, below 64 pixels) so that 4 x 4 cells remain where possible (stem_stride).",
         "Image size: Every downsampling rounds down: rows and columns that do not fill a cell "
         "are dropped, as in the reference.",
+        "Checkpoints: Checkpoints of timm load, with its feed-forwards as linear layers or as "
+        "1 x 1 convolutions. Its overlapping stems, its norm before pooling and ConvNeXt V2 are "
+        "refused.",
         "Differs from the reference: The isotropic variants have one stage in the paper. Here "
         "their blocks are split into four groups of equal width so that dense heads find four "
         "levels; the computation is identical.",

@@ -163,13 +163,16 @@ CARD = Card(
         "large one.",
         "Image size: The convolutional stem is published for tokens of 12 and 16 pixels; for "
         "smaller tokens its strides shrink and the kernels stay.",
+        "Checkpoints: Checkpoints of timm load. timm's default is a bias for queries, keys and "
+        "values and an eps of 1e-6, the authors' class has neither; from_reference tells them "
+        "apart by the names of their tensors.",
         "Differs from the reference: With two or more cross-attention blocks in a row, the "
         "authors' code keeps only the class token after the first, so that later blocks attend "
         "to that token alone. Here the patches are kept; lone_class_token=True reproduces "
         "theirs. No published network has more than one block.",
         "Differs from the reference: The authors' depths count 0 cross-attention blocks where "
         "there is one; depths here say 1.",
-        "Differs from the reference: Stochastic depth increases linearly over the large branch; "
+        "Usage: Stochastic depth increases linearly over the large branch; "
         "the cross-attention of a multi-scale block uses the rate of the last of them.",
         "Published figures: Parameters and multiply-adds are exact counts; the paper rounds them "
         "(7.01 M to 6.9, 105.03 M to 104.7).",

@@ -121,7 +121,7 @@ CARD = Card(
         "stride cells.",
         "Checkpoints: Attention is scaled by the width of the stage, not of a head; the "
         "published weights need it.",
-        "Checkpoints: The class token enters in the last stage and bypasses the convolutions.",
+        "As in the reference: The class token enters in the last stage and bypasses the convolutions.",
         "Differs from the reference: The authors squeeze all axes of length 1 before the head, "
         "so a single image loses its batch axis; here it keeps it.",
         "Differs from the reference: projection='linear' works; it fails in the authors' code. "

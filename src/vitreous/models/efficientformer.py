@@ -115,6 +115,7 @@ CARD = Card(
         "Image size: Strided 3 x 3 convolutions pad by one, so sizes are rounded up. Below 128 "
         "pixels the second, then also the first convolution of the stem loses its stride "
         "(stem_stride).",
+        "Checkpoints: Checkpoints of timm load; its models always have both heads.",
         "Differs from the reference: attention_blocks=0 gives a pooling-only network whose map "
         "is flattened before the head; the reference never flattens it, and its head acts on the "
         "wrong axes.",
@@ -570,8 +571,8 @@ def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) 
         bands=state_dict[stem].shape[1],
         num_classes=kwargs.get("num_classes", 1000),
         image_size=32 * grid,
-        dims=kwargs["embed_dims"],
-        depths=kwargs["depths"] if "depths" in kwargs else kwargs["layers"],
+        dims=kwargs.get("embed_dims", (48, 96, 224, 448)),
+        depths=kwargs.get("depths", kwargs.get("layers", (3, 2, 6, 4))),
         attention_blocks=kwargs.get("num_vit", kwargs.get("vit_num", 0)),
         mlp_ratio=kwargs.get("mlp_ratios", 4),
         pool_size=kwargs.get("pool_size", 3),

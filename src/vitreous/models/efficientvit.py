@@ -115,6 +115,7 @@ CARD = Card(
         "them.",
         "Image size: The stem's stride of 16 shrinks on small images (total_stride), first in "
         "its first convolutions.",
+        "Checkpoints: Checkpoints of timm's EfficientVitMsra load; it has no distillation head.",
         "Differs from the reference: Where windows are padded, the authors let padded cells take "
         "part in attention. Here they are masked, so a window at the edge equals attention among "
         "its real cells; mask_padding=False reproduces theirs (from_reference sets it). At 224 "

@@ -369,10 +369,10 @@ class LolaSpecViT(Backbone):
         drop_path: Share = 0.2,
         zero_init: bool = True,
         mask_padding: bool = True,
-        init_std: Amount = 0.02,
+        init_std: Positive = 0.02,
     ) -> None:
         super().__init__(bands, num_classes, image_size)
-        _check(dim, depths, heads, windows, image_size)
+        _check(dim, depths, heads, windows, stem_channels, image_size)
         linear = partial(
             LoRALinear, rank=rank, alpha=alpha, gate=gate, residual=residual, zero_init=zero_init
         )
@@ -484,8 +484,18 @@ class LolaSpecViT(Backbone):
 
 
 def _check(
-    dim: int, depths: Sequence[int], heads: Sequence[int], windows: Sequence[int], image_size: int
+    dim: int,
+    depths: Sequence[int],
+    heads: Sequence[int],
+    windows: Sequence[int],
+    stem_channels: Sequence[int],
+    image_size: int,
 ) -> None:
+    if len(stem_channels) != 2:
+        raise ModelError(
+            f"lola_specvit's stem has two inner widths, not {len(stem_channels)}.",
+            "Give stem_channels two numbers.",
+        )
     if not len(depths) == len(heads) == len(windows):
         raise ModelError(
             f"lola_specvit got {len(depths)} depths, {len(heads)} heads and {len(windows)} windows.",
@@ -497,7 +507,10 @@ def _check(
                 f"Level {level} of lola_specvit has width {dim * 2**level}, not divisible by {count} heads."
             )
     if image_size < 4:
-        raise ModelError(f"lola_specvit needs patches of at least 4 x 4 pixels, not {image_size}.")
+        raise ModelError(
+            f"lola_specvit needs patches of at least 4 x 4 pixels, not {image_size}.",
+            "Give larger patches.",
+        )
 
 
 def _spectral_stem(channels: Sequence[int], dim: int) -> nn.Sequential:

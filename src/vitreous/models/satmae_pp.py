@@ -97,7 +97,7 @@ CARD = Card(
         "Checkpoints: The groups' projections are stored as one weight in band order, so that it "
         "can be adapted to other bands. Each band keeps its position and joins the group of that "
         "position among the new bands.",
-        "Checkpoints: Position and group embeddings are initialised with sines in the classifier "
+        "Usage: Position and group embeddings are initialised with sines in the classifier "
         "too, where they are trained.",
         "Checkpoints: The published RGB autoencoder is groups=((0, 1, 2),), group_dim=0, "
         "token_size=16 and one finer scale.",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vitreous.catalog.arguments import Depths, Positive, Share, Size, Sizes
 from vitreous.catalog.card import Card
+from vitreous.catalog.tensors import DERIVED
 from vitreous.errors import ModelError
 from vitreous.layers.adapter import AdapterSeam
 from vitreous.layers.attention import AttentionCore
@@ -24,7 +25,6 @@ from vitreous.layers.mlp import Mlp
 from vitreous.layers.pooling import TIMM_POOLS, check_pool, pool_cells
 from vitreous.layers.positions import resize_positions
 from vitreous.layers.reference import (
-    DERIVED,
     one_side,
     pair,
     refuse_eps,
@@ -153,6 +153,10 @@ CARD = Card(
         "masked.",
         "Image size: A stage whose map is not larger than a window is a single window without "
         "shift, as published; for images that are not square this is decided per axis.",
+        "Checkpoints: Checkpoints of timm load. Where a window does not divide a map, timm "
+        "shifts before it pads and lets padded cells take part in attention; mask_padding=False "
+        "reproduces that, and from_reference sets it for timm's layout. Its windows may be "
+        "rectangular and are clipped to the map along each axis.",
         "Differs from the reference: Pairs of cells that are not neighbours are masked with "
         "-inf, where the authors subtract 100.",
         "Published figures: Published costs are the authors' count, which includes "

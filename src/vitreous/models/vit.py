@@ -84,6 +84,10 @@ CARD = Card(
         "Image size: Patches are 16 pixels at 224; on smaller images they shrink so that at "
         "least 7 x 7 remain (token_size).",
         "Checkpoints: vit_tiny to vit_base have the sizes of DeiT, whose weights load.",
+        "Checkpoints: Checkpoints of timm load, including DeiT III (no position of the class "
+        "token) and DINOv2 (registers, LayerScale). eps, pooling and grids that are not square "
+        "follow timm's arguments. Query-key norms, a norm before the blocks (CLIP) and attention "
+        "pooling are refused.",
     ],
 )
 
@@ -590,18 +594,21 @@ def from_reference(
     late = kwargs.get("fc_norm")
     if late is None:
         late = pool != "class" if "global_pool" in kwargs else "fc_norm.weight" in state_dict
-    image, token = pair(kwargs["img_size"]), one_side("vit", kwargs["patch_size"], "patches")
+    image, token = (
+        pair(kwargs.get("img_size", 224)),
+        one_side("vit", kwargs.get("patch_size", 16), "patches"),
+    )
     grid = (image[0] // token, image[1] // token)
     positions = state_dict.get("pos_embed")
     scaled = any(".ls1." in key for key in state_dict)
     model = VisionTransformer(
         bands=kwargs.get("in_chans", 3),
-        num_classes=kwargs["num_classes"],
+        num_classes=kwargs.get("num_classes", 1000),
         image_size=max(image),
         token_size=token,
-        dim=kwargs["embed_dim"],
-        depth=kwargs["depth"],
-        heads=kwargs["num_heads"],
+        dim=kwargs.get("embed_dim", 768),
+        depth=kwargs.get("depth", 12),
+        heads=kwargs.get("num_heads", 12),
         mlp_ratio=kwargs.get("mlp_ratio", 4.0),
         pool=pool,
         norm_last=late and pool != "class",

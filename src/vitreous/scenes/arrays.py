@@ -1,8 +1,8 @@
 """What formats that only hold named arrays have in common: which array is the scene, and how it lies.
 
 MATLAB, NPZ, HDF5, NetCDF and Zarr files name their arrays freely. Here is the one rule for all of them: the cube
-is the only array with three axes; the band axis is said by the caller, by dimension names, by the length of the
-wavelengths, or by the shape; wavelengths and the like are found by their usual names.
+is the only array with three axes; ``axes.py`` says how it lies; wavelengths, nodata, scale and place are found by their
+usual names in any spelling (``attributes.py``). Labels follow the same rules as scenes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -20,34 +21,30 @@ import numpy.typing as npt
 import xarray as xr
 
 from vitreous.errors import SceneError, did_you_mean
-from vitreous.scenes.cube import UNITS, LazyCube, Window, check_shape, make_scene, to_nanometres
+from vitreous.scenes.attributes import (
+    CENTRES,
+    GOOD,
+    UNITS,
+    WIDTHS,
+    find,
+    is_named,
+    key_of,
+    number,
+    numbers,
+    stored,
+)
+from vitreous.scenes.axes import Axes, axes_of, image_axes
+from vitreous.scenes.cube import UNITS as UNITS_OF_VALUES
+from vitreous.scenes.cube import LabelImage, LazyCube, Window, check_shape, make_scene, settle
+from vitreous.scenes.grids import GRID_TOLERANCE, shift
+from vitreous.scenes.values import converted
+from vitreous.scenes.wavelengths import are_band_numbers, known_unit, spectral, unit_in_name
 
 Key: TypeAlias = tuple[slice, ...]
-Axes: TypeAlias = tuple[int, int, int]  # where bands, rows and columns lie in the stored array
 
 MAX_ARRAYS = 10_000  # a file that lists more arrays than this is no scene
 DEFLATE_RATIO = 1032  # no deflate stream expands further: a header that claims more lies
-_MANY_BANDS = 512  # imaging spectrometers stay below; longer axes are rows or columns
-_WAVELENGTH_NAMES = {"wavelength", "wavelengths", "wl", "wavelength_nm", "lambda", "band_centers"}
-_FWHM_NAMES = {"fwhm", "bandwidth", "bandwidths"}
-_GOOD_NAMES = {"good_band", "good_bands", "good_wavelengths", "bbl"}
-_LABEL_NAMES = {"labels", "label", "gt", "ground_truth", "groundtruth"}
-_DIMENSIONS = (
-    {"band", "bands", "wavelength", "wavelengths", "wl", "channel", "channels", "spectral"},
-    {"y", "row", "rows", "line", "lines", "lat", "latitude", "downtrack", "northing"},
-    {
-        "x",
-        "col",
-        "column",
-        "columns",
-        "sample",
-        "samples",
-        "lon",
-        "longitude",
-        "crosstrack",
-        "easting",
-    },
-)
+_LABEL_NAMES = {"labels", "label", "gt", "groundtruth", "classes", "classmap", "landcover"}
 
 
 @dataclass(frozen=True)
@@ -61,6 +58,7 @@ class ArrayInfo:
         dims: dimension names, where the format has them.
         attrs: attributes as plain Python values.
         note: for what cannot be read, what it is ("a struct").
+        matlab: the axes are in MATLAB's order: rows, columns, bands.
     """
 
     name: str
@@ -69,6 +67,7 @@ class ArrayInfo:
     dims: tuple[str, ...] = ()
     attrs: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
+    matlab: bool = False
 
     @property
     def numeric(self) -> bool:
@@ -101,6 +100,10 @@ class ArrayFile(Protocol):
     def arrays(self) -> Sequence[ArrayInfo]:
         """What the file holds."""
 
+    @property
+    def attrs(self) -> Mapping[str, Any]:
+        """What the file says about all of it, single words and numbers among its arrays included."""
+
     def read(self, name: str, key: Key | None = None) -> npt.NDArray[Any]:
         """Return the values of array ``name``, or the part that ``key`` cuts out."""
 
@@ -111,7 +114,7 @@ def open_cube(
     variable: str | None = None,
     axis_order: str | None = None,
     wavelength_unit: str | None = None,
-    **known: Any,
+    known: Mapping[str, Any] | None = None,
 ) -> xr.DataArray:
     """Make a scene of the one array in ``file`` that is a cube.
 
@@ -120,27 +123,58 @@ def open_cube(
         variable: the array's name; needed only where several could be meant.
         axis_order: ``yxb``, ``byx`` or ``ybx`` (b for bands); needed only where the shape is ambiguous.
         wavelength_unit: ``nm`` or ``um``, instead of what the file says or leaves open.
-        known: further arguments of :func:`make_scene`, which win over what the file says.
+        known: arguments of :func:`make_scene`, which win over what the file says.
 
     Raises:
         SceneError: no array is a cube, several are, or it is not clear which axis holds the bands.
     """
+    known = known or {}
     info = choose_cube(file, variable)
-    axes = find_axes(file, info, axis_order)
+    axes = find_axes(file, info, axis_order, known)
     bands, height, width = check_shape([info.shape[axis] for axis in axes], file.source)
-    facts = {
-        **spectral_facts(file, bands, wavelength_unit),
-        "band_names": _band_names(info, bands),
-        **_value_facts(info, file.source),
-        **_georeference(file, info, axes),
-        **known,
-    }
     cube = LazyCube((bands, height, width), info.dtype, _WindowReader(file, info.name, axes))
-    return make_scene(cube, source=file.source, **facts)
+    values, facts = as_measured(cube, info, known)
+    facts |= spectral_facts(file, bands, wavelength_unit, info=info, band_axis=axes[0], known=known)
+    facts |= settle(
+        known,
+        unit=lambda: _unit(info),
+        band_names=lambda: _band_names(info, bands),
+    )
+    place = _georeference(file, info, axes[1], axes[2])
+    return make_scene(values, source=file.source, **{**place, **facts, **known})
 
 
-def open_label_image(file: ArrayFile, *, variable: str | None = None) -> npt.NDArray[Any]:
-    """Return the one ``(rows, columns)`` image in ``file`` that can be class labels.
+def as_measured(
+    cube: LazyCube, info: ArrayInfo, known: Mapping[str, Any]
+) -> tuple[LazyCube, dict[str, Any]]:
+    """Return a cube of which physical value = value x scale, and its scale and nodata.
+
+    Offsets, several nodata values and limits of validity are applied while reading; such a cube is in floating point
+    with NaN where there is no measurement.
+
+    Args:
+        cube: the stored values.
+        info: the array with its attributes.
+        known: arguments of :func:`make_scene` that the user gives.
+    """
+    said = stored(info.attrs)
+    scale = float(known.get("scale", 1.0 if said.scale is None else said.scale))
+    nodata = said.nodata
+    if "nodata" in known:
+        nodata = () if known["nodata"] is None else (float(known["nodata"]),)
+    limits = said.limits if said.limits and _cuts_off(said.limits, info.dtype) else None
+    if not said.offset and len(nodata) < 2 and limits is None:
+        return cube, {"scale": scale, "nodata": nodata[0] if nodata else None}
+    settings: dict[str, Any] = {"nodata": nodata, "limits": limits}
+    if said.offset:
+        settings["scales"] = np.full(cube.shape[0], scale)
+        settings["offsets"] = np.full(cube.shape[0], said.offset)
+        scale = 1.0
+    return converted(cube, **settings), {"scale": scale, "nodata": math.nan}
+
+
+def open_label_image(file: ArrayFile, *, variable: str | None = None) -> LabelImage:
+    """Return the one ``(rows, columns)`` image in ``file`` that can be class labels, with what is known of it.
 
     Args:
         file: the file.
@@ -151,7 +185,22 @@ def open_label_image(file: ArrayFile, *, variable: str | None = None) -> npt.NDA
     """
     info = _choose_labels(file, variable)
     check_memory(info.nbytes, f"{file.source}: {info}")
-    return file.read(info.name)
+    long = [axis for axis, n in enumerate(info.shape) if n > 1 or len(info.shape) == 2]
+    row, column = long
+    dims = [info.dims[axis] for axis in long] if info.dims else []
+    if image_axes(dims) == (1, 0) or (image_axes(dims) is None and _lies_turned(file, info, long)):
+        row, column = column, row
+    values = file.read(info.name)
+    values = values.reshape([info.shape[axis] for axis in long])
+    place = _georeference(file, info, row, column)
+    nodata = stored(info.attrs).nodata or stored(file.attrs).nodata
+    return LabelImage(
+        values.T if row > column else values,
+        nodata=nodata[0] if nodata else None,
+        class_names=_flag_names(info),
+        crs=place.get("crs"),
+        transform=place.get("transform"),
+    )
 
 
 def choose_cube(file: ArrayFile, variable: str | None = None) -> ArrayInfo:
@@ -198,60 +247,91 @@ def find_array(file: ArrayFile, name: str) -> ArrayInfo:
     )
 
 
-def find_axes(file: ArrayFile, info: ArrayInfo, axis_order: str | None) -> Axes:
-    """Return where bands, rows and columns lie in a stored cube.
+def find_axes(
+    file: ArrayFile,
+    info: ArrayInfo,
+    axis_order: str | None,
+    known: Mapping[str, Any] | None = None,
+) -> Axes:
+    """Return where bands, rows and columns lie in a stored cube (see :func:`axes_of`).
 
-    In this order: ``axis_order`` where given; dimension names; the axis as long as the file's wavelengths; the
-    one axis that differs where the other two are equal; the first axis where it is by far the shortest and the
-    last is too long for bands; otherwise the last, as MATLAB scenes have it. What stays between rows come before
-    columns.
+    Args:
+        file: the file, whose wavelengths and pictures are evidence.
+        info: the cube.
+        axis_order: what the user says.
+        known: arguments of :func:`make_scene` that the user gives; as many wavelengths are as many bands.
 
     Raises:
-        SceneError: ``axis_order`` makes no sense, or the shape fits both ``yxb`` and ``byx``.
+        SceneError: ``axis_order`` makes no sense, or nothing decides.
     """
-    if axis_order is not None:
-        return _parse_axis_order(str(axis_order))
-    named = _named_axes(info.dims)
-    if named is not None:
-        return named
-    lengths = {a.shape[_long_axis(a)] for a in _vectors(file, _WAVELENGTH_NAMES)}
-    matching = [axis for axis in range(3) if info.shape[axis] in lengths]
-    band = matching[0] if len(matching) == 1 else _band_axis_by_shape(info, file.source)
-    row, column = (axis for axis in range(3) if axis != band)
-    return band, row, column
+    spectra = {math.prod(a.shape) for a in _vectors(file, CENTRES)}
+    spectra |= {len(values) for _, _, values in _listed(file, info, CENTRES)}
+    if known and known.get("wavelengths") is not None:
+        spectra = {len(known["wavelengths"])}
+    images = {
+        (a.shape[0], a.shape[1])
+        for a in file.arrays
+        if a.numeric and len(a.shape) == 2 and min(a.shape) > 1
+    }
+    return axes_of(
+        info.dims,
+        info.shape,
+        axis_order=axis_order,
+        spectra=spectra,
+        images=images,
+        matlab=info.matlab,
+        what=f"{file.source}: {info.name}",
+    )
 
 
 def spectral_facts(
-    file: ArrayFile, bands: int, unit: str | None = None
+    file: ArrayFile,
+    bands: int,
+    unit: str | None = None,
+    *,
+    info: ArrayInfo | None = None,
+    band_axis: int | None = None,
+    known: Mapping[str, Any] | None = None,
 ) -> dict[str, npt.NDArray[Any]]:
     """Find wavelengths, widths (both in nm) and the good-band mask by their usual names.
+
+    They are arrays of the file, the coordinate of the band axis, or lists in the attributes of the cube or the file.
 
     Args:
         file: the file.
         bands: how many values each must have; a list of another length is left out with a warning.
-        unit: of the wavelengths, instead of what the file says; where neither says it, numbers below 100 are
-            taken as µm, with a warning.
+        unit: of the wavelengths, which the user says.
+        info: the cube, whose attributes count too.
+        band_axis: of the cube.
+        known: arguments of :func:`make_scene` that the user gives; those are not looked for.
 
     Returns:
         Arguments for :func:`make_scene`.
 
     Raises:
-        SceneError: the unit is none of nm and µm.
+        SceneError: the unit is none, or a unit of the user's cannot be right.
     """
+    known = known or {}
     facts: dict[str, npt.NDArray[Any]] = {}
-    centres = _per_band(file, _WAVELENGTH_NAMES, bands)
-    if centres is not None:
-        values = file.read(centres.name).reshape(-1)
-        unit = unit or _unit_of(centres) or _guess_unit(values, f"{file.source}: {centres.name}")
-        facts["wavelengths"] = to_nanometres(values, unit, file.source)
-    widths = _per_band(file, _FWHM_NAMES, bands)
-    if widths is not None:
-        # Widths are small numbers in any unit: where they name none, it is that of the centres.
-        width_unit = _unit_of(widths) or unit or "nm"
-        facts["fwhm"] = to_nanometres(file.read(widths.name).reshape(-1), width_unit, file.source)
-    good = _per_band(file, _GOOD_NAMES, bands)
+    centres = None if "wavelengths" in known else _per_band(file, info, CENTRES, bands, band_axis)
+    widths = None if "fwhm" in known else _per_band(file, info, WIDTHS, bands)
+    if centres is not None or widths is not None:
+        what = f"{file.source}: {centres[0]}" if centres else file.source
+        found = spectral(
+            centres[2] if centres else None,
+            widths[2] if widths else None,
+            unit or (centres[1] if centres else None),
+            what,
+            width_unit=widths[1] if widths else None,
+            certain=unit is not None,
+        )
+        if found.centres is not None:
+            facts["wavelengths"] = found.centres
+        if found.widths is not None:
+            facts["fwhm"] = found.widths
+    good = None if "good_band" in known else _per_band(file, info, GOOD, bands)
     if good is not None:
-        facts["good_band"] = file.read(good.name).reshape(-1).astype(np.float64) == 1
+        facts["good_band"] = good[2].astype(np.float64) == 1
     return facts
 
 
@@ -283,7 +363,7 @@ def parse_crs(wkt: str, source: str) -> Any:
 
     try:
         return CRS.from_wkt(wkt)
-    except CRSError as error:
+    except (CRSError, UnicodeEncodeError) as error:
         raise SceneError(
             f"{source} has a coordinate system that cannot be understood: {wkt[:80]!r}.",
             "Correct the WKT text, or leave it out.",
@@ -320,14 +400,29 @@ def _cubes(file: ArrayFile) -> list[ArrayInfo]:
     return [a for a in file.arrays if a.numeric and len(a.shape) == 3]
 
 
+def _cuts_off(limits: tuple[float, float], dtype: np.dtype[Any]) -> bool:
+    """True where some stored value can lie outside."""
+    if dtype.kind not in "iu":
+        return True
+    kind = np.iinfo(dtype)
+    return limits[0] > kind.min or limits[1] < kind.max
+
+
+def _is_image(info: ArrayInfo) -> bool:
+    """An image of numbers; a third axis of length 1 (time, band) does not count."""
+    if not info.numeric or len(info.shape) not in {2, 3}:
+        return False
+    return sum(n > 1 for n in info.shape) == 2
+
+
 def _choose_labels(file: ArrayFile, variable: str | None) -> ArrayInfo:
-    images = [a for a in file.arrays if a.numeric and len(a.shape) == 2 and min(a.shape) > 1]
+    images = [a for a in file.arrays if _is_image(a)]
     if variable is not None:
         info = find_array(file, variable)
-        if not info.numeric or len(info.shape) != 2:
+        if info not in images and not (info.numeric and len(info.shape) == 2):
             raise SceneError(f"{file.source}: {info} is no label image.", _say_variable(images))
         return info
-    named = [a for a in images if a.base_name in _LABEL_NAMES or a.base_name.endswith("_gt")]
+    named = [a for a in images if is_named(a.name, _LABEL_NAMES) or a.base_name.endswith("_gt")]
     if len(images) == 1 or len(named) == 1:
         return named[0] if len(named) == 1 else images[0]
     raise SceneError(
@@ -341,166 +436,273 @@ def _say_variable(arrays: Sequence[ArrayInfo]) -> str:
     return f"Say variable=NAME with one of {', '.join(str(a) for a in arrays[:12])}."
 
 
+def _is_vector(info: ArrayInfo) -> bool:
+    """A list of numbers: one axis, or two of which one has length 1."""
+    flat = len(info.shape) == 1 or (len(info.shape) == 2 and min(info.shape) == 1)
+    return info.numeric and flat and math.prod(info.shape) > 0
+
+
 def _vectors(file: ArrayFile, names: set[str]) -> list[ArrayInfo]:
-    """Numeric arrays with one of ``names`` that are lists: one axis, or two of which one has length 1."""
-    return [
-        a
-        for a in file.arrays
-        if a.numeric
-        and a.base_name in names
-        and (len(a.shape) == 1 or (len(a.shape) == 2 and min(a.shape) == 1))
-        and math.prod(a.shape) > 0
-    ]
+    return [a for a in file.arrays if _is_vector(a) and is_named(a.name, names)]
 
 
-def _per_band(file: ArrayFile, names: set[str], bands: int) -> ArrayInfo | None:
-    fitting = None
-    for info in _vectors(file, names):
-        if math.prod(info.shape) == bands:
-            fitting = fitting or info
-        else:
+Column: TypeAlias = tuple[str, str | None, npt.NDArray[Any]]  # name, unit, values
+
+
+def _listed(file: ArrayFile, info: ArrayInfo, names: set[str]) -> list[Column]:
+    """Lists of numbers in the attributes of the cube and of the file."""
+    found: list[Column] = []
+    for attrs in (info.attrs, file.attrs):
+        for name, value in attrs.items():
+            values = numbers(value) if is_named(name, names) else None
+            if values is not None and len(values) > 1:
+                unit = find(attrs, f"{name}_units", f"{name}_unit", "wavelength_units")
+                unit = unit if isinstance(unit, str) else unit_in_name(name)
+                found.append((name, unit, np.array(values)))
+    return found
+
+
+def _per_band(
+    file: ArrayFile,
+    info: ArrayInfo | None,
+    names: set[str],
+    bands: int,
+    band_axis: int | None = None,
+) -> Column | None:
+    """The list with one value per band that belongs to the cube."""
+    fitting: list[Column] = []
+    for vector in _vectors(file, names) + _band_coordinate(file, info, band_axis):
+        if math.prod(vector.shape) == bands:
+            values = file.read(vector.name).reshape(-1)
+            unit = find(vector.attrs, *UNITS)
+            said = unit if isinstance(unit, str) else unit_in_name(vector.base_name)
+            if said is None:
+                beside = find(file.attrs, "wavelength_units", "wavelength_unit")
+                said = beside if isinstance(beside, str) else None
+            fitting.append((vector.name, said, values))
+        elif info is None or not _of_another(file, vector):
             warnings.warn(
-                f"{file.source}: {info} does not fit {bands} bands and is left out.", stacklevel=4
+                f"{file.source}: {vector} does not fit {bands} bands and is left out.", stacklevel=4
             )
-    return fitting
-
-
-def _unit_of(info: ArrayInfo) -> str | None:
-    unit = info.attrs.get("units", info.attrs.get("unit"))
-    return unit if isinstance(unit, str) else None
-
-
-def _guess_unit(values: npt.NDArray[Any], what: str) -> str:
-    unit = "um" if (values < 100).all() else "nm"
-    warnings.warn(f"{what} names no unit; taken as {unit} (wavelength_unit says it).", stacklevel=4)
-    return unit
-
-
-def _long_axis(info: ArrayInfo) -> int:
-    return int(np.argmax(info.shape))
-
-
-def _parse_axis_order(axis_order: str) -> Axes:
-    words = [w for w in re.split(r"[^a-z]+", axis_order.lower()) if w]
-    letters = "".join(w[0] for w in words) if len(words) > 1 else "".join(words)
-    if sorted(letters) != ["b", "x", "y"]:
-        raise SceneError(
-            f"The axis order '{axis_order}' makes no sense.",
-            "Give the stored order of rows (y), columns (x) and bands (b), e.g. axis_order=yxb.",
-        )
-    return letters.index("b"), letters.index("y"), letters.index("x")
-
-
-def _named_axes(dims: Sequence[str]) -> Axes | None:
-    """Axes by dimension names, if bands are named; rows come before columns where those are not."""
-    found = [[k for k, d in enumerate(dims) if d.lower() in names] for names in _DIMENSIONS]
-    if len(dims) != 3 or len(found[0]) != 1:
+    if info is not None:
+        fitting += [column for column in _listed(file, info, names) if len(column[2]) == bands]
+    if names is CENTRES:
+        fitting = [column for column in fitting if not _say_no_centres(column, file.source)]
+    if not fitting:
         return None
-    band = found[0][0]
-    first, second = (axis for axis in range(3) if axis != band)
-    swapped = found[1] == [second] and found[2] == [first]
-    return (band, second, first) if swapped else (band, first, second)
+    wanted = "" if info is None else info.name.lower()
+    return max(fitting, key=lambda column: _kinship(column[0].lower(), wanted))
 
 
-def _band_axis_by_shape(info: ArrayInfo, source: str) -> int:
-    first, middle, last = info.shape
-    odd_one_out = {first == middle: 2, first == last: 1, middle == last: 0}.get(True)
-    if first == middle == last:
-        return 2
-    if odd_one_out is not None and info.shape[odd_one_out] <= _MANY_BANDS:
-        return odd_one_out
-    if 2 * first < min(middle, last):
-        if last > _MANY_BANDS:
-            return 0
-        raise SceneError(
-            f"{source}: {info} could be {first} bands of {middle} x {last} pixels or {last} bands of "
-            f"{first} x {middle} pixels.",
-            "Say axis_order=byx (bands first) or axis_order=yxb (bands last).",
-        )
-    return 2
+def _say_no_centres(column: Column, source: str) -> bool:
+    if not np.any(np.nan_to_num(np.asarray(column[2], dtype=np.float64)) > 0):
+        warnings.warn(f"{source}: {column[0]} holds nothing but zeros.", stacklevel=5)
+        return True
+    if known_unit(column[1]) is not None or not are_band_numbers(column[2]):
+        return False
+    warnings.warn(
+        f"{source}: {column[0]} only counts the bands; it is not taken for wavelengths.",
+        stacklevel=5,
+    )
+    return True
 
 
-def _value_facts(info: ArrayInfo, source: str) -> dict[str, Any]:
-    """Unit, scale and nodata as our own writers, xarray and the CF conventions name them."""
-    if info.attrs.get("add_offset"):
-        raise SceneError(
-            f"{source}: {info.name} is stored with an offset (add_offset).",
-            "Convert it first: a scene's physical values are stored values x scale.",
-        )
-    facts: dict[str, Any] = {}
-    if info.attrs.get("unit") in UNITS:
-        facts["unit"] = info.attrs["unit"]
-    elif info.base_name in UNITS:
-        facts["unit"] = info.base_name
-    for argument, names in (
-        ("scale", ("scale", "scale_factor")),
-        ("nodata", ("nodata", "_FillValue")),
-    ):
-        for name in names:
-            number = _number(info.attrs.get(name))
-            if number is not None:
-                facts.setdefault(argument, number)
-    return facts
+def _of_another(file: ArrayFile, vector: ArrayInfo) -> bool:
+    """True where a list belongs to another cube of the file."""
+    length = math.prod(vector.shape)
+    return len(_cubes(file)) > 1 and any(length in cube.shape for cube in _cubes(file))
+
+
+def _band_coordinate(
+    file: ArrayFile, info: ArrayInfo | None, band_axis: int | None
+) -> list[ArrayInfo]:
+    """The coordinate of the band axis, where its unit is one of wavelengths."""
+    if info is None or band_axis is None or len(info.dims) != 3:
+        return []
+    found = []
+    for vector in file.arrays:
+        unit = find(vector.attrs, *UNITS)
+        named = vector.name.rpartition("/")[2] == info.dims[band_axis]
+        if named and _is_vector(vector) and not is_named(vector.name, CENTRES):
+            try:
+                if isinstance(unit, str) and known_unit(unit) is not None:
+                    found.append(vector)
+            except SceneError:  # a coordinate in other units
+                continue
+    return found
+
+
+def _kinship(name: str, of: str) -> tuple[int, int]:
+    """How closely two names are related: shared groups, then shared words (``List_Cw_Vnir`` and ``VNIR_Cube``)."""
+    pairs = zip(name.split("/")[:-1], of.split("/")[:-1], strict=False)
+    groups = list(takewhile(lambda pair: pair[0] == pair[1], pairs))
+    words = set(re.findall(r"[a-z]+|\d+", name)) & set(re.findall(r"[a-z]+|\d+", of))
+    return len(groups), len(words)
+
+
+def _unit(info: ArrayInfo) -> str:
+    """Unit of the values: an attribute of ours, or what the array is called."""
+    if info.attrs.get("unit") in UNITS_OF_VALUES:
+        return str(info.attrs["unit"])
+    words = set(re.findall(r"[a-z]+", info.base_name))
+    return next((unit for unit in ("reflectance", "radiance") if unit in words), "dn")
 
 
 def _band_names(info: ArrayInfo, bands: int) -> list[str] | None:
-    """Names of the bands as our own Zarr writer keeps them."""
-    names = info.attrs.get("band_names")
+    """Names of the bands as our own Zarr writer and others keep them."""
+    names = find(info.attrs, "band_names", "long_name")
     if not isinstance(names, list) or len(names) != bands:
         return None
     return names if all(isinstance(name, str) for name in names) else None
 
 
-def _number(value: Any) -> float | None:
+def _flag_names(info: ArrayInfo) -> dict[int, str] | None:
+    """Class names by the CF conventions: ``flag_values`` and ``flag_meanings``."""
+    values, meanings = find(info.attrs, "flag_values"), find(info.attrs, "flag_meanings")
+    codes = numbers(values)
+    words = meanings.split() if isinstance(meanings, str) else meanings
+    if codes is None or not isinstance(words, list) or len(words) != len(codes):
+        return None
+    return {int(code): str(word) for code, word in zip(codes, words, strict=True)}
+
+
+def _lies_turned(file: ArrayFile, info: ArrayInfo, axes: Sequence[int]) -> bool:
+    """True where coordinates x and y say that columns come before rows."""
+    x, y = (_coordinate(file, info, None, names) for names in (_X_NAMES, _Y_NAMES))
+    if x is None or y is None or x.shape == y.shape:
+        return False
+    return (x.shape[0], y.shape[0]) == tuple(info.shape[axis] for axis in axes)
+
+
+def _georeference(file: ArrayFile, info: ArrayInfo, row: int, column: int) -> dict[str, Any]:
+    """CRS and transform: from regular x and y coordinates, a CF grid mapping, or what products call them."""
+    from affine import Affine
+
+    mapping = _grid_mapping(file, info)
+    place: dict[str, Any] = {}
+    wkt = find(mapping, "crs_wkt", "spatial_ref") or find(file.attrs, "crs_wkt")
+    if isinstance(wkt, str) and wkt:
+        place["crs"] = parse_crs(wkt, file.source)
+    x_info, y_info = (
+        _coordinate(file, info, axis, names)
+        for axis, names in ((column, _X_NAMES), (row, _Y_NAMES))
+    )
+    x, y = (
+        None if vector is None or vector.shape[0] != info.shape[axis] else _regular(file, vector)
+        for vector, axis in ((x_info, column), (y_info, row))
+    )
+    numbers_of_gdal = gdal_transform(find(mapping, "GeoTransform"))
+    if x is not None and y is not None:
+        # Coordinates are pixel centres, a transform starts at the corner.
+        place["transform"] = Affine(x[1], 0, x[0] - x[1] / 2, 0, y[1], y[0] - y[1] / 2)
+        if numbers_of_gdal is not None:
+            stated = Affine.from_gdal(*numbers_of_gdal)
+            size = (info.shape[row], info.shape[column])
+            if shift(stated, place["transform"], size) > GRID_TOLERANCE:
+                _say_stale(stated, place["transform"], size, file.source)
+            else:
+                place["transform"] = stated  # its digits are not rounded
+        if "crs" not in place and _are_degrees(x_info, y_info, x, y, info, row, column):
+            place["crs"] = _epsg(4326)
+    elif numbers_of_gdal is not None:
+        place["transform"] = Affine.from_gdal(*numbers_of_gdal)
+    return _product_place(file, place)
+
+
+def _grid_mapping(file: ArrayFile, info: ArrayInfo) -> Mapping[str, Any]:
+    wanted = str(find(info.attrs, "grid_mapping") or "spatial_ref").rpartition("/")[2]
+    names = (wanted, "spatial_ref", "crs")
+    found = {a.name.rpartition("/")[2]: a.attrs for a in file.arrays}
+    return next((found[name] for name in names if found.get(name)), {})
+
+
+def _product_place(file: ArrayFile, place: dict[str, Any]) -> dict[str, Any]:
+    """Fill in what products keep under names of their own: ENVI's map info (NEON), an EPSG code."""
+    map_info = find(file.attrs, "map info")
+    if isinstance(map_info, str) and "transform" not in place:
+        from vitreous.scenes.envi import place_of_map_info
+
+        crs, place["transform"] = place_of_map_info(map_info, file.source)
+        place.setdefault("crs", crs)
+    code = number(find(file.attrs, "epsg code", "epsg"))
+    if place.get("crs") is None and code is not None and place.get("transform") is not None:
+        place["crs"] = _epsg(int(code))
+    return {name: value for name, value in place.items() if value is not None}
+
+
+def _epsg(code: int) -> Any:
+    from rasterio.crs import CRS
+    from rasterio.errors import CRSError
+
     try:
-        return None if value is None or isinstance(value, list) else float(value)
-    except ValueError:
+        return CRS.from_epsg(code)
+    except CRSError:
         return None
 
 
-def _georeference(file: ArrayFile, info: ArrayInfo, axes: Axes) -> dict[str, Any]:
-    """CRS and transform from a CF grid mapping, the transform otherwise from regular x and y coordinates."""
-    from affine import Affine
-
-    wanted = str(info.attrs.get("grid_mapping", "spatial_ref")).rpartition("/")[2]
-    mapping: Mapping[str, Any] = next(
-        (a.attrs for a in file.arrays if a.name.rpartition("/")[2] == wanted), {}
+def _say_stale(stated: Any, real: Any, size: tuple[int, int], source: str) -> None:
+    warnings.warn(
+        f"{source}: its GeoTransform lies {shift(stated, real, size):.3g} pixels from its x and y coordinates;"
+        " the coordinates are taken.",
+        stacklevel=5,
     )
-    place: dict[str, Any] = {}
-    wkt = mapping.get("crs_wkt") or mapping.get("spatial_ref")
-    if isinstance(wkt, str) and wkt:
-        place["crs"] = parse_crs(wkt, file.source)
-    numbers = gdal_transform(mapping.get("GeoTransform"))
-    if numbers is not None:
-        place["transform"] = Affine.from_gdal(*numbers)
-    elif len(info.dims) == 3:
-        x, y = (_regular(file, info.dims[axis]) for axis in (axes[2], axes[1]))
-        if x is not None and y is not None:
-            # Coordinates are pixel centres, a transform starts at the corner.
-            place["transform"] = Affine(x[1], 0, x[0] - x[1] / 2, 0, y[1], y[0] - y[1] / 2)
-    return place
+
+
+def _are_degrees(
+    x_info: ArrayInfo | None,
+    y_info: ArrayInfo | None,
+    x: tuple[float, float],
+    y: tuple[float, float],
+    info: ArrayInfo,
+    row: int,
+    column: int,
+) -> bool:
+    """True where coordinates are longitudes and latitudes: CF tells them by name or unit."""
+    if x_info is None or y_info is None:
+        return False
+    named = key_of(x_info.base_name) in {"lon", "longitude"} and key_of(y_info.base_name) in {
+        "lat",
+        "latitude",
+    }
+    units = [str(find(v.attrs, "units") or "").lower() for v in (x_info, y_info)]
+    if not (named or (units[0].startswith("degree") and units[1].startswith("degree"))):
+        return False
+    last_x = x[0] + x[1] * (info.shape[column] - 1)
+    last_y = y[0] + y[1] * (info.shape[row] - 1)
+    return max(abs(y[0]), abs(last_y)) <= 90 and max(abs(x[0]), abs(last_x)) <= 360
 
 
 def gdal_transform(value: Any) -> list[float] | None:
     """Return the six numbers of a GDAL geotransform given as text or list, None if it is none."""
     try:
-        numbers = [float(n) for n in (value.split() if isinstance(value, str) else value or [])]
+        values = [float(n) for n in (value.split() if isinstance(value, str) else value or [])]
     except (TypeError, ValueError):
         return None
-    usable = len(numbers) == 6 and np.isfinite(numbers).all()
-    return numbers if usable and numbers[1] * numbers[5] != numbers[2] * numbers[4] else None
+    usable = len(values) == 6 and np.isfinite(values).all()
+    return values if usable and values[1] * values[5] != values[2] * values[4] else None
 
 
-def _regular(file: ArrayFile, name: str) -> tuple[float, float] | None:
-    """Return start and step of the coordinate ``name`` if it is a regular list of numbers."""
-    for info in file.arrays:
-        if info.name == name and info.numeric and len(info.shape) == 1 and info.shape[0] > 1:
-            values = file.read(info.name).astype(np.float64)
-            steps = np.diff(values)
-            if (
-                np.isfinite(values).all()
-                and steps[0] != 0
-                and np.allclose(steps, steps[0], rtol=1e-3)
-            ):
-                return float(values[0]), float((values[-1] - values[0]) / (len(values) - 1))
-    return None
+_X_NAMES = {"x", "lon", "longitude", "easting", "xcoordinates"}
+_Y_NAMES = {"y", "lat", "latitude", "northing", "ycoordinates"}
+
+
+def _coordinate(
+    file: ArrayFile, info: ArrayInfo, axis: int | None, names: set[str]
+) -> ArrayInfo | None:
+    """The list of coordinates of an axis: by the name of its dimension, else by its own usual name."""
+    vectors = [a for a in file.arrays if a.numeric and len(a.shape) == 1 and a.shape[0] > 1]
+    if axis is not None and len(info.dims) > axis and info.dims[axis]:
+        name = info.dims[axis]
+        return next((a for a in vectors if a.name == name or a.base_name == name.lower()), None)
+    return next((a for a in vectors if is_named(a.name, names)), None)
+
+
+def _regular(file: ArrayFile, info: ArrayInfo) -> tuple[float, float] | None:
+    """Return start and step of a list of coordinates if it is regular."""
+    values = file.read(info.name).astype(np.float64)
+    steps = np.diff(values)
+    if not (np.isfinite(values).all() and steps[0] != 0):
+        return None
+    if not np.allclose(steps, steps[0], rtol=1e-3):
+        return None
+    return float(values[0]), float((values[-1] - values[0]) / (len(values) - 1))

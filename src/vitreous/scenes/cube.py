@@ -39,23 +39,8 @@ ReadWindow: TypeAlias = Callable[[Window], npt.NDArray[Any]]
 # No real scene comes near these; a header that claims more is broken or hostile.
 MAX_BANDS = 100_000
 MAX_SIDE = 10_000_000
-
-_TO_NM = {
-    "nm": 1.0,
-    "nanometer": 1.0,
-    "nanometers": 1.0,
-    "nanometre": 1.0,
-    "nanometres": 1.0,
-    "um": 1000.0,
-    "µm": 1000.0,
-    "μm": 1000.0,
-    "micron": 1000.0,
-    "microns": 1000.0,
-    "micrometer": 1000.0,
-    "micrometers": 1000.0,
-    "micrometre": 1000.0,
-    "micrometres": 1000.0,
-}
+MOST_NM = 1e6  # a millimetre
+HUGE = 1e30  # no measurement is as large; such numbers mark missing values
 
 
 class LazyCube(BackendArray):
@@ -72,6 +57,10 @@ class LazyCube(BackendArray):
         self.shape = tuple(int(n) for n in shape)
         self.dtype = np.dtype(dtype)
         self._read = read
+
+    def read(self, window: Window) -> npt.NDArray[Any]:
+        """Read ``window``: three slices (band, y, x) with explicit bounds and positive steps."""
+        return self._read(window)
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> npt.NDArray[Any]:
         """Read ``key``; fancy indices become the enclosing slices plus a selection in memory."""
@@ -95,7 +84,7 @@ class LazyCube(BackendArray):
                 index = int(item) % size
                 slices.append(slice(index, index + 1, 1))
                 squeeze.append(axis)
-        window = self._read((slices[0], slices[1], slices[2]))
+        window = self.read((slices[0], slices[1], slices[2]))
         if flip:
             window = np.flip(window, tuple(flip))
         return np.squeeze(window, tuple(squeeze)) if squeeze else window
@@ -119,7 +108,7 @@ def make_scene(
 
     Args:
         data: ``(bands, height, width)``: an array (a memmap stays one) or a :class:`LazyCube`.
-        wavelengths: band centres in nm.
+        wavelengths: band centres in nm; 0 for a band that is not used.
         fwhm: band widths in nm.
         good_band: False where a band should not be used (water vapour, detector overlap).
         unit: ``dn``, ``radiance`` or ``reflectance``.
@@ -160,10 +149,22 @@ def make_scene(
             )
         scene = scene.assign_coords({name: ("band", column)})
     if "wavelength" in scene.coords:
-        _check_wavelengths(scene["wavelength"].values, source)
+        scene = _check_wavelengths(scene, source or "The scene")
     scene = _place(scene, crs, transform, source or "The scene")
     scene.attrs = {"unit": unit, "scale": float(scale), "nodata": nodata, "source": source}
     return scene
+
+
+def settle(known: Mapping[str, Any], **readings: Callable[[], Any]) -> dict[str, Any]:
+    """Return facts of a file, each from the user where he gives it, and read from the file otherwise.
+
+    What the user says is never read from the file, so a faulty value there is no obstacle.
+
+    Args:
+        known: arguments of :func:`make_scene` that the user gives.
+        **readings: how to read each from the file.
+    """
+    return {name: known[name] if name in known else read() for name, read in readings.items()}
 
 
 def like_scene(
@@ -390,11 +391,28 @@ def read_window(
     invalid = ~np.isfinite(cube).all(axis=0)
     nodata = scene.attrs.get("nodata")
     if nodata is not None and np.isfinite(nodata):
-        equal = cube == np.float32(nodata)
+        equal = is_nodata(cube, nodata)
         invalid |= equal.all(axis=0) if nodata == 0 else equal.any(axis=0)
     cube *= np.float32(scene.attrs.get("scale", 1.0))
     cube[:, invalid] = np.nan
     return cube
+
+
+def is_nodata(values: npt.NDArray[Any], nodata: float) -> npt.NDArray[np.bool_]:
+    """Return where stored values are the one that means "no measurement".
+
+    Texts round the largest numbers of a type (``-3.40282e+38``), so of a nodata value beyond all measurements the
+    first five digits count.
+    """
+    if np.isnan(nodata):
+        return np.isnan(values)
+    if abs(nodata) >= HUGE:
+        beyond: npt.NDArray[np.bool_] = values * np.sign(nodata) >= abs(nodata) * (1 - 1e-5)
+        return beyond
+    equal: npt.NDArray[np.bool_] = (
+        values == values.dtype.type(nodata) if (values.dtype.kind == "f") else values == nodata
+    )
+    return equal
 
 
 def read_with_context(
@@ -467,35 +485,6 @@ def rgb_bands(scene: xr.DataArray) -> tuple[int, int, int]:
     return int(spread[1]), int(spread[2]), int(spread[3])
 
 
-def to_nanometres(
-    values: Sequence[float] | npt.NDArray[Any], unit: str | None, source: str = ""
-) -> npt.NDArray[np.float64]:
-    """Convert band centres or widths to nm.
-
-    Args:
-        values: the numbers as the file gives them.
-        unit: the file's unit; None or ``unknown`` infers µm for values below 100 and warns.
-        source: the file's name, for messages.
-
-    Raises:
-        SceneError: the unit is none of nm or µm.
-    """
-    numbers = np.asarray(values, dtype=np.float64)
-    known = (unit or "unknown").strip().lower()
-    if known in _TO_NM:
-        return numbers * _TO_NM[known]
-    if known not in {"unknown", "none", ""}:
-        raise SceneError(
-            f"{source or 'The scene'} gives wavelengths in '{unit}'.",
-            "Known units are nm and µm (um).",
-        )
-    guess = "um" if numbers.size and np.nanmax(numbers) < 100 else "nm"
-    warnings.warn(
-        f"{source or 'The scene'} names no wavelength unit; taken as {guess}.", stacklevel=2
-    )
-    return numbers * _TO_NM[guess]
-
-
 def check_shape(shape: Sequence[int], source: str = "") -> tuple[int, int, int]:
     """Return ``(bands, height, width)`` as plain ints, or say what is impossible about them.
 
@@ -537,13 +526,29 @@ def check_bytes(expected: int, actual: int, source: str, arithmetic: str) -> Non
         )
 
 
-def _check_wavelengths(centres: npt.NDArray[np.float64], source: str) -> None:
-    finite = centres[np.isfinite(centres)]
-    if finite.size == 0 or finite.min() <= 0 or finite.max() > 1e6:
+def _check_wavelengths(scene: xr.DataArray, where: str) -> xr.DataArray:
+    """Refuse impossible wavelengths; bands with the wavelength 0 are not used, and marked so."""
+    centres = np.asarray(scene["wavelength"].values, dtype=np.float64)
+    finite = centres[np.isfinite(centres) & (centres != 0)]
+    if finite.size == 0 or finite.min() <= 0 or finite.max() > MOST_NM:
         raise SceneError(
-            f"{source or 'The scene'} has impossible wavelengths.",
-            "They must be positive numbers in nm.",
+            f"{where} has impossible wavelengths.",
+            "They must be positive numbers in nm; wavelengths=... says them.",
         )
+    unused = centres == 0
+    if not unused.any():
+        return scene
+    good = np.isin(np.arange(centres.size), good_bands(scene))
+    newly = np.flatnonzero(unused & good) + 1
+    if newly.size:
+        warnings.warn(
+            f"{where} gives the wavelength 0 for bands {', '.join(map(str, newly[:12]))}: taken as not used.",
+            stacklevel=3,
+        )
+    return scene.assign_coords(
+        wavelength=("band", np.where(unused, np.nan, centres)),
+        good_band=("band", good & ~unused),
+    )
 
 
 def _place(image: xr.DataArray, crs: Any, transform: Any, where: str) -> xr.DataArray:

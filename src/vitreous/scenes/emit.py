@@ -11,6 +11,7 @@ The measured grid has no map projection, so a scene with a GLT is opened on its 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ import xarray as xr
 
 from vitreous.errors import SceneError
 from vitreous.scenes import arrays
-from vitreous.scenes.arrays import Axes
-from vitreous.scenes.cube import LazyCube, Window, check_shape, make_scene
+from vitreous.scenes.axes import Axes
+from vitreous.scenes.cube import LabelImage, LazyCube, Window, check_shape, make_scene
 from vitreous.scenes.hdf5 import Hdf5File
 
 GLT = ("location/glt_y", "location/glt_x")
@@ -36,6 +37,7 @@ def open(  # the name that every reader has
     axis_order: str | None = None,
     wavelength_unit: str | None = None,
     ortho: bool | None = None,
+    **known: Any,
 ) -> xr.DataArray:
     """Open an EMIT scene, or the cube of another NetCDF-4 or HDF5 file.
 
@@ -46,6 +48,7 @@ def open(  # the name that every reader has
         wavelength_unit: ``nm`` or ``um``, instead of what the file says or leaves open.
         ortho: True for the map grid through the GLT (nearest measured pixel, nothing is interpolated), False for
             the measured grid, which has no CRS; None takes the map grid where there is a GLT.
+        **known: arguments of :func:`make_scene` that win over what the file says.
 
     Raises:
         SceneError: the file is damaged, holds no cube or several, or has no GLT where ``ortho`` asks for one.
@@ -61,14 +64,18 @@ def open(  # the name that every reader has
             "Leave out ortho=True.",
         )
     if has_glt and ortho is not False:
-        return _open_ortho(file, variable, axis_order, wavelength_unit)
+        return _open_ortho(file, variable, axis_order, wavelength_unit, known)
     return arrays.open_cube(
-        file, variable=variable, axis_order=axis_order, wavelength_unit=wavelength_unit
+        file,
+        variable=variable,
+        axis_order=axis_order,
+        wavelength_unit=wavelength_unit,
+        known=known,
     )
 
 
-def open_labels(path: Path, *, variable: str | None = None) -> npt.NDArray[Any]:
-    """Return the label image of a NetCDF-4 or HDF5 file, ``(rows, columns)``.
+def open_labels(path: Path, *, variable: str | None = None) -> LabelImage:
+    """Return the label image of a NetCDF-4 or HDF5 file.
 
     Args:
         path: the file.
@@ -81,20 +88,28 @@ def open_labels(path: Path, *, variable: str | None = None) -> npt.NDArray[Any]:
 
 
 def _open_ortho(
-    file: Hdf5File, variable: str | None, axis_order: str | None, wavelength_unit: str | None
+    file: Hdf5File,
+    variable: str | None,
+    axis_order: str | None,
+    wavelength_unit: str | None,
+    known: Mapping[str, Any],
 ) -> xr.DataArray:
     from affine import Affine
 
     measured = arrays.open_cube(
-        file, variable=variable, axis_order=axis_order, wavelength_unit=wavelength_unit
+        file,
+        variable=variable,
+        axis_order=axis_order,
+        wavelength_unit=wavelength_unit,
+        known=known,
     )
     info = arrays.choose_cube(file, variable)
-    axes = arrays.find_axes(file, info, axis_order)
+    axes = arrays.find_axes(file, info, axis_order, known)
     rows, columns = (arrays.find_array(file, name) for name in GLT)
     if (
         rows.shape != columns.shape
         or len(rows.shape) != 2
-        or {rows.dtype.kind, columns.dtype.kind} != {"i"}
+        or not {rows.dtype.kind, columns.dtype.kind} <= set("iuf")
     ):
         raise SceneError(
             f"{file.source} has a lookup table of {rows} and {columns}.",
@@ -127,6 +142,12 @@ def _open_ortho(
     )
 
 
+def _as_index(numbers: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Positions counted from 1, 0 for none: products of 2026 keep them as floats with NaN outside."""
+    known = np.where(np.isfinite(numbers), numbers, 0) if numbers.dtype.kind == "f" else numbers
+    return np.rint(np.clip(known, -(2**40), 2**40)).astype(np.int64)
+
+
 class _OrthoReader:
     """Reads windows of the map grid by looking the measured pixels up in the GLT."""
 
@@ -139,7 +160,7 @@ class _OrthoReader:
 
     def __call__(self, window: Window) -> npt.NDArray[Any]:
         bands, *space = window
-        rows, columns = (self._file.read(name, tuple(space)).astype(np.int64) for name in GLT)
+        rows, columns = (_as_index(self._file.read(name, tuple(space))) for name in GLT)
         # The GLT convention marks pixels filled from a neighbour by a minus sign; they are as good as any.
         rows, columns = np.abs(rows) - 1, np.abs(columns) - 1
         if rows.max(initial=-1) >= self._height or columns.max(initial=-1) >= self._width:

@@ -8,10 +8,11 @@ whatever the interleave.
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
@@ -24,12 +25,16 @@ from vitreous.files import atomic_path, write_text
 from vitreous.scenes.cube import (
     UNITS,
     LabelImage,
+    LazyCube,
+    Window,
     check_bytes,
     check_shape,
     georeference,
     make_scene,
-    to_nanometres,
+    settle,
 )
+from vitreous.scenes.values import converted
+from vitreous.scenes.wavelengths import Spectral, from_names, numbers_as_names, spectral
 
 HEADER_LIMIT = 8 * 2**20
 STRIP_BYTES = 32 * 2**20  # written at a time
@@ -48,6 +53,43 @@ _LAYOUTS = {  # axes as stored, and how to bring them to (band, y, x)
     "bip": ("yxb", (2, 0, 1)),
 }
 _NO_WAVELENGTHS = {"index", "unknown index"}
+_NO_DATA = {  # endings of what lies beside an image and is none
+    *(
+        ".hdr",
+        ".txt",
+        ".xml",
+        ".json",
+        ".csv",
+        ".md",
+        ".pdf",
+        ".html",
+        ".log",
+        ".enp",
+        ".sta",
+        ".prj",
+    ),
+    *(".shp", ".shx", ".dbf", ".cpg", ".gpkg", ".geojson", ".png", ".jpg", ".jpeg", ".glt", ".roi"),
+}
+_KEYS = {  # ENVI's own and ours
+    *("description", "samples", "lines", "bands", "header offset", "file type", "data type"),
+    *("interleave", "byte order", "sensor type", "wavelength units", "wavelength", "fwhm", "bbl"),
+    *("band names", "map info", "projection info", "coordinate system string", "pixel size"),
+    *("default bands", "default stretch", "z plot range", "z plot average", "z plot titles"),
+    *("reflectance scale factor", "data gain values", "data offset values", "data ignore value"),
+    *("data reflectance gain values", "data reflectance offset values", "data units"),
+    *("class names", "class lookup", "classes", "x start", "y start", "geo points", "rpc info"),
+    *("acquisition time", "cloud cover", "solar irradiance", "sun azimuth", "sun elevation"),
+    *("file compression", "major frame offsets", "minor frame offsets", "product type"),
+    *(
+        "security tag",
+        "spectra names",
+        "read procedures",
+        "complex function",
+        "dem band",
+        "dem file",
+    ),
+    *("timestamp", "vitreous unit", "vitreous scale"),
+}
 _UTM_BASE = {  # EPSG code = base + zone
     ("wgs84", "north"): 32600,
     ("wgs84", "south"): 32700,
@@ -70,6 +112,16 @@ Header = dict[str, str]
 T = TypeVar("T")
 
 
+class _Mapped:
+    """Reads windows of a flat file; the file is mapped when it is read, so that this can be sent to other processes."""
+
+    def __init__(self, data_path: Path, header: Header, byte_order: int | None) -> None:
+        self._arguments = (header, data_path, byte_order)
+
+    def __call__(self, window: Window) -> npt.NDArray[Any]:
+        return np.array(_map_cube(*self._arguments)[window])
+
+
 class _Layout(NamedTuple):
     shape: tuple[int, int, int]  # bands, height, width
     dtype: np.dtype[Any]
@@ -78,16 +130,22 @@ class _Layout(NamedTuple):
 
 
 def open(
-    path: Path, *, byte_order: int | None = None, wavelength_unit: str | None = None
+    path: Path,
+    *,
+    byte_order: int | None = None,
+    wavelength_unit: str | None = None,
+    **known: Any,
 ) -> xr.DataArray:
     """Open an ENVI image lazily.
 
     ``reflectance scale factor`` declares reflectance = stored value / factor; without it values are ``dn``.
+    ``data gain values`` and ``data offset values`` are applied while reading.
 
     Args:
         path: the header or the data file; the other one is found beside it.
-        byte_order: 0 (little-endian) or 1 (big-endian), instead of what the header says.
+        byte_order: 0 (little-endian) or 1 (big-endian), instead of what the header says; 0 where it says nothing.
         wavelength_unit: ``nm`` or ``um``, instead of what the header says.
+        **known: arguments of :func:`make_scene` that win over what the header says.
 
     Returns:
         The scene, a memory map of the file.
@@ -98,23 +156,63 @@ def open(
     header_path, data_path = find_pair(path)
     header = read_header(header_path)
     source = str(data_path)
+    if _is_tiff(data_path):
+        from vitreous.scenes import geotiff
+
+        return geotiff.open(data_path, wavelength_unit=wavelength_unit, **known)
     cube = _map_cube(header, data_path, byte_order)
-    crs, transform = _georeference(header, source)
-    unit, scale = _radiometry(header, source)
-    bbl = _numbers(header, "bbl", source)
-    return make_scene(
-        cube,
-        wavelengths=_wavelengths(header, "wavelength", wavelength_unit, source),
-        fwhm=_wavelengths(header, "fwhm", wavelength_unit, source),
-        good_band=None if bbl is None else bbl != 0,
-        unit=unit,
-        scale=scale,
-        nodata=_number(header, "data ignore value", float, source),
-        crs=crs,
-        transform=transform,
-        source=source,
-        band_names=_band_names(header, cube.shape[0], source),
+    bands = cube.shape[0]
+    facts = settle(
+        known,
+        unit=lambda: _radiometry(header, source)[0],
+        scale=lambda: _radiometry(header, source)[1],
+        nodata=lambda: nodata_of(header, source),
     )
+    crs, transform = _georeference(header, source)
+    facts |= band_facts(header, bands, source, wavelength_unit, known)
+    gains = _gains(header, bands, source)
+    values: npt.NDArray[Any] | LazyCube = cube
+    if gains is not None:
+        nodata = () if facts["nodata"] is None else (facts["nodata"],)
+        stored = LazyCube(cube.shape, cube.dtype, _Mapped(data_path, header, byte_order))
+        scales, offsets = gains[0] * facts["scale"], gains[1] * facts["scale"]
+        values = converted(stored, scales=scales, offsets=offsets, nodata=nodata)
+        facts |= {"scale": 1.0, "nodata": math.nan}
+    return make_scene(values, crs=crs, transform=transform, source=source, **{**known, **facts})
+
+
+def band_facts(
+    header: Header, bands: int, source: str, unit: str | None, known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what a header says about the bands, as arguments of :func:`make_scene`.
+
+    Band centres are those of ``wavelength``, or else of names such as ``Band 1 (402.4 Nanometers)``.
+
+    Args:
+        header: the header.
+        bands: of the data.
+        source: the file's name, for messages.
+        unit: of the wavelengths, which the user says.
+        known: arguments that the user gives.
+    """
+    facts = settle(
+        known,
+        good_band=lambda: _good_bands(header, bands, source),
+        band_names=lambda: _band_names(header, bands, source),
+    )
+    wanted = [name for name in ("wavelengths", "fwhm") if name not in known]
+    found = _spectral(header, bands, facts["band_names"], unit, source, wanted)
+    facts |= settle(known, wavelengths=lambda: found.centres, fwhm=lambda: found.widths)
+    return facts
+
+
+def beside(path: Path) -> Header | None:
+    """Return the ENVI header beside a file of another format (``x.hdr`` or ``x.tif.hdr`` beside ``x.tif``), if any."""
+    try:
+        header_path, _ = find_pair(path)
+        return read_header(header_path)
+    except (SceneError, OSError):
+        return None
 
 
 def open_labels(path: Path, *, byte_order: int | None = None) -> LabelImage:
@@ -130,11 +228,15 @@ def open_labels(path: Path, *, byte_order: int | None = None) -> LabelImage:
     header_path, data_path = find_pair(path)
     header = read_header(header_path)
     source = str(data_path)
+    if _is_tiff(data_path):
+        from vitreous.scenes import geotiff
+
+        return geotiff.open_labels(data_path)
     cube = _map_cube(header, data_path, byte_order)
     if cube.shape[0] != 1:
         raise SceneError(f"{source} has {cube.shape[0]} bands.", "A label image has one band.")
     names, colors = _classes(header, source)
-    nodata = _number(header, "data ignore value", float, source)
+    nodata = nodata_of(header, source)
     return LabelImage(np.array(cube[0]), nodata, names, colors, *_georeference(header, source))
 
 
@@ -170,7 +272,8 @@ def write(scene: xr.DataArray, path: str | Path, interleave: str = "bsq") -> Non
 def find_pair(path: Path) -> tuple[Path, Path]:
     """Return the header and the data file that belong together, given either.
 
-    Knows ``x.hdr`` beside ``x``, ``x.dat``, ``x.img`` and so on, and ``x.dat.hdr``, in any capitals.
+    Knows ``x.hdr`` beside ``x``, ``x.dat``, ``x.img`` and so on, and ``x.dat.hdr``, in any capitals; of other
+    endings (``x.rfl``, ``x.tif``) the only one there is.
 
     Raises:
         SceneError: the other half is missing, or there are several.
@@ -189,6 +292,9 @@ def find_pair(path: Path) -> tuple[Path, Path]:
         return path, siblings[stem]
     found = [siblings[stem + suffix] for suffix in DATA_SUFFIXES if stem + suffix in siblings]
     if not found:
+        others = (p for n, p in siblings.items() if Path(n).stem == stem)
+        found = [p for p in others if p.suffix.lower() not in _NO_DATA]
+    if not found:
         raise SceneError(
             f"{path} is a header without data.",
             f"Put its data file beside it, e.g. {path.stem} or {path.stem}.dat.",
@@ -199,6 +305,14 @@ def find_pair(path: Path) -> tuple[Path, Path]:
             "Open the data file instead.",
         )
     return path, found[0]
+
+
+def _is_tiff(path: Path) -> bool:
+    """Products keep an ENVI header beside a GeoTIFF; its pixels are not flat, whatever the header says."""
+    if path.suffix.lower() not in {".tif", ".tiff", ".gtiff"}:
+        return False
+    with path.open("rb") as file:
+        return file.read(4) in {b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"}
 
 
 def has_header(path: Path) -> bool:
@@ -232,36 +346,75 @@ def read_header(path: Path) -> Header:
             "Other formats also use .hdr; check what wrote this file.",
         )
     header: Header = {}
-    for key, value in _entries(lines, path):
+    stray: list[str] = []
+    for key, value in _entries(list(lines), path, stray):
         if header.get(key, value) != value:
             raise SceneError(f"{path} gives '{key}' twice.", "Delete the wrong one.")
         header[key] = value
+    _say_skipped(header, stray, path)
     return header
 
 
-def _entries(lines: Iterator[str], path: Path) -> Iterator[tuple[str, str]]:
-    for line in lines:
+def _entries(lines: list[str], path: Path, stray: list[str]) -> Iterator[tuple[str, str]]:
+    """Yield keys, with blanks for underscores, and values; lines that are neither are added to ``stray``."""
+    at = 0
+    while at < len(lines):
+        line = lines[at]
+        at += 1
         if not line.strip() or line.lstrip().startswith(";"):
             continue
         key, equals, value = line.partition("=")
-        key = " ".join(key.lower().split())
-        if not equals:  # stray words between entries carry nothing
+        if not equals:
+            stray.append(line.strip())
             continue
+        key = " ".join(key.lower().replace("_", " ").split())
         value = value.strip()
+        following = next((k for k in range(at, len(lines)) if lines[k].strip()), None)
+        if not value and following is not None and lines[following].lstrip().startswith("{"):
+            value, at = lines[following].strip(), following + 1
         if not value.startswith("{"):
             yield key, value
             continue
-        parts = [value[1:]]
-        while "}" not in parts[-1]:
-            following = next(lines, None)
-            if following is None:
-                raise SceneError(
-                    f"{path} opens a brace at '{key}' that never closes.",
-                    "The header is truncated; restore it or add the missing '}'.",
-                )
-            parts.append(following)
-        parts[-1] = parts[-1].partition("}")[0]
-        yield key, " ".join(part.strip() for part in parts).strip()
+        last = _end_of_list(value, lines, at)
+        if last is None:
+            raise SceneError(
+                f"{path} opens a brace at '{key}' that never closes.",
+                "The header is truncated; restore it or add the missing '}'.",
+            )
+        text = " ".join([value, *(part.strip() for part in lines[at:last])])
+        at = last
+        yield key, text[1 : text.rindex("}")].strip()
+
+
+def _end_of_list(first: str, lines: list[str], at: int) -> int | None:
+    """Return the line after a list that opens with ``first``, which is followed by ``lines[at:]``.
+
+    Braces inside a list belong to it where they are balanced. Where they are not (a description may hold anything), the
+    list ends with the first line that ends with a brace, or else at the first one.
+    """
+    depth = 0
+    for end, line in enumerate([first, *lines[at:]], start=at):
+        depth += line.count("{") - line.count("}")
+        if depth <= 0:
+            return end
+    numbered = list(enumerate([first, *lines[at:]], start=at))
+    ends = [k for k, line in numbered if line.rstrip().endswith("}")]
+    inside = [k for k, line in numbered if "}" in line]
+    return next(iter(ends or inside), None)
+
+
+def _say_skipped(header: Header, stray: list[str], path: Path) -> None:
+    """Say what of a header is not understood and might have mattered."""
+    if stray:
+        shown = stray[0] if len(stray[0]) <= 40 else f"{stray[0][:40]} ..."
+        warnings.warn(
+            f"{path}: {len(stray)} lines belong to no key and are skipped, the first is '{shown}'.",
+            stacklevel=4,
+        )
+    for key in header.keys() - _KEYS:
+        near = difflib.get_close_matches(key, _KEYS - header.keys(), n=1, cutoff=0.88)
+        if near:
+            warnings.warn(f"{path}: the key '{key}' is not known; is it '{near[0]}'?", stacklevel=4)
 
 
 def _map_cube(header: Header, data_path: Path, byte_order: int | None) -> npt.NDArray[Any]:
@@ -315,12 +468,7 @@ def _layout(header: Header, source: str, byte_order: int | None) -> _Layout:
 def _dtype(header: Header, code: int, byte_order: int | None, source: str) -> np.dtype[Any]:
     dtype = np.dtype(_TYPES[code])
     order = byte_order if byte_order is not None else _number(header, "byte order", int, source)
-    if order is None:
-        if dtype.itemsize > 1:
-            raise SceneError(
-                f"{source} has values of {dtype.itemsize} bytes but its header names no byte order.",
-                "Add 'byte order = 0' (Intel) or 'byte order = 1' to the header, or pass byte_order=0.",
-            )
+    if order is None:  # ENVI's default
         order = 0
     if order not in {0, 1}:
         raise SceneError(f"{source} has the byte order {order}.", "It must be 0 or 1.")
@@ -333,7 +481,7 @@ def _refuse_unsupported(header: Header, source: str) -> None:
         raise SceneError(
             f"{source} is a spectral library.", "A scene has rows and columns; open an image."
         )
-    if kind not in {"envi standard", "envi classification", "envi"}:
+    if kind not in {"envi standard", "envi classification", "envi", ""}:
         raise SceneError(
             f"{source} has the file type '{header['file type']}' in its header.",
             "Only flat binary images are read through an ENVI header; open the file itself.",
@@ -356,6 +504,14 @@ def _required(header: Header, key: str, source: str) -> int:
     return value
 
 
+def nodata_of(header: Header, source: str) -> float | None:
+    """Return the stored value that means "no measurement", None where the header names none."""
+    text = header.get("data ignore value", "")
+    if text.strip().lower() in {"none", "null", "n/a"}:
+        return None
+    return _number(header, "data ignore value", float, source)
+
+
 def _number(header: Header, key: str, kind: Callable[[str], T], source: str) -> T | None:
     text = header.get(key, "")
     if not text:
@@ -370,15 +526,32 @@ def _number(header: Header, key: str, kind: Callable[[str], T], source: str) -> 
 
 
 def _names(header: Header, key: str) -> list[str] | None:
-    items = [item.strip() for item in header.get(key, "").split(",")]
+    items = [item.strip() for item in _split(header.get(key, ""))]
     while items and not items[-1]:  # some writers end their lists with a comma
         items.pop()
     return items or None
 
 
+def _split(text: str) -> list[str]:
+    """Split a list at its commas; those inside of braces, brackets and parentheses belong to an item."""
+    items, depth, start = [], 0, 0
+    for at, letter in enumerate(text):
+        if letter in "{[(":
+            depth += 1
+        elif letter in "}])":
+            depth = max(0, depth - 1)
+        elif letter == "," and not depth:
+            items.append(text[start:at])
+            start = at + 1
+    return [*items, text[start:]]
+
+
 def _band_names(header: Header, bands: int, source: str) -> list[str] | None:
     names = _names(header, "band names")
     if names is not None and len(names) != bands:  # a comma inside a name is enough
+        plain = [item.strip() for item in header["band names"].rstrip(", ").split(",")]
+        if len(plain) == bands:
+            return plain
         warnings.warn(f"{source} has {bands} bands but {len(names)} band names.", stacklevel=3)
         return None
     return names
@@ -397,24 +570,65 @@ def _numbers(header: Header, key: str, source: str) -> npt.NDArray[np.float64] |
         ) from error
 
 
-def _wavelengths(
-    header: Header, key: str, unit: str | None, source: str
-) -> npt.NDArray[np.float64] | None:
-    stated = unit or header.get("wavelength units")
-    values = _numbers(header, key, source)
-    if values is None or (stated or "").lower() in _NO_WAVELENGTHS:
-        return None
-    if key == "fwhm" and unit is None and (stated or "unknown").lower() == "unknown":
-        # A width says nothing about its own unit (10 nm, or 10 µm?): it shares that of the band centres.
-        centres = _numbers(header, "wavelength", source)
-        stated = "um" if centres is not None and np.nanmax(centres) < 100 else "nm"
+def _spectral(
+    header: Header,
+    bands: int,
+    names: Sequence[str] | None,
+    unit: str | None,
+    source: str,
+    wanted: Sequence[str],
+) -> Spectral:
+    """Band centres and widths in nm; a list that makes no sense is left out with a warning."""
+    stated = header.get("wavelength units")
+    if unit is None and (stated or "").lower() in _NO_WAVELENGTHS:
+        return Spectral(None, None)
+    lists = {
+        name: _per_band(header, key, bands, source) if name in wanted else None
+        for name, key in (("wavelengths", "wavelength"), ("fwhm", "fwhm"))
+    }
+    if lists["wavelengths"] is None and "wavelengths" in wanted and names is not None:
+        centres = from_names(names)
+        bare = numbers_as_names(names) if centres is None else None
+        if centres is not None or bare is not None:
+            # Names carry their own unit; the header's is that of the widths.
+            found = spectral(bare, lists["fwhm"], unit or stated, source)
+            return Spectral(centres if centres is not None else found.centres, found.widths)
     try:
-        return to_nanometres(values, stated, source)
+        return spectral(
+            lists["wavelengths"], lists["fwhm"], unit or stated, source, certain=unit is not None
+        )
     except SceneError as error:
         if unit is not None:
             raise
-        warnings.warn(f"{error} The {key} list is left out.", stacklevel=2)
-        return None
+        warnings.warn(f"{source}: {error} The wavelength list is left out.", stacklevel=4)
+        return Spectral(None, None)
+
+
+def _per_band(header: Header, key: str, bands: int, source: str) -> npt.NDArray[np.float64] | None:
+    values = _numbers(header, key, source)
+    if values is not None and values.size != bands:
+        raise SceneError(
+            f"{source} has {bands} bands but {values.size} values in '{key}' of its header.",
+            "Correct the header" + (", or give wavelengths=..." if key == "wavelength" else "."),
+        )
+    return values
+
+
+def _good_bands(header: Header, bands: int, source: str) -> npt.NDArray[np.bool_] | None:
+    bbl = _per_band(header, "bbl", bands, source)
+    return None if bbl is None else bbl != 0
+
+
+def _gains(
+    header: Header, bands: int, source: str
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None:
+    """Gains and offsets of the bands, None where they change nothing."""
+    gains = _per_band(header, "data gain values", bands, source)
+    offsets = _per_band(header, "data offset values", bands, source)
+    gains = np.ones(bands) if gains is None else gains
+    offsets = np.zeros(bands) if offsets is None else offsets
+    changes = (gains != 1).any() or offsets.any()
+    return (gains, offsets) if changes else None
 
 
 def _radiometry(header: Header, source: str) -> tuple[str, float]:
@@ -427,10 +641,6 @@ def _radiometry(header: Header, source: str) -> tuple[str, float]:
                 "It must be a positive number.",
             )
         unit, scale = "reflectance", 1.0 / factor
-    for key, neutral in (("data gain values", 1.0), ("data offset values", 0.0)):
-        values = _numbers(header, key, source)
-        if values is not None and np.any(values != neutral):
-            warnings.warn(f"{source} has {key}; they are not applied.", stacklevel=2)
     own_unit = header.get("vitreous unit", "")
     own_scale = _number(header, "vitreous scale", float, source)
     return (own_unit if own_unit in UNITS else unit), scale if own_scale is None else own_scale
@@ -446,6 +656,11 @@ def _classes(header: Header, source: str) -> tuple[dict[int, str] | None, dict[i
         return dict(enumerate(names)), None
     colors = [f"#{int(r):02x}{int(g):02x}{int(b):02x}" for r, g, b in lookup.reshape(-1, 3)]
     return dict(enumerate(names)), dict(enumerate(colors))
+
+
+def place_of_map_info(text: str, source: str) -> tuple[Any, Any]:
+    """Return CRS and transform of an ENVI map info, which other formats (NEON's HDF5) keep as text."""
+    return _georeference({"map info": text.strip().strip("{}")}, source)
 
 
 def _georeference(header: Header, source: str) -> tuple[Any, Any]:

@@ -15,16 +15,21 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
 from vitreous.errors import SceneError, did_you_mean
-from vitreous.scenes.cube import UNITS, to_nanometres
+from vitreous.scenes.attributes import number_of, numbers
+from vitreous.scenes.cube import UNITS, LazyCube, Window, make_scene
+from vitreous.scenes.wavelengths import known_unit, spectral, unit_in_name
 
-COMMON_HINTS = ("unit", "scale", "nodata", "wavelengths", "wavelength_unit")
+COMMON_HINTS = (
+    *("unit", "scale", "nodata", "wavelengths", "fwhm", "wavelength_unit"),
+    *("bands", "mask", "mask_values"),
+)
 TABLE_LIMIT = 8 * 2**20
 
 SUFFIXES = {
@@ -80,10 +85,12 @@ def open_scene(path: str | Path, **hints: Any) -> xr.DataArray:
 
     Args:
         path: a local file or folder.
-        **hints: what the file does not say or says wrongly. Every format takes ``unit`` (``dn``, ``radiance``,
-            ``reflectance``), ``scale`` (physical value = stored value x scale), ``nodata``, ``wavelengths`` (a list,
-            or a CSV file with a column ``wavelength``) and ``wavelength_unit`` (``nm``, ``um``); the readers' own
-            are in their ``open``.
+        **hints: what the file does not say or says wrongly; they replace what it says before that is looked at. Every
+            format takes ``unit`` (``dn``, ``radiance``, ``reflectance``), ``scale`` (physical value = stored value x
+            scale), ``nodata``, ``wavelengths`` and ``fwhm`` (lists, or a CSV file with a column ``wavelength``),
+            ``wavelength_unit`` (``nm``, ``um``), ``bands`` (which to keep, by number from 1 on or by name: ``1-10,15``),
+            ``mask`` (an image of clouds and the like, see :mod:`vitreous.scenes.masks`) and ``mask_values``; the
+            readers' own are in their ``open``.
 
     Returns:
         The scene, see :mod:`vitreous.scenes.cube`.
@@ -96,17 +103,27 @@ def open_scene(path: str | Path, **hints: Any) -> xr.DataArray:
     common = {name: value for name, value in hints.items() if name in COMMON_HINTS}
     own = {name: value for name, value in hints.items() if name not in COMMON_HINTS}
     if "wavelength_unit" in common:
-        to_nanometres([], str(common["wavelength_unit"]), "The hint wavelength_unit")
+        known_unit(str(common["wavelength_unit"]))
     if "wavelength_unit" in common and "wavelength_unit" in _parameters(reader.open):
         own["wavelength_unit"] = common["wavelength_unit"]
     elif "wavelength_unit" in common and "wavelengths" not in common:
         raise SceneError(
             f"wavelength_unit alone means nothing for {file.name}.", "Pass wavelengths= as well."
         )
-    scene: xr.DataArray = call_reader(reader.open, file, own, extra=COMMON_HINTS)
+    if "mask_values" in common and "mask" not in common:
+        raise SceneError("mask_values alone means nothing.", "Pass mask= as well.")
+    known = _known_facts(common, file)
+    scene: xr.DataArray = call_reader(reader.open, file, own, known, extra=COMMON_HINTS)
     # Others reopen a scene by its source, maybe from another folder; ENVI names its data, given its header.
     source = file.absolute().parent / Path(scene.attrs["source"]).name
-    return _apply(common, scene).assign_attrs(source=str(source))
+    scene = scene.assign_attrs(source=str(source))
+    if "bands" in common:
+        scene = _with_bands(scene, common["bands"])
+    if "mask" in common:
+        from vitreous.scenes.masks import with_mask
+
+        scene = with_mask(scene, common["mask"], common.get("mask_values"), file)
+    return scene
 
 
 def local_path(path: str | os.PathLike[str]) -> Path:
@@ -153,7 +170,11 @@ def find_reader(file: Path) -> ModuleType:
 
 
 def call_reader(
-    function: Callable[..., Any], file: Path, hints: Mapping[str, Any], extra: tuple[str, ...] = ()
+    function: Callable[..., Any],
+    file: Path,
+    hints: Mapping[str, Any],
+    facts: Mapping[str, Any] | None = None,
+    extra: tuple[str, ...] = (),
 ) -> Any:
     """Call a reader with hints that it knows.
 
@@ -161,6 +182,7 @@ def call_reader(
         function: ``open`` or ``open_labels`` of a reader.
         file: a checked path.
         hints: the reader's own.
+        facts: arguments of :func:`make_scene` that win over what the file says.
         extra: hints that its caller handles, for the advice in messages.
 
     Raises:
@@ -175,13 +197,14 @@ def call_reader(
                 did_you_mean(name, {*known, *extra}),
             )
     try:
-        return function(file, **hints)
+        return function(file, **hints, **(facts or {}))
     except OSError as error:
         raise SceneError(f"{file} cannot be read: {error.strerror or error}.") from error
 
 
 def _parameters(function: Callable[..., Any]) -> set[str]:
-    return set(inspect.signature(function).parameters) - {"path"}
+    every = inspect.signature(function).parameters.values()
+    return {p.name for p in every if p.kind is not inspect.Parameter.VAR_KEYWORD} - {"path"}
 
 
 def _reader_of_folder(folder: Path) -> str:
@@ -221,86 +244,181 @@ def _reader_of_file(file: Path) -> str:
     raise SceneError(f"{file} is of no known kind.", _KNOWN)
 
 
-def _apply(hints: Mapping[str, Any], scene: xr.DataArray) -> xr.DataArray:
-    """Overrule what the file says about units, nodata and wavelengths."""
-    changes: dict[str, Any] = {}
+def _known_facts(hints: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """Return the hints that say what a file should, checked and typed, as arguments of :func:`make_scene`."""
+    facts: dict[str, Any] = {}
     if "unit" in hints:
         if hints["unit"] not in UNITS:
             raise SceneError(
                 f"Unknown unit '{hints['unit']}'.", did_you_mean(str(hints["unit"]), UNITS)
             )
-        changes["unit"] = hints["unit"]
+        facts["unit"] = hints["unit"]
     if "scale" in hints:
-        changes["scale"] = number_hint("scale", hints["scale"])
-        if not (math.isfinite(changes["scale"]) and changes["scale"] > 0):
+        facts["scale"] = number_of("scale", hints["scale"])
+        if not (math.isfinite(facts["scale"]) and facts["scale"] > 0):
             raise SceneError(f"scale is {hints['scale']}.", "It must be a positive number.")
     if "nodata" in hints:
         none = hints["nodata"] is None or str(hints["nodata"]).lower() == "none"
-        changes["nodata"] = None if none else number_hint("nodata", hints["nodata"])
-    if "wavelengths" in hints:
-        centres = _wavelengths(hints["wavelengths"], hints.get("wavelength_unit"))
-        if centres.size != scene.sizes["band"]:
-            raise SceneError(
-                f"There are {centres.size} wavelengths for {scene.sizes['band']} bands.",
-                "Give one per band.",
-            )
-        scene = scene.assign_coords(wavelength=("band", centres))
-    return scene.assign_attrs(changes)
+        facts["nodata"] = None if none else number_of("nodata", hints["nodata"])
+    return {**facts, **_spectral_hints(hints, file)}
 
 
-def number_hint(name: str, value: Any) -> float:
-    """Return the number that a hint gives, also as text.
-
-    Raises:
-        SceneError: it is no number.
-    """
-    try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise SceneError(f"{name} is '{value}'.", "It must be a number.") from error
-
-
-def _wavelengths(given: Any, unit: str | None) -> npt.NDArray[np.float64]:
-    if isinstance(given, (str, os.PathLike)):
-        numbers, stated = _read_table(local_path(given))
-        unit = unit or stated
-    else:
-        try:
-            numbers = [float(value) for value in given]
-        except (TypeError, ValueError) as error:
-            raise SceneError(
-                "wavelengths is no list of numbers.", "Give one number per band, or a CSV file."
-            ) from error
-    centres = to_nanometres(numbers, unit, "The hint wavelengths")
-    if not np.all(np.isfinite(centres) & (centres > 0)):
+def _spectral_hints(hints: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """Band centres and widths in nm from the hints, or from the tables that they name."""
+    tables = [
+        _read_table(_beside(hints[name], file), name)
+        if name in hints and _is_table(hints[name])
+        else None
+        for name in ("wavelengths", "fwhm")
+    ]
+    given = [
+        _list_hint(name, hints[name]) if name in hints and not _is_table(hints[name]) else None
+        for name in ("wavelengths", "fwhm")
+    ]
+    unit = hints.get("wavelength_unit")
+    stated = next((table.unit for table in tables if table), None)
+    centres = tables[0].centres if tables[0] else given[0]
+    widths = tables[1].widths if tables[1] else given[1]
+    if widths is None and tables[0]:
+        widths = tables[0].widths
+    if centres is None and widths is None:
+        return {}
+    numbers_given = np.array([*(centres or ()), *(widths or ())])
+    if not np.all(np.isfinite(numbers_given) & (numbers_given >= 0)) or not numbers_given.any():
         raise SceneError(
             "There are impossible wavelengths in the hint.", "They must be positive numbers."
         )
-    return centres
+    found = spectral(
+        centres, widths, unit or stated, "The hint wavelengths", certain=unit is not None
+    )
+    facts = {"wavelengths": found.centres, "fwhm": found.widths}
+    return {name: value for name, value in facts.items() if value is not None}
 
 
-def _read_table(path: Path) -> tuple[list[float], str | None]:
-    """Band centres and their unit from a CSV file: its only column, or the one named for wavelengths."""
+def _is_table(given: Any) -> bool:
+    """True for the name of a file: ``450,550`` is a list."""
+    return isinstance(given, (str, os.PathLike)) and numbers(os.fspath(given)) is None
+
+
+def _beside(given: Any, file: Path) -> Path:
+    """Return a table named by the user: from the current folder, or else from that of the scene."""
+    path = Path(given).expanduser()
+    there = file.absolute().parent / path
+    return there if not path.exists() and there.is_file() else local_path(given)
+
+
+def _list_hint(name: str, given: Any) -> list[float]:
+    if isinstance(given, (str, os.PathLike)):
+        return numbers(os.fspath(given)) or []
+    try:
+        return [float(value) for value in given]
+    except (TypeError, ValueError) as error:
+        raise SceneError(
+            f"{name} is no list of numbers.", "Give one number per band, or a CSV file."
+        ) from error
+
+
+class _Table(NamedTuple):
+    centres: list[float]
+    widths: list[float] | None
+    unit: str | None
+
+
+def _read_table(path: Path, wanted: str) -> _Table:
+    """Band centres, widths and their unit from a CSV file: its only column, or those named so.
+
+    Columns are divided by commas, semicolons or tabs; beside semicolons and tabs commas may be decimal points.
+    """
     try:
         if path.stat().st_size > TABLE_LIMIT:
             raise SceneError(f"{path} is too large for a list of wavelengths.")
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [[cell.strip() for cell in row] for row in csv.reader(file) if any(row)]
+        text = path.read_text(encoding="utf-8-sig")
+        first = text.partition("\n")[0]
+        divider = next((mark for mark in (";", "\t") if mark in first), ",")
+        rows = [
+            [cell.strip() for cell in row]
+            for row in csv.reader(text.splitlines(), delimiter=divider)
+            if any(row)
+        ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SceneError(f"{path} cannot be read as CSV: {error}.") from error
     head = [cell.lower() for cell in rows[0]] if rows else []
-    named = [k for k, cell in enumerate(head) if re.match("wavelength|cent(er|re)", cell)]
-    if len(named) == 1 or len(head) == 1:
-        column, body = (named or [0])[0], rows[1:] if named else rows
-        unit = next((u for u in ("nm", "um") if re.search(rf"\b{u}\b|_{u}$", head[column])), None)
+    named = [k for k, cell in enumerate(head) if re.match("wavelength|cent(er|re)|wl|wvl", cell)]
+    spans = [k for k, cell in enumerate(head) if re.match("fwhm|(band)?width", cell)]
+    if not (len(named) == 1 or len(head) == 1) or (wanted == "fwhm" and len(spans) != 1):
+        raise SceneError(
+            f"{path} has no single column of wavelengths.",
+            "Name one column 'wavelength', or keep only one.",
+        )
+    column, body = (named or [0])[0], rows[1:] if named else rows
+
+    def values(k: int) -> list[float]:
         try:
-            return [float(row[column]) for row in body], unit
+            return [float(row[k] if divider == "," else row[k].replace(",", ".")) for row in body]
         except (ValueError, IndexError) as error:
             raise SceneError(f"{path} has rows without a wavelength ({error}).") from error
-    raise SceneError(
-        f"{path} has no single column of wavelengths.",
-        "Name one column 'wavelength', or keep only one.",
-    )
+
+    unit = unit_in_name(head[column]) if named else None
+    return _Table(values(column), values(spans[0]) if len(spans) == 1 else None, unit)
+
+
+def _with_bands(scene: xr.DataArray, given: Any) -> xr.DataArray:
+    """Keep some bands of a scene, in the given order, by number from 1 on or by name."""
+    index = _band_indices(scene, given)
+    steps = set(np.diff(index))
+    if steps <= {1}:
+        return scene.isel(band=slice(int(index[0]), int(index[-1]) + 1))
+    # Not isel: of a mapped file it would load everything at once.
+    cube = LazyCube((index.size, *scene.shape[1:]), scene.dtype, _Picked(scene.variable, index))
+    picked = make_scene(cube, source=str(scene.attrs["source"]))
+    coordinates = {
+        name: ("band", column.values[index])
+        for name, column in scene.coords.items()
+        if column.dims == ("band",)
+    }
+    place = {name: c for name, c in scene.coords.items() if "band" not in c.dims}
+    return picked.assign_coords({**place, **coordinates}).assign_attrs(scene.attrs)
+
+
+class _Picked:
+    """Reads some bands of a scene."""
+
+    def __init__(self, variable: xr.Variable, index: npt.NDArray[np.int64]) -> None:
+        self._variable, self._index = variable, index
+
+    def __call__(self, window: Window) -> npt.NDArray[Any]:
+        bands, rows, columns = window
+        index = self._index[bands]
+        if index.size == 0:
+            return np.asarray(self._variable[0:0, rows, columns].values)
+        first = int(index.min())
+        stored = self._variable[first : int(index.max()) + 1, rows, columns]
+        return np.asarray(stored.values)[index - first]
+
+
+def _band_indices(scene: xr.DataArray, given: Any) -> npt.NDArray[np.int64]:
+    names = [str(n) for n in scene["band_name"].values] if "band_name" in scene.coords else []
+    words = given if isinstance(given, (list, tuple)) else re.split(r"[,;\s]+", str(given).strip())
+    count = scene.sizes["band"]
+    index: list[int] = []
+    for word in (str(word) for word in words):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", word)
+        if word in names:
+            index.append(names.index(word))
+        elif match is not None:
+            first, last = int(match[1]), int(match[2] or match[1])
+            if not 1 <= first <= last <= count:
+                raise SceneError(
+                    f"bands={word} is not within the scene's {count} bands.",
+                    "Bands are counted from 1.",
+                )
+            index += range(first - 1, last)
+        else:
+            advice = did_you_mean(word, names) if names else "Write numbers from 1 on: 1-10,15."
+            raise SceneError(f"The scene has no band '{word}'.", advice)
+    if len(set(index)) < len(index):
+        raise SceneError(f"bands={given} names a band twice.", "Name each once.")
+    return np.array(index, dtype=np.int64)
 
 
 WRITERS = {

@@ -24,12 +24,13 @@ BLOCK_LIMIT = 256 * 2**20  # bytes that GDAL may have to decode to give a single
 
 
 @contextmanager
-def open_raster(path: Path, driver: str) -> Iterator[Any]:
+def open_raster(path: Path, driver: str, page: int | None = None) -> Iterator[Any]:
     """Open a local file for reading and close it again.
 
     Args:
         path: an existing file.
         driver: one of :data:`DRIVERS`.
+        page: of a TIFF with several images, from 1 on.
 
     Yields:
         the rasterio dataset.
@@ -41,7 +42,7 @@ def open_raster(path: Path, driver: str) -> Iterator[Any]:
     from rasterio.errors import CRSError, RasterioError
 
     with rasterio.Env():  # sends GDAL's own messages to logging instead of the terminal
-        dataset = _open(path, driver)
+        dataset = _open(path, driver, page)
         with dataset:
             try:
                 yield dataset
@@ -70,15 +71,17 @@ class RasterReader:
     Args:
         path: an existing file.
         driver: one of :data:`DRIVERS`.
+        page: of a TIFF with several images, from 1 on.
     """
 
-    def __init__(self, path: Path, driver: str) -> None:
+    def __init__(self, path: Path, driver: str, page: int | None = None) -> None:
         self.path = path
         self.driver = driver
+        self.page = page
         self._handles = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "driver": self.driver}
+        return {"path": self.path, "driver": self.driver, "page": self.page}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]  # the state is exactly the arguments
@@ -118,15 +121,46 @@ class RasterReader:
                 ) from error
         return values[:, :: rows.step, :: columns.step]
 
+    def read_mask(self, rows: slice, columns: slice) -> npt.NDArray[np.bool_]:
+        """Read the mask that the file keeps for all its bands, inside or in a ``.msk`` beside it.
+
+        Args:
+            rows: explicit bounds, positive step.
+            columns: as ``rows``.
+
+        Returns:
+            ``(rows, columns)``, False where a pixel is hidden.
+
+        Raises:
+            SceneError: it cannot be decoded.
+        """
+        import rasterio
+        from rasterio.windows import Window
+
+        height, width = max(0, rows.stop - rows.start), max(0, columns.stop - columns.start)
+        if not (height and width):
+            return np.ones((height, width), dtype=bool)[:: rows.step, :: columns.step]
+        with rasterio.Env():
+            try:
+                mask = self._dataset().read_masks(
+                    1, window=Window(columns.start, rows.start, width, height)
+                )
+            except rasterio.errors.RasterioError as error:
+                raise SceneError(
+                    f"{self.path}: its mask cannot be decoded.", "The file is damaged."
+                ) from error
+        shown: npt.NDArray[np.bool_] = mask[:: rows.step, :: columns.step] > 0
+        return shown
+
     def _dataset(self) -> Any:
         handles: dict[int, Any] = self._handles.__dict__.setdefault("by_process", {})
         process = os.getpid()  # a handle inherited through a fork is left alone, not even closed
         if process not in handles:
-            handles[process] = _open(self.path, self.driver)
+            handles[process] = _open(self.path, self.driver, self.page)
         return handles[process]
 
 
-def _open(path: Path, driver: str) -> Any:
+def _open(path: Path, driver: str, page: int | None = None) -> Any:
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
@@ -136,7 +170,8 @@ def _open(path: Path, driver: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             # An absolute path cannot be mistaken for a connection string such as GTIFF_DIR:1:x.
-            dataset = rasterio.open(path.resolve(), driver=driver)
+            name = path.resolve() if page is None else f"GTIFF_DIR:{page:d}:{path.resolve()}"
+            dataset = rasterio.open(name, driver=driver)
     except (RasterioError, UnicodeDecodeError, ValueError) as error:
         raise SceneError(
             f"{path} cannot be read as {driver}: {error}.",

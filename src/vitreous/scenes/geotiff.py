@@ -2,14 +2,14 @@
 
 Formats: OGC GeoTIFF 1.1 (19-008r4) and OGC Cloud Optimized GeoTIFF 1.0 (21-026). Wavelengths are read from
 band tags as written by ENVI-minded software (``wavelength``, ``wavelength_units``, ``fwhm``, ``bbl``), from
-GDAL's IMAGERY domain (``CENTRAL_WAVELENGTH_UM``, ``FWHM_UM``), or from band descriptions; both kinds of tags
-are written. Scenes are written band-interleaved, which keeps single bands of deep cubes quick to view.
+GDAL's IMAGERY domain (``CENTRAL_WAVELENGTH_UM``, ``FWHM_UM``), from an ENVI header in a domain of the file or beside
+it, or from band descriptions; both kinds of band tags are written. Scenes are written band-interleaved, which keeps single bands of deep cubes quick to view.
 """
 
 from __future__ import annotations
 
 import json
-import re
+import math
 import shutil
 import tempfile
 import warnings
@@ -26,6 +26,8 @@ import xarray as xr
 
 from vitreous.errors import SceneError, VitreousError
 from vitreous.files import atomic_path, write_text
+from vitreous.scenes import envi, tiff_pages
+from vitreous.scenes.attributes import number_of
 from vitreous.scenes.cube import (
     UNITS,
     LabelImage,
@@ -36,10 +38,12 @@ from vitreous.scenes.cube import (
     code_table,
     georeference,
     make_scene,
-    to_nanometres,
+    settle,
     unlabelled_code,
 )
 from vitreous.scenes.gdal_files import RasterReader, known_grid, open_raster
+from vitreous.scenes.values import Validity, converted
+from vitreous.scenes.wavelengths import from_names, spectral
 
 TILE = 256
 STRIP_BYTES = 32 * 2**20  # written at a time
@@ -49,66 +53,86 @@ LABEL_PIXELS_LIMIT = 2**30  # labels are held in memory
 CATEGORY_LIMIT = 4096  # GDAL's category names are a list from 0 on
 
 _CLASS_NAMES_TAG = "CLASS_NAMES"
-_IN_DESCRIPTION = re.compile(
-    r"(\d+(?:\.\d+)?)\s*(nm|um|µm|μm|nanomet\w+|micromet\w+|microns?)\b", re.I
-)
+ALPHA_SAMPLE = 512  # pixels a side by which an alpha band is judged
+ALPHA_BETWEEN = 0.05  # of its values may be half transparent, at edges
+_DOMAIN_KEYS = {"wavelength", "wavelength units", "fwhm", "bbl", "band names"}
 Tags = dict[str, str]
 
 
-def open(path: Path, *, wavelength_unit: str | None = None) -> xr.DataArray:
+def open(
+    path: Path,
+    *,
+    wavelength_unit: str | None = None,
+    page: int | None = None,
+    axis_order: str | None = None,
+    **known: Any,
+) -> xr.DataArray:
     """Open a GeoTIFF lazily.
 
-    Scale factors that are the same for every band become the scene's ``scale``. Offsets, or factors that differ,
-    are applied while reading: such a scene is float32 with NaN for nodata.
+    Scale factors that are the same for every band become the scene's ``scale``. Offsets, factors or nodata values that
+    differ, masks and alpha bands are applied while reading: such a scene is in floating point with NaN for nodata. What
+    the tags do not say is taken from an ENVI header beside the file. Of several images of one size each is a band.
 
     Args:
         path: the file.
         wavelength_unit: ``nm`` or ``um``, instead of what the tags say.
+        page: which image, from 1 on, of a file with several.
+        axis_order: ``byx``, ``yxb`` or ``ybx``, of an array that tifffile wrote page by page.
+        **known: arguments of :func:`make_scene` that win over what the file says.
 
     Raises:
-        SceneError: the file cannot be read as GeoTIFF, or holds complex numbers.
+        SceneError: the file cannot be read as GeoTIFF, holds complex numbers, or several images of different sizes.
     """
     source = str(path)
-    with open_raster(path, "GTiff") as dataset:
-        shape = check_shape((dataset.count, dataset.height, dataset.width), source)
+    page = None if page is None else int(number_of("page", page))
+    with open_raster(path, "GTiff", page) as dataset:
+        if page is None and len(dataset.subdatasets) > 1:
+            return tiff_pages.open(path, dataset, axis_order=axis_order, known=known)
+        tiff_pages.check_whole(path, dataset)
+        check_shape((dataset.count, dataset.height, dataset.width), source)
         dtype = np.result_type(*dataset.dtypes)
         if dtype.kind == "c":
             raise SceneError(
                 f"{source} holds complex numbers.", "Convert them to intensities first."
             )
+        alpha = _alpha_band(dataset, source)
+        bands = [band for band in range(dataset.count) if band != alpha]
+        shape = (len(bands), dataset.height, dataset.width)
+        header = _header_beside(path, dataset)
+        facts = _facts(dataset, bands, wavelength_unit, header, known, source)
+        settings = _conversion(dataset, bands, facts, known)
         crs, transform = known_grid(dataset)
-        scales, offsets = np.array(dataset.scales), np.array(dataset.offsets)
-        unit = next((u for u in UNITS if set(dataset.units) == {u}), "dn")
-        nodata = dataset.nodata
-        spectral = _spectral_coordinates(dataset, wavelength_unit, source)
-    reader = RasterReader(path, "GTiff")
-    scale = float(scales[0])
-    if offsets.any() or (scales != scale).any():
-        cube = LazyCube(shape, np.float32, _Rescaled(reader, scales, offsets, nodata))
-        scale, nodata = 1.0, np.nan if nodata is not None else None
-    else:
-        cube = LazyCube(shape, dtype, _Stored(reader))
-    return make_scene(
-        cube,
-        unit=unit,
-        scale=scale,
-        nodata=nodata,
-        crs=crs,
-        transform=transform,
-        source=source,
-        **spectral,
-    )
+        masked = _has_mask(dataset, bands[0])
+    reader = RasterReader(path, "GTiff", page)
+    cube = LazyCube(shape, dtype, _Stored(reader, bands))
+    valid: list[Validity] = []
+    if alpha is not None:
+        valid.append(_Alpha(reader, alpha))
+    if masked:
+        valid.append(reader.read_mask)
+    if settings or valid:
+        cube = converted(cube, **settings, valid=tuple(valid), nodata=_only(facts["nodata"]))
+        facts["scale"] = 1.0 if "scales" in settings else facts["scale"]
+        facts["nodata"] = math.nan
+    return make_scene(cube, **{"crs": crs, "transform": transform, **known, **facts}, source=source)
 
 
-def open_labels(path: Path) -> LabelImage:
+def open_labels(path: Path, *, page: int | None = None) -> LabelImage:
     """Read a label image with its class names (GDAL category names) and colour table, where it has them.
 
     Raises:
         SceneError: more than one band, too many pixels, or values that are no class numbers.
     """
     source = str(path)
-    with open_raster(path, "GTiff") as dataset:
-        if dataset.count != 1:
+    page = None if page is None else int(number_of("page", page))
+    with open_raster(path, "GTiff", page) as dataset:
+        pages = len(dataset.subdatasets)
+        if page is None and pages > 1:
+            raise SceneError(
+                f"{source} holds {pages} images.", f"Say which has the labels: page=1 to {pages}."
+            )
+        alpha = _alpha_band(dataset, source) if dataset.count == 2 else None
+        if dataset.count - (alpha is not None) != 1:
             raise SceneError(f"{source} has {dataset.count} bands.", "A label image has one band.")
         if dataset.width * dataset.height > LABEL_PIXELS_LIMIT:
             raise SceneError(
@@ -119,9 +143,14 @@ def open_labels(path: Path) -> LabelImage:
         names = _stored_class_names(dataset) or read_category_names(path)
         colors = _color_table(dataset)
         nodata = dataset.nodata
+        masked = _has_mask(dataset, 0)
     rows, columns = slice(0, dataset.height, 1), slice(0, dataset.width, 1)
-    values = RasterReader(path, "GTiff").read([0], rows, columns)[0]
-    return LabelImage(values, nodata, names, colors, crs, transform)
+    reader = RasterReader(path, "GTiff", page)
+    values = reader.read([0], rows, columns)[0]
+    valid = reader.read_mask(rows, columns) if masked else None
+    if alpha is not None:
+        valid = _Alpha(reader, alpha)(rows, columns)
+    return LabelImage(values, nodata, names, colors, crs, transform, valid)
 
 
 def write(scene: xr.DataArray, path: str | Path) -> None:
@@ -213,7 +242,7 @@ def write_category_names(
         class_names: one per class.
         codes: the value that stands for each class.
     """
-    if min(codes) < 0 or max(codes) > CATEGORY_LIMIT:
+    if not codes or min(codes) < 0 or max(codes) > CATEGORY_LIMIT:
         Path(f"{path}.aux.xml").unlink(missing_ok=True)
         return
     named = dict(zip(codes, class_names, strict=True))
@@ -245,89 +274,234 @@ def read_category_names(path: str | Path) -> dict[int, str] | None:
 
 
 class _Stored:
-    """Reads stored values."""
+    """Reads stored values of some bands."""
 
-    def __init__(self, reader: RasterReader) -> None:
+    def __init__(self, reader: RasterReader, bands: Sequence[int]) -> None:
         self.reader = reader
+        self.bands = list(bands)
 
     def __call__(self, window: Window) -> npt.NDArray[Any]:
         bands, rows, columns = window
-        return self.reader.read(range(bands.start, bands.stop, bands.step), rows, columns)
+        return self.reader.read(self.bands[bands], rows, columns)
 
 
-class _Rescaled:
-    """Reads stored value x scale + offset as float32, NaN where there is no data."""
+class _Alpha:
+    """Reads an alpha band as a mask: 0 hides a pixel."""
 
-    def __init__(
-        self,
-        reader: RasterReader,
-        scales: npt.NDArray[Any],
-        offsets: npt.NDArray[Any],
-        nodata: float | None,
-    ) -> None:
-        self.stored = _Stored(reader)
-        self.scales = scales
-        self.offsets = offsets
-        self.nodata = nodata
+    def __init__(self, reader: RasterReader, band: int) -> None:
+        self.reader = reader
+        self.band = band
 
-    def __call__(self, window: Window) -> npt.NDArray[np.float32]:
-        stored = self.stored(window)
-        scales, offsets = (v[window[0], None, None] for v in (self.scales, self.offsets))
-        values: npt.NDArray[np.float32] = (stored * scales + offsets).astype(np.float32)
-        if self.nodata is not None:
-            values[stored == self.nodata] = np.nan
-        return values
+    def __call__(self, rows: slice, columns: slice) -> npt.NDArray[np.bool_]:
+        shown: npt.NDArray[np.bool_] = self.reader.read([self.band], rows, columns)[0] > 0
+        return shown
 
 
-def _spectral_coordinates(dataset: Any, unit: str | None, source: str) -> dict[str, Any]:
-    tags = [_band_tags(dataset, band) for band in dataset.indexes]
-    descriptions = [text or "" for text in dataset.descriptions]
-    spectral: dict[str, Any] = {"band_names": descriptions if any(descriptions) else None}
-    spectral["wavelengths"] = _per_band(tags, "wavelength", unit, source)
-    spectral["fwhm"] = _per_band(tags, "fwhm", unit, source)
-    flags = [tag.get("bbl", "") for tag in tags]
-    if all(flags):
-        spectral["good_band"] = [flag.strip() not in {"0", "0.0", "false"} for flag in flags]
-    if spectral["wavelengths"] is None:
-        spectral |= _from_descriptions(descriptions)
-    return spectral
+def _has_mask(dataset: Any, band: int) -> bool:
+    """True where the file keeps a mask for all bands, inside or in a ``.msk`` beside it; alpha bands do not count."""
+    from rasterio.enums import MaskFlags
+
+    flags = dataset.mask_flag_enums[band]
+    return MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
 
 
-def _band_tags(dataset: Any, band: int) -> Tags:
-    """Tags of one band in lower case, the IMAGERY domain turned into the names of the others."""
-    tags = {key.lower(): value for key, value in dataset.tags(band).items()}
+def _only(nodata: float | None) -> tuple[float, ...]:
+    return () if nodata is None else (nodata,)
+
+
+def _alpha_band(dataset: Any, source: str) -> int | None:
+    """The band that says where the others are transparent, None where there is none.
+
+    Some writers declare any fourth band so, near infrared too. A transparency is 0 or full nearly everywhere.
+    """
+    from rasterio.enums import ColorInterp
+
+    declared = [k for k, kind in enumerate(dataset.colorinterp) if kind == ColorInterp.alpha]
+    if len(declared) != 1 or dataset.count < 2:
+        return None
+    band = declared[0]
+    if "wavelength" in _band_tags(dataset, band + 1) or dataset.descriptions[band]:
+        return None  # GDAL takes the fourth of four 8-bit bands for one, whatever it is
+    shrink = max(1, max(dataset.shape) // ALPHA_SAMPLE)
+    shape = tuple(max(1, side // shrink) for side in dataset.shape)
+    sample = dataset.read(band + 1, out_shape=shape)
+    full = np.iinfo(sample.dtype).max if sample.dtype.kind in "iu" else sample.max(initial=0)
+    if ((sample != 0) & (sample != full)).mean() <= ALPHA_BETWEEN:
+        return band
+    warnings.warn(
+        f"{source}: band {band + 1} is declared as transparency, but holds measurements; it is kept as a band.",
+        stacklevel=4,
+    )
+    return None
+
+
+def _header_beside(path: Path, dataset: Any) -> envi.Header | None:
+    """The ENVI header beside a TIFF, if it describes an image of this size."""
+    header = envi.beside(path)
+    sizes = [(header or {}).get(key, "") for key in ("bands", "lines", "samples")]
+    return header if sizes == [str(n) for n in (dataset.count, *dataset.shape)] else None
+
+
+def _facts(
+    dataset: Any,
+    bands: Sequence[int],
+    unit: str | None,
+    header: envi.Header | None,
+    known: Mapping[str, Any],
+    source: str,
+) -> dict[str, Any]:
+    """What tags, the ENVI domain, a header beside the file and band names say, in this order."""
+    facts: dict[str, Any] = settle(
+        known,
+        unit=lambda: next((u for u in UNITS if set(dataset.units) == {u}), "dn"),
+        scale=lambda: float(dataset.scales[bands[0]]),
+        nodata=lambda: dataset.nodatavals[bands[0]],
+    )
+    in_tags = _spectral_tags(dataset, bands, unit, known, source)
+    domain = envi_domain(dataset)
+    facts |= {name: value for name, value in in_tags.items() if value is not None}
+    for text in (domain, header):
+        for name, value in _of_header(text, dataset, {**facts, **known}, unit, source).items():
+            if value is not None and name not in facts:
+                facts[name] = np.asarray(value)[list(bands)]
+    if "wavelengths" not in facts:
+        descriptions = [dataset.descriptions[band] or "" for band in bands]
+        facts |= _from_descriptions(descriptions, known)
+    if header and facts["nodata"] is None and "nodata" not in known:
+        facts["nodata"] = envi.nodata_of(header, source)
+    return facts
+
+
+def _of_header(
+    header: envi.Header | None,
+    dataset: Any,
+    known: Mapping[str, Any],
+    unit: str | None,
+    source: str,
+) -> dict[str, Any]:
+    """What an ENVI header says about the bands; one that does not fit is left out with a warning."""
+    if not header:
+        return {}
+    wanted = ("wavelengths", "fwhm", "good_band", "band_names")
+    try:
+        found = envi.band_facts(header, dataset.count, source, unit, known)
+    except SceneError as error:
+        if unit is not None:
+            raise
+        warnings.warn(f"{error} It is left out.", stacklevel=5)
+        return {}
+    return {name: found[name] for name in wanted if name not in known}
+
+
+def envi_domain(dataset: Any) -> envi.Header:
+    """Return the ENVI header that GDAL and EnMAP-Box keep in a domain of a file's tags, if any."""
+    text = {**dataset.tags(), **dataset.tags(ns="ENVI")}
+    lists = {
+        " ".join(key.lower().replace("_", " ").split()): value.strip().strip("{}").strip()
+        for key, value in text.items()
+    }
+    renamed = {"wavelengths": "wavelength", "fwhms": "fwhm", "wavelength unit": "wavelength units"}
+    lists = {renamed.get(key, key): value for key, value in lists.items()}
+    return {key: value for key, value in lists.items() if key in _DOMAIN_KEYS}
+
+
+def _conversion(
+    dataset: Any, bands: Sequence[int], facts: Mapping[str, Any], known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What differs between bands, for :class:`Converted`."""
+    pick = list(bands)
+    scales, offsets = np.array(dataset.scales)[pick], np.array(dataset.offsets)[pick]
+    if "scale" in known:
+        scales = np.full(len(pick), facts["scale"])
+    settings: dict[str, Any] = {}
+    if offsets.any() or (scales != scales[0]).any():
+        settings |= {"scales": scales, "offsets": offsets}
+    own = np.array([np.nan if v is None else v for v in dataset.nodatavals])[pick]
+    if "nodata" not in known and not np.array_equal(
+        own, np.full(len(pick), own[0]), equal_nan=True
+    ):
+        settings["nodata_of"] = own
+    return settings
+
+
+def _spectral_tags(
+    dataset: Any, bands: Sequence[int], unit: str | None, known: Mapping[str, Any], source: str
+) -> dict[str, Any]:
+    """Wavelengths, widths and good bands in tags of the bands; each kind of tags has its own unit."""
+    tags = [_band_tags(dataset, band + 1) for band in bands]
+    found = {
+        key: None if name in known else _column(tags, key, source)
+        for key, name in (("wavelength", "wavelengths"), ("fwhm", "fwhm"))
+    }
+    centres, widths = found["wavelength"], found["fwhm"]
+    facts: dict[str, Any] = {}
+    if centres is not None or widths is not None:
+        try:
+            result = spectral(
+                centres[0] if centres else None,
+                widths[0] if widths else None,
+                unit or (centres[1] if centres else None),
+                source,
+                width_unit=widths[1] if widths else None,
+                certain=unit is not None,
+            )
+            facts = {"wavelengths": result.centres, "fwhm": result.widths}
+        except SceneError as error:
+            if unit is not None:
+                raise
+            warnings.warn(
+                f"{source} has unusable wavelength tags ({error}); they are left out.", stacklevel=4
+            )
+    flags = [tag.get("bbl", ("", ""))[0] for tag in tags]
+    if all(flags) and "good_band" not in known:
+        facts["good_band"] = [flag.strip() not in {"0", "0.0", "false"} for flag in flags]
+    descriptions = [dataset.descriptions[band] or "" for band in bands]
+    if any(descriptions) and "band_names" not in known:
+        facts["band_names"] = descriptions
+    return facts
+
+
+def _band_tags(dataset: Any, band: int) -> dict[str, tuple[str, str]]:
+    """Tags of one band in lower case, each with the unit of its own source."""
+    own = {key.lower(): value for key, value in dataset.tags(band).items()}
+    unit = own.get("wavelength_units") or own.get("wavelength_unit") or ""
     imagery = dataset.tags(band, ns="IMAGERY")
-    for key, name in (("CENTRAL_WAVELENGTH_UM", "wavelength"), ("FWHM_UM", "fwhm")):
-        if name not in tags and key in imagery:
-            tags[name] = imagery[key]
-            tags["wavelength_units"] = "um"
+    tags = {}
+    for name, key in (("wavelength", "CENTRAL_WAVELENGTH_UM"), ("fwhm", "FWHM_UM")):
+        if key in imagery:
+            tags[name] = (imagery[key], "um")
+        if name in own:
+            tags[name] = (own[name], own.get(f"{name}_units", unit))
+    if "bbl" in own:
+        tags["bbl"] = (own["bbl"], "")
     return tags
 
 
-def _per_band(
-    tags: list[Tags], key: str, unit: str | None, source: str
-) -> npt.NDArray[np.float64] | None:
+def _column(
+    tags: list[dict[str, tuple[str, str]]], key: str, source: str
+) -> tuple[list[float], str | None] | None:
+    """The values of a tag and their unit, where every band has it."""
     if not all(key in tag for tag in tags):
         return None
-    units = {tag.get("wavelength_units", "") for tag in tags}
+    units = {tag[key][1] for tag in tags}
     try:
-        values = [float(tag[key]) for tag in tags]
-        stated = unit or (units.pop() if len(units) == 1 else None)
-        return to_nanometres(values, stated, source)
-    except (ValueError, SceneError) as error:
+        return [float(tag[key][0]) for tag in tags], units.pop() if len(units) == 1 else None
+    except ValueError as error:
         warnings.warn(
-            f"{source} has unusable {key} tags ({error}); they are left out.", stacklevel=2
+            f"{source} has unusable {key} tags ({error}); they are left out.", stacklevel=5
         )
         return None
 
 
-def _from_descriptions(descriptions: list[str]) -> dict[str, Any]:
+def _from_descriptions(descriptions: list[str], known: Mapping[str, Any]) -> dict[str, Any]:
     """Wavelengths out of names such as ``482.5 nm`` or, for Sentinel-2, ``B8A``."""
     from vitreous.scenes.sentinel2 import BANDS
 
-    found = [_IN_DESCRIPTION.search(text) for text in descriptions]
-    if descriptions and all(found):
-        return {"wavelengths": [float(to_nanometres([float(m[1])], m[2])[0]) for m in found if m]}
+    if "wavelengths" in known:
+        return {}
+    centres = from_names(descriptions)
+    if centres is not None:
+        return {"wavelengths": centres}
     # "B8A" gives Sentinel-2 away; "B05" and the like also name quite different bands of Landsat.
     if "B8A" in descriptions and set(descriptions) <= set(BANDS):
         bands = [BANDS[name] for name in descriptions]
@@ -415,6 +589,8 @@ def _cog(
     check_shape((bands, height, width), str(path))
     crs, transform = georeference(image)
     tile = min(TILE, -(-max(height, width) // 16) * 16)
+    # Else GDAL declares three bands of 8 bits red, green and blue, and a fourth transparency.
+    kind = {"photometric": "minisblack"} if bands > 1 else {}
     layout = {"tiled": True, "blockxsize": tile, "blockysize": tile, "interleave": "band"}
     _check_space(path, bands * height * width * dtype.itemsize)
     cache = rasterio.Env(GDAL_CACHEMAX=CACHE_MB)
@@ -434,6 +610,7 @@ def _cog(
                 crs=crs,
                 transform=transform,
                 bigtiff="IF_SAFER",
+                **kind,
                 **layout,
             ) as dataset:
                 yield dataset

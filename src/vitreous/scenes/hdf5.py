@@ -18,8 +18,11 @@ import numpy.typing as npt
 
 from vitreous.errors import SceneError, VitreousError
 from vitreous.scenes.arrays import MAX_ARRAYS, ArrayInfo, Key, check_memory, plain
+from vitreous.scenes.attributes import NODATA, find, key_of
 
 _MAX_DEPTH = 8
+_BARE_DIMENSION = "This is a netCDF dimension but not a netCDF variable"
+_TEXTS = {"mapinfo", "epsgcode"}  # NEON's place
 _MAX_ATTRIBUTE = 2**20
 
 
@@ -61,9 +64,14 @@ class Hdf5File:
 
     @cached_property
     def attrs(self) -> dict[str, Any]:
-        """The file's global attributes."""
+        """The file's global attributes, and the texts that products keep as datasets of their own."""
         with opened(self.path) as file:
-            return _attributes(file)
+            texts = {
+                name.rpartition("/")[2]: plain(dataset[()])
+                for name, dataset in _datasets(file)
+                if key_of(name.rpartition("/")[2]) in _TEXTS and dataset.shape == ()
+            }
+            return {**texts, **_attributes(file)}
 
     def describe(self, name: str, dataset: Any) -> ArrayInfo:
         """Return what is known about one dataset."""
@@ -72,10 +80,15 @@ class Hdf5File:
             note = "no plain numbers"
         elif dataset.is_virtual or dataset.external:
             note = "kept in other files, which is not allowed"
+        attributes = _attributes(dataset)
+        if not note and dataset.fillvalue and find(attributes, *NODATA) is None:
+            attributes["_FillValue"] = plain(np.asarray(dataset.fillvalue))
+        if str(attributes.get("NAME", "")).startswith(_BARE_DIMENSION):
+            note = "a dimension without values"
         dtype = np.dtype(object) if note else dataset.dtype
         dims = tuple(_dimension_name(dataset, axis) for axis in range(len(dataset.shape or ())))
         shape = tuple(int(n) for n in dataset.shape or ())
-        return ArrayInfo(name, shape, dtype, dims, _attributes(dataset), note)
+        return ArrayInfo(name, shape, dtype, dims, attributes, note)
 
     def read(self, name: str, key: Key | None = None) -> npt.NDArray[Any]:
         """Return all of array ``name``, or the part that ``key`` cuts out."""

@@ -19,8 +19,9 @@ import xarray as xr
 
 from vitreous.errors import SceneError
 from vitreous.scenes import vectors
+from vitreous.scenes.attributes import number_of
 from vitreous.scenes.cube import LabelImage, class_codes, class_palette, georeference, make_labels
-from vitreous.scenes.formats import call_reader, find_reader, local_path, number_hint
+from vitreous.scenes.formats import call_reader, find_reader, local_path
 from vitreous.scenes.grids import Grid, nearest
 
 MOST_CLASSES = 1000  # no legend is longer: an image with more values is a measurement
@@ -88,9 +89,7 @@ def open_labels(
         raise SceneError(
             f"{file} is a scene, not a label image.", "Give an image of class numbers."
         )
-    image = call_reader(reader.open_labels, file, hints, extra=_OWN_HINTS)
-    if not isinstance(image, LabelImage):
-        image = LabelImage(image)
+    image: LabelImage = call_reader(reader.open_labels, file, hints, extra=_OWN_HINTS)
     coded = _coded(image, unlabelled, zero_class, str(file))
     return _numbered(coded if like is None else _fit(coded, like), names)
 
@@ -109,7 +108,7 @@ def parse_unlabelled(nodata: Any) -> tuple[float, ...] | None:
         nodata = [part for part in re.split(r"[,;\s]+", nodata.strip("[] ")) if part]
     if not isinstance(nodata, Iterable):
         nodata = [nodata]
-    return tuple(number_hint("nodata", value) for value in nodata)
+    return tuple(number_of("nodata", value) for value in nodata)
 
 
 def with_common_classes(

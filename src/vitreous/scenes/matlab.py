@@ -16,7 +16,7 @@ import math
 import re
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,7 @@ from vitreous.scenes.arrays import (
     Key,
     check_memory,
 )
+from vitreous.scenes.cube import LabelImage
 from vitreous.scenes.hdf5 import Hdf5File
 
 _HEADER = 128
@@ -74,6 +75,7 @@ def open(  # the name that every reader has
     axis_order: str | None = None,
     wavelength_unit: str | None = None,
     shape: Sequence[int] | str | None = None,
+    **known: Any,
 ) -> xr.DataArray:
     """Open the cube of a MAT file.
 
@@ -84,6 +86,7 @@ def open(  # the name that every reader has
         wavelength_unit: ``nm`` or ``um``, instead of what the file says or leaves open.
         shape: rows and columns (also as text, ``100,120``) of a ``(bands, pixels)`` matrix whose file has no ``nRow`` and ``nCol``; its pixels
             run down the columns, as MATLAB stores images.
+        **known: arguments of :func:`make_scene` that win over what the file says.
 
     Raises:
         SceneError: the file is damaged, holds no cube or several, or its axes are ambiguous.
@@ -96,14 +99,19 @@ def open(  # the name that every reader has
             variable=folded.matrix.name,
             axis_order="yxb",
             wavelength_unit=wavelength_unit,
+            known=known,
         )
     return arrays.open_cube(
-        file, variable=variable, axis_order=axis_order, wavelength_unit=wavelength_unit
+        file,
+        variable=variable,
+        axis_order=axis_order,
+        wavelength_unit=wavelength_unit,
+        known=known,
     )
 
 
-def open_labels(path: Path, *, variable: str | None = None) -> npt.NDArray[Any]:
-    """Return the label image of a MAT file, ``(rows, columns)``.
+def open_labels(path: Path, *, variable: str | None = None) -> LabelImage:
+    """Return the label image of a MAT file.
 
     Args:
         path: the file.
@@ -122,7 +130,20 @@ def _open_file(path: Path) -> ArrayFile:
 
 
 class Matlab73File(Hdf5File):
-    """A version-7.3 file, its axes in MATLAB's order."""
+    """A version-7.3 file, its axes in MATLAB's order.
+
+    MATLAB writes a file's axes in reverse, and marks every variable with its class. What has no such mark in a file
+    without MATLAB's head was written by something else (h5py), and its axes are as they are.
+    """
+
+    @cached_property
+    def _by_matlab(self) -> bool:
+        with self.path.open("rb") as file:
+            return file.read(10) == b"MATLAB 7.3"
+
+    @cached_property
+    def _turned(self) -> dict[str, bool]:
+        return {a.name: a.matlab for a in self.arrays}
 
     @cached_property
     def arrays(self) -> list[ArrayInfo]:
@@ -138,10 +159,14 @@ class Matlab73File(Hdf5File):
             note = f"MATLAB {kind}"
         if "/" in name:  # fields of a struct and the parts of a sparse matrix are no variables
             note = "inside a struct"
-        return replace(info, shape=info.shape[::-1], dims=(), note=note)
+        if not kind and not self._by_matlab:
+            return replace(info, note=note)
+        return replace(info, shape=info.shape[::-1], dims=(), note=note, matlab=True)
 
     def read(self, name: str, key: Key | None = None) -> npt.NDArray[Any]:
         """Return all of a variable, or the part that ``key`` cuts out."""
+        if not self._turned.get(name, False):
+            return super().read(name, key)
         return super().read(name, None if key is None else key[::-1]).T
 
 
@@ -160,12 +185,16 @@ class Matlab5File:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_loaded": {}}  # other processes load for themselves
 
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """Nothing: the format has none."""
+        return {}
+
     @cached_property
     def arrays(self) -> list[ArrayInfo]:
         """What the file holds, from the heads of its elements."""
-        return [
-            info for info, _, _ in self._elements if info.name
-        ]  # functions leave an unnamed one
+        # Functions leave an unnamed one.
+        return [replace(info, matlab=True) for info, _, _ in self._elements if info.name]
 
     def read(self, name: str, key: Key | None = None) -> npt.NDArray[Any]:
         """Return all of a variable, or the part that ``key`` cuts out."""
@@ -225,6 +254,10 @@ class _Folded:
     @property
     def source(self) -> str:
         return self.file.source
+
+    @property
+    def attrs(self) -> Mapping[str, Any]:
+        return self.file.attrs
 
     @property
     def arrays(self) -> list[ArrayInfo]:

@@ -24,13 +24,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vitreous.errors import SceneError, VitreousError
 from vitreous.files import atomic_path, read_json, write_json
 from vitreous.scenes import arrays
-from vitreous.scenes.arrays import DEFLATE_RATIO, MAX_ARRAYS, ArrayInfo, Key, check_memory
-from vitreous.scenes.cube import check_bytes, georeference
+from vitreous.scenes.arrays import DEFLATE_RATIO, MAX_ARRAYS, ArrayInfo, Key, check_memory, plain
+from vitreous.scenes.cube import LabelImage, check_bytes, georeference
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _STRIP = 64 * 2**20  # bytes written at a time
+_WORD = 2**16  # bytes of a member that may be a single word
 _NPY_HEADER = 10_000  # longer headers only occur in structured arrays
 
 
@@ -58,6 +59,7 @@ def open(  # the name that every reader has
     variable: str | None = None,
     axis_order: str | None = None,
     wavelength_unit: str | None = None,
+    **known: Any,
 ) -> xr.DataArray:
     """Open the cube of an NPY or NPZ file.
 
@@ -66,26 +68,35 @@ def open(  # the name that every reader has
         variable: NPZ only: the array's name; needed only where several could be meant.
         axis_order: ``yxb``, ``byx`` or ``ybx``; needed only where the shape is ambiguous.
         wavelength_unit: ``nm`` or ``um``, instead of what the file says or leaves open.
+        **known: arguments of :func:`make_scene` that win over what the file says.
 
     Raises:
         SceneError: the file is damaged, holds objects, holds no cube or several, or its axes are ambiguous.
     """
     if zipfile.is_zipfile(path):
         return arrays.open_cube(
-            NpzFile(path), variable=variable, axis_order=axis_order, wavelength_unit=wavelength_unit
+            NpzFile(path),
+            variable=variable,
+            axis_order=axis_order,
+            wavelength_unit=wavelength_unit,
+            known=known,
         )
     file = NpyFile(path)
     sidecar = _read_sidecar(path)
-    known = {} if sidecar is None else _facts(sidecar, file.source)
-    if axis_order is None and sidecar is not None:
-        axis_order = sidecar.axis_order
+    if sidecar is not None:
+        known = {**_facts(sidecar, file.source), **known}
+        axis_order = axis_order or sidecar.axis_order
     return arrays.open_cube(
-        file, variable=variable, axis_order=axis_order, wavelength_unit=wavelength_unit, **known
+        file,
+        variable=variable,
+        axis_order=axis_order,
+        wavelength_unit=wavelength_unit,
+        known=known,
     )
 
 
-def open_labels(path: Path, *, variable: str | None = None) -> npt.NDArray[Any]:
-    """Return the label image of an NPY or NPZ file, ``(rows, columns)``.
+def open_labels(path: Path, *, variable: str | None = None) -> LabelImage:
+    """Return the label image of an NPY or NPZ file.
 
     Args:
         path: the file.
@@ -150,6 +161,11 @@ class NpyFile:
             check_bytes(start + info.nbytes, self.path.stat().st_size, self.source, arithmetic)
         return [info]
 
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """Nothing: the format has none."""
+        return {}
+
     def read(self, name: str, key: Key | None = None) -> npt.NDArray[Any]:
         """Return the array, or the part that ``key`` cuts out."""
         values = np.load(self.path, mmap_mode="r", allow_pickle=False)
@@ -189,6 +205,20 @@ class NpzFile:
                 self._loaded[name] = np.lib.format.read_array(member, allow_pickle=False)
         values = self._loaded[name]
         return values if key is None else values[key]
+
+    @cached_property
+    def attrs(self) -> dict[str, Any]:
+        """Single numbers and words among the members, such as ``nodata`` or ``crs_wkt``."""
+        with self._opened() as archive:
+            return {
+                info.name: plain(self.read(info.name))
+                for info in (
+                    self._describe(archive, m)
+                    for m in archive.infolist()
+                    if m.filename.endswith(".npy") and m.file_size < _WORD
+                )
+                if info.shape == () and info.dtype.kind in "iufbU"
+            }
 
     @contextmanager
     def _opened(self) -> Iterator[zipfile.ZipFile]:
@@ -284,8 +314,10 @@ def _describe(scene: xr.DataArray) -> Sidecar:
 
     nodata = scene.attrs.get("nodata")
     crs, transform = georeference(scene)
+    centres = column("wavelength")
     return Sidecar(
-        wavelengths=column("wavelength"),
+        # JSON has no NaN; 0 stands for a band that is not used.
+        wavelengths=None if centres is None else [0.0 if nm != nm else nm for nm in centres],
         fwhm=column("fwhm"),
         good_band=column("good_band"),
         band_names=column("band_name"),

@@ -1,7 +1,9 @@
 """Sentinel-2 products: one JP2 file per band, in three resolutions, stacked to one grid.
 
-Format: ESA, Sentinel-2 Products Specification Document (S2-PDGS-TAS-DI-PSD). Band centres and widths: ESA,
-Sentinel-2 MSI spectral response functions. Coarse bands are brought to the grid while a window is read; a 60 m
+Format: ESA, Sentinel-2 Products Specification Document (S2-PDGS-TAS-DI-PSD): ``MTD_MSIL1C.xml`` or ``MTD_MSIL2A.xml``
+says which unit measured, its band centres, the offset and the scale of the counts. Where that file is missing they are
+taken from names and dates, with a warning. Band widths, and the centres of 2A and 2B: ESA, Sentinel-2 MSI spectral
+response functions. Coarse bands are brought to the grid while a window is read; a 60 m
 pixel covers exactly 6 x 6 pixels of 10 m.
 """
 
@@ -13,6 +15,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +24,7 @@ import xarray as xr
 from vitreous.errors import SceneError
 from vitreous.scenes.cube import LazyCube, Window, check_shape, make_scene
 from vitreous.scenes.gdal_files import RasterReader, known_grid, open_raster
+from vitreous.scenes.values import converted
 
 
 class Band(NamedTuple):
@@ -61,7 +65,10 @@ _BANDS_2B = {
     "B11": Band(1610.4, 94, 20),
     "B12": Band(2185.7, 185, 20),
 }
+_BANDS_OF = {"S2A": BANDS, "S2B": _BANDS_2B}
+_BY_ID = tuple(sorted(BANDS, key=lambda name: 8.5 if name == "B8A" else int(name[1:])))
 SCALE = 1e-4  # reflectance per count
+METADATA_LIMIT = 32 * 2**20
 RESOLUTIONS = (10, 20, 60)
 FILES_LIMIT = 20_000
 
@@ -94,18 +101,19 @@ def open(
     resolution: int = 10,
     resampling: str = "nearest",
     offset: int | None = None,
+    **known: Any,
 ) -> xr.DataArray:
     """Open a Sentinel-2 product (Level-1C or 2A) lazily, bands in order of the instrument.
 
-    Finer bands are averaged to a coarser grid. Since processing baseline 04.00 counts carry an offset of -1000;
-    it is taken from the product folder's name, or else from the sensing date, and is part of the stored values,
-    so reflectance is always stored value x 1e-4.
+    Finer bands are averaged to a coarser grid. The offset that counts carry since processing baseline 04.00 is part of
+    the stored values, so reflectance is stored value x scale.
 
     Args:
         path: the product folder, any folder of it that holds band files, or one of its JP2 files.
         resolution: of the grid in m: 10, 20 or 60.
         resampling: how coarse bands reach a finer grid: ``nearest`` keeps their pixels, ``bilinear`` smooths.
         offset: added to the counts, instead of what the product says.
+        **known: arguments of :func:`make_scene` that win over what the product says.
 
     Raises:
         SceneError: no bands, several tiles, bands that do not share a grid, or an impossible hint.
@@ -119,21 +127,31 @@ def open(
     names = [name for name in BANDS if name in files]
     chosen = [_inspect(files[name], name) for name in names]
     grid = _common_grid(chosen, resolution)
-    shift = _offset_of(path, files[names[0]]) if offset is None else _whole("offset", offset)
-    cube = _Stack(chosen, resolution, resampling == "bilinear", shift)
-    table = _BANDS_2B if _product_part(path, "craft") == "S2B" else BANDS
-    return make_scene(
-        LazyCube(grid.shape, cube.dtype, cube),
-        wavelengths=[table[name].centre for name in names],
-        fwhm=[table[name].width for name in names],
-        unit="reflectance",
-        scale=SCALE,
-        nodata=shift,
-        crs=grid.crs,
-        transform=grid.transform,
-        source=str(path),
-        band_names=names,
-    )
+    said = _metadata(path)
+    if offset is not None:
+        shifts = [_whole("offset", offset)] * len(names)
+    elif said is None:
+        shifts = [_offset_of(path, files[names[0]])] * len(names)
+    else:
+        shifts = [said.offsets.get(name, 0) for name in names]
+    stack = _Stack(chosen, resolution, resampling == "bilinear", shifts)
+    cube, nodata = LazyCube(grid.shape, stack.dtype, stack), float(shifts[0])
+    if len(set(shifts)) > 1:
+        cube = converted(cube, nodata_of=np.array(shifts, dtype=np.float64))
+        nodata = float("nan")
+    table = _bands_of(path, said, names)
+    facts = {
+        "wavelengths": [table[name].centre for name in names],
+        "fwhm": [table[name].width for name in names],
+        "unit": "reflectance",
+        "scale": SCALE if said is None else said.scale,
+        "nodata": nodata,
+        "crs": grid.crs,
+        "transform": grid.transform,
+        "band_names": names,
+        **known,
+    }
+    return make_scene(cube, source=str(path), **facts)
 
 
 def find_bands(path: Path) -> dict[str, list[Path]]:
@@ -257,10 +275,85 @@ def _product_part(path: Path, part: str) -> str | None:
     return None
 
 
+class _Metadata(NamedTuple):
+    """What ``MTD_MSIL*.xml`` says."""
+
+    unit: str | None
+    scale: float
+    offsets: dict[str, int]
+    centres: dict[str, float]
+
+
+def _metadata(path: Path) -> _Metadata | None:
+    """Read the product's metadata, from its folder or from one of those above; None where there are none."""
+    folders = [path, *path.absolute().parents][:6] if path.is_dir() else path.absolute().parents[:6]
+    found = [file for folder in folders for file in sorted(folder.glob("MTD_MSIL*.xml"))]
+    if not found:
+        return None
+    damaged = SceneError(
+        f"{found[0]} cannot be read.", "Fetch the product again, or move that file away."
+    )
+    try:
+        if found[0].stat().st_size > METADATA_LIMIT:
+            raise damaged
+        text = found[0].read_text(encoding="utf-8")
+        if "<!" in text.replace("<!--", ""):  # a DOCTYPE, whose entities could expand without end
+            raise damaged
+        root = ElementTree.fromstring(text)
+        return _parsed(root)
+    except (OSError, UnicodeDecodeError, ElementTree.ParseError, ValueError, IndexError) as error:
+        raise damaged from error
+
+
+def _parsed(root: ElementTree.Element) -> _Metadata:
+    craft = (root.findtext(".//SPACECRAFT_NAME") or "").strip()
+    unit = f"S2{craft[-1]}" if craft.startswith("Sentinel-2") and craft[-1].isalpha() else None
+    factor = next(
+        (
+            float(text)
+            for name in ("BOA_QUANTIFICATION_VALUE", "QUANTIFICATION_VALUE")
+            if (text := root.findtext(f".//{name}"))
+        ),
+        1 / SCALE,
+    )
+    if not factor > 0:
+        raise ValueError(f"a quantification value of {factor}")
+    offsets = {
+        _BY_ID[int(item.get("band_id", ""))]: round(float(item.text or ""))
+        for name in ("BOA_ADD_OFFSET", "RADIO_ADD_OFFSET")
+        for item in root.iter(name)
+    }
+    centres = {}
+    for item in root.iter("Spectral_Information"):
+        centre = item.findtext(".//CENTRAL")
+        if centre:
+            centres[_BY_ID[int(item.get("bandId", ""))]] = float(centre)
+    return _Metadata(unit, 1 / factor, offsets, centres)
+
+
+def _bands_of(path: Path, said: _Metadata | None, names: Sequence[str]) -> dict[str, Band]:
+    """Centres and widths of the unit that measured: the product's own centres, else those of 2A and 2B."""
+    unit = (said.unit if said else None) or _product_part(path, "craft")
+    table = _BANDS_OF.get(unit or "", BANDS)
+    centres = said.centres if said else {}
+    if unit not in _BANDS_OF and not set(names) <= centres.keys():
+        warnings.warn(
+            f"{path} does not say {'its band centres' if unit else 'which Sentinel-2 measured it'}; those of Sentinel-2A"
+            " are taken, which differ by a few nm, in B12 by up to 17 nm.",
+            stacklevel=3,
+        )
+    return {
+        name: table[name]._replace(centre=centres.get(name, table[name].centre)) for name in names
+    }
+
+
 def _offset_of(path: Path, band_file: Path) -> int:
+    """The offset of the counts where the product's metadata are missing: by its name, or by the day."""
     baseline = _product_part(path, "baseline") or _product_part(band_file, "baseline")
     if baseline is not None:
-        return _OFFSET if int(baseline) >= _OFFSET_BASELINE else 0
+        offset = _OFFSET if int(baseline) >= _OFFSET_BASELINE else 0
+        _say_guess(path, offset, f"its processing baseline {baseline}")
+        return offset
     sensed = _SENSED.search(band_file.name)
     if sensed is None:
         warnings.warn(
@@ -269,7 +362,19 @@ def _offset_of(path: Path, band_file: Path) -> int:
             stacklevel=3,
         )
         return 0
-    return _OFFSET if sensed[1] >= _OFFSET_DAY else 0
+    offset = _OFFSET if sensed[1] >= _OFFSET_DAY else 0
+    _say_guess(
+        path, offset, f"the day it was sensed, {sensed[1]}; older days processed again differ"
+    )
+    return offset
+
+
+def _say_guess(path: Path, offset: int, why: str) -> None:
+    warnings.warn(
+        f"{path} has no MTD_MSIL*.xml: counts are taken with the offset {offset} because of {why}"
+        " (offset=... says it).",
+        stacklevel=4,
+    )
 
 
 def _whole(name: str, value: Any) -> int:
@@ -283,14 +388,18 @@ class _Stack:
     """Reads windows of the common grid from files of several resolutions."""
 
     def __init__(
-        self, chosen: Sequence[tuple[_File, Any, Any]], resolution: int, bilinear: bool, shift: int
+        self,
+        chosen: Sequence[tuple[_File, Any, Any]],
+        resolution: int,
+        bilinear: bool,
+        shifts: Sequence[int],
     ) -> None:
         self.files = [file for file, _, _ in chosen]
         self.readers = [RasterReader(file.path, "JP2OpenJPEG") for file in self.files]
         self.resolution = resolution
         self.bilinear = bilinear
-        self.shift = shift
-        self.dtype = np.dtype(np.int32 if shift else np.uint16)
+        self.dtype = np.dtype(np.int32 if any(shifts) else np.uint16)
+        self.shifts = np.array(shifts, dtype=self.dtype)
 
     def __call__(self, window: Window) -> npt.NDArray[Any]:
         bands, rows, columns = window
@@ -300,7 +409,7 @@ class _Stack:
         if values.size:
             for k, band in enumerate(picked):
                 values[k] = self._read(band, rows, columns)
-        return values[:, :: rows.step, :: columns.step] + self.dtype.type(self.shift)
+        return values[:, :: rows.step, :: columns.step] + self.shifts[bands][:, None, None]
 
     def _read(self, band: int, rows: slice, columns: slice) -> npt.NDArray[Any]:
         file, reader = self.files[band], self.readers[band]

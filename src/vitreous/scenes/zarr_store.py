@@ -26,7 +26,8 @@ import xarray as xr
 from vitreous.errors import SceneError, VitreousError
 from vitreous.scenes import arrays
 from vitreous.scenes.arrays import MAX_ARRAYS, ArrayInfo, Key, check_memory, plain
-from vitreous.scenes.cube import georeference
+from vitreous.scenes.attributes import NODATA, find
+from vitreous.scenes.cube import LabelImage, georeference
 
 _CHUNK = (
     64  # pixels: a chunk holds all bands of 64 x 64 pixels, what training and mapping read together
@@ -47,6 +48,7 @@ def open(  # the name that every reader has
     variable: str | None = None,
     axis_order: str | None = None,
     wavelength_unit: str | None = None,
+    **known: Any,
 ) -> xr.DataArray:
     """Open the cube of a Zarr folder.
 
@@ -55,18 +57,23 @@ def open(  # the name that every reader has
         variable: the array's name; needed only where several could be meant.
         axis_order: ``byx``, ``yxb`` or ``ybx``; needed only where dimension names and shape leave it open.
         wavelength_unit: ``nm`` or ``um``, instead of what the file says or leaves open.
+        **known: arguments of :func:`make_scene` that win over what the file says.
 
     Raises:
         SceneError: the store is damaged, holds no cube or several, uses codecs that are not allowed, or its axes
             are ambiguous.
     """
     return arrays.open_cube(
-        ZarrFile(path), variable=variable, axis_order=axis_order, wavelength_unit=wavelength_unit
+        ZarrFile(path),
+        variable=variable,
+        axis_order=axis_order,
+        wavelength_unit=wavelength_unit,
+        known=known,
     )
 
 
-def open_labels(path: Path, *, variable: str | None = None) -> npt.NDArray[Any]:
-    """Return the label image of a Zarr folder, ``(rows, columns)``.
+def open_labels(path: Path, *, variable: str | None = None) -> LabelImage:
+    """Return the label image of a Zarr folder.
 
     Args:
         path: the folder.
@@ -122,6 +129,12 @@ class ZarrFile:
         with self._reading():
             return [_describe(name, array) for name, array in _arrays(self._root())]
 
+    @cached_property
+    def attrs(self) -> dict[str, Any]:
+        """The root group's attributes."""
+        with self._reading():
+            return {key: plain(value) for key, value in dict(self._root().attrs).items()}
+
     def read(self, name: str, key: Key | None = None) -> npt.NDArray[Any]:
         """Return all of array ``name``, or the part that ``key`` cuts out."""
         with self._reading():
@@ -169,6 +182,9 @@ def _arrays(item: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, 
 def _describe(name: str, array: Any) -> ArrayInfo:
     forbidden = sorted(set(_codecs(array.metadata)) - _CODECS)
     attrs = {key: plain(value) for key, value in dict(array.attrs).items()}
+    # Format 2 has no other place for xarray's _FillValue; 0 is what every array has that was given none.
+    if array.metadata.zarr_format == 2 and find(attrs, *NODATA) is None and array.fill_value:
+        attrs["_FillValue"] = plain(np.asarray(array.fill_value))
     dims = getattr(array.metadata, "dimension_names", None) or attrs.get("_ARRAY_DIMENSIONS") or ()
     note = ""
     if forbidden:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import torch
 import xarray as xr
 from rich.console import Console
 
-from vitreous.catalog.registry import card, check_system, stage, system_module
+from vitreous.catalog.registry import card, stage, system_module
 from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.contract import BandContract
 from vitreous.data.fingerprint import Ground
@@ -22,7 +23,7 @@ from vitreous.data.provenance import Provenance, Seen, split_leakage, start_leak
 from vitreous.data.regions import PixelRegions, best_side, reduce_scene
 from vitreous.data.splits import Split
 from vitreous.data.tiles import TilePixels
-from vitreous.errors import ConfigError, ModelError, VitreousError
+from vitreous.errors import ConfigError, ModelError, SplitError, VitreousError
 from vitreous.files import read_json, write_json
 from vitreous.inference.dense_classifier import DenseClassifier
 from vitreous.inference.maps import class_numbers, no_georeference_warning
@@ -37,6 +38,7 @@ from vitreous.progress import progress_bar
 from vitreous.recipe import Recipe
 from vitreous.scenes.cube import read_window
 from vitreous.tasks import runs
+from vitreous.tasks.checks import check_models, explained
 from vitreous.tasks.labelled import LabelledScene, open_labelled
 from vitreous.tasks.metrics import scores
 from vitreous.tasks.provenance import start_provenance
@@ -50,6 +52,7 @@ TASK = "classify"
 MAP = "map.tif"
 REFIT = "refit"  # folder of the second training, within the run's
 DECODER_WIDTH = 64  # of mode dense
+FEWEST_NORMALISED = 8  # pixels of a batch whose mean and deviation say something of all others
 LEVEL_PIXELS = 20_000  # training pixels that tell how bright they all are
 KINDS = ("model", "estimator")  # of systems that classify
 OTHER_KINDS = {
@@ -105,7 +108,10 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
         trained=runs.is_network(recipe.model),
         networks=any(map(runs.is_network, systems)),
     )
-    _check_arguments(recipe)
+    net = check_models(recipe)
+    if net is not None:
+        with torch.device("meta"):
+            runs.with_decoder(net, _settings(recipe))
     if recipe.adapt_method is not None:
         complete_settings(recipe.adapt_method, recipe.adapt_args)  # refuses unknown ones
     if recipe.reduce is not None:
@@ -124,7 +130,8 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
         if first:
             _describe(console, recipe, data, split, start, folder)
         if resume and (folder / MODEL).is_file():  # it was stopped after training
-            trained = Trained(load_run(folder).classifier, *_known_figures(folder))
+            run = load_run(folder)
+            trained, start = Trained(run.classifier, *_known_figures(folder)), run.start
         elif runs.is_network(recipe.model):
             trained = _fit_network(recipe, data, split, contract, folder, resume=resume, show=show)
             if not first:
@@ -181,9 +188,14 @@ def draw_split(recipe: Recipe, data: LabelledScene) -> Split:
     Raises:
         VitreousError: the labels cannot be divided so, or no pixel is left to train or to test.
     """
-    split = data.split(recipe, _receptive_size(recipe))
+    size = _receptive_size(recipe)
+    try:
+        split = data.split(recipe, size)
+    except SplitError as error:
+        raise explained(error, recipe, size) from error
     usable = _valid_pixels(data, BandContract.of(data.scene), split)
     if not usable.all():
+        _say_unmeasured(data, split, usable)
         roles = split.roles.copy()
         roles[~usable] = 0
         split = Split(roles, split.method, split.params, split.seed)
@@ -194,6 +206,25 @@ def draw_split(recipe: Recipe, data: LabelledScene) -> Split:
                 "Check the scene's nodata value, or change the split.",
             )
     return split
+
+
+def _say_unmeasured(data: LabelledScene, split: Split, usable: npt.NDArray[np.bool_]) -> None:
+    """Say in one line what is lost with labelled pixels that have no valid measurement.
+
+    Raises:
+        VitreousError: a single class is left.
+    """
+    labels, chosen = np.asarray(data.labels.values), split.roles > 0
+    before, after = (np.unique(labels[mask]) for mask in (chosen, chosen & usable))
+    lost = int((chosen & ~usable).sum())
+    words = (
+        f"{lost:,} of {int(chosen.sum()):,} labelled pixels have no measurement; {after.size} of {before.size} classes"
+        " are left"
+    )
+    advice = "Check the scene's nodata value, mask and bands with 'vitreous info'."
+    if after.size == 1 < before.size:
+        raise VitreousError(f"{words}, and one class cannot be told from others.", advice)
+    warnings.warn(f"{words}.", stacklevel=3)
 
 
 def fit_and_score(
@@ -255,17 +286,6 @@ def _check_system(name: str) -> None:
         raise ModelError(
             f"'{name}' has several variants.", f"Choose one of {', '.join(entry.variants)}."
         )
-
-
-def _check_arguments(recipe: Recipe) -> None:
-    """Refuse arguments that make no system, before anything is read."""
-    if runs.is_network(recipe.model) and recipe.init is not None:
-        return  # they come with the weights
-    settings = _settings(recipe)
-    net = check_system(recipe.model, recipe.model_args, image_size=runs.image_size(settings))
-    if net is not None:
-        with torch.device("meta"):
-            runs.with_decoder(net, settings)
 
 
 def _check_reducer(recipe: Recipe) -> None:
@@ -424,6 +444,7 @@ def _fit_once(
     console = Console(stderr=True, quiet=not show)
     classifier, model_args = _make_classifier(recipe, data, split, contract, console)
     _freeze(classifier, recipe)
+    _check_batch(classifier, recipe)
     parameters, trainable = runs.parameter_counts(classifier)
     task = ClassifyTask(classifier, _training_data(recipe, data, split, classifier), recipe)
     fit(task, folder, resume=resume, show=show)
@@ -514,6 +535,19 @@ def _freeze(classifier: runs.Network, recipe: Recipe) -> None:
     elif recipe.adapt_method is not None and recipe.adapt.endswith("_only"):
         mark = system_module(recipe.adapt_method).MARK
         freeze_base(classifier, mark, also_train="net.head.")
+
+
+def _check_batch(classifier: runs.Network, recipe: Recipe) -> None:
+    """Warn where batch normalisation would see too few pixels to know their statistics."""
+    norms = (torch.nn.modules.batchnorm._BatchNorm,)
+    if recipe.batch_size < FEWEST_NORMALISED and any(
+        isinstance(module, norms) for module in classifier.modules()
+    ):
+        warnings.warn(
+            f"{recipe.model} normalises over the batch, and batch_size is {recipe.batch_size}: what it learns may be "
+            f"worth nothing. Use at least {FEWEST_NORMALISED}.",
+            stacklevel=2,
+        )
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:

@@ -126,8 +126,16 @@ def batch_pixels(regions: PixelRegions, recipe: Recipe) -> int:
 
 
 def steps_on(regions: PixelRegions, group: Group, recipe: Recipe) -> int:
-    """Return how many steps one batch is good for: one, unless its pixels share a front-end."""
-    return -(-sum(len(region[2]) for region in group) // recipe.batch_size) if regions.shared else 1
+    """Return how many steps one batch is good for: one, unless its pixels share a front-end.
+
+    No step is left with a single pixel, of which batch norms can make nothing, unless that is what was asked for.
+    """
+    if not regions.shared:
+        return 1
+    pixels = sum(len(region[2]) for region in group)
+    steps = -(-pixels // recipe.batch_size)
+    alone = pixels // steps < 2 <= recipe.batch_size
+    return max(1, steps - alone)
 
 
 def automatic_epochs(regions: PixelRegions, recipe: Recipe) -> int:

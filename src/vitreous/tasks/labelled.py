@@ -16,6 +16,7 @@ from vitreous.errors import ConfigError
 from vitreous.recipe import Recipe
 from vitreous.scenes import open_labels, open_scene
 from vitreous.scenes.cube import class_codes
+from vitreous.scenes.dead_bands import without_dead_bands
 from vitreous.scenes.labels import with_common_classes
 from vitreous.scenes.samples import SAMPLES, load_sample
 
@@ -109,7 +110,7 @@ def open_labelled(recipe: Recipe) -> LabelledScene:
     if recipe.scene in SAMPLES and not Path(recipe.scene).exists():
         sample = load_sample(recipe.scene)
         if recipe.labels is not None:
-            labels = open_labels(recipe.labels, like=sample.scene, attribute=recipe.label_attribute)
+            labels = _labels(recipe.labels, sample.scene, recipe)
             return _with_tests(sample.scene, labels, recipe)
         if recipe.split == "fixed":
             merged = merged_labels(sample.labels, sample.train_labels)
@@ -119,15 +120,18 @@ def open_labelled(recipe: Recipe) -> LabelledScene:
         raise ConfigError(
             f"No labels are given for {recipe.scene}.", "Name a label file with --labels."
         )
-    scene = open_scene(recipe.scene, **recipe.hints)
-    labels = open_labels(recipe.labels, like=scene, attribute=recipe.label_attribute)
-    return _with_tests(scene, labels, recipe)
+    scene = without_dead_bands(open_scene(recipe.scene, **recipe.scene_hints))
+    return _with_tests(scene, _labels(recipe.labels, scene, recipe), recipe)
+
+
+def _labels(path: str, scene: xr.DataArray, recipe: Recipe) -> xr.DataArray:
+    return open_labels(path, scene, recipe.label_attribute, **recipe.label_hints)
 
 
 def _with_tests(scene: xr.DataArray, labels: xr.DataArray, recipe: Recipe) -> LabelledScene:
     if recipe.test_labels is None:
         return LabelledScene(scene, labels)
-    test = open_labels(recipe.test_labels, like=scene, attribute=recipe.label_attribute)
+    test = _labels(recipe.test_labels, scene, recipe)
     labels, test = with_common_classes(labels, test)
     merged = merged_labels(test, labels)
     return LabelledScene(scene, merged, train_labels=labels, test_labels=test)

@@ -28,7 +28,7 @@ ELSEWHERE: dict[str, Patterns] = {
     "Hugging Face's Swin": (r"encoder\.layers\.\d+\.blocks\.\d+\.attention\.self\.query\.weight$",),
     "CLIP": (r"^(visual|vision_model)\.",),
     "an EfficientNet or MobileNet": (r"^conv_stem\.weight$", r"^blocks\.\d+\.\d+\."),
-    "a U-Net": (r"^(inc|down1|downs?\.0)\.", r"^(outc|up1|ups?\.0)\."),
+    "a U-Net": (r"^inc\.", r"^outc\."),
 }
 
 

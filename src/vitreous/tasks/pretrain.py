@@ -35,6 +35,7 @@ from vitreous.layers.bands import Bands
 from vitreous.layers.preprocess import Preprocess
 from vitreous.layers.pretrainer import Pretrainer
 from vitreous.recipe import PretrainRecipe
+from vitreous.scenes.dead_bands import without_dead_bands
 from vitreous.scenes.samples import open_named
 from vitreous.tasks import runs
 from vitreous.tasks.checkpoint import load_exactly, load_tensors, save_tensors
@@ -71,7 +72,7 @@ def train(
     recipe = runs.prepared(recipe, console, trained=True, networks=True)
     runs.check_start(recipe.init, TASK)
     console.print(f"reading {recipe.scene}", highlight=False)
-    scene = open_named(recipe.scene, recipe.hints).scene
+    scene = without_dead_bands(open_named(recipe.scene, recipe.scene_hints).scene)
     start = start_provenance(recipe.init)
     contract = BandContract.of(scene)
     bands = contract.select(scene)
@@ -126,7 +127,7 @@ def check_recipe(recipe: PretrainRecipe) -> None:
 
     Raises:
         ConfigError: the system does not say how.
-        ModelError: there is no such system.
+        ModelError: there is no such system, or its arguments make none.
     """
     entry = card(recipe.model)
     if TASK not in entry.tasks:
@@ -137,9 +138,8 @@ def check_recipe(recipe: PretrainRecipe) -> None:
         )
     if recipe.init is None:
         check_system(recipe.model, recipe.model_args, image_size=recipe.image_size)
-    check_arguments(
-        recipe.model, system_module(recipe.model).build_pretrainer, recipe.pretrainer_args
-    )
+    build = system_module(recipe.model).build_pretrainer
+    check_arguments(recipe.model, build, recipe.pretrainer_args)
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ from vitreous.progress import progress_bar
 from vitreous.recipe import RestoreRecipe
 from vitreous.scenes import write_scene
 from vitreous.scenes.cube import good_bands, like_scene, read_window, wavelengths_of
+from vitreous.scenes.dead_bands import without_dead_bands
 from vitreous.scenes.samples import open_named
 from vitreous.tasks import runs
 from vitreous.tasks.checkpoint import load_exactly, save_tensors
@@ -134,7 +135,7 @@ def train(
     recipe = runs.prepared(recipe, console, trained=trained, networks=trained)
     runs.check_start(recipe.init, TASK)
     console.print(f"reading {recipe.scene}", highlight=False)
-    scene = open_named(recipe.scene, recipe.hints).scene
+    scene = without_dead_bands(open_named(recipe.scene, recipe.scene_hints).scene)
     start = start_provenance(recipe.init)
     areas = _areas(recipe, scene, degrade.factor)
     done = resume and (Path(recipe.runs) / TASK / str(recipe.name) / MODEL).is_file()
@@ -146,7 +147,8 @@ def train(
         if resume:
             runs.check_unchanged(folder, scene)
         if fresh is None:  # it was stopped after training, before its products
-            restorer, seconds = load_run(folder).restorer, _seconds(folder)
+            run = load_run(folder)
+            restorer, seconds, start = run.restorer, _seconds(folder), run.start
         else:
             restorer, seconds = _fit(
                 recipe, fresh, scene, areas, degrade, folder, resume=resume, show=show
@@ -173,7 +175,7 @@ def evaluate(path: str | Path) -> dict[str, Any]:
     run = load_run(path)
     recipe = run.recipe
     degrade = check_recipe(recipe)
-    scene = open_named(recipe.scene, recipe.hints).scene
+    scene = without_dead_bands(open_named(recipe.scene, recipe.scene_hints).scene)
     runs.check_unchanged(run.path, scene)
     areas = _areas(recipe, scene, degrade.factor)
     cube = test_cube(recipe, run.restorer, scene, areas[2], degrade)

@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitreous.catalog.arguments import MOST_CLASSES, MOST_IMAGE_SIZE
 from vitreous.catalog.registry import card, create_model, system_module
 from vitreous.catalog.results import versions
-from vitreous.catalog.tensors import check_finite
+from vitreous.catalog.tensors import DERIVED, check_finite
 from vitreous.data.provenance import Provenance, provenance_to_json
 from vitreous.errors import CheckpointError, ModelError, VitreousError
 from vitreous.layers.backbone import Backbone
 from vitreous.layers.bands import Bands, adapt_bands, resize_kernel
-from vitreous.layers.reference import DERIVED
 from vitreous.methods._apply import applied, has, reinstall
 from vitreous.tasks import hub
 from vitreous.tasks.checkpoint import load_exactly, read_safetensors, save_tensors
@@ -34,7 +34,6 @@ from vitreous.tasks.runs import PROVENANCE, check_counts
 
 SCHEMA = 1
 KIND = "architecture"
-MOST_CLASSES, MOST_IMAGE_SIZE = 2**17, 4096
 # Sides of the images that published weights were trained on, the usual one first.
 PUBLISHED_SIZES = (224, 384, 256, 240, 288, 336, 448, 512, 518)
 
@@ -95,7 +94,7 @@ class Blueprint:
             int(value["image_size"]),
             value["methods"],
         )
-        if not (1 <= made.num_classes <= MOST_CLASSES and 1 <= made.image_size <= MOST_IMAGE_SIZE):
+        if not (0 <= made.num_classes <= MOST_CLASSES and 1 <= made.image_size <= MOST_IMAGE_SIZE):
             raise ValueError(f"{made.num_classes} classes on images of {made.image_size} pixels")
         return made
 
@@ -118,8 +117,8 @@ class LoadReport:
         left_over: in the file, without a place in the model.
         misshapen: in both, but of another shape, in words.
         derived: in the file, but following from the model's sizes.
-        unread: in the file, but of no part of the network: a decoder of its pre-training, or what stood beside the
-            network in its wrapper (a counter of steps, a loss).
+        unread: of what is left over, what is of no part of the network: a decoder of its pre-training, or what stood
+            beside the network in its wrapper (a counter of steps, a loss). A load is complete without it.
         rewritten: names in the file of tensors that were joined, split or turned to become the model's.
         layout: whose network in whose names the file held, e.g. ``timm's Swin``; empty where that is unknown.
         parameters: of the network in the file.
@@ -151,10 +150,7 @@ class LoadReport:
     def found(self) -> str:
         """What was in the file, in words: ``timm's Swin, 28.3 M parameters, 1000 classes``."""
         classes = "no head" if self.classes is None else f"{self.classes} classes"
-        size = (
-            f"{self.parameters / 1e6:.1f} M" if self.parameters >= 1e6 else f"{self.parameters:,}"
-        )
-        return f"{self.layout or 'An unknown layout'}, {size} parameters, {classes}"
+        return f"{_sized(self.layout, self.parameters)}, {classes}"
 
     @property
     def complete(self) -> bool:
@@ -166,7 +162,7 @@ class LoadReport:
         """What keeps a load from being complete."""
         return {
             "missing": self.missing,
-            "left over": self.left_over,
+            "left over": tuple(name for name in self.left_over if name not in self.unread),
             "of another shape": self.misshapen,
         }
 
@@ -190,8 +186,15 @@ class LoadReport:
             parts.append(f"{len(self.resized)} resized")
         if self.reset:
             parts.append(f"new head of {self.made.num_classes} classes")
+        elif not self.made.num_classes:
+            parts.append("without a head")
         parts += [f"{len(names)} {what}" for what, names in self.complaints.items() if names]
         return ", ".join(parts)
+
+
+def _sized(layout: str, parameters: int) -> str:
+    size = f"{parameters / 1e6:.1f} M" if parameters >= 1e6 else f"{parameters:,}"
+    return f"{layout or 'an unknown layout'}, {size} parameters"
 
 
 class PartialLoadError(CheckpointError):
@@ -324,6 +327,7 @@ def load_model(
             f"{path} was not written by vitreous.",
             f"Others' weights become a model file by convert(path, NAME), or 'vitreous convert {path} --model NAME'.",
         )
+    check_finite(tensors, str(path))
     made = _described(header, tensors, file)
     wanted = replace(
         made,
@@ -385,8 +389,6 @@ def convert(
     if foreign.header is not None:
         raise CheckpointError(f"{path} was written by vitreous already.", "Use load_model.")
     check_finite(foreign.tensors, str(path))
-    layout = recognise(foreign.tensors)
-    _check_slug(layout, name, str(path))
     count = bands.count if isinstance(bands, Bands) else bands
     probe = Blueprint(
         name,
@@ -395,17 +397,12 @@ def convert(
         2 if num_classes is None else num_classes,
         PUBLISHED_SIZES[0] if image_size is None else image_size,
     )
-    tensors = _renamed(foreign.tensors, probe, str(path))
-    gone = _gone(foreign.tensors, tensors)
-    probe, read = _read_settings(probe, tensors, published=layout is not None)
+    tensors, probe, told = _identified(foreign, probe, str(path))
     if image_size is None:
         probe = _usual_size(tensors, probe)
-    tensors, unread = _without_unread(tensors, foreign, probe)
     found = _count_bands(tensors, probe) or count
     if found is None:
-        raise ModelError(
-            f"The weights of {name} serve any number of bands.", "Say how many it shall read."
-        )
+        raise _no_bands(probe, str(path), _sized(told["layout"], _count_parameters(tensors)))
     own = source_bands if source_bands is not None else Bands(found)
     if own.count != found:
         raise ModelError(
@@ -421,15 +418,7 @@ def convert(
         bands=_bands_wanted(bands, own),
         num_classes=made.num_classes if num_classes is None else num_classes,
     )
-    dropped = tuple(key for key in gone if key.endswith(DERIVED))
-    told: dict[str, Any] = {
-        "unread": unread,
-        "rewritten": tuple(key for key in gone if key not in dropped),
-        "layout": layout.title if layout is not None else "",
-        "parameters": _count_parameters(tensors),
-        "classes": classes,
-        "read": read,
-    }
+    told |= {"parameters": _count_parameters(tensors), "classes": classes}
     try:
         model, report = assemble(
             tensors,
@@ -442,9 +431,9 @@ def convert(
             headless=classes is None and num_classes is not None,
         )
     except PartialLoadError as error:
-        report = replace(error.report, **told)
+        report = _told(error.report, told)
         raise PartialLoadError(report, _advice(report, tensors, name)) from None
-    return model, replace(report, **told, derived=report.derived + dropped)
+    return model, _told(report, told)
 
 
 def assemble(
@@ -525,9 +514,9 @@ def assemble(
         model.reset_head(wanted.num_classes)
         reinstall(model, applied(model))  # the new head gets what the old one had
         renewed = head_parameters(wanted)
-    report = replace(
-        report, reset=renewed, used=tuple(key for key in report.used if key not in renewed)
-    )
+    kept = model.state_dict()
+    used = tuple(key for key in report.used if key in kept and key not in renewed)
+    report = replace(report, reset=renewed, used=used)
     return model.eval(), report
 
 
@@ -615,29 +604,66 @@ def _renamed(tensors: dict[str, Tensor], probe: Blueprint, source: str) -> dict[
     return renamed
 
 
-def _check_slug(layout: Layout | None, name: str, source: str) -> None:
+def _told(report: LoadReport, told: dict[str, Any]) -> LoadReport:
+    """Add to the report of a load what was known before it."""
+    grown = {
+        "derived": report.derived + told["derived"],
+        "left_over": report.left_over + told["unread"],
+    }
+    return replace(report, **{**told, **grown})
+
+
+def _identified(
+    foreign: Foreign, probe: Blueprint, source: str
+) -> tuple[dict[str, Tensor], Blueprint, dict[str, Any]]:
+    """Return tensors under our names, the blueprint with the options that they decide, and what a report says of both.
+
+    Raises:
+        CheckpointError: they are of another architecture.
+    """
+    layout = recognise(foreign.tensors)
+    _check_slug(layout, probe.name, foreign.tensors, source)
+    tensors = _renamed(foreign.tensors, probe, source)
+    gone = _gone(foreign.tensors, tensors)
+    derived = tuple(key for key in gone if key.endswith(DERIVED))
+    title = "" if layout is None else layout.title
+    if layout is None and set(probe.build_empty().state_dict()) <= set(foreign.tensors):
+        title = "vitreous's own names"
+    made, read = _read_settings(probe, tensors, published=layout is not None)
+    kept, unread = _without_unread(tensors, foreign, made)
+    told = {
+        "layout": title,
+        "read": read,
+        "unread": unread,
+        "derived": derived,
+        "rewritten": tuple(key for key in gone if key not in derived),
+    }
+    return kept, made, told
+
+
+def _check_slug(layout: Layout | None, name: str, tensors: dict[str, Tensor], source: str) -> None:
     """Refuse weights that are clearly those of another architecture than the one named.
 
     Raises:
-        CheckpointError: they are; the message says whose they look like, and which variants there are.
+        CheckpointError: they are; the message says whose they look like, and which variant that is.
     """
     if layout is None or layout.slug == card(name).slug:
         return
-    if layout.slug is None:
-        raise CheckpointError(
-            f"{source} looks like {layout.title}, not like {name}.",
-            "vitreous does not have that architecture.",
-        )
     if not hasattr(system_module(name), "LAYOUTS"):  # of an architecture that was never published
         return
+    problem = f"{source} looks like {layout.title}, not like {name}."
+    if layout.slug is None:
+        raise CheckpointError(problem, "vitreous does not have that architecture.")
     other = card(layout.slug)
-    variants = [variant for variant in other.variants if not variant.endswith("_test")]
-    raise CheckpointError(
-        f"{source} looks like {layout.title}, not like {name}.",
-        f"Name one of its variants: {', '.join(variants)}."
-        if other.kind == "model"
-        else f"'{other.slug}' is a {other.kind}, which convert does not read.",
-    )
+    if other.kind != "model":
+        raise CheckpointError(problem, f"'{other.slug}' is a {other.kind}; convert reads networks.")
+    renamed = _renamed(tensors, Blueprint(next(iter(other.variants)), {}, Bands(3), 2, 224), source)
+    variant = _variant_like(other.slug, renamed)
+    if variant is None:
+        raise CheckpointError(
+            problem, f"Name the variant of {other.slug} that it is, with the arguments that differ."
+        )
+    raise CheckpointError(problem, f"It has the shapes of {variant}: name that one.")
 
 
 def _read_settings(
@@ -686,33 +712,49 @@ def _count_parameters(tensors: Mapping[str, Tensor]) -> int:
 
 
 def _advice(report: LoadReport, tensors: Mapping[str, Tensor], name: str) -> str:
-    """Say which variant weights look like that do not fit the one named; nothing where none fits."""
-    slug = card(name).slug
-    for variant in card(slug).variants:
-        bare = Blueprint(variant, {}, Bands(3), 2, report.made.image_size)
-        probe, _ = _read_settings(bare, tensors)
-        if variant != name and not variant.endswith("_test") and _looks_like(probe, tensors):
-            return f"They look like {variant} ({report.found}); name that one."
+    """Say which variant weights look like that do not fit the one named."""
+    variant = _variant_like(card(name).slug, tensors)
+    if variant is not None and variant != name:
+        return f"They look like {variant} ({report.found}); name that one."
     return (
         f"The file holds: {report.found}. Name the variant, arguments and image size that they belong to, or ask for "
         "a partial load."
     )
 
 
-def _looks_like(probe: Blueprint, tensors: Mapping[str, Tensor]) -> bool:
-    """Tell whether weights have the names of a variant, and the shapes but for bands, classes and image size."""
+def _variant_like(slug: str, tensors: Mapping[str, Tensor]) -> str | None:
+    """Name the variant that weights under our names have the shapes of, or None where there is none.
+
+    Of several, the one that most tensors fit, and of these the one that says most about itself.
+    """
+    best: tuple[tuple[int, int], str] | None = None
+    for variant in card(slug).variants:
+        if variant.endswith("_test"):
+            continue
+        probe, read = _read_settings(
+            Blueprint(variant, {}, Bands(3), 2, PUBLISHED_SIZES[0]), tensors
+        )
+        rank = (_alike(probe, tensors), -len(read))
+        if rank[0] and (best is None or rank > best[0]):
+            best = rank, variant
+    return None if best is None else best[1]
+
+
+def _alike(probe: Blueprint, tensors: Mapping[str, Tensor]) -> int:
+    """Count the tensors that fit a variant; 0 where others do not but for bands, classes and the image's size."""
     try:
         own = probe.build_empty()
     except VitreousError:
-        return False
+        return 0
     shapes = {key: value.shape for key, value in own.state_dict().items()}
-    loose = {*own.band_parameters, *head_parameters(probe)}
-    learned = {key for key in tensors if not key.endswith(DERIVED)}
-    if {key for key in shapes if not key.endswith(DERIVED)} - loose != learned - loose:
-        return False
-    fits = [key for key in shapes if key in tensors and tensors[key].shape == shapes[key]]
-    inner = [key for key in shapes if key.endswith(("mlp.fc1.weight", "fc1.conv.weight"))]
-    return len(fits) >= len(shapes) // 2 and {*inner} <= {*fits}
+    apart = {key for key in shapes.keys() ^ tensors.keys() if not key.endswith(DERIVED)}
+    if any(not key.startswith(("head", "distillation_head")) for key in apart):
+        return 0
+    fits = {key for key in shapes if key in tensors and _fits(key, tensors, shapes)}
+    inner = {
+        key for key in shapes if key.endswith(("fc1.weight", "fc1.conv.weight", "proj.weight"))
+    }
+    return len(fits) if inner <= fits else 0
 
 
 def _gone(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
@@ -723,16 +765,22 @@ def _gone(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str
 
 def _usual_size(tensors: Mapping[str, Tensor], probe: Blueprint) -> Blueprint:
     """Return ``probe`` for the image size at which most of the tensors have the right shape; the usual one in doubt."""
-
-    def fitting(made: Blueprint) -> int:
-        own = made.build_empty().state_dict()
-        return sum(key in tensors and tensors[key].shape == own[key].shape for key in own)
-
     read = getattr(system_module(probe.name), "read_image_size", lambda weights: None)
     stated = read(tensors)
     sizes = PUBLISHED_SIZES if stated is None else (stated, *PUBLISHED_SIZES)
-    possible = [size for size in sizes if 1 <= size <= MOST_IMAGE_SIZE]
-    return max((replace(probe, image_size=size) for size in possible), key=fitting)
+    best, most = probe, -1
+    for size in sizes:
+        if not 1 <= size <= MOST_IMAGE_SIZE:
+            continue
+        made = replace(probe, image_size=size)
+        own = made.build_empty().state_dict()
+        common = [key for key in own if key in tensors]
+        fits = sum(tensors[key].shape == own[key].shape for key in common)
+        if fits > most:
+            best, most = made, fits
+        if fits == len(common):
+            break
+    return best
 
 
 def _count_bands(tensors: Mapping[str, Tensor], probe: Blueprint) -> int | None:
@@ -751,6 +799,19 @@ def _count_classes(tensors: Mapping[str, Tensor], probe: Blueprint) -> int | Non
         if differ and name in tensors and tensors[name].ndim == value.ndim:
             return int(tensors[name].shape[differ[0]])
     return None
+
+
+def _no_bands(probe: Blueprint, source: str, found: str) -> VitreousError:
+    """Say why the number of bands cannot be read off weights."""
+    needed = probe.build_empty().band_parameters
+    if needed:
+        return CheckpointError(
+            f"{source} does not look like {probe.name}: it has no {needed[0]}. It holds: {found}.",
+            "Name the architecture that it belongs to.",
+        )
+    return ModelError(
+        f"The weights of {probe.name} serve any number of bands.", "Say how many it shall read."
+    )
 
 
 def _adapt(

@@ -44,9 +44,7 @@ def decode_table(base: Int[Tensor, "*bases"], bits: int) -> Float[Tensor, "*base
     return F.pad(table * (-shift.to(table.dtype)).exp2(), (0, 1))
 
 
-def log_codes(
-    x: Float[Tensor, "*shape"], scale: Tensor, base: Tensor, shift: float
-) -> Float[Tensor, "*shape"]:
+def log_codes(x: Tensor, scale: Tensor, base: Tensor, shift: float) -> Tensor:
     """Return -r / q log2((x + shift) / scale), the codes before they are rounded (eq. 6 of the paper).
 
     Search and layer share it, because another order of the same operations rounds values between two codes differently.

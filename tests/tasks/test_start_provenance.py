@@ -216,6 +216,25 @@ def test_a_restorer_that_starts_from_the_test_area_is_told(tmp_path, capsys):
     assert metrics(same)["leakage"] == 0
 
 
+def test_a_run_that_was_stopped_after_training_remembers_its_start(
+    tmp_path, places, first, monkeypatch
+):
+    """Also where the run that it started from is gone by then."""
+    start = shutil.copytree(first, tmp_path / "start")
+    expected = metrics(run(tmp_path, places, name="whole", init=str(start), seed=2, **FEW))
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(classify, "_measure", stop)
+        run(tmp_path, places, init=str(start), seed=2, **FEW)
+    shutil.rmtree(start)
+    recipe = tiny_recipe(tmp_path, **places, **VIT, init=str(start), seed=2, **FEW)
+    found = metrics(classify.train(recipe, resume=True, show=False))
+    assert found["start"] == expected["start"] and found["split"] == expected["split"]
+
+
 # -- files that change under a run ------------------------------------------------------------------------
 
 

@@ -1,0 +1,169 @@
+"""Masks of cloud and the like from a file beside the scene, brought to its grid while a window is read.
+
+Known by their names: Sentinel-2's scene classification (SCL, Level-2A products) and the QA_PIXEL band of Landsat
+Collection 2. For any other image the values that hide a pixel must be given.
+
+Sources: ESA, Sentinel-2 Level-2A Algorithm Theoretical Basis Document (classes of the SCL); USGS, Landsat 8-9
+Collection 2 Level 2 Science Product Guide (bits of QA_PIXEL, the same for all Landsats).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from vitreous.errors import SceneError
+from vitreous.scenes.cube import LazyCube, Window, make_scene
+from vitreous.scenes.gdal_files import RasterReader, known_grid, open_raster
+from vitreous.scenes.grids import Grid, pixels_at
+from vitreous.scenes.values import Converted
+
+SCL_HIDDEN = (
+    0,
+    1,
+    3,
+    8,
+    9,
+    10,
+)  # no data, defective, cloud shadow, clouds of medium and high probability, cirrus
+QA_HIDDEN = 0b11111  # bits of fill, dilated cloud, cirrus, cloud, cloud shadow
+_SCL = re.compile(r"(?:.*_)?SCL(?:_\d\dm)?\.(?:jp2|tiff?)", re.I)
+_QA = re.compile(r".*QA_PIXEL\.tiff?", re.I)
+_WORDS = {"scl": _SCL, "qa": _QA, "qa_pixel": _QA}
+_FILES_LIMIT = 20_000
+
+
+@dataclass
+class Mask:
+    """Reads a mask image on the scene's grid, False where a pixel is hidden.
+
+    Attributes:
+        reader: of the mask image.
+        own: its grid.
+        wanted: the scene's grid.
+        hidden: values that hide a pixel.
+        bits: bits any of which hides a pixel.
+    """
+
+    reader: RasterReader
+    own: Grid
+    wanted: Grid
+    hidden: tuple[int, ...] = ()
+    bits: int = 0
+
+    def __call__(self, rows: slice, columns: slice) -> npt.NDArray[np.bool_]:
+        """Read the part of the mask that covers some rows and columns of the scene."""
+        row_index = np.arange(rows.start, rows.stop, rows.step)
+        column_index = np.arange(columns.start, columns.stop, columns.step)
+        if self.own.transform is None or self.wanted.transform is None:
+            row, column = np.meshgrid(row_index, column_index, indexing="ij")
+        else:
+            row, column = pixels_at(self.own, self.wanted, row_index, column_index)
+        inside = (row >= 0) & (row < self.own.size[0]) & (column >= 0) & (column < self.own.size[1])
+        shown = np.zeros(row.shape, dtype=bool)  # nothing is known of what lies beyond the mask
+        if inside.any():
+            row, column = row[inside], column[inside]
+            top, left = int(row.min()), int(column.min())
+            box = (slice(top, int(row.max()) + 1, 1), slice(left, int(column.max()) + 1, 1))
+            values = self.reader.read([0], *box)[0][row - top, column - left]
+            shown[inside] = ~(np.isin(values, self.hidden) | ((values & self.bits) != 0))
+        return shown
+
+
+def with_mask(scene: xr.DataArray, mask: Any, values: Any, near: Path) -> xr.DataArray:
+    """Return a scene whose pixels are invalid where a mask hides them.
+
+    Args:
+        scene: the scene.
+        mask: the mask's file, or ``scl`` or ``qa`` for the one of the scene's product.
+        values: the values that hide a pixel (``8,9,10``), instead of those of the product; needed for other masks.
+        near: the scene's file or folder, in which ``scl`` and ``qa`` are looked for.
+
+    Raises:
+        SceneError: no such mask, one of another grid, or one of which nobody knows what hides a pixel.
+    """
+    path = _find(str(mask), near)
+    driver = "JP2OpenJPEG" if path.suffix.lower() == ".jp2" else "GTiff"
+    with open_raster(path, driver) as dataset:
+        if dataset.count != 1:
+            raise SceneError(f"The mask {path} has {dataset.count} bands.", "A mask has one.")
+        if np.dtype(dataset.dtypes[0]).kind not in "iu":
+            raise SceneError(f"The mask {path} holds fractions.", "A mask holds whole numbers.")
+        own = Grid((dataset.height, dataset.width), *known_grid(dataset))
+    wanted = Grid.of(scene)
+    placed = own.transform is not None and wanted.transform is not None
+    if not placed and own.size != wanted.size:
+        raise SceneError(
+            f"The mask {path} has {own}, the scene {wanted}.",
+            "Give a mask with one value per pixel of the scene, or georeference both.",
+        )
+    reads = Mask(RasterReader(path, driver), own, wanted, **_rule(path, values))
+    nodata = scene.attrs["nodata"]
+    keeps = nodata is not None and np.isfinite(nodata)
+    stored = LazyCube(scene.shape, scene.dtype, _Values(scene))
+    dtype = np.result_type(scene.dtype, np.float32)
+    cube = LazyCube(
+        scene.shape,
+        dtype,
+        Converted(stored.read, dtype, nodata=(nodata,) if keeps else (), valid=(reads,)),
+    )
+    again = make_scene(cube, source=str(scene.attrs["source"]))
+    return scene.copy(data=again.variable._data).assign_attrs({**scene.attrs, "nodata": np.nan})
+
+
+class _Values:
+    """Reads windows of a scene's stored values."""
+
+    def __init__(self, scene: xr.DataArray) -> None:
+        self._variable = scene.variable
+
+    def __call__(self, window: Window) -> npt.NDArray[Any]:
+        return np.asarray(self._variable[window].values)
+
+
+def _rule(path: Path, values: Any) -> dict[str, Any]:
+    """What hides a pixel, as arguments of :class:`Mask`."""
+    if values is not None:
+        words = re.split(r"[,;\s]+", str(values).strip("[]() "))
+        try:
+            return {"hidden": tuple(int(word) for word in words)}
+        except ValueError as error:
+            raise SceneError(
+                f"mask_values is '{values}'.", "Give whole numbers, e.g. mask_values=8,9,10."
+            ) from error
+    if _SCL.fullmatch(path.name):
+        return {"hidden": SCL_HIDDEN}
+    if _QA.fullmatch(path.name):
+        return {"bits": QA_HIDDEN}
+    raise SceneError(
+        f"{path} is neither Sentinel-2's SCL nor Landsat's QA_PIXEL: nothing says which of its values hide a pixel.",
+        "Say them: mask_values=0 where 0 hides pixels, mask_values=1 where 1 does.",
+    )
+
+
+def _find(mask: str, near: Path) -> Path:
+    from vitreous.scenes.formats import local_path
+
+    pattern = _WORDS.get(mask.lower())
+    if pattern is None or Path(mask).exists():
+        return local_path(mask)
+    folder = near if near.is_dir() else near.parent
+    if not near.is_dir() and re.fullmatch(r"R\d\dm", folder.name):
+        folder = folder.parent
+    found: list[Path] = []
+    for count, path in enumerate(folder.rglob("*")):
+        if count > _FILES_LIMIT:
+            break
+        if pattern.fullmatch(path.name):
+            found.append(path)
+    if not found:
+        raise SceneError(
+            f"{folder} has no {mask.upper()} image.", "Give the mask's file: mask=FILE."
+        )
+    return min(found)  # SCL_20m before SCL_60m

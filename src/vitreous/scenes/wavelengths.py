@@ -1,0 +1,209 @@
+"""Wavelengths: their units, whether numbers can be wavelengths at all, and what names of bands say about them.
+
+This is the one place that turns a file's numbers into nanometres. Units are often missing or wrong, so they are
+compared with the numbers: optical instruments measure between 100 nm and 20 µm.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from vitreous.errors import SceneError
+
+LIGHT = (100.0, 20_000.0)  # nm: from ultraviolet to thermal infrared
+
+_NM_PER = {"nm": 1.0, "um": 1e3, "mm": 1e6, "cm": 1e7, "m": 1e9, "angstrom": 0.1}
+_SPELLINGS = {
+    "nm": ("nm", "nanometer", "nanometre", "nanomet"),
+    "um": ("um", "µm", "μm", "micron", "micrometer", "micrometre", "mcm", "micro meter"),
+    "mm": ("mm", "millimeter", "millimetre"),
+    "cm": ("cm", "centimeter", "centimetre"),
+    "m": ("m", "meter", "metre"),
+    "angstrom": ("angstrom", "ångström", "å", "a"),
+    "cm-1": ("cm-1", "cm^-1", "1/cm", "wavenumber", "cm**-1"),
+}
+_UNITS = {word: unit for unit, words in _SPELLINGS.items() for word in words}
+_UNSAID = {"unknown", "none", "", "1", "-", "unitless", "n/a"}
+_GUESSES = ("nm", "um", "m")  # what a file may mean that says nothing, or says it wrongly
+
+_IN_NAME = re.compile(
+    r"(?<![\w.])(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*"
+    r"(nm|um|µm|μm|nanomet\w+|micromet\w+|microns?|angstr\w+)\b",
+    re.I,
+)
+_NUMBER = re.compile(r"\s*\d+(?:\.\d+)?\s*")
+_UNIT_IN_NAME = re.compile(r"(?:^|[\s_(\[])(nm|um|µm|μm)(?:$|[\s_)\]])", re.I)
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+
+
+class Spectral(NamedTuple):
+    """Band centres and widths in nm, None where unknown."""
+
+    centres: Floats | None
+    widths: Floats | None
+
+
+def known_unit(unit: str | None) -> str | None:
+    """Return a unit's usual short name (``nm``, ``um`` ...), or None where nothing is said.
+
+    Raises:
+        SceneError: it is no unit of wavelengths.
+    """
+    word = (unit or "").strip().strip("[]()").lower()
+    if word in _UNSAID:
+        return None
+    found = _UNITS.get(word) or _UNITS.get(word.removesuffix("s"))
+    if found is None:
+        raise SceneError(
+            f"'{unit}' is no unit of wavelengths.",
+            f"Known units are nm, µm (um), {', '.join(name for name in _SPELLINGS if name not in {'nm', 'um'})}.",
+        )
+    return found
+
+
+def spectral(
+    centres: Sequence[float] | npt.NDArray[Any] | None,
+    widths: Sequence[float] | npt.NDArray[Any] | None,
+    unit: str | None,
+    source: str,
+    *,
+    width_unit: str | None = None,
+    certain: bool = False,
+) -> Spectral:
+    """Turn a file's band centres and widths into nanometres, with the unit that fits.
+
+    A unit that is missing is told by the numbers, with a warning. A unit that contradicts them (0.45 nm) is
+    corrected where exactly one other unit fits, with a warning; where the user said it, it is refused.
+
+    Args:
+        centres: the numbers as the file gives them; 0 stands for a band that is not used.
+        widths: likewise.
+        unit: of the centres, as the file spells it.
+        source: the file's name, for messages.
+        width_unit: of the widths, where they have their own; else they share that of the centres.
+        certain: the user, not the file, says the unit.
+
+    Raises:
+        SceneError: a unit that is none, or one of the user's that cannot be right.
+    """
+    stated = known_unit(unit)
+    own_unit = known_unit(width_unit)
+    right = stated
+    nanometres = None
+    if centres is not None:
+        numbers = np.asarray(centres, dtype=np.float64)
+        right = _fitting_unit(numbers, stated, source, certain)
+        nanometres = _to_nm(numbers, right)
+    if widths is None:
+        return Spectral(nanometres, None)
+    spans = np.asarray(widths, dtype=np.float64)
+    if own_unit is not None and own_unit != stated:
+        right = own_unit
+    if right == "cm-1":  # d(1/v) = dv / v^2
+        if nanometres is None:
+            return Spectral(None, None)
+        return Spectral(nanometres, spans * nanometres**2 / 1e7)
+    return Spectral(nanometres, spans * _NM_PER[right or "nm"])
+
+
+def from_names(names: Sequence[str]) -> Floats | None:
+    """Return the band centres in nm that names such as ``Band 1 (402.4 Nanometers)`` hold, None where any has none."""
+    found = [_IN_NAME.findall(name) for name in names]
+    if not found or not all(found):
+        return None
+    # "402.4 nm (FWHM 10 nm)": the centre comes first.
+    values = [
+        _to_nm(np.array([float(hits[0][0])]), known_unit(_plain_unit(hits[0][1])))[0]
+        for hits in found
+    ]
+    return np.array(values)
+
+
+def numbers_as_names(names: Sequence[str]) -> list[float] | None:
+    """Return names that are nothing but numbers (``450.5``) as such, if they can be wavelengths; else None."""
+    if not names or not all(_NUMBER.fullmatch(name) for name in names):
+        return None
+    values = np.array([float(name) for name in names])
+    return values.tolist() if _is_light(values, "nm") or _is_light(values, "um") else None
+
+
+def unit_in_name(name: str) -> str | None:
+    """Return the unit in a column's or variable's name such as ``wavelength_nm``, None where there is none."""
+    match = _UNIT_IN_NAME.search(name)
+    return None if match is None else known_unit(match[1])
+
+
+def are_band_numbers(values: npt.NDArray[Any]) -> bool:
+    """True for 0, 1, 2, ... or 1, 2, 3, ...: what some files call wavelengths."""
+    numbers = np.asarray(values, dtype=np.float64)
+    return bool(numbers.size > 1 and numbers[0] in {0.0, 1.0} and np.all(np.diff(numbers) == 1))
+
+
+def _plain_unit(word: str) -> str:
+    word = word.lower()
+    for start, unit in (("nanomet", "nm"), ("micro", "um"), ("angstr", "angstrom")):
+        if word.startswith(start):
+            return unit
+    return word
+
+
+def _fitting_unit(numbers: Floats, stated: str | None, source: str, certain: bool) -> str:
+    fits = [unit for unit in _GUESSES if _is_light(numbers, unit)]
+    span = _span(numbers)
+    if stated is None:
+        guess = fits[0] if fits else "um" if numbers.size and np.nanmax(numbers) < 100 else "nm"
+        warnings.warn(
+            f"{source} names no wavelength unit; {span} is taken as {guess} (wavelength_unit=... says it).",
+            stacklevel=4,
+        )
+        return guess
+    if _is_light(numbers, stated) or not np.any(numbers > 0):
+        return stated
+    if len(fits) == 1 and certain:
+        raise SceneError(
+            f"{source}: wavelengths of {span} {stated} are no light.",
+            f"They fit in {fits[0]}: say wavelength_unit={fits[0]}.",
+        )
+    if len(fits) == 1:
+        warnings.warn(
+            f"{source} gives wavelengths of {span} {stated}, which is no light; taken as {fits[0]}"
+            " (wavelength_unit=... says otherwise).",
+            stacklevel=4,
+        )
+        return fits[0]
+    warnings.warn(
+        f"{source} gives wavelengths of {span} {stated}, beyond the range of optical instruments.",
+        stacklevel=4,
+    )
+    return stated
+
+
+def _to_nm(numbers: Floats, unit: str | None) -> Floats:
+    if unit == "cm-1":
+        return np.divide(1e7, numbers, out=np.zeros_like(numbers), where=numbers != 0)
+    factor = _NM_PER[unit or "nm"]
+    # Decimal numbers stay what they were: 402.4e-9 m is 402.4 nm, not 402.40000000000003.
+    return numbers if factor == 1 else np.round(numbers * factor, 9)
+
+
+def _is_light(numbers: Floats, unit: str) -> bool:
+    """True where all used bands (those that are not 0) lie in the optical range."""
+    used = numbers[np.isfinite(numbers) & (numbers != 0)]
+    if used.size == 0:
+        return False
+    nm = _to_nm(used, unit)
+    return bool(nm.min() >= LIGHT[0] and nm.max() <= LIGHT[1])
+
+
+def _span(numbers: Floats) -> str:
+    known = numbers[np.isfinite(numbers) & (numbers != 0)]
+    if known.size == 0:
+        return "nothing"
+    return f"{known.min():g}" if known.size == 1 else f"{known.min():g} to {known.max():g}"

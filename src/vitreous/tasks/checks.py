@@ -1,0 +1,61 @@
+"""What is refused before a scene is opened, and where the sizes in an error come from."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from vitreous.catalog.registry import card, check_system
+from vitreous.errors import ConfigError, SplitError
+from vitreous.recipe import Recipe
+
+
+def check_models(recipe: Recipe) -> nn.Module | None:
+    """Refuse a model or baseline that could not be built or trained: all of them are built once, without memory.
+
+    Returns:
+        The network that is to be trained, without weights; None for an estimator.
+
+    Raises:
+        ModelError: arguments that make no network, or images too small for it.
+        ConfigError: settings that an estimator cannot have, or batches of one patch for a network with batch norms.
+    """
+    size = recipe.tile_size if recipe.mode == "dense" else recipe.patch_size
+    nets = {}
+    for name in dict.fromkeys((recipe.model, *recipe.baselines)):
+        # Weights to start from bring their own arguments.
+        own = recipe.model_args if name == recipe.model and recipe.init is None else {}
+        nets[name] = net = check_system(name, own, image_size=size)
+        if net is not None and recipe.batch_size == 1 and recipe.mode != "dense":
+            _check_batch_norms(name, net)
+    return nets[recipe.model]
+
+
+def _check_batch_norms(name: str, net: nn.Module) -> None:
+    """Refuse to train batch norms on one sample: each image would be normalised by itself, and its level is lost."""
+    if any(isinstance(module, _BatchNorm) for module in net.modules()):
+        raise ConfigError(
+            f"'{name}' normalises over the batch (batch norm), which cannot be trained with --batch-size 1.",
+            "Give --batch-size 2 or more; 16 to 64 are usual.",
+        )
+
+
+def explained(error: SplitError, recipe: Recipe, size: int) -> SplitError:
+    """Return an error that also says why it speaks of ``size`` pixels where the recipe says another patch size.
+
+    Args:
+        error: about a split.
+        recipe: the settings.
+        size: side of the square of pixels that one prediction depends on.
+    """
+    if size == recipe.patch_size or f"{size} x {size}" not in error.problem:
+        return error
+    if card(recipe.model).kind == "estimator":
+        origin = f"the spatial_window of '{recipe.model}'"
+    else:
+        reach = (size - recipe.patch_size) // 2
+        origin = (
+            f"--patch-size {recipe.patch_size} and {reach} pixels on each side, which the front-end of "
+            f"'{recipe.model}' looks at in mode '{recipe.mode}'"
+        )
+    return SplitError(f"{error.problem} {size} x {size} comes from {origin}.", error.fix)

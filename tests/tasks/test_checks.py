@@ -1,0 +1,122 @@
+"""What is refused before a scene is opened, and batches of a single sample."""
+
+import numpy as np
+import pytest
+import torch
+
+from tiny_scene import tiny_recipe, write_scene
+from vitreous.catalog.registry import cards
+from vitreous.data.regions import PixelRegions
+from vitreous.errors import ConfigError, ModelError, SplitError, VitreousError
+from vitreous.recipe import PretrainRecipe, make_recipe
+from vitreous.tasks import pretrain
+from vitreous.tasks.classify import train
+from vitreous.tasks.fit import EpochBatches
+
+NORMED = {"lola_specvit", "efficientvit", "efficientformer", "spectformer", "cvt"}  # some variant
+NOWHERE = {"scene": "nowhere.tif", "labels": "nowhere.npy"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_args": {"dept": 3}}, "no argument 'dept'.* Did you mean 'depth'"),
+        ({"model_args": {"depth": "three"}}, "depth='three': it must be a whole number"),
+        ({"model_args": {"heads": 5}}, "divisible by 5"),
+        ({"model_args": {"token_size": 4}}, "has none"),
+        ({"model": "svm", "model_args": {"C": -1}}, "C is -1"),
+        ({"model": "svm", "model_args": {"gamma": [1]}}, "gamma"),
+        ({"model": "svm", "model_args": {"c": 1}}, "no setting 'c'"),
+        ({"baselines": ["lola_specvit_test"]}, "lola_specvit needs patches of at least 4 x 4"),
+    ],
+)
+def test_bad_arguments_are_found_before_the_scene_is_opened(tmp_path, changes, words):
+    recipe = tiny_recipe(tmp_path, **NOWHERE, **{"patch_size": 3, **changes})
+    with pytest.raises((ModelError, ConfigError), match=words):
+        train(recipe, show=False)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_arguments_of_a_pretraining_are_found_as_early(tmp_path):
+    settings = {"scene": "nowhere.tif", "runs": str(tmp_path / "runs"), "model": "satmae_pp_test"}
+    for changes, words in (
+        ({"model_args": {"dim": 0}}, "dim=0"),
+        ({"pretrainer_args": {"mask_ratio": "most"}}, "mask_ratio='most'"),
+        ({"pretrainer_args": {"masked": 0.5}}, "no argument 'masked'"),
+    ):
+        with pytest.raises(ModelError, match=words):
+            pretrain.train(make_recipe({**settings, **changes}, PretrainRecipe), show=False)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("slug", [entry.slug for entry in cards() if entry.kind == "model"])
+def test_batch_norms_are_not_trained_on_single_samples(tmp_path, slug):
+    """Before the scene is opened; a network without them is only told that there is no such scene."""
+    changes = {"model": f"{slug}_test", "patch_size": 15, "batch_size": 1}
+    normed = slug in NORMED and slug not in {"spectformer"}  # of which the smallest has none
+    with pytest.raises(VitreousError) as caught:
+        train(tiny_recipe(tmp_path, **NOWHERE, **changes), show=False)
+    assert ("--batch-size 1" in str(caught.value)) == normed
+    assert ("nowhere" in str(caught.value)) != normed
+
+
+def test_baselines_and_larger_families_count_too(tmp_path):
+    for changes in (
+        {"model": "spectformer_h_small"},
+        {"model": "vit_test", "baselines": ["efficientvit_test"]},
+    ):
+        recipe = tiny_recipe(tmp_path, **NOWHERE, batch_size=1, **{"patch_size": 15, **changes})
+        with pytest.raises(ConfigError, match="batch norm"):
+            train(recipe, show=False)
+    dense = {"mode": "dense", "tile_size": 16, "model": "efficientvit_test"}
+    with pytest.raises(VitreousError, match="nowhere"):  # a tile has many pixels
+        train(tiny_recipe(tmp_path, **NOWHERE, batch_size=1, **dense), show=False)
+
+
+def regions(count, side):
+    pixels = np.arange(count) * 3
+    cube = torch.zeros(2, 12, 90)
+    classes = np.arange(count) % 2
+    return PixelRegions(cube, pixels, classes, width=84, half=1, margin=3, side=side)
+
+
+@pytest.mark.parametrize("side", [1, 16, 84])
+@pytest.mark.parametrize("batch", [2, 3, 7, 16, 32])
+def test_no_step_is_left_with_a_single_pixel(tmp_path, batch, side):
+    """Whatever the number of pixels; every pixel is still in one batch, and none has more than one over."""
+    recipe = tiny_recipe(tmp_path, **NOWHERE, batch_size=batch, passes=1)
+    for count in range(2, 2 * batch + 3):
+        data = regions(count, side)
+        steps = []
+        for group, parts in zip(*planned(data, recipe), strict=True):
+            pixels = sum(len(region[2]) for region in group)
+            steps += [-(-(pixels - part) // parts) for part in range(parts)]
+        assert sum(steps) == count
+        assert min(steps) >= 2, (count, steps)
+        assert max(steps) <= batch + 1, (count, steps)
+
+
+def test_single_pixels_are_left_to_who_asks_for_them(tmp_path):
+    for side in (1, 16):
+        recipe = tiny_recipe(tmp_path, **NOWHERE, batch_size=1, passes=1)
+        plan, parts = planned(regions(7, side), recipe)
+        assert sum(parts) == 7 or len(plan) == 7
+
+
+def planned(data, recipe):
+    batches = EpochBatches(data, recipe, 0, 0, 1)
+    return batches.plan, batches.parts
+
+
+def test_an_error_says_where_the_size_of_its_patch_comes_from(tmp_path):
+    """A front-end looks further than the patch; labels too close together for that, not for the patch."""
+    labels = np.zeros((24, 28), dtype=np.uint8)
+    labels[10:14, 10:18] = np.arange(8) % 2 + 1
+    places = write_scene(tmp_path, labels=labels)
+    settings = {**places, "split": "blocks", "model": "lola_specvit_test", "val_fraction": 0.0}
+    with pytest.raises(SplitError) as caught:
+        train(tiny_recipe(tmp_path, **settings, patch_size=15, mode="scene"), show=False)
+    assert "21 x 21 comes from --patch-size 15 and 3 pixels on each side" in str(caught.value)
+    with pytest.raises(SplitError) as caught:
+        train(tiny_recipe(tmp_path, **settings, patch_size=15, mode="patch"), show=False)
+    assert "15 x 15" in str(caught.value) and "comes from" not in str(caught.value)
