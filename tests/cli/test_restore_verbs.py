@@ -99,7 +99,7 @@ def test_help_shows_every_setting(verb):
         (["restore", "--stepss", 3], "--steps"),
         (["restore", "--steps", 0], "steps: Input should be greater than or equal to 1"),
         (["restore", "--loss", "l2"], "'l1'"),
-        (["restore", "--degradation-args", "sigma=3"], "none is named"),
+        (["restore", "--degradation-args", "sigma=3"], "degradation_args needs a degradation"),
         (["restore", "--model", "vit_tiny"], "no restorer"),
         (["restore", "--model", "low_rank", "--degradation", "gausian"], "gaussian"),
         (["restore", "some/run"], "--resume"),

@@ -515,7 +515,7 @@ def test_a_network_trains_with_fewer_and_fewer_tokens(tmp_path, places):
     [
         ({"reduce": "lora"}, "does not reduce tokens"),
         ({"reduce": "evit", "reduce_args": {"keep": 0.5}}, "no setting 'keep'"),
-        ({"reduce_args": {"keep_rate": 0.5}}, "reduce names none"),
+        ({"reduce_args": {"keep_rate": 0.5}}, "reduce_args needs a method"),
         ({"reduce": "evit", "model": "convnext_test"}, "plain Vision Transformer"),
     ],
 )
