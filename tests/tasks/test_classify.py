@@ -447,7 +447,7 @@ def test_a_start_with_other_settings_is_refused(tmp_path, base, places):
         run(tmp_path, **{**start, "init": str(tmp_path / "none")})
 
 
-@pytest.mark.parametrize(("model", "size", "warned"), [("efficientvit_test", 1, True), ("efficientvit_test", 32, False), ("vit_test", 1, False)])  # fmt: skip
+@pytest.mark.parametrize(("model", "size", "warned"), [("efficientvit_test", 4, True), ("efficientvit_test", 32, False), ("vit_test", 1, False)])  # fmt: skip
 def test_batches_too_small_to_normalise_over_are_told(tmp_path, places, model, size, warned):
     few = {"train_per_class": 3, "patch_size": 9, "epochs": 1, "batch_size": size}
     with warnings.catch_warnings(record=True) as caught:

@@ -399,7 +399,7 @@ def test_divergence_is_said_and_leaves_no_product(tmp_path, places, val_fraction
         run(
             tmp_path,
             **places,
-            learning_rate=1e6,
+            learning_rate=1e3,
             warmup_epochs=0,
             epochs=30,
             val_fraction=val_fraction,

@@ -52,7 +52,6 @@ TASK = "classify"
 MAP = "map.tif"
 REFIT = "refit"  # folder of the second training, within the run's
 DECODER_WIDTH = 64  # of mode dense
-FEWEST_NORMALISED = 8  # pixels of a batch whose mean and deviation say something of all others
 LEVEL_PIXELS = 20_000  # training pixels that tell how bright they all are
 KINDS = ("model", "estimator")  # of systems that classify
 OTHER_KINDS = {
@@ -444,7 +443,6 @@ def _fit_once(
     console = Console(stderr=True, quiet=not show)
     classifier, model_args = _make_classifier(recipe, data, split, contract, console)
     _freeze(classifier, recipe)
-    _check_batch(classifier, recipe)
     parameters, trainable = runs.parameter_counts(classifier)
     task = ClassifyTask(classifier, _training_data(recipe, data, split, classifier), recipe)
     fit(task, folder, resume=resume, show=show)
@@ -535,19 +533,6 @@ def _freeze(classifier: runs.Network, recipe: Recipe) -> None:
     elif recipe.adapt_method is not None and recipe.adapt.endswith("_only"):
         mark = system_module(recipe.adapt_method).MARK
         freeze_base(classifier, mark, also_train="net.head.")
-
-
-def _check_batch(classifier: runs.Network, recipe: Recipe) -> None:
-    """Warn where batch normalisation would see too few pixels to know their statistics."""
-    norms = (torch.nn.modules.batchnorm._BatchNorm,)
-    if recipe.batch_size < FEWEST_NORMALISED and any(
-        isinstance(module, norms) for module in classifier.modules()
-    ):
-        warnings.warn(
-            f"{recipe.model} normalises over the batch, and batch_size is {recipe.batch_size}: what it learns may be "
-            f"worth nothing. Use at least {FEWEST_NORMALISED}.",
-            stacklevel=2,
-        )
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
