@@ -211,7 +211,9 @@ class Recipe(Settings):
     )
 
     model: str = _setting(
-        "lola_specvit_tiny", "Model", "Name of the system (see 'vitreous systems')."
+        "svm",
+        "Model",
+        "Name of the system (see 'vitreous systems'); the default is the most accurate one on held-out blocks of the built-in scene.",
     )
     patch_size: int = _setting(
         15, "Model", "Side of the square patch around each pixel, in pixels.", ge=1, le=129

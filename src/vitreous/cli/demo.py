@@ -11,6 +11,7 @@ from vitreous.recipe import make_recipe
 # With 695 training pixels none is spared to choose the model: it is trained to the end of its schedule.
 DEMO: dict[str, Any] = {
     "scene": "indian_pines",
+    "model": "lola_specvit_tiny",
     "split": "fixed",
     "val_fraction": 0.0,
     "epochs": 30,  # not 46 as by default: a demonstration takes less than four minutes

@@ -143,7 +143,7 @@ def advice(facts: dict[str, Any]) -> list[str]:
     if not rasters["vrt_refused"]:
         said.append("A VRT was opened, which must not happen: please report this.")
     if not facts["gpus"]:
-        said.append("No GPU: use the small CPU variants such as lola_specvit_tiny (the default).")
+        said.append("No GPU: use the small CPU variants such as lola_specvit_tiny.")
     lacking = [
         extra
         for extra, packages in facts["extras"].items()
