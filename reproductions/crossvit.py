@@ -36,7 +36,7 @@ from vitreous.models.vit import VisionTransformer
 from vitreous.tasks.miniature import (
     ImageTask,
     accuracy,
-    fit_images,
+    fit_task,
     pixel_task,
     sample_cube,
     scaled_init,
@@ -167,21 +167,15 @@ def measure(arm: str, seed: int, patches: ImageTask, rate: float, *, epochs: int
     """Train and score one network."""
     torch.manual_seed(seed)
     model = build(arm, COMPONENTS, patches.num_classes)
-    fit_images(
-        model,
-        *patches.train,
-        epochs=epochs,
-        batch_size=BATCH,
-        learning_rate=rate,
-        seed=seed,
-        augment=turned,
+    record = fit_task(
+        model, patches, rate, epochs=epochs, batch_size=BATCH, seed=seed, augment=turned
     )
     cost = count_cost(model, COMPONENTS, SIDE)
     classes = patches.test.classes
     return {
-        "learning_rate": rate,
-        "validation": accuracy(model, *patches.validation),
-        "oa": accuracy(model, *patches.test),
+        "learning_rate": record["learning_rate"],
+        "validation": record["validation"],
+        "oa": record["accuracy"],
         "train_oa": accuracy(model, *patches.train),
         "commonest": float(torch.bincount(classes).max() / len(classes)),
         "train_patches": len(patches.train.images),

@@ -41,8 +41,8 @@ from vitreous.inference.cost import count_cost
 from vitreous.models.efficientformer import EfficientFormer, MapBlock, fuse
 from vitreous.tasks.miniature import (
     ImageTask,
-    accuracy,
     fit_images,
+    fit_task,
     image_task,
     predict_images,
     scaled_init,
@@ -341,20 +341,12 @@ def measure(
     images = drawn.images
     torch.manual_seed(seed)
     net = drawn.shapes[arm].build(images.shape)
-    fit_images(
-        net,
-        *images.train,
-        epochs=epochs,
-        batch_size=BATCH,
-        learning_rate=rate,
-        seed=seed,
-        augment=augment,
+    record = fit_task(
+        net, images, rate, epochs=epochs, batch_size=BATCH, seed=seed, augment=augment
     )
     cost = count_cost(net, images.shape["bands"], images.shape["image_size"])
     return {
-        "learning_rate": rate,
-        "validation": accuracy(net, *images.validation),
-        "accuracy": accuracy(net, *images.test),
+        **record,
         "parameters": cost.parameters,
         "macs": cost.macs,
     }

@@ -40,8 +40,7 @@ from vitreous.models.efficientvit import Block, FeedForward, Residual
 from vitreous.models.vit import Block as PlainBlock
 from vitreous.tasks.miniature import (
     ImageTask,
-    accuracy,
-    fit_images,
+    fit_task,
     image_task,
     scaled_init,
     shifted_and_mirrored,
@@ -143,11 +142,9 @@ def measure(
     """Train and score one network."""
     torch.manual_seed(seed)
     model = build(arm, images.shape)
-    fit_images(model, *images.train, epochs=epochs, learning_rate=rate, seed=seed, augment=augment)
+    record = fit_task(model, images, rate, epochs=epochs, seed=seed, augment=augment)
     return {
-        "learning_rate": rate,
-        "validation": accuracy(model, *images.validation),
-        "accuracy": accuracy(model, *images.test),
+        **record,
         "similarity": similarity_of_heads(model, images.test.images[:64]),
         "parameters": sum(p.numel() for p in model.parameters()),
     }

@@ -26,8 +26,7 @@ from vitreous.data.splits import buffered_blocks
 from vitreous.inference.cost import count_cost
 from vitreous.tasks.miniature import (
     ImageTask,
-    accuracy,
-    fit_images,
+    fit_task,
     pixel_task,
     sample_cube,
     scaled_init,
@@ -88,19 +87,13 @@ def measure(arm: str, seed: int, patches: ImageTask, rate: float, *, epochs: int
     torch.manual_seed(seed)
     model = scaled_init(create_model("spectformer_test", **patches.shape, **SHAPE, **SYSTEMS[arm]))
     cost = count_cost(model, COMPONENTS, SIDE)
-    fit_images(
-        model,
-        *patches.train,
-        epochs=epochs,
-        batch_size=BATCH,
-        learning_rate=rate,
-        seed=seed,
-        augment=turned,
+    record = fit_task(
+        model, patches, rate, epochs=epochs, batch_size=BATCH, seed=seed, augment=turned
     )
     return {
-        "learning_rate": rate,
-        "validation": accuracy(model, *patches.validation),
-        "oa": accuracy(model, *patches.test),
+        "learning_rate": record["learning_rate"],
+        "validation": record["validation"],
+        "oa": record["accuracy"],
         "parameters": cost.parameters,
         "macs": cost.macs,
         "train_pixels": len(patches.train.images),

@@ -25,8 +25,7 @@ from vitreous.catalog.study import Study
 from vitreous.inference.cost import count_cost
 from vitreous.tasks.miniature import (
     ImageTask,
-    accuracy,
-    fit_images,
+    fit_task,
     image_task,
     scaled_init,
     shifted,
@@ -89,20 +88,12 @@ def measure(
     """Train and score one network."""
     torch.manual_seed(seed)
     model = build(arm, images.shape)
-    fit_images(
-        model,
-        *images.train,
-        epochs=epochs,
-        batch_size=BATCH,
-        learning_rate=rate,
-        seed=seed,
-        augment=augment,
+    record = fit_task(
+        model, images, rate, epochs=epochs, batch_size=BATCH, seed=seed, augment=augment
     )
     bands, side = images.train.images.shape[1:3]
     return {
-        "learning_rate": rate,
-        "validation": accuracy(model, *images.validation),
-        "accuracy": accuracy(model, *images.test),
+        **record,
         "parameters": parameters(model),
         "macs": count_cost(model, bands, side).macs,
     }

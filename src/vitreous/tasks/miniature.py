@@ -135,6 +135,25 @@ def fit_steps(
     model.eval()
 
 
+def fit_task(
+    model: nn.Module, task: ImageTask, learning_rate: float, **settings: Any
+) -> dict[str, float]:
+    """Train on a task in place, and return the record of it: rate, validation and test accuracy.
+
+    Args:
+        model: the network; left in eval mode.
+        task: what to learn.
+        learning_rate: its peak.
+        settings: further ones of :func:`fit_images`.
+    """
+    fit_images(model, *task.train, learning_rate=learning_rate, **settings)
+    return {
+        "learning_rate": learning_rate,
+        "validation": accuracy(model, *task.validation),
+        "accuracy": accuracy(model, *task.test),
+    }
+
+
 @torch.inference_mode()
 def predict_images(
     model: nn.Module, images: Float[Tensor, "count bands height width"], batch_size: int = 256
