@@ -120,6 +120,11 @@ def first(key: str) -> Callable[[list[dict[str, Any]]], Any]:
     return lambda own: own[0][key]
 
 
+def means(key: str, digits: int = 2) -> Callable[[list[dict[str, Any]]], str]:
+    """Return a column of :func:`table_of` for a figure, as :func:`plus_minus` shows it."""
+    return lambda own: plus_minus([record[key] for record in own], digits)
+
+
 def percents(key: str) -> Callable[[list[dict[str, Any]]], str]:
     """Return a column of :func:`table_of` for a score, as :func:`percent` shows it."""
     return lambda own: percent([record[key] for record in own])
