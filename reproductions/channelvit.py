@@ -97,7 +97,7 @@ def task(seed: int, quick: bool) -> ImageTask:
     return in_little(found) if quick else found
 
 
-def build(arm: str, shape: dict[str, int]) -> Backbone:
+def build(arm: str, shape: dict[str, Any]) -> Backbone:
     """Return a network with fresh weights."""
     if arm in {VIT, VIT_HCS}:
         return scaled_init(VisionTransformer(**shape, **SHAPE))
