@@ -84,11 +84,6 @@ def plus_minus(values: Sequence[float], digits: int = 2) -> str:
     return f"{text} ± {stdev(values):.{digits}f}" if len(values) > 1 else text
 
 
-def verdict(holds: bool) -> str:
-    """Return what is to be said of a claim."""
-    return "holds" if holds else "does not hold"
-
-
 def table_of(
     records: Sequence[dict[str, Any]],
     columns: Mapping[str, Callable[[list[dict[str, Any]]], Any]],
