@@ -81,7 +81,7 @@ def apply_all(name: str, run: Path, methods: Sequence[tuple[str, dict[str, Any]]
             "settings": ", ".join(f"{key} {value}" for key, value in settings.items()),
             "OA %": round(figures["OA, %"]["after"], 2),
             "lost points": round(figures["OA, %"]["before"] - figures["OA, %"]["after"], 2),
-            "multiply-adds M": round(figures["multiply-adds of an image, M"]["after"], 1),
+            "multiply-adds M": round(figures["multiply-adds per image, M"]["after"], 1),
             "weights MiB": round(figures["weights at their bits, MiB"]["after"], 2),
         }
         console.print(str(row), highlight=False)

@@ -82,7 +82,7 @@ def test_what_does_not_fit_ends_with_2_and_writes_nothing(published, cli, tmp_pa
         (["--model", "vit_test", "--model-args", "dept=3"], "no argument 'dept'"),
         (["--model", "vit_test", "-o", "w.pth"], "is the file to read"),
         (["--model", "vit_test", "-o", "o.pth"], "End it in .safetensors"),
-        (["--model", "svm"], "no network"),
+        (["--model", "svm"], "not a network"),
     ],
 )
 def test_mistakes_are_told_in_words(published, tmp_path, words, said):

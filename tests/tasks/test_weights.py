@@ -351,14 +351,14 @@ def test_damaged_and_odd_files_are_refused(rgb, tmp_path):
         bad.write_bytes(whole[:position] + bytes([whole[position] ^ 0xFF]) + whole[position + 1 :])
         with contextlib.suppress(VitreousError):  # refused in words, or a weight's value changed
             convert(bad, "vit_test", image_size=15)
-    with pytest.raises(CheckpointError, match="no file"):
+    with pytest.raises(CheckpointError, match="not a weight file"):
         read_foreign(tmp_path / "none.pth")
     with pytest.raises(CheckpointError, match=r"suffix '\.h5'"):
         odd = tmp_path / "w.h5"
         odd.write_bytes(whole)
         read_foreign(odd)
     torch.save({"epoch": 3, "losses": [1.0]}, bad)
-    with pytest.raises(CheckpointError, match="no table of weights"):
+    with pytest.raises(CheckpointError, match="does not contain a state_dict"):
         read_foreign(bad)
 
 
@@ -371,7 +371,7 @@ def test_files_that_claim_more_than_they_hold_are_refused(tmp_path):
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
         for name in old.namelist():
             new.writestr(name, old.read(name))
-    with pytest.raises(CheckpointError, match="was compressed"):
+    with pytest.raises(CheckpointError, match="is compressed"):
         read_foreign(packed)
 
 
@@ -458,7 +458,7 @@ def test_a_model_goes_to_the_hub_and_comes_back(rgb, fake_hub, tmp_path):
     "address", ["hf://x", "hf://a/b/../../etc", "hf:///etc/passwd", "hf://a b/c"]
 )
 def test_odd_addresses_are_refused(fake_hub, address):
-    with pytest.raises(VitreousError, match="no address"):
+    with pytest.raises(VitreousError, match="not a Hugging Face hub address"):
         hub.local(address)
 
 
@@ -466,7 +466,7 @@ def test_without_the_client_nothing_is_written(rgb, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(VitreousError, match=r"vitreous\[hub\]"):
         save_model(rgb, tmp_path / "m.safetensors", push_to="someone/model")
-    with pytest.raises(VitreousError, match="no repository"):
+    with pytest.raises(VitreousError, match="not a valid repository"):
         save_model(rgb, tmp_path / "m.safetensors", push_to="model")
     assert not list(tmp_path.iterdir())
     with pytest.raises(VitreousError, match=r"vitreous\[hub\]"):

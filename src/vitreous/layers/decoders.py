@@ -185,7 +185,7 @@ class DenseNet(nn.Module):
             raise ModelError(f"There is no decoder '{decoder}'.", did_you_mean(decoder, DECODERS))
         if not isinstance(trunk, Backbone) or not trunk.feature_info:
             raise ModelError(
-                f"{type(trunk).__name__} has no maps for a decoder.",
+                f"{type(trunk).__name__} has no feature maps for a decoder.",
                 "Use another --model, or another --mode.",
             )
         self.trunk, self.num_classes = trunk, trunk.num_classes

@@ -42,7 +42,7 @@ def refuse_eps(slug: str, kwargs: Mapping[str, Any], own: float) -> None:
     given = norm_eps(kwargs, own)
     if given != own:
         raise ModelError(
-            f"{slug} normalises with eps={own:g}, not {given:g}.", "Leave its norm_layer as it is."
+            f"{slug} normalises with eps={own:g}, not {given:g}.", "Use its default norm_layer."
         )
 
 
@@ -67,8 +67,8 @@ def rename_keys(weights: Mapping[str, Tensor], our_name: Callable[[str], str]) -
         name = our_name(key)
         if name in renamed:
             raise CheckpointError(
-                f"The tensors {origin[name]} and {key} are both what is called {name} here.",
-                "The weights mix two models or two layouts; keep one of the two tensors.",
+                f"The tensors {origin[name]} and {key} both map to {name}.",
+                "The file mixes two models or layouts; keep one of the two tensors.",
             )
         renamed[name], origin[name] = value, key
     return renamed
@@ -131,7 +131,8 @@ def one_side(slug: str, size: int | Sequence[int], what: str) -> int:
     rows, columns = pair(size)
     if rows != columns:
         raise ModelError(
-            f"{slug} is built for square {what}, not {rows} x {columns}.", "Give one side."
+            f"{slug} is built for square {what}, not {rows} x {columns}.",
+            "Give one size for both sides.",
         )
     return rows
 

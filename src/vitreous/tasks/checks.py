@@ -35,8 +35,8 @@ def _check_batch_norms(name: str, net: nn.Module) -> None:
     """Refuse to train batch norms on one sample: each image would be normalised by itself, and its level is lost."""
     if any(isinstance(module, _BatchNorm) for module in net.modules()):
         raise ConfigError(
-            f"'{name}' normalises over the batch (batch norm), which cannot be trained with --batch-size 1.",
-            "Give --batch-size 2 or more; 16 to 64 are usual.",
+            f"'{name}' uses batch normalization, which cannot be trained with --batch-size 1.",
+            "Use --batch-size 2 or more; 16 to 64 is usual.",
         )
 
 
@@ -55,7 +55,7 @@ def explained(error: SplitError, recipe: Recipe, size: int) -> SplitError:
     else:
         reach = (size - recipe.patch_size) // 2
         origin = (
-            f"--patch-size {recipe.patch_size} and {reach} pixels on each side, which the front-end of "
-            f"'{recipe.model}' looks at in mode '{recipe.mode}'"
+            f"--patch-size {recipe.patch_size} plus {reach} pixels on each side: the receptive field of the front-end of "
+            f"'{recipe.model}' in mode '{recipe.mode}'"
         )
     return SplitError(f"{error.problem} {size} x {size} comes from {origin}.", error.fix)
