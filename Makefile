@@ -4,11 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 INPUTS := pyproject.toml constraints.txt
+TEST := MPLBACKEND=Agg OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# What is tested with the lowest declared versions: one file of each room.
+LOWEST ?= tests/test_light.py tests/scenes/test_geotiff.py tests/scenes/test_envi.py tests/data/test_splits.py \
+    tests/models/test_conformance.py tests/tasks/test_fit.py tests/inference/test_predict.py
 # Processes that share the tests, one thread each.
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs bench bench-peers clean
+.PHONY: help demo test test-slow test-bare test-lowest lint format docs bench bench-peers clean
 
 help:  ## Say what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -16,8 +20,23 @@ help:  ## Say what there is to make
 demo: $(VENV)/.core  ## Install, train on the built-in scene, write map and report
 	$(BIN)/vitreous demo
 
-test: $(VENV)/.dev  ## Run the tests
-	MPLBACKEND=Agg OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+test: $(VENV)/.dev  ## Run the tests; what is skipped is listed with its reason
+	$(TEST) -n $(WORKERS) --dist loadfile $(ARGS)
+
+test-slow: $(VENV)/.dev  ## Run the slow tests: exports, all faults, reproductions, accuracy (an hour or two)
+	$(TEST) -m slow --timeout=3600 -n $(WORKERS) --dist load $(ARGS)
+
+test-bare: | $(VENV)/bin/python  ## Install without extras into an environment of its own, and use what needs none
+	$(PYTHON) -m venv --clear $(VENV)-bare
+	$(VENV)-bare/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . pytest
+	MPLBACKEND=Agg OMP_NUM_THREADS=1 $(VENV)-bare/bin/python -m pytest --noconftest -p no:cacheprovider -o addopts= -q tests/test_bare.py
+
+test-lowest: | $(VENV)/bin/python  ## Run core tests with the lowest versions that pyproject.toml declares
+	$(PYTHON) -m venv --clear $(VENV)-lowest
+	$(VENV)-lowest/bin/python tests/lowest.py > $(VENV)-lowest/lowest.txt
+	$(VENV)-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c $(VENV)-lowest/lowest.txt -e . \
+	    pytest pytest-timeout beartype
+	MPLBACKEND=Agg OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest -x $(LOWEST)
 
 lint: $(VENV)/.dev  ## Check format, style and types
 	$(BIN)/ruff format --check .
@@ -39,7 +58,7 @@ bench-peers: $(VENV)-peers/.stamp  ## Measure our architectures against timm, in
 	$(VENV)-peers/bin/python benchmarks/peers.py
 
 clean:  ## Remove the environment and everything that was built
-	rm -rf $(VENV) $(VENV)-peers build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-bare $(VENV)-lowest $(VENV)-peers build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vitreous needs Python 3.11 or newer")'

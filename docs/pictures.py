@@ -39,21 +39,23 @@ def train(folder: Path) -> Path:
 
 def scene_and_map(run: Path, path: Path) -> None:
     """Draw the scene, its labelled pixels and the map side by side, with the classes below."""
+    import rasterio
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     import vitreous
     from vitreous.files import read_json
-    from vitreous.report.pictures import class_picture, read_map, scene_picture
+    from vitreous.report.pictures import class_picture, scene_picture
 
     scene, labels, _ = vitreous.load_sample("indian_pines")
     classes = read_json(run / "metrics.json")["classes"]
     colors = {entry["value"]: entry["color"] for entry in classes}
-    shape = (scene.sizes["y"], scene.sizes["x"])
+    with rasterio.open(run / "map.tif") as raster:
+        mapped = raster.read(1)
     panels = {
         "Scene (AVIRIS, 200 bands, shown in true colour)": scene_picture(scene),
         "Labelled pixels (16 classes)": class_picture(labels.values, colors),
-        "Map of every pixel": class_picture(read_map(run / "map.tif", shape), colors),
+        "Map of every pixel": class_picture(mapped, colors),
     }
     figure = Figure(figsize=(11, 4.7), dpi=110, facecolor="white")
     for place, (title, picture) in enumerate(panels.items()):

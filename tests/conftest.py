@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -14,6 +15,12 @@ ROOT = Path(__file__).resolve().parents[1]
 # the numbers of a test must not depend on how many cores there are.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+# Shapes in annotations hold: calls inside the rooms that compute with tensors are checked against them.
+# VITREOUS_SHAPES=0 leaves that out. Only tests do this: it is nothing that a user pays for.
+SHAPED = ["vitreous.layers", "vitreous.models", "vitreous.methods"]
+if os.environ.get("VITREOUS_SHAPES", "1") != "0":
+    install_import_hook(SHAPED, "shape_checks.check_shapes")
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -344,8 +344,11 @@ def served(name: str) -> list[str]:
 def main() -> None:
     """Measure the whole table."""
     paths = tuple(PATHS)
-    models = [row_of_model(name, paths) for name in MODELS]
-    methods = [row_of_method(name) for name in METHODS]
+    record([row_of_model(name, paths) for name in MODELS], [row_of_method(n) for n in METHODS])
+
+
+def record(models: list[dict[str, Any]], methods: list[dict[str, Any]]) -> None:
+    """Write the table, and the one of methods beside it."""
     cells = [cell.split(" of ") for row in (*models, *methods) for cell in map(str, row.values())]
     counts = [(int(cell[0]), int(cell[1])) for cell in cells if len(cell) == 2]
     noticed, total = (sum(column) for column in zip(*counts, strict=True))

@@ -10,7 +10,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import rasterio
+from PIL import Image
 
+import vitreous
 from vitreous.catalog.registry import cards, list_models
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -190,6 +193,24 @@ def test_pictures_are_small_and_have_a_maker(docs):
     assert max(pictures.values()) <= docs["pictures"].LARGEST == 150_000
     plots = [path.stat().st_size for path in (DOCS / "figures").iterdir()]
     assert max(plots) < 30_000
+
+
+@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
+def test_the_picture_of_scene_and_map_is_drawn_from_a_run(docs, tmp_path):
+    _, labels, _ = vitreous.load_sample("indian_pines")
+    height, width = labels.shape
+    form = {"driver": "GTiff", "height": height, "width": width, "count": 1, "dtype": "uint8"}
+    with rasterio.open(tmp_path / "map.tif", "w", **form) as raster:
+        raster.write(labels.values.astype("uint8"), 1)
+    names = labels.attrs["class_names"]
+    classes = [
+        {"value": number, "name": name, "color": "#336699"} for number, name in enumerate(names, 1)
+    ]
+    (tmp_path / "metrics.json").write_text(json.dumps({"classes": classes}))
+    docs["pictures"].scene_and_map(tmp_path, tmp_path / "drawn.webp")
+    with Image.open(tmp_path / "drawn.webp") as picture:
+        assert picture.width > 2 * picture.height
+        assert len(picture.convert("RGB").getcolors(1 << 20)) > 100
 
 
 @pytest.mark.parametrize("page", HAND_WRITTEN, ids=lambda page: page.name)

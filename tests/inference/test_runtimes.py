@@ -202,3 +202,27 @@ def test_nothing_but_the_scene_of_its_bands(shared_front, tmp_path):
             class_colors=exported.class_colors,
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_maps_of_an_export_keep_the_users_codes(folder, holed_scene, tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    pytest.importorskip("onnxruntime")
+    codes = {}
+
+    def edit(said):
+        codes.update({k: 1000 * k for k in range(1, len(said["class_names"]) + 1)})
+        said["class_codes"] = list(codes.values())
+
+    change(folder, edit)
+    exported = load_exported(folder)
+    predict_scene(
+        exported.classifier,
+        holed_scene,
+        tmp_path / "map.tif",
+        class_names=exported.class_names,
+        class_colors=exported.class_colors,
+        class_codes=exported.class_codes,
+        png=False,
+    )
+    with rasterio.open(tmp_path / "map.tif") as dataset:
+        assert set(np.unique(dataset.read(1))) <= {0, *codes.values()}

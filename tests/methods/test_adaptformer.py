@@ -129,6 +129,13 @@ def test_a_missing_adapter_is_refused(fixture):
         vitreous.from_reference("adaptformer", weights, fixture["kwargs"])
 
 
+def test_adapters_that_the_arguments_deny_are_not_dropped(fixture):
+    with pytest.raises(CheckpointError, match=r"adapter\.down"):
+        vitreous.from_reference(
+            "adaptformer", fixture["state_dict"], tuned(fixture, ffn_adapt=False)
+        )
+
+
 @pytest.mark.parametrize("part", ["q_proj", "k_proj", "v_proj", "[qkv]_proj"])
 @pytest.mark.parametrize("blocks", ["1", "[0-2]"])
 def test_a_missing_bias_is_not_taken_for_zeros(fixture, part, blocks):

@@ -7,7 +7,7 @@ from torch import nn
 import vitreous
 from fixtures_reader import load_fixture
 from vitreous.catalog.registry import create_model, from_reference
-from vitreous.errors import ModelError
+from vitreous.errors import CheckpointError, ModelError
 from vitreous.layers.bands import adapt_bands
 from vitreous.models.channelvit import ChannelViT, SampledInput, draw_channels, rename, resize
 from vitreous.models.vit import VisionTransformer
@@ -57,6 +57,14 @@ def test_reference_without_query_bias_is_one_with_zeros(reference):
     kwargs = {k: v for k, v in reference["kwargs"].items() if k != "qkv_bias"}
     model = from_reference("channelvit", state, kwargs)
     assert all(not block.attn.qkv.bias.any() for block in model.blocks)
+
+
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_reference_that_lacks_some_is_refused(reference, part):
+    state = {k: v for k, v in reference["state_dict"].items() if k != f"blocks.1.attn.qkv.{part}"}
+    kwargs = {k: v for k, v in reference["kwargs"].items() if k != "qkv_bias"}
+    with pytest.raises(CheckpointError, match=rf"blocks\.1\.attn\.qkv\.{part}"):
+        from_reference("channelvit", state, kwargs)
 
 
 def test_rename_loses_nothing(reference):

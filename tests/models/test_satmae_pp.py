@@ -1,5 +1,7 @@
 """SatMAE++: the authors' numbers, groups and their order, what is hidden, and the finer scales."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ from torch import nn
 import vitreous
 from fixtures_reader import load_fixture
 from vitreous.catalog.registry import create_model, from_reference
-from vitreous.errors import ModelError
+from vitreous.errors import CheckpointError, ModelError, VitreousError
 from vitreous.models.satmae_pp import (
     PUBLISHED_GROUPS,
     UNREAD,
@@ -94,6 +96,15 @@ def test_projections_lie_in_the_bands_order(reference):
     theirs |= {"head.weight": torch.randn(7, 32), "head.bias": torch.randn(7)}
     theirs["channel_cls_embed"] = torch.randn(1, 1, 8)
     kwargs = {k: v for k, v in reference["kwargs"].items() if not k.startswith("decoder")}
+    for name in ("channel_cls_embed", "patch_embed.1.proj.bias", "patch_embed.2.proj.weight"):
+        fewer = {k: v for k, v in theirs.items() if k != name}
+        with pytest.raises(VitreousError):
+            from_reference("satmae_pp", fewer, {**kwargs, "num_classes": 7})
+    for name in ("patch_embed.3.proj.weight", "patch_embed.strange", "decoder_strange"):
+        with pytest.raises(CheckpointError, match=re.escape(name)):
+            from_reference(
+                "satmae_pp", {**theirs, name: torch.ones(3)}, {**kwargs, "num_classes": 7}
+            )
     model = from_reference("satmae_pp", theirs, {**kwargs, "num_classes": 7}).eval()
     assert isinstance(model, GroupedTransformer)
     x = reference["input"]["imgs"]

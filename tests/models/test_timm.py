@@ -173,21 +173,24 @@ def test_two_tensors_of_one_name_are_told():
         system_module("satmae_pp").rename(
             {f"{n}.weight": torch.ones(2) for n in ("fc_norm", "norm")}
         )
-    with pytest.raises(CheckpointError, match="a and b are both what is called c"):
+    with pytest.raises(CheckpointError, match="a and b both map to c"):
         rename_keys({"a": torch.ones(1), "b": torch.ones(1)}, lambda key: "c")
 
 
 def test_parts_are_joined_only_where_all_are_there_and_fit():
     parts = {
         "x.k.weight": torch.zeros(2, 3),
-        "x.v.weight": torch.ones(4, 3),
+        "x.v.weight": torch.ones(2, 3),
         "y.k.weight": torch.zeros(2, 3),
     }
     joined = join(parts, (".k.", ".v."), ".kv.")
     assert list(joined) == ["x.kv.weight", "y.k.weight"]
-    assert joined["x.kv.weight"].sum(1).tolist() == [0, 0, 3, 3, 3, 3]
-    parts["x.v.weight"] = torch.ones(4, 5)
-    assert join(parts, (".k.", ".v."), ".kv.") == parts
+    assert joined["x.kv.weight"].sum(1).tolist() == [0, 0, 3, 3]
+    for rows, columns in ((4, 3), (2, 5)):
+        parts["x.v.weight"] = torch.ones(rows, columns)
+        assert join(parts, (".k.", ".v."), ".kv.") == parts
+    parts["x.v.weight"] = torch.ones(4, 3)
+    assert len(join(parts, (".k.", ".v."), ".kv.", (1, 2))["x.kv.weight"]) == 6
 
 
 # -- raw errors ---------------------------------------------------------------------------------------------

@@ -281,6 +281,8 @@ def test_only_codes_that_occur_are_classes_and_they_are_kept(tmp_path, codes, dt
         ([[-9999, 1], [2, -1]], "int16", {}, [1, 2], "2 pixels with -9999, -1"),
         ([[-1, 1], [2, 2]], "int16", {"nodata": -1}, [1, 2], None),
         ([[np.nan, 1], [2, 2]], "float32", {}, [1, 2], None),
+        ([[-3.4028235e38, 1], [2, np.inf]], "float32", {}, [1, 2], None),
+        ([[0, 1], [2, 255]], "uint8", {}, [1, 2], "so are 1 with 0, unless zero_class=true"),
     ],
 )
 def test_sentinels_are_said_and_zero_can_be_a_class(tmp_path, values, dtype, hints, codes, words):
@@ -311,8 +313,9 @@ def test_zero_and_sentinels_in_an_attribute(tmp_path):
     np.testing.assert_array_equal(labels, expected((2, 1, 2)))
     assert labels.class_names == ["False", "True"]
     features([-9999, 3, 4]).to_file(tmp_path / "y.gpkg")
-    with pytest.warns(UserWarning, match="1 features with -9999"):
+    with pytest.warns(UserWarning, match="1 features with -9999") as said:
         assert open_labels(tmp_path / "y.gpkg", scene()).class_codes == [3, 4]
+    assert sum(w.category is UserWarning for w in said) == 1
 
 
 def test_blanks_around_names_do_not_count(tmp_path):

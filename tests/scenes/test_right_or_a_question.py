@@ -178,6 +178,8 @@ def put_tiff(path, values=None, band_tags=None, imagery=None, tags=None, ns=None
             {},
         ),
         ({"wavelength": NM, "fwhm": [10] * 3}, {}),
+        ({"wavelength": NM, "fwhm": [0.01] * 3, "wavelength_units": ["nm"] * 3}, {}),
+        ({"wavelength": [0.45, 0.55, 0.65], "fwhm": [10] * 3, "wavelength_units": ["um"] * 3}, {}),
     ],
 )
 def test_every_source_keeps_its_own_unit(tmp_path, band_tags, imagery):
@@ -190,12 +192,12 @@ def test_every_source_keeps_its_own_unit(tmp_path, band_tags, imagery):
     ("values", "unit", "expected", "words"),
     [
         (NM, "nm", NM, ""),
-        (NM, "um", NM, "no light"),
-        ([0.45, 0.55, 0.65], "Nanometers", NM, "no light"),
+        (NM, "um", NM, "outside the optical range; taken as"),
+        ([0.45, 0.55, 0.65], "Nanometers", NM, "outside the optical range; taken as"),
         ([4.5e-7, 5.5e-7, 6.5e-7], "m", NM, ""),
-        ([4.5e-7, 5.5e-7, 6.5e-7], "nm", NM, "no light"),
+        ([4.5e-7, 5.5e-7, 6.5e-7], "nm", NM, "outside the optical range; taken as"),
         ([4500, 5500, 6500], "Angstrom", NM, ""),
-        ([40, 60, 90], "nm", [40, 60, 90], "beyond the range"),
+        ([40, 60, 90], "nm", [40, 60, 90], "outside the optical range in any unit"),
         (NM, "", NM, "names no wavelength unit"),
         ([0.45, 0.55, 0.65], "unknown", NM, "names no wavelength unit"),
         ([8.5, 10.5, 12.5], "um", [8500, 10500, 12500], ""),
@@ -231,7 +233,7 @@ def test_a_unit_of_the_users_that_cannot_be_right_is_refused(tmp_path):
     with pytest.raises(SceneError, match="say wavelength_unit=um"):
         open_scene(path, wavelength_unit="nm")
     np.testing.assert_allclose(open_scene(path, wavelength_unit="um").wavelength, NM)
-    with pytest.raises(SceneError, match="no light"):
+    with pytest.raises(SceneError, match="outside the optical range"):
         open_scene(path, wavelengths="450,550,650", wavelength_unit="um")
 
 
@@ -706,6 +708,8 @@ def envi_text(tmp_path, more):
         "wavelength units = nm\nwavelength =\n{450,\n550, 650}\n",
         "wavelength units = nm\nwavelength = \n\n  {450, 550,\n650\n}\n",
         "wavelength units = nm\nwavelength={450,550,650,}\n",
+        "wavelength units = nm\nwavelength = {450;550;650}\n",
+        "wavelength units = nm\nwavelength = {450 550\n 650}\n",
         "description = {made {by} hand}\nwavelength units = nm\nwavelength = {450, 550, 650}\n",
         "description = {\n  a {x}\n  bands = 9 of {y}\n}\nwavelength units = nm\nwavelength = {450, 550, 650}\n",
         "description = {half { open}\nwavelength units = nm\nwavelength = {450, 550, 650}\n",
@@ -915,3 +919,29 @@ def test_a_stack_of_which_one_image_is_listed_is_refused(tmp_path):
     tifffile.imwrite(path, cube()[0], description=json.dumps({"shape": [12, 8, 10]}), metadata=None)
     with pytest.raises(SceneError, match="12 x 8 x 10"):
         open_scene(path)
+
+
+def test_what_a_file_says_for_all_its_arrays(tmp_path):
+    values = cube(3, 8, 12)
+    values[:, 0, 0] = -9999
+    path = put_h5(tmp_path / "a.h5", values=values, of_file={"Data_Ignore_Value": -9999})
+    opened = open_scene(path, axis_order="byx")
+    assert opened.nodata == -9999
+    path = put_h5(
+        tmp_path / "a.h5", values=values, attrs={"_FillValue": -1}, of_file={"nodata": -9999}
+    )
+    assert open_scene(path, axis_order="byx").nodata == -1
+
+
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_a_single_time_is_no_axis(tmp_path, place):
+    dims = ["band", "y", "x"]
+    dims.insert(place, "time")
+    array = xr.DataArray(
+        np.expand_dims(cube(), place), dims=dims, coords={"y": Y, "x": X}, name="r"
+    )
+    array.to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
+    opened = open_scene(tmp_path / "a.nc")
+    np.testing.assert_array_equal(opened.values, cube())
+    np.testing.assert_array_equal(opened[1:, 2:5, ::2].values, cube()[1:, 2:5, ::2])
+    assert georeference(opened)[1] == GRID

@@ -172,7 +172,7 @@ def test_timms_scores_through_files(slug, tmp_path):
     model, report = convert(
         tmp_path / "w.pth", name, model_args=arguments, image_size=fixture["input"].shape[-1]
     )
-    # An eps is no tensor: timm's ConvNeXt, CrossViT and ViT have ours.
+    # The eps leaves no trace in the tensors: timm's ConvNeXt, CrossViT and ViT have ours.
     with torch.no_grad():
         torch.testing.assert_close(model(fixture["input"]), fixture["output"], rtol=1e-4, atol=1e-5)
     assert report.layout.startswith("timm's ") and report.complete and not report.unread
@@ -198,6 +198,18 @@ def test_a_layout_that_nobody_knows_is_said(tmp_path):
             convert(tmp_path / "w.pth", "vit_test", **given)
     with pytest.raises(PartialLoadError, match="an unknown layout, 12 parameters, no head"):
         convert(tmp_path / "w.pth", "vit_test", num_classes=2, bands=3)
+
+
+def test_positions_of_oblong_images_need_their_grid(tmp_path):
+    fixture = timm_fixture("vit_oblong")
+    torch.save(fixture["state_dict"], tmp_path / "w.pth")
+    with pytest.raises(PartialLoadError, match=r"grid=\[ROWS, COLUMNS\]"):
+        convert(tmp_path / "w.pth", "vit_test", model_args=SMALL["vit"][1])
+    arguments = {**SMALL["vit"][1], "grid": [3, 5]}
+    model, report = convert(tmp_path / "w.pth", "vit_test", model_args=arguments)
+    assert report.read == {"pool": "mean", "norm_last": True}
+    with torch.no_grad():
+        torch.testing.assert_close(model(fixture["input"]), fixture["output"], rtol=1e-4, atol=1e-5)
 
 
 # -- wrappers -----------------------------------------------------------------------------------------------
@@ -310,7 +322,7 @@ def test_load_model_names_convert_for_the_files_of_others(tmp_path):
 
 
 def test_misshapen_tables_of_distances_are_told(tmp_path):
-    """A table that is no square is not resampled into one."""
+    """A table that is not square is not resampled into one."""
     for slug in ("efficientformer", "efficientvit"):
         name = f"{slug}_test"
         state = dict(create_model(name, bands=3, num_classes=2, image_size=64).state_dict())

@@ -161,7 +161,7 @@ def report_table(report: LoadReport) -> Table:
         "new head": report.reset,
         **{f"[yellow]{what}[/]": names for what, names in report.complaints.items()},
         "not needed": report.derived,
-        "left over, of no part of the network": report.unread,
+        "left over (not part of the network)": report.unread,
     }
     for fate, names in fates.items():
         if names or fate in ("[yellow]missing[/]", "[yellow]left over[/]"):

@@ -62,7 +62,7 @@ class FeaturePyramid(nn.Module):
         self.smooth = ConvCell(width, width, 3)
 
     def forward(
-        self, levels: Sequence[Float[Tensor, "batch channels h w"]]
+        self, levels: Sequence[Float[Tensor, "batch _ _ _"]]
     ) -> Float[Tensor, "batch width fine_h fine_w"]:
         """Merge the levels."""
         return self.smooth(self.pyramid.descend(self.pyramid.laterals_of(levels))[0])
@@ -92,7 +92,7 @@ class UnifiedPerception(nn.Module):
         self.fuse = ConvCell(width * len(levels), width, 3)
 
     def forward(
-        self, levels: Sequence[Float[Tensor, "batch channels h w"]]
+        self, levels: Sequence[Float[Tensor, "batch _ _ _"]]
     ) -> Float[Tensor, "batch width fine_h fine_w"]:
         """Merge the levels."""
         *maps, coarsest = self.pyramid.laterals_of(levels)
@@ -138,8 +138,8 @@ class Pyramid(nn.Module):
         )
 
     def laterals_of(
-        self, levels: Sequence[Float[Tensor, "batch channels h w"]]
-    ) -> list[Float[Tensor, "batch width h w"]]:
+        self, levels: Sequence[Float[Tensor, "batch _ _ _"]]
+    ) -> list[Float[Tensor, "batch width _ _"]]:
         """Bring every level to one width, and to the resolution of its place in the pyramid."""
         return [
             zoomed(lateral(level), zoom)
@@ -147,8 +147,8 @@ class Pyramid(nn.Module):
         ]
 
     def descend(
-        self, maps: Sequence[Float[Tensor, "batch width h w"]]
-    ) -> list[Float[Tensor, "batch width h w"]]:
+        self, maps: Sequence[Float[Tensor, "batch width _ _"]]
+    ) -> list[Float[Tensor, "batch width _ _"]]:
         """Add to each map what is coarser than it."""
         merged = [maps[-1]]
         for number in range(len(maps) - 2, -1, -1):

@@ -43,13 +43,13 @@ class Pretrainer(nn.Module):
         super().__init__()
         self.encoder = encoder
 
-    def forward(self, images: Float[Tensor, "batch bands size*finest size*finest"]) -> Pretext:
+    def forward(self, images: Float[Tensor, "batch bands side side"]) -> Pretext:
         """Return the loss on a batch."""
         raise NotImplementedError
 
     def reconstruct(
-        self, images: Float[Tensor, "batch bands size*finest size*finest"]
-    ) -> dict[str, Float[Tensor, "batch bands side side"]]:
+        self, images: Float[Tensor, "batch bands side side"]
+    ) -> dict[str, Float[Tensor, "batch bands _ _"]]:
         """Return what to look at, by name and in order: the input, what was hidden, what was made of it."""
         raise NotImplementedError
 

@@ -409,7 +409,7 @@ class QuantConv(_QuantWeight):
 
     def forward(
         self, input: Float[Tensor, "batch inputs *size"]
-    ) -> Float[Tensor, "batch outputs *size"]:
+    ) -> Float[Tensor, "batch outputs *cells"]:
         """Convolve."""
         x = self.input_quantizer(input)
         return self.conv._conv_forward(x, self.quantized_weight(), self.bias)

@@ -19,7 +19,7 @@ def refuse_others(
 
     Args:
         slug: the system.
-        kwargs: the reference's constructor arguments; those that are not in ``offered`` are none of this one's business.
+        kwargs: the reference's constructor arguments; those that are not in ``offered`` are not checked.
         offered: the values of an argument that change nothing, or that we know.
 
     Raises:
@@ -51,7 +51,7 @@ def _same(given: Any, value: Any) -> bool:
         return given.lower() == value.lower()
     if isinstance(given, list | tuple) and isinstance(value, list | tuple):
         return [*given] == [*value]
-    # False is no size of 0, and True none of 1.
+    # False does not equal a size of 0, nor True one of 1.
     return isinstance(given, bool) == isinstance(value, bool) and bool(given == value)
 
 
@@ -68,7 +68,7 @@ def rename_keys(weights: Mapping[str, Tensor], our_name: Callable[[str], str]) -
         if name in renamed:
             raise CheckpointError(
                 f"The tensors {origin[name]} and {key} both map to {name}.",
-                "The file mixes two models or layouts; keep one of the two tensors.",
+                "The checkpoint mixes two models or two layouts; keep one of the two tensors.",
             )
         renamed[name], origin[name] = value, key
     return renamed
@@ -89,29 +89,44 @@ def begin(names: Mapping[str, str], key: str) -> str:
     return key
 
 
-def join(weights: Mapping[str, Tensor], parts: Sequence[str], whole: str) -> dict[str, Tensor]:
+def join(
+    weights: Mapping[str, Tensor],
+    parts: Sequence[str],
+    whole: str,
+    shares: Sequence[int] | None = None,
+) -> dict[str, Tensor]:
     """Join tensors that are one of ours, row by row, at the first one's place.
 
-    Where one of them is missing or does not fit the others, all stay as they are, and are told as left over.
+    Where one of them is missing or does not fit the others, all keep their names, and are reported as left over.
 
     Args:
         weights: tensors by name.
         parts: what the names of those that belong together differ in, e.g. ``.attn.wk.`` and ``.attn.wv.``.
         whole: what stands there in ours.
+        shares: how the rows are divided among them; equally where not given.
     """
     joined: dict[str, Tensor] = {}
     taken: set[str] = set()
-    for key, value in weights.items():
+    for key in weights:
         group = [key.replace(parts[0], part) for part in parts]
-        if len({*group}) == len(parts) and all(
-            name in weights and weights[name].shape[1:] == value.shape[1:] and value.ndim
-            for name in group
-        ):
+        if parts[0] in key and _fit_together(weights, group, shares or [1] * len(parts)):
             joined[key.replace(parts[0], whole)] = torch.cat([weights[name] for name in group])
             taken.update(group)
-        elif key not in taken:
-            joined[key] = value
+        else:
+            joined[key] = weights[key]
     return {key: value for key, value in joined.items() if key not in taken}
+
+
+def _fit_together(
+    weights: Mapping[str, Tensor], names: Sequence[str], shares: Sequence[int]
+) -> bool:
+    if not all(name in weights and weights[name].ndim for name in names):
+        return False
+    first, *others = (weights[name].shape for name in names)
+    return all(
+        shape[1:] == first[1:] and shape[0] * shares[0] == first[0] * share
+        for shape, share in zip(others, shares[1:], strict=True)
+    )
 
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:

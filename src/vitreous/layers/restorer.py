@@ -49,13 +49,13 @@ class Restorer(nn.Module):
 
     def restore(
         self, x: Float[Tensor, "batch bands height width"]
-    ) -> Float[Tensor, "batch bands height*scale width*scale"]:
+    ) -> Float[Tensor, "batch restored {self.scale}*height {self.scale}*width"]:
         """Restore cubes whose sides are multiples of ``multiple``."""
         raise NotImplementedError
 
     def forward(
         self, x: Float[Tensor, "batch bands height width"]
-    ) -> Float[Tensor, "batch bands height*scale width*scale"]:
+    ) -> Float[Tensor, "batch restored {self.scale}*height {self.scale}*width"]:
         """Restore cubes of any size.
 
         Raises:

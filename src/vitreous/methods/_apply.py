@@ -58,7 +58,7 @@ def apply(
     model: nn.Module,
     name: str,
     *,
-    calibration: Sequence[Float[Tensor, "batch bands height width"]] | None = None,
+    calibration: Sequence[Float[Tensor, "_ ..."]] | None = None,
     **settings: Any,
 ) -> Applied:
     """Return a changed copy of a model, and a report.

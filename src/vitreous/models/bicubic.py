@@ -35,7 +35,7 @@ class Bicubic(Restorer):
 
     def restore(
         self, x: Float[Tensor, "batch bands height width"]
-    ) -> Float[Tensor, "batch bands height*scale width*scale"]:
+    ) -> Float[Tensor, "batch bands {self.scale}*height {self.scale}*width"]:
         """Enlarge."""
         # Only with antialias is PyTorch's kernel that of Keys, which continues a ramp: a = -1/2, not -3/4.
         return F.interpolate(x, scale_factor=self.scale, mode="bicubic", antialias=True)

@@ -284,7 +284,7 @@ class SampledInput(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "batch given height width"], channels: Sequence[int] | None = None
-    ) -> Float[Tensor, "batch classes"]:
+    ) -> Float[Tensor, "batch *scores"]:
         """Classify images of all bands, or of those with the numbers ``channels``.
 
         Raises:
@@ -396,10 +396,11 @@ def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) 
         sampling=kwargs.get("enable_sample", False),
         published_positions=True,
     )
+    without = not any(key.endswith(".attn.qkv.bias") for key in state_dict)
     zeros = {
         f"blocks.{number}.attn.qkv.bias": torch.zeros(3 * model.num_features)
         for number in range(len(model.blocks))
-        if not kwargs.get("qkv_bias", False)  # theirs may have none; ours is then 0
+        if without and not kwargs.get("qkv_bias", False)  # theirs may have none; ours is then 0
     }
     model.load_state_dict({**zeros, **rename(state_dict)})
     return model

@@ -559,7 +559,7 @@ def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) 
 
     Raises:
         ModelError: an argument that no published variant has and that we do not offer.
-        CheckpointError: biases of the attention that are no table.
+        CheckpointError: attention biases of an impossible shape.
     """
     refuse_others("efficientformer", kwargs, _OFFERED)
     refuse_eps("efficientformer", kwargs, 1e-5)
@@ -595,8 +595,7 @@ def _attention_shape(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
     grid = math.isqrt(biases.shape[-1]) if biases.ndim == 2 else 0
     if not grid or grid**2 != biases.shape[-1] or not biases.shape[0]:
         raise CheckpointError(
-            f"{prefix}attention_biases has the shape {tuple(biases.shape)}, which is no table of heads and distances "
-            "down and across.",
+            f"{prefix}attention_biases has the shape {tuple(biases.shape)}, expected (heads, cells ** 2).",
             "The file is damaged, or of another model.",
         )
     heads = biases.shape[0]

@@ -244,7 +244,7 @@ class ESSAformer(Restorer):
 
     def restore(
         self, x: Float[Tensor, "batch bands height width"]
-    ) -> Float[Tensor, "batch bands height*scale width*scale"]:
+    ) -> Float[Tensor, "batch bands {self.scale}*height {self.scale}*width"]:
         """Enlarge cubes."""
         coarse = self.first(x)
         fine = self.run(self.refine_up, self.up(coarse))

@@ -248,7 +248,7 @@ class GroupedTransformer(Backbone):
 
     def embed(
         self, x: Float[Tensor, "batch bands height width"]
-    ) -> Float[Tensor, "batch groups*places dim"]:
+    ) -> Float[Tensor, "batch tokens dim"]:
         """Return the tokens with their places and groups: all places of one group after another, no class token."""
         maps = self.patch_embed(x)
         size = (maps.shape[3], maps.shape[4])
@@ -465,7 +465,7 @@ class MaskedAutoencoder(Pretrainer):
 
     # -- images, losses, pictures ---------------------------------------------------------------------------
 
-    def forward(self, images: Float[Tensor, "batch bands size*finest size*finest"]) -> Pretext:
+    def forward(self, images: Float[Tensor, "batch bands side side"]) -> Pretext:
         """Return the loss on images of the finest scale."""
         return self.step(self.pyramid(images))
 
@@ -491,7 +491,7 @@ class MaskedAutoencoder(Pretrainer):
 
     def step(
         self,
-        pictures: Sequence[Float[Tensor, "batch bands side side"]],
+        pictures: Sequence[Float[Tensor, "batch bands _ _"]],
         noise: Float[Tensor, "batch draws"] | None = None,
     ) -> Pretext:
         """Return the loss on images that are given at all scales, coarse to fine.
@@ -523,8 +523,8 @@ class MaskedAutoencoder(Pretrainer):
 
     @torch.no_grad()
     def reconstruct(
-        self, images: Float[Tensor, "batch bands size*finest size*finest"]
-    ) -> dict[str, Float[Tensor, "batch bands side side"]]:
+        self, images: Float[Tensor, "batch bands side side"]
+    ) -> dict[str, Float[Tensor, "batch bands _ _"]]:
         """Return the input, its visible part (0 elsewhere), that part completed, and the finer images.
 
         Returns:
@@ -599,8 +599,8 @@ class MaskedAutoencoder(Pretrainer):
         return self.encoder.norm(self.encoder.encode(tokens))
 
     def decode(
-        self, tokens: Float[Tensor, "batch visible+1 dim"], visible: Int[Tensor, "batch visible"]
-    ) -> Float[Tensor, "batch groups*places width"]:
+        self, tokens: Float[Tensor, "batch given dim"], visible: Int[Tensor, "batch given-1"]
+    ) -> Float[Tensor, "batch tokens width"]:
         """Put tokens back to their places among mask tokens, and apply the decoder."""
         tokens = self.decoder_embed(tokens)
         places, groups = self.decoder_pos_embed, self.decoder_group_embed
@@ -616,7 +616,7 @@ class MaskedAutoencoder(Pretrainer):
         return self.decoder_norm(x)[:, 1:]
 
     def _to_pixels(
-        self, tokens: Float[Tensor, "batch groups*places width"]
+        self, tokens: Float[Tensor, "batch tokens width"]
     ) -> Float[Tensor, "batch bands places pixels"]:
         """Return the pixels of every token, in the bands' order or in the groups'."""
         encoder = self.encoder
@@ -700,7 +700,7 @@ class MaskedAutoencoder(Pretrainer):
 
 def sine_tables(
     dim: int, group_dim: int, grid: int, groups: int
-) -> tuple[Float[Tensor, "1 places+1 place_dim"], Float[Tensor, "1 groups group_dim"]]:
+) -> tuple[Float[Tensor, "1 class_and_places place_dim"], Float[Tensor, "1 groups group_dim"]]:
     """Return fixed tables: of places, the class token's first, which is 0, and of groups.
 
     Args:
@@ -778,7 +778,7 @@ _UPSAMPLING = {
     "res_norm": "norm",
     "proj_out": "image",
 }
-# Of the autoencoder, and of no part of the classifier that is made of its encoder.
+# Of the autoencoder only: the classifier made of its encoder does not have them.
 UNREAD = ("decoder_", "mask_token", "proj_up_", "up_block")
 
 
@@ -817,7 +817,8 @@ def rename(state_dict: Mapping[str, Tensor], groups: Groups | None = None) -> di
     projections = torch.cat([state_dict[name] for name in weights], 1)
     renamed["patch_embed.weight"] = projections[:, order.argsort()]
     renamed["patch_embed.bias"] = torch.stack([state_dict[name] for name in biases])
-    if "channel_embed" in state_dict and "channel_cls_embed" not in state_dict:
+    # Their classifier learns a group of the class token; their autoencoder's class token has none.
+    if "mask_token" in state_dict and "channel_embed" in state_dict:
         renamed["class_group_embed"] = torch.zeros_like(state_dict["channel_embed"][:, :1])
     return renamed
 

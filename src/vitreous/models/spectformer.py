@@ -536,7 +536,7 @@ class SpectFormer(Backbone):
 
     def _trunk(
         self, x: Float[Tensor, "batch bands height width"], wanted: Collection[int] = ()
-    ) -> tuple[Float[Tensor, "batch h w dim"], list[Float[Tensor, "batch channels h w"]]]:
+    ) -> tuple[Float[Tensor, "batch h w dim"], list[Float[Tensor, "batch _ _ _"]]]:
         """Return the last block's map, and the normalised maps after the blocks with the wanted numbers."""
         maps, number = [], 0
         for embed, blocks, norm in zip(self.embeds, self.stages, self.norms, strict=True):
@@ -659,7 +659,7 @@ def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give weights in the authors' two layouts our names, and join queries with their keys and values."""
     blocks = {key: value for key, value in state_dict.items() if key.startswith("block")}
     others = {key: value for key, value in state_dict.items() if key not in blocks}
-    joined = join(blocks, (".attn.q.", ".attn.kv."), ".attn.qkv.")
+    joined = join(blocks, (".attn.q.", ".attn.kv."), ".attn.qkv.", (1, 2))
     return rename_keys({**others, **joined}, _our_name)
 
 

@@ -437,7 +437,7 @@ def _full_precision(device: torch.device) -> AbstractContextManager[object]:
 
 def soft_split(
     x: Float[Tensor, "batch channels height width"], stride: int
-) -> Float[Tensor, "batch tokens width"]:
+) -> Float[Tensor, "batch tokens values"]:
     """Cut overlapping neighbourhoods of ``2 stride - 1`` pixels, ``stride`` apart (eq. 4), row by row."""
     kernel = 2 * stride - 1
     return F.unfold(x, kernel, padding=stride // 2, stride=stride).transpose(1, 2)

@@ -433,7 +433,7 @@ _BLOCK_NAMES = {
 
 def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give weights in the authors' layout or in timm's our names, and join their queries and keys with their values."""
-    joined = join(state_dict, (".qk.", ".v."), ".qkv.")
+    joined = join(state_dict, (".qk.", ".v."), ".qkv.", (2, 1))
     words = joined.get("pixel_pos")
     if words is not None and words.ndim == 4:  # timm's lie on a map
         joined["pixel_pos"] = rearrange(words, "1 d h w -> 1 (h w) d")

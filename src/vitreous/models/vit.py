@@ -226,7 +226,7 @@ class VisionTransformer(Backbone):
         registers: further tokens that nobody reads (Darcet et al., 2024).
         layer_scale: first value of LayerScale; None leaves it out.
         drop_path: stochastic depth of the last block, growing linearly from 0.
-        class_token: whether there is one, where nobody need read it; None: only with ``pool="class"``.
+        class_token: whether there is one, also where another pooling ignores it; None: only with ``pool="class"``.
         class_position: whether class and distillation token have a learned position, too (not in DeiT III).
         grid: rows and columns of the learned positions; those of a square image where not given.
         qkv_bias: give queries, keys and values a bias.

@@ -12,7 +12,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any, Protocol, TypeAlias
 
@@ -59,6 +59,7 @@ class ArrayInfo:
         attrs: attributes as plain Python values.
         note: for what cannot be read, what it is ("a struct").
         matlab: the axes are in MATLAB's order: rows, columns, bands.
+        dropped: a stored axis of length 1 (time) that ``shape`` leaves out, None for none.
     """
 
     name: str
@@ -68,6 +69,7 @@ class ArrayInfo:
     attrs: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
     matlab: bool = False
+    dropped: int | None = None
 
     @property
     def numeric(self) -> bool:
@@ -132,8 +134,8 @@ def open_cube(
     info = choose_cube(file, variable)
     axes = find_axes(file, info, axis_order, known)
     bands, height, width = check_shape([info.shape[axis] for axis in axes], file.source)
-    cube = LazyCube((bands, height, width), info.dtype, _WindowReader(file, info.name, axes))
-    values, facts = as_measured(cube, info, known)
+    cube = LazyCube((bands, height, width), info.dtype, _WindowReader(file, info, axes))
+    values, facts = as_measured(cube, info, known, stored(file.attrs).nodata)
     facts |= spectral_facts(file, bands, wavelength_unit, info=info, band_axis=axes[0], known=known)
     facts |= settle(
         known,
@@ -145,7 +147,10 @@ def open_cube(
 
 
 def as_measured(
-    cube: LazyCube, info: ArrayInfo, known: Mapping[str, Any]
+    cube: LazyCube,
+    info: ArrayInfo,
+    known: Mapping[str, Any],
+    nodata_of_file: tuple[float, ...] = (),
 ) -> tuple[LazyCube, dict[str, Any]]:
     """Return a cube of which physical value = value x scale, and its scale and nodata.
 
@@ -156,10 +161,11 @@ def as_measured(
         cube: the stored values.
         info: the array with its attributes.
         known: arguments of :func:`make_scene` that the user gives.
+        nodata_of_file: what the file says for all its arrays; counts where the array says nothing.
     """
     said = stored(info.attrs)
     scale = float(known.get("scale", 1.0 if said.scale is None else said.scale))
-    nodata = said.nodata
+    nodata = said.nodata or nodata_of_file
     if "nodata" in known:
         nodata = () if known["nodata"] is None else (float(known["nodata"]),)
     limits = said.limits if said.limits and _cuts_off(said.limits, info.dtype) else None
@@ -212,7 +218,7 @@ def choose_cube(file: ArrayFile, variable: str | None = None) -> ArrayInfo:
         SceneError: the name is unknown or no cube, or the choice is not clear.
     """
     if variable is not None:
-        info = find_array(file, variable)
+        info = _three_axes(find_array(file, variable))
         if not info.numeric or len(info.shape) != 3:
             raise SceneError(
                 f"{file.source}: {info} is no cube of numbers.", _say_variable(_cubes(file))
@@ -386,18 +392,36 @@ def plain(value: Any) -> Any:
 class _WindowReader:
     """Reads windows (band, y, x) of an array that is stored in another axis order."""
 
-    def __init__(self, file: ArrayFile, name: str, axes: Axes) -> None:
-        self._file, self._name, self._axes = file, name, axes
+    def __init__(self, file: ArrayFile, info: ArrayInfo, axes: Axes) -> None:
+        self._file, self._name, self._axes, self._dropped = file, info.name, axes, info.dropped
 
     def __call__(self, window: Window) -> npt.NDArray[Any]:
         key = [slice(None)] * 3
         for axis, part in zip(self._axes, window, strict=True):
             key[axis] = part
-        return self._file.read(self._name, tuple(key)).transpose(self._axes)
+        if self._dropped is not None:
+            key.insert(self._dropped, slice(0, 1))
+        stored_part = self._file.read(self._name, tuple(key))
+        if self._dropped is not None:
+            stored_part = stored_part.squeeze(self._dropped)
+        return stored_part.transpose(self._axes)
 
 
 def _cubes(file: ArrayFile) -> list[ArrayInfo]:
-    return [a for a in file.arrays if a.numeric and len(a.shape) == 3]
+    reduced = (_three_axes(a) for a in file.arrays if a.numeric)
+    return [a for a in reduced if len(a.shape) == 3]
+
+
+def _three_axes(info: ArrayInfo) -> ArrayInfo:
+    """Leave out the axis of length 1 of an array with four, such as the time of a single scene."""
+    if len(info.shape) != 4 or info.shape.count(1) != 1:
+        return info
+    axis = info.shape.index(1)
+    shape, dims = (
+        (*values[:axis], *values[axis + 1 :]) if values else ()
+        for values in (info.shape, info.dims)
+    )
+    return replace(info, shape=shape, dims=dims, dropped=axis)
 
 
 def _cuts_off(limits: tuple[float, float], dtype: np.dtype[Any]) -> bool:

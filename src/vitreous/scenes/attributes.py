@@ -33,7 +33,17 @@ NODATA = (
 )
 UNITS = ("units", "unit", "wavelength units", "wavelength unit")
 CENTRES = {
-    *("wavelength", "wavelengths", "wl", "wls", "wvl", "wave", "lambda", "wavelengthvector"),
+    *(
+        "wavelength",
+        "wavelengths",
+        "wavelength3d",
+        "wl",
+        "wls",
+        "wvl",
+        "wave",
+        "lambda",
+        "wavelengthvector",
+    ),
     *("wavelengthnm", "wavelengthum", "wavelengthsnm", "wavelengthsum", "bandwavelengths"),
     *("bandcenter", "bandcenters", "bandcentre", "bandcentres", "centers", "centres"),
     *("centerwavelength", "centerwavelengths", "centrewavelength", "centrewavelengths"),

@@ -404,8 +404,8 @@ def is_nodata(values: npt.NDArray[Any], nodata: float) -> npt.NDArray[np.bool_]:
     Texts round the largest numbers of a type (``-3.40282e+38``), so of a nodata value beyond all measurements the
     first five digits count.
     """
-    if np.isnan(nodata):
-        return np.isnan(values)
+    if values.dtype.kind not in "iuf" or not np.isfinite(nodata):
+        return np.isnan(values) if values.dtype.kind == "f" else np.zeros(values.shape, dtype=bool)
     if abs(nodata) >= HUGE:
         beyond: npt.NDArray[np.bool_] = values * np.sign(nodata) >= abs(nodata) * (1 - 1e-5)
         return beyond

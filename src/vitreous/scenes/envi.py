@@ -22,6 +22,7 @@ import xarray as xr
 
 from vitreous.errors import SceneError, did_you_mean
 from vitreous.files import atomic_path, write_text
+from vitreous.scenes.attributes import numbers
 from vitreous.scenes.cube import (
     UNITS,
     LabelImage,
@@ -208,9 +209,13 @@ def band_facts(
 
 def beside(path: Path) -> Header | None:
     """Return the ENVI header beside a file of another format (``x.hdr`` or ``x.tif.hdr`` beside ``x.tif``), if any."""
+    names = (f"{name}{end}" for name in (path.name, path.stem) for end in (".hdr", ".HDR"))
+    # Not find_pair, which lists the folder: of ten thousand image chips each would list all.
+    header_path = next(
+        (path.with_name(name) for name in names if path.with_name(name).is_file()), None
+    )
     try:
-        header_path, _ = find_pair(path)
-        return read_header(header_path)
+        return None if header_path is None else read_header(header_path)
     except (SceneError, OSError):
         return None
 
@@ -564,6 +569,9 @@ def _numbers(header: Header, key: str, source: str) -> npt.NDArray[np.float64] |
     try:
         return np.array([float(item) for item in items])
     except ValueError as error:
+        divided_otherwise = numbers(header[key])  # by blanks or semicolons
+        if divided_otherwise is not None:
+            return np.array(divided_otherwise)
         raise SceneError(
             f"{source} has something else than numbers in '{key}' of its header ({error}).",
             "Correct the header.",

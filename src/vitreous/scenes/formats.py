@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from vitreous.errors import SceneError, did_you_mean
+from vitreous.errors import SceneError, did_you_mean, shortened
 from vitreous.scenes.attributes import number_of, numbers
 from vitreous.scenes.cube import UNITS, LazyCube, Window, make_scene
 from vitreous.scenes.wavelengths import known_unit, spectral, unit_in_name
@@ -31,6 +31,7 @@ COMMON_HINTS = (
     *("bands", "mask", "mask_values"),
 )
 TABLE_LIMIT = 8 * 2**20
+LONGEST_NAME = 500  # characters of a path in a message
 
 SUFFIXES = {
     ".hdr": "envi",
@@ -138,21 +139,22 @@ def local_path(path: str | os.PathLike[str]) -> Path:
             f"{text!r} is no local file.", "Fetch or unpack it first; only local files are read."
         )
     file = Path(text).expanduser()
+    name = shortened(str(file), LONGEST_NAME)
     try:
         if not file.exists():
             near = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
             advice = did_you_mean(file.name, near) if near else "Check the path."
             raise SceneError(
-                f"{file} does not exist.", advice if "Did" in advice else "Check the path."
+                f"{name} does not exist.", advice if "Did" in advice else "Check the path."
             )
         if file.is_dir():
             return file
         if not file.is_file():
-            raise SceneError(f"{file} is neither a file nor a folder.")
+            raise SceneError(f"{name} is neither a file nor a folder.")
         if file.stat().st_size == 0:
-            raise SceneError(f"{file} is empty.", "Fetch it again.")
+            raise SceneError(f"{name} is empty.", "Fetch it again.")
     except OSError as error:
-        raise SceneError(f"{file} cannot be read: {error.strerror}.") from error
+        raise SceneError(f"{name} cannot be read: {error.strerror}.") from error
     return file
 
 

@@ -397,7 +397,7 @@ def envi_domain(dataset: Any) -> envi.Header:
     """Return the ENVI header that GDAL and EnMAP-Box keep in a domain of a file's tags, if any."""
     text = {**dataset.tags(), **dataset.tags(ns="ENVI")}
     lists = {
-        " ".join(key.lower().replace("_", " ").split()): value.strip().strip("{}").strip()
+        " ".join(key.lower().replace("_", " ").split()): value.strip().strip("{}[]()").strip()
         for key, value in text.items()
     }
     renamed = {"wavelengths": "wavelength", "fwhms": "fwhm", "wavelength unit": "wavelength units"}

@@ -20,7 +20,15 @@ import xarray as xr
 from vitreous.errors import SceneError
 from vitreous.scenes import vectors
 from vitreous.scenes.attributes import number_of
-from vitreous.scenes.cube import LabelImage, class_codes, class_palette, georeference, make_labels
+from vitreous.scenes.cube import (
+    HUGE,
+    LabelImage,
+    class_codes,
+    class_palette,
+    georeference,
+    is_nodata,
+    make_labels,
+)
 from vitreous.scenes.formats import call_reader, find_reader, local_path
 from vitreous.scenes.grids import Grid, nearest
 
@@ -186,8 +194,7 @@ def _coded(
     stated = () if image.nodata is None else (float(image.nodata),)
     names = {code: name.strip() for code, name in (image.class_names or {}).items()}
     for value in stated if given is None else given:
-        if np.isfinite(value):
-            labelled = labelled & (values != value)
+        labelled = labelled & ~is_nodata(np.asarray(image.values), value)
     if zero_class is None:
         zero_class = _zero_is_class(given, stated, names)
         if given is None:
@@ -218,13 +225,15 @@ def _whole_numbers(
         )
     if values.dtype.kind not in "fiub":
         raise SceneError(f"{source} holds {values.dtype} values.", "Class codes are whole numbers.")
-    finite = np.isfinite(values)
+    # Infinite and the largest numbers of a type mark missing values in floating-point files, as NaN does.
+    finite = (
+        np.abs(values) < HUGE if values.dtype.kind == "f" else np.ones(values.shape, dtype=bool)
+    )
     known = np.where(finite, values, 0)
     if values.dtype.kind == "f" and np.any(known != np.round(known)):
         raise SceneError(
             f"{source} holds fractions.", "Class codes are whole numbers; 0 means unlabelled."
         )
-    # Greater magnitudes are a nodata value of floating-point files.
     return np.clip(known, -(2**62), 2**62).astype(np.int64), finite
 
 
@@ -272,8 +281,10 @@ def _without_sentinels(
         return labelled
     out = np.isin(values, strange) & labelled
     shown = ", ".join(map(str, strange[:4])) + (" ..." if len(strange) > 4 else "")
+    zeros = int(((values == 0) & ~labelled).sum())
+    also = f"; so are {zeros:,} with 0, unless zero_class=true is given" if zeros else ""
     warnings.warn(
-        f"{source}: {int(out.sum()):,} pixels with {shown} are taken as unlabelled; if that is a class, say"
+        f"{source}: {int(out.sum()):,} pixels with {shown} are taken as unlabelled{also}; if that is a class, say"
         " nodata=none (--label-hints).",
         stacklevel=4,
     )

@@ -99,7 +99,8 @@ def open_features(
     chosen = placed.to_numpy() & (classes.numbers > 0)
     if not chosen.any():
         raise SceneError(f"{path} has no feature with a value of '{column}'.")
-    _say_lost(int((placed.to_numpy() & ~chosen).sum()), len(features), column, path)
+    blank = sum(value is None or not str(value).strip() for value in values)
+    _say_lost(blank, len(features), column, path)
     features, numbers = features[chosen], classes.numbers[chosen]
     burnt = _burn(features.geometry, numbers, (like.sizes["y"], like.sizes["x"]), transform)
     _check_burnt(burnt, numbers, classes, features, like, path)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from vitreous.errors import SceneError
 
+WIDTHS = (1e-4, 1.0)  # of the centre: from the finest spectrometer to a panchromatic band
 LIGHT = (100.0, 20_000.0)  # nm: from ultraviolet to thermal infrared
 
 _NM_PER = {"nm": 1.0, "um": 1e3, "mm": 1e6, "cm": 1e7, "m": 1e9, "angstrom": 0.1}
@@ -110,6 +111,8 @@ def spectral(
         if nanometres is None:
             return Spectral(None, None)
         return Spectral(nanometres, spans * nanometres**2 / 1e7)
+    if nanometres is not None:
+        right = _fitting_width_unit(spans, right or "nm", nanometres, source)
     return Spectral(nanometres, spans * _NM_PER[right or "nm"])
 
 
@@ -168,21 +171,41 @@ def _fitting_unit(numbers: Floats, stated: str | None, source: str, certain: boo
         return stated
     if len(fits) == 1 and certain:
         raise SceneError(
-            f"{source}: wavelengths of {span} {stated} are no light.",
+            f"{source}: wavelengths of {span} {stated} lie outside the optical range.",
             f"They fit in {fits[0]}: say wavelength_unit={fits[0]}.",
         )
     if len(fits) == 1:
         warnings.warn(
-            f"{source} gives wavelengths of {span} {stated}, which is no light; taken as {fits[0]}"
+            f"{source} gives wavelengths of {span} {stated}, outside the optical range; taken as {fits[0]}"
             " (wavelength_unit=... says otherwise).",
             stacklevel=4,
         )
         return fits[0]
     warnings.warn(
-        f"{source} gives wavelengths of {span} {stated}, beyond the range of optical instruments.",
+        f"{source} gives wavelengths of {span} {stated}, outside the optical range in any unit.",
         stacklevel=4,
     )
     return stated
+
+
+def _fitting_width_unit(spans: Floats, stated: str, centres: Floats, source: str) -> str:
+    """The unit in which widths suit their band centres: files give both in one, and mean two."""
+    known = np.isfinite(spans) & (spans > 0) & np.isfinite(centres) & (centres > 0)
+    if not known.any():
+        return stated
+
+    def suits(unit: str) -> bool:
+        share = float(np.median(spans[known] * _NM_PER[unit] / centres[known]))
+        return WIDTHS[0] <= share <= WIDTHS[1]
+
+    fits = [unit for unit in _GUESSES if suits(unit)]
+    if suits(stated) or len(fits) != 1:
+        return stated
+    warnings.warn(
+        f"{source} gives band widths of {_span(spans)} {stated}, which do not suit its wavelengths; taken as {fits[0]}.",
+        stacklevel=4,
+    )
+    return fits[0]
 
 
 def _to_nm(numbers: Floats, unit: str | None) -> Floats:

@@ -23,9 +23,10 @@ def check_models(recipe: Recipe) -> nn.Module | None:
     size = recipe.tile_size if recipe.mode == "dense" else recipe.patch_size
     nets = {}
     for name in dict.fromkeys((recipe.model, *recipe.baselines)):
-        # Weights to start from bring their own arguments.
-        own = recipe.model_args if name == recipe.model and recipe.init is None else {}
-        nets[name] = net = check_system(name, own, image_size=size)
+        own = name == recipe.model
+        # What a run starts from has a size of its own, which is compared with the recipe's when it is loaded.
+        side = None if own and recipe.init is not None else size
+        nets[name] = net = check_system(name, recipe.model_args if own else {}, image_size=side)
         if net is not None and recipe.batch_size == 1 and recipe.mode != "dense":
             _check_batch_norms(name, net)
     return nets[recipe.model]

@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 from rich.console import Console
 
-from vitreous.catalog.registry import card, list_models, stage, system_module
+from vitreous.catalog.registry import card, stage, system_module
 from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.contract import BandContract
 from vitreous.data.fingerprint import Ground
@@ -23,7 +23,7 @@ from vitreous.data.provenance import Provenance, Seen, split_leakage, start_leak
 from vitreous.data.regions import PixelRegions, best_side, reduce_scene
 from vitreous.data.splits import Split
 from vitreous.data.tiles import TilePixels
-from vitreous.errors import ConfigError, ModelError, SplitError, VitreousError, listed
+from vitreous.errors import ConfigError, ModelError, SplitError, VitreousError
 from vitreous.files import read_json, write_json
 from vitreous.inference.dense_classifier import DenseClassifier
 from vitreous.inference.maps import class_numbers, no_georeference_warning
@@ -280,8 +280,7 @@ def _check_system(name: str) -> None:
     if entry.kind not in KINDS:
         raise ConfigError(
             f"'{name}' is a {entry.kind}, which does not classify.",
-            f"{OTHER_KINDS[entry.kind]} Systems that classify: "
-            f"{listed(n for kind in KINDS for n in list_models(kind=kind))}.",
+            f"{OTHER_KINDS[entry.kind]} 'vitreous systems' lists what does.",
         )
     if name not in entry.variants:
         raise ModelError(

@@ -117,7 +117,7 @@ class LoadReport:
         left_over: in the file, without a place in the model.
         misshapen: in both, but of another shape, in words.
         derived: in the file, but following from the model's sizes.
-        unread: of what is left over, what is of no part of the network: a decoder of its pre-training, or what stood
+        unread: of what is left over, what does not belong to the network: a decoder of its pre-training, or what stood
             beside the network in its wrapper (a counter of steps, a loss). A load is complete without it.
         rewritten: names in the file of tensors that were joined, split or turned to become the model's.
         layout: whose network in whose names the file held, e.g. ``timm's Swin``; empty where that is unknown.
@@ -318,14 +318,14 @@ def load_model(
     file = hub.local(path)
     if file.suffix in PICKLED:
         raise CheckpointError(
-            f"{path} is no model file of vitreous, which ends in .safetensors.",
-            f"Others' weights become one by convert(path, NAME), or 'vitreous convert {path} --model NAME'.",
+            f"{path} is not a vitreous model file (.safetensors).",
+            f"Convert published checkpoints first: 'vitreous convert {path} --model NAME', or convert(path, NAME).",
         )
     tensors, header = read_safetensors(file)
     if header is None:
         raise CheckpointError(
             f"{path} was not written by vitreous.",
-            f"Others' weights become a model file by convert(path, NAME), or 'vitreous convert {path} --model NAME'.",
+            f"Convert published checkpoints first: 'vitreous convert {path} --model NAME', or convert(path, NAME).",
         )
     check_finite(tensors, str(path))
     made = _described(header, tensors, file)
@@ -397,7 +397,7 @@ def convert(
         2 if num_classes is None else num_classes,
         PUBLISHED_SIZES[0] if image_size is None else image_size,
     )
-    tensors, probe, told = _identified(foreign, probe, str(path))
+    tensors, probe, told = _identified(foreign, probe, str(path), partial)
     if image_size is None:
         probe = _usual_size(tensors, probe)
     found = _count_bands(tensors, probe) or count
@@ -614,15 +614,16 @@ def _told(report: LoadReport, told: dict[str, Any]) -> LoadReport:
 
 
 def _identified(
-    foreign: Foreign, probe: Blueprint, source: str
+    foreign: Foreign, probe: Blueprint, source: str, partial: bool
 ) -> tuple[dict[str, Tensor], Blueprint, dict[str, Any]]:
     """Return tensors under our names, the blueprint with the options that they decide, and what a report says of both.
 
     Raises:
-        CheckpointError: they are of another architecture.
+        CheckpointError: they are of another architecture, and not to be loaded in part.
     """
     layout = recognise(foreign.tensors)
-    _check_slug(layout, probe.name, foreign.tensors, source)
+    if not partial:
+        _check_slug(layout, probe.name, foreign.tensors, source)
     tensors = _renamed(foreign.tensors, probe, source)
     gone = _gone(foreign.tensors, tensors)
     derived = tuple(key for key in gone if key.endswith(DERIVED))
@@ -693,7 +694,7 @@ def _read_settings(
 def _without_unread(
     tensors: dict[str, Tensor], foreign: Foreign, probe: Blueprint
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Set aside what is of no part of the network: pre-training's own, and what stood beside it in a wrapper."""
+    """Set aside what does not belong to the network: pre-training's own, and what stood beside it in a wrapper."""
     own = probe.build_empty().state_dict()
     prefixes = getattr(system_module(probe.name), "UNREAD", ())
     beside = {id(foreign.tensors[key]) for key in foreign.beside}
@@ -713,9 +714,16 @@ def _count_parameters(tensors: Mapping[str, Tensor]) -> int:
 
 def _advice(report: LoadReport, tensors: Mapping[str, Tensor], name: str) -> str:
     """Say which variant weights look like that do not fit the one named."""
-    variant = _variant_like(card(name).slug, tensors)
+    slug = card(name).slug
+    variant = _variant_like(slug, tensors)
     if variant is not None and variant != name:
         return f"They look like {variant} ({report.found}); name that one."
+    positions = [said for said in report.misshapen if "pos" in said.partition(" ")[0]]
+    if positions and "grid" in inspect.signature(system_module(slug).build).parameters:
+        return (
+            f"The file holds: {report.found}. If its images were not square, give the rows and columns of their tokens: "
+            "grid=[ROWS, COLUMNS] among the model's arguments."
+        )
     return (
         f"The file holds: {report.found}. Name the variant, arguments and image size that they belong to, or ask for "
         "a partial load."

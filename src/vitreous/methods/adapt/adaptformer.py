@@ -250,9 +250,9 @@ def from_reference(
         for key, value in weights.items()
         if ".adapter." not in key and not key.startswith("head.0.")
     }
+    if not tuning["ffn_adapt"]:  # adapters among the weights are then left over
+        return vit.from_reference(weights if len(trunk) < len(weights) else trunk, kwargs)
     model = vit.from_reference(trunk, kwargs)
-    if not tuning["ffn_adapt"]:
-        return model
     if tuning["ffn_adapter_init_option"] != "lora":
         raise ModelError(
             f"The initialisation '{tuning['ffn_adapter_init_option']}' was never published.",

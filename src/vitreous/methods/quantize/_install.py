@@ -180,7 +180,7 @@ def calibrate_quantizers(model: nn.Module, images: Float[Tensor, "batch ..."]) -
         model(images)
 
 
-def join(batches: Sequence[Tensor]) -> Float[Tensor, "batch bands height width"]:
+def join(batches: Sequence[Tensor]) -> Float[Tensor, "batch ..."]:
     """Return all calibration images as one batch.
 
     Raises:
