@@ -154,7 +154,7 @@ def test_a_loss_beyond_the_gate_writes_nothing(base):
         ("ptq_minmax", {"bits": [1, 8]}, ModelError, "1 bits"),
         ("ptq_minmax", {"bits": [33, 8]}, ModelError, "33 bits"),
         ("ptq", {}, ModelError, "several variants"),
-        ("vit_test", {}, ModelError, "no method"),
+        ("vit_test", {}, ModelError, "not a method"),
         ("shrink", {}, ModelError, "shrink"),
     ],
 )

@@ -167,9 +167,9 @@ def test_a_model_that_could_not_be_rebuilt_is_not_written(tmp_path):
     with pytest.raises(ModelError, match="no plain vit_test any more"):
         save_model(model, path)
     unnamed = type(model)(3, 2, 15, dim=8, heads=2, depth=1, token_size=3)
-    with pytest.raises(ModelError, match="not made by name"):
+    with pytest.raises(ModelError, match="not created by name"):
         save_model(unnamed, path)
-    with pytest.raises(ModelError, match="no name of a model file"):
+    with pytest.raises(ModelError, match="not a valid name for a model file"):
         save_model(make("vit_test"), tmp_path / "m.pth")
     assert not list(tmp_path.iterdir())
 
@@ -177,7 +177,7 @@ def test_a_model_that_could_not_be_rebuilt_is_not_written(tmp_path):
 @pytest.mark.parametrize(
     "change, said",
     [
-        (lambda h: h.update(kind="model"), "no bare architecture"),
+        (lambda h: h.update(kind="model"), "not hold a bare architecture"),
         (lambda h: h.update(schema=99), "format 99"),
         (lambda h: h.update(name="vit_tst"), "damaged"),
         (lambda h: h.pop("bands"), "damaged"),
@@ -186,9 +186,9 @@ def test_a_model_that_could_not_be_rebuilt_is_not_written(tmp_path):
         (lambda h: h.update(num_classes=10**12), "damaged"),
         (lambda h: h.update(image_size=10**9), "damaged"),
         (lambda h: h.update(model_args={"depth": 10**9}), "damaged"),
-        (lambda h: h.update(model_args={"dim": 200, "heads": 2}), "of another shape"),
+        (lambda h: h.update(model_args={"dim": 200, "heads": 2}), "with a different shape"),
         (lambda h: h.update(model_args={"depth": 3}), "missing"),
-        (lambda h: h.update(model_args={"depth": 1}), "left over"),
+        (lambda h: h.update(model_args={"depth": 1}), "unexpected"),
         (lambda h: h.update(model_args=[1]), "damaged"),
     ],
 )  # fmt: skip
@@ -300,7 +300,7 @@ def test_partial_loads_only_when_asked_for(rgb, tmp_path):
     content["norm.bias"] = torch.zeros(7)
     torch.save(content, path)
     with pytest.raises(
-        PartialLoadError, match=r"1 missing .*1 left over .*norm.bias \(7,\)"
+        PartialLoadError, match=r"1 missing .*1 unexpected .*norm.bias \(7,\)"
     ) as refused:
         convert(path, "vit_test", image_size=15)
     model, report = convert(path, "vit_test", image_size=15, partial=True)
@@ -378,7 +378,7 @@ def test_files_that_claim_more_than_they_hold_are_refused(tmp_path):
 def test_the_wrong_kind_of_file_is_said(file, tmp_path):
     with pytest.raises(CheckpointError, match="Use load_model"):
         convert(file, "vit_test")
-    with pytest.raises(ModelError, match="is no network"):
+    with pytest.raises(ModelError, match="is not a network"):
         convert(file, "svm")
     save_file({"a": torch.zeros(2)}, tmp_path / "theirs.safetensors")
     with pytest.raises(CheckpointError, match="not written by vitreous"):

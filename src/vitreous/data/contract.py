@@ -93,7 +93,8 @@ class BandContract:
         if share < TOLD:
             return
         problem = (
-            f"{share:.0%} of the scene's pixels are more than {FACTOR:g} times {how} in nearly all bands than any pixel "
+            f"{share:.0%} of the scene's pixels are more than {FACTOR:g} times {how} in nearly all bands than any "
+            "pixel "
             "that the model was trained on"
         )
         if share < REFUSED:

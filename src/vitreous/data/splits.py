@@ -319,7 +319,8 @@ def buffered_blocks(
     split = Split(roles, "blocks", params, seed)
     if split.counts["test"] == 0:
         raise SplitError(
-            f"The labelled pixels are too close together for separate training and test patches of {patch_size} x {patch_size}.",
+            f"The labelled pixels are too close together for separate training and test patches of {patch_size} x "
+            f"{patch_size}.",
             "Use a smaller patch_size or block_size, add labels elsewhere, or use the split 'random'.",
         )
     return _report(split, labels, val_fraction)
@@ -448,7 +449,8 @@ def split_from_files(
     strange = np.setdiff1d(test, train)
     if (strange > 0).any():
         _warn(
-            f"Classes in the test labels only, which are always misclassified: {_names(test_labels, strange[strange > 0].tolist())}."
+            "Classes in the test labels only, which are always misclassified: "
+            f"{_names(test_labels, strange[strange > 0].tolist())}."
         )
     roles = np.where(test > 0, TEST, UNUSED).astype(np.uint8)
     roles[train > 0] = TRAIN

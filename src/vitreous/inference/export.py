@@ -125,7 +125,8 @@ class Parity:
 
     def __str__(self) -> str:
         return (
-            f"{self.runtime} compared with torch on {self.pixels} pixels: {self.equal:.2%} identical classes, probabilities "
+            f"{self.runtime} compared with torch on {self.pixels} pixels: {self.equal:.2%} identical classes, "
+            "probabilities "
             f"differ by {self.largest:.1e} at most, {self.mean:.1e} on average"
         )
 

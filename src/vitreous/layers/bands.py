@@ -155,7 +155,7 @@ def adapt_bands(
     Args:
         weight: the weight, its second axis counting the bands of ``source``.
         source: bands that the weight was made for.
-        target: bands that it shall read.
+        target: bands that it should read.
         method: one of the above.
         table: the weight is a table.
 

@@ -1,6 +1,6 @@
 """Light decoders: from a network's maps, fine to coarse, to class scores of every pixel.
 
-Norms are taken over the channels of each cell by itself. What surrounds a pixel is not the same in training and in use
+Norms are taken over the channels of each cell by itself. What surrounds a pixel is not the same in training and inference
 (see ``data/tiles.py``): statistics over a map, let alone a batch, would be of something else.
 """
 

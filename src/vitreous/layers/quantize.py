@@ -134,7 +134,7 @@ class UniformQuantizer(Quantizer):
 
     @property
     def lowest(self) -> int:
-        """The lowest code in use: 1 where symmetric, so that as many lie below zero as above."""
+        """The lowest code used: 1 where symmetric, so that as many lie below zero as above."""
         return int(self.symmetric)
 
     def calibrate(self, x: Float[Tensor, "*shape"]) -> None:

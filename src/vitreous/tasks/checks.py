@@ -56,7 +56,8 @@ def explained(error: SplitError, recipe: Recipe, size: int) -> SplitError:
     else:
         reach = (size - recipe.patch_size) // 2
         origin = (
-            f"--patch-size {recipe.patch_size} plus {reach} pixels on each side: the receptive field of the front-end of "
+            f"--patch-size {recipe.patch_size} plus {reach} pixels on each side: the receptive field of the "
+            "front-end of "
             f"'{recipe.model}' in mode '{recipe.mode}'"
         )
     return SplitError(f"{error.problem} {size} x {size} comes from {origin}.", error.fix)

@@ -494,7 +494,8 @@ def _make_classifier(
             reinstall(net, applied(net))  # the new head gets what the old one had
     if recipe.init is None and recipe.adapt.endswith("_only"):
         console.print(
-            f"[yellow]adapt '{recipe.adapt}' without --init: frozen parameters keep their random initial values[/yellow]",
+            f"[yellow]adapt '{recipe.adapt}' without --init: frozen parameters keep their random initial "
+            "values[/yellow]",
             highlight=False,
         )
     net = _with_adapters(net, recipe)
@@ -544,7 +545,8 @@ def _check_batch(classifier: runs.Network, recipe: Recipe) -> None:
         isinstance(module, norms) for module in classifier.modules()
     ):
         warnings.warn(
-            f"{recipe.model} uses batch normalization, and batch_size is {recipe.batch_size}: training may fail. Use at "
+            f"{recipe.model} uses batch normalization, and batch_size is {recipe.batch_size}: training may fail. Use "
+            "at "
             f"least {FEWEST_NORMALISED}.",
             stacklevel=2,
         )

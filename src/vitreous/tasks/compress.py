@@ -252,7 +252,8 @@ def _within(job: _Job, max_drop: float) -> tuple[runs.Network, Report, list[str]
             return classifier, report, left
         count *= 2
     raise VitreousError(
-        f"{job.method} costs {drop:.2f} points of OA even with half of the layers unquantized; {max_drop:g} are allowed.",
+        f"{job.method} costs {drop:.2f} points of OA even with half of the layers unquantized; {max_drop:g} are "
+        "allowed.",
         "Use more bits, or raise --max-drop.",
     )
 
