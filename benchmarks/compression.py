@@ -82,7 +82,7 @@ def apply_all(name: str, run: Path, methods: Sequence[tuple[str, dict[str, Any]]
             "OA %": round(figures["OA, %"]["after"], 2),
             "lost points": round(figures["OA, %"]["before"] - figures["OA, %"]["after"], 2),
             "multiply-adds M": round(figures["multiply-adds per image, M"]["after"], 1),
-            "weights MiB": round(figures["weights at their bits, MiB"]["after"], 2),
+            "weights MiB": round(figures["weights at nominal bit width, MiB"]["after"], 2),
         }
         console.print(str(row), highlight=False)
         found.append((row, done.path))
@@ -122,11 +122,11 @@ def conclude(costs: Sequence[dict[str, Any]], speeds: Sequence[dict[str, Any]]) 
         whole = [row for row in own if row["arithmetic"].startswith("int8")]
         best = max(whole, key=lambda row: row["pixels/s"])
         words.append(
-            f"{name}: 8-bit integers on {best['runtime']} are {best['times as fast']} times as fast as floats in torch "
-            f"(2.5 were the aim) and lose {own[0]['OA %'] - best['OA %']:.2f} points of OA (at most 0.5 were allowed)."
+            f"{name}: speed-up of 8-bit integers on {best['runtime']} over float32 in torch {best['times as fast']} "
+            f"(target: 2.5), loss of OA {own[0]['OA %'] - best['OA %']:.2f} points (target: at most 0.5)."
         )
     words += [
-        f"{row['method']} ({row['settings']}) costs {row['network']} {row['lost points']} points."
+        f"{row['method']} ({row['settings']}) loses {row['lost points']} points of OA on {row['network']}."
         for row in costs
         if row["lost points"] > 1
     ]
