@@ -90,7 +90,7 @@ def apply_all(name: str, run: Path, methods: Sequence[tuple[str, dict[str, Any]]
 
 
 def time_all(name: str, entries: Sequence[tuple[str, Path, str]], repeats: int) -> list[Any]:
-    """Measure runs with runtimes; ``times as fast`` is against the first."""
+    """Measure runs with runtimes; ``speed-up`` is against the first."""
     rows = []
     for label, path, runtime in entries:
         one = measure_apart(Entry(str(path), runtime, repeats=repeats, pixels=0))
@@ -102,9 +102,7 @@ def time_all(name: str, entries: Sequence[tuple[str, Path, str]], repeats: int) 
                 "arithmetic": one.precision,
                 "OA %": round(100 * one.oa, 2),
                 "pixels/s": round(one.pixels_per_second),
-                "times as fast": round(one.pixels_per_second / rows[0]["pixels/s"], 2)
-                if rows
-                else 1,
+                "speed-up": round(one.pixels_per_second / rows[0]["pixels/s"], 2) if rows else 1,
                 "one pixel ms": round(one.latency_ms, 2),
                 "files MiB": round(one.size_mib, 2),
                 "peak memory MiB": round(one.peak_memory_mib),
@@ -122,7 +120,7 @@ def conclude(costs: Sequence[dict[str, Any]], speeds: Sequence[dict[str, Any]]) 
         whole = [row for row in own if row["arithmetic"].startswith("int8")]
         best = max(whole, key=lambda row: row["pixels/s"])
         words.append(
-            f"{name}: speed-up of 8-bit integers on {best['runtime']} over float32 in torch {best['times as fast']} "
+            f"{name}: speed-up of 8-bit integers on {best['runtime']} over float32 in torch {best['speed-up']} "
             f"(target: 2.5), loss of OA {own[0]['OA %'] - best['OA %']:.2f} points (target: at most 0.5)."
         )
     words += [

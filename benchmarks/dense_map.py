@@ -78,7 +78,7 @@ def time_map(classifier: Any, data: Any, path: Path) -> float:
 
 
 def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the table; ``times as fast`` compares with patches."""
+    """Return the table; ``speed-up`` compares with patches."""
     speeds = {r["way"]: r["pixels"] / median(r["maps"]) for r in records}
     return [
         {
@@ -89,7 +89,7 @@ def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "parameters": r["parameters"],
             "training s": round(r["train"]),
             "pixels/s": round(speeds[r["way"]]),
-            "times as fast": round(speeds[r["way"]] / speeds["patch"], 1),
+            "speed-up": round(speeds[r["way"]] / speeds["patch"], 1),
         }
         for r in records
     ]
@@ -99,7 +99,7 @@ def conclude(rows: Sequence[dict[str, Any]]) -> str:
     """Say in words how the ways compare."""
     patch = next(row for row in rows if row["way"] == "patch")
     words = [
-        f"{row['way'].capitalize()}: {row['times as fast']} times the throughput of one patch per pixel, "
+        f"{row['way'].capitalize()}: {row['speed-up']} times the throughput of one patch per pixel, "
         f"OA {row['OA'] - patch['OA']:+.2f} points."
         for row in rows
         if row is not patch

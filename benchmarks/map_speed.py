@@ -183,7 +183,7 @@ def measure(
 
 
 def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the table: medians per size and way, and how many times as fast ours is."""
+    """Return the table: medians per size and way, and the speed-up of ours."""
     rows = []
     for times in dict.fromkeys(r["tiles"] for r in records):
         ours, usual = (medians(records, times, way) for way in ("ours", "usual"))
@@ -194,7 +194,7 @@ def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                     "pixels": own["pixels"],
                     "way": way,
                     "pixels/s": round(own["speed"]),
-                    "times as fast": round(own["speed"] / usual["speed"], 1),
+                    "speed-up": round(own["speed"] / usual["speed"], 1),
                     "peak memory MiB": round(own["memory"] / 2**20),
                     "of it for mapping MiB": round((own["memory"] - own["before"]) / 2**20),
                     "extrapolated from": None
@@ -246,7 +246,7 @@ def agreement(run: Path, folder: Path) -> dict[str, float] | None:
 def conclude(rows: Sequence[dict[str, Any]], agreed: dict[str, float] | None) -> str:
     """Say in words how the two ways compare."""
     ours = [row for row in rows if row["way"] == "ours"]
-    fastest = " and ".join(f"{row['times as fast']} ({row['scene']})" for row in ours)
+    fastest = " and ".join(f"{row['speed-up']} ({row['scene']})" for row in ours)
     words = [f"The throughput of ours is {fastest} times that of the usual way."]
     if len(ours) > 1:
         grown = ours[-1]["peak memory MiB"] - ours[0]["peak memory MiB"]

@@ -460,7 +460,7 @@ def _layout(header: Header, source: str, byte_order: int | None) -> _Layout:
         )
     code = _required(header, "data type", source)
     if code not in _TYPES:
-        reason = "complex numbers are no spectra" if code in {6, 9} else "unknown ENVI data type"
+        reason = "complex numbers are not spectra" if code in {6, 9} else "unknown ENVI data type"
         raise SceneError(
             f"{source} has data type {code}: {reason}.", f"Known types are {sorted(_TYPES)}."
         )

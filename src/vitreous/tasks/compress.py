@@ -36,7 +36,7 @@ FEWEST_GATE_PIXELS = 100  # of a validation part that can say something about ha
 LATENCY_CALLS = 30
 ROUNDS = 2  # of measuring the speed of both in turn
 WINDOWS = 3  # classified on the clock in each round
-GAIN = 1.05  # times as fast, below which there is no gain to speak of
+GAIN = 1.05  # speed-up below which there is no gain to speak of
 
 
 @dataclass(frozen=True)
