@@ -98,7 +98,7 @@ def main(quick: bool = False, full: bool = False, data: Path | None = None) -> N
     setting = TOY if data is None else REAL
     study = Study(
         __file__,
-        "its block against window attention and ResNet's, 100 k parameters",
+        "ConvNeXt blocks compared with window attention and ResNet bottlenecks, 100 k parameters",
         settings={"batch": BATCH, "rates": RATES, "training": TRAINING, **setting._asdict()},
         quick=quick,
         full=full,

@@ -287,7 +287,7 @@ def main(quick: bool = False, full: bool = False, data: Path | None = None) -> N
     settings = TOY if data is None else REAL
     study = Study(
         __file__,
-        "time of one image, and latency-driven slimming",
+        "latency and latency-driven slimming",
         settings={**settings, "batch": BATCH, "rates": RATES, "supernet": SUPERNET_RATE, **SMALL},
         quick=quick,
         full=full,
@@ -383,8 +383,8 @@ def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         {
             "parameters": lambda own: round(mean(r["parameters"] for r in own)),
             "multiply-adds, M": lambda own: round(mean(r["macs"] for r in own) / 1e6, 2),
-            "of the whole's time": shares("shares"),
-            "by the table": shares("predicted_shares"),
+            "share of the full latency": shares("shares"),
+            "predicted by the latency table": shares("predicted_shares"),
             "learning rate": first("learning_rate"),
             "accuracy %": percents("accuracy"),
         },
@@ -401,7 +401,7 @@ def claims(records: Sequence[dict[str, Any]]) -> list[Claim]:
     times = [median(r["ratios"]) for r in records if r["system"] == TIME]
     return [
         claim(
-            "Processor time of one thread for one image, efficientformer_l1 over a plain ViT",
+            "Latency per image (processor time of one thread), efficientformer_l1 over a plain ViT",
             times,
             at_most=FASTER,
             unit="times",
@@ -409,14 +409,14 @@ def claims(records: Sequence[dict[str, Any]]) -> list[Claim]:
             signed=False,
         ),
         claim(
-            "Error of the time that the table of parts predicts",
+            "Error of the latency predicted by the table of parts",
             errors,
             at_most=ERROR,
             unit="%",
             signed=False,
         ),
         claim(
-            "Accuracy, slimmed vs narrowed uniformly to no less time",
+            "Accuracy, latency-driven slimming vs uniform narrowing at equal or higher latency",
             paired(records, SLIMMED, NARROWED),
             at_least=-SLACK,
         ),

@@ -62,7 +62,7 @@ def main(quick: bool = False, full: bool = False, data: Path | None = None) -> N
     """Measure everything; a full run writes ``results/efficientvit.json``, a quick one only checks that all of it runs."""
     study = Study(
         __file__,
-        "sandwich and cascaded group attention, and images per second",
+        "sandwich layout, cascaded group attention and throughput",
         settings={
             "epochs": EPOCHS,
             "rates": RATES,
@@ -276,7 +276,7 @@ def claims(records: Sequence[dict[str, Any]]) -> list[Claim]:
         claim("Accuracy, sandwich vs usual blocks", paired(records, OURS, USUAL), at_least=-SLACK),
         speedup("sandwich over usual blocks", BLOCK_TIME, 1.0),
         claim(
-            "Cosine similarity of heads' maps, sandwich vs usual blocks",
+            "Cosine similarity of the heads' feature maps, sandwich vs usual blocks",
             paired(records, OURS, USUAL, "similarity", factor=1.0),
             at_most=0.0,
             unit="",

@@ -151,7 +151,7 @@ def remarks(records: Sequence[dict[str, Any]]) -> list[str]:
     order = " > ".join(f"{pool} {oa[pool]:.1f}" for pool in sorted(POOLS, key=oa.__getitem__)[::-1])
     return [
         f"Mean OA: {order}.",
-        "Pixels are drawn at random, so test patches overlap training patches, alike for every pool.",
+        "Pixels are drawn at random, so test patches overlap training patches, equally for all poolings.",
     ]
 
 

@@ -50,7 +50,7 @@ def main(quick: bool = False, full: bool = False) -> None:
     """Measure everything; a full run writes ``results/swin.json``, a quick one only checks that all of it runs."""
     study = Study(
         __file__,
-        "shifted windows compare what lies apart",
+        "shifted windows connect distant tokens",
         settings={
             "epochs": EPOCHS,
             "batch": BATCH,
@@ -145,7 +145,7 @@ def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "parameters": first("parameters"),
             "learning rate": first("learning_rate"),
             "accuracy %": percents("accuracy"),
-            "attention at twice the side": lambda own: f"x {growth(own[0]):g}",
+            "attention at twice the image side": lambda own: f"x {growth(own[0]):g}",
         },
     )
 
@@ -157,13 +157,13 @@ def claims(records: Sequence[dict[str, Any]]) -> list[Claim]:
         claim("Accuracy, shifted vs fixed windows", paired(records, SHIFTED, FIXED), at_least=GAIN),
         claim("Accuracy, shifted windows vs global attention", paired(records, SHIFTED, GLOBAL)),
         exact(
-            "Growth of attention's multiply-adds at twice the side, windows",
+            "Growth of attention multiply-adds at twice the image side, windows",
             grown[SHIFTED],
             at_most=GROWTH,
             unit="times",
         ),
         exact(
-            "Growth of attention's multiply-adds at twice the side, global attention",
+            "Growth of attention multiply-adds at twice the image side, global attention",
             grown[GLOBAL],
             unit="times",
         ),

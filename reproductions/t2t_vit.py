@@ -56,7 +56,7 @@ def main(quick: bool = False, full: bool = False, data: Path | None = None) -> N
     settings = TOY if data is None else REAL
     study = Study(
         __file__,
-        "merging tokens against cutting patches",
+        "soft splits compared with plain patches",
         settings={**settings, "rates": RATES, "trunk": TRUNK, "token_dim": TOKEN_DIM},
         quick=quick,
         full=full,
@@ -141,7 +141,7 @@ def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "learning rate": first("learning_rate"),
             "accuracy %": percents("accuracy"),
         },
-        keys={"tokens by": "system"},
+        keys={"tokenization": "system"},
     )
 
 

@@ -202,7 +202,8 @@ class Recipe(Settings):
     val_fraction: float = _setting(
         0.1,
         "Split",
-        "Fraction held out to choose the best epoch: of the training pixels (of all pixels with 'blocks'); 0: keep the last epoch.",
+        "Fraction held out to choose the best epoch: of the training pixels (of all pixels with 'blocks'); 0: keep "
+        "the last epoch.",
         ge=0,
         lt=1,
     )
@@ -221,7 +222,8 @@ class Recipe(Settings):
     mode: Literal["scene", "patch", "dense"] = _setting(
         "scene",
         "Model",
-        "Compute the front-end once per region (scene) or once per patch (patch, as published), or label all pixels of a tile at once (dense).",
+        "Compute the front-end once per region (scene) or once per patch (patch, as published), or label all pixels "
+        "of a tile at once (dense).",
     )
     tile_size: int = _setting(64, "Model", "Tile size in pixels (mode 'dense').", ge=16, le=512)
     decoder: Literal["fpn", "upernet"] = _setting(
@@ -318,7 +320,8 @@ class Recipe(Settings):
     patience: int = _setting(
         0,
         "Training",
-        "Early stopping: epochs without improvement on the validation pixels; 0: train to the end, then keep the best epoch.",
+        "Early stopping: epochs without improvement on the validation pixels; 0: train to the end, then keep the "
+        "best epoch.",
         ge=0,
         le=MANY,
     )

@@ -188,7 +188,9 @@ def test_pretraining_goes_on_with_the_list_and_says_what_its_validation_had_seen
     assert [entry.task for entry in start_provenance(str(again))] == ["pretrain", "pretrain"]
     assert metrics(start)["val_seen"] == 0
     assert metrics(again)["val_seen"] == pytest.approx(5 / 14)  # columns 14 to 18 of 14 to 27
-    assert "36% of which the weights" in (again / "report.html").read_text()
+    assert (
+        "36% of that ground was seen by the initial weights" in (again / "report.html").read_text()
+    )
 
 
 def test_a_restorer_that_starts_from_the_test_area_is_told(tmp_path, capsys):

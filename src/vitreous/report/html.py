@@ -130,7 +130,8 @@ def build_report(run: Path, scene: xr.DataArray, labels: xr.DataArray, split: Sp
     shape = (scene.sizes["y"], scene.sizes["x"])
     if truth.shape != shape or roles.shape != shape:
         raise VitreousError(
-            f"The scene has {shape[0]} x {shape[1]} pixels, but its labels have {truth.shape} and its split {roles.shape}.",
+            f"The scene has {shape[0]} x {shape[1]} pixels, but its labels have {truth.shape} and its split "
+            f"{roles.shape}.",
             "Build the report with the labels and the split of the same scene.",
         )
     page = _Page(read_record(run), scene, truth, roles)
@@ -279,7 +280,8 @@ def _interval_words(test: Scores) -> str:
     if test.oa_ci is None:
         return f"They all lie in one block of {side} pixels, too few for confidence intervals."
     return (
-        f"The confidence intervals resample the {found.blocks:,} blocks of {side} pixels that contain them, because errors "
+        f"The confidence intervals resample the {found.blocks:,} blocks of {side} pixels that contain them, because "
+        "errors "
         "of neighbours are correlated; another scene or another year may differ by more."
     )
 

@@ -61,7 +61,7 @@ def open(  # the name that every reader has
     if ortho and not has_glt:
         raise SceneError(
             f"{file.source} has no geometry lookup table ({' and '.join(GLT)}).",
-            "Leave out ortho=True.",
+            "Omit ortho=True.",
         )
     if has_glt and ortho is not False:
         return _open_ortho(file, variable, axis_order, wavelength_unit, known)

@@ -76,7 +76,7 @@ _REFUSED = (  # first bytes, what it is, what to do
     (b"EHFA_HEADER_TAG", "an ERDAS Imagine file", "Convert it to GeoTIFF."),
 )
 _KNOWN = (
-    "Known kinds: ENVI (.hdr with its data), GeoTIFF, MATLAB .mat, EMIT and other NetCDF-4/HDF5,"
+    "Supported formats: ENVI (.hdr with its data), GeoTIFF, MATLAB .mat, EMIT and other NetCDF-4/HDF5,"
     " .npy and .npz, Zarr folders, Sentinel-2 products."
 )
 
@@ -109,10 +109,10 @@ def open_scene(path: str | Path, **hints: Any) -> xr.DataArray:
         own["wavelength_unit"] = common["wavelength_unit"]
     elif "wavelength_unit" in common and "wavelengths" not in common:
         raise SceneError(
-            f"wavelength_unit alone means nothing for {file.name}.", "Pass wavelengths= as well."
+            f"wavelength_unit alone has no effect for {file.name}.", "Pass wavelengths= as well."
         )
     if "mask_values" in common and "mask" not in common:
-        raise SceneError("mask_values alone means nothing.", "Pass mask= as well.")
+        raise SceneError("mask_values alone has no effect.", "Pass mask= as well.")
     known = _known_facts(common, file)
     scene: xr.DataArray = call_reader(reader.open, file, own, known, extra=COMMON_HINTS)
     # Others reopen a scene by its source, maybe from another folder; ENVI names its data, given its header.
@@ -136,7 +136,8 @@ def local_path(path: str | os.PathLike[str]) -> Path:
     text = os.fspath(path)
     if text.startswith("/vsi") or re.match(r"[A-Za-z][A-Za-z0-9+._-]+:/", text) or "\0" in text:
         raise SceneError(
-            f"{text!r} is no local file.", "Fetch or unpack it first; only local files are read."
+            f"{text!r} is not a local file.",
+            "Download or unpack it first; only local files are supported.",
         )
     file = Path(text).expanduser()
     name = shortened(str(file), LONGEST_NAME)
@@ -152,7 +153,7 @@ def local_path(path: str | os.PathLike[str]) -> Path:
         if not file.is_file():
             raise SceneError(f"{name} is neither a file nor a folder.")
         if file.stat().st_size == 0:
-            raise SceneError(f"{name} is empty.", "Fetch it again.")
+            raise SceneError(f"{name} is empty.", "Download it again.")
     except OSError as error:
         raise SceneError(f"{name} cannot be read: {error.strerror}.") from error
     return file
@@ -195,7 +196,7 @@ def call_reader(
         if name not in known:
             kind = function.__module__.rpartition(".")[2]
             raise SceneError(
-                f"Unknown hint '{name}' for a file of kind {kind}.",
+                f"Unknown reader option '{name}' for {kind} files.",
                 did_you_mean(name, {*known, *extra}),
             )
     try:
@@ -243,7 +244,7 @@ def _reader_of_file(file: Path) -> str:
         return found
     if file.suffix.lower() in envi.DATA_SUFFIXES:
         return "envi"  # its complaint about the missing header is the right one
-    raise SceneError(f"{file} is of no known kind.", _KNOWN)
+    raise SceneError(f"{file} has an unknown format.", _KNOWN)
 
 
 def _known_facts(hints: Mapping[str, Any], file: Path) -> dict[str, Any]:
@@ -287,9 +288,7 @@ def _spectral_hints(hints: Mapping[str, Any], file: Path) -> dict[str, Any]:
         return {}
     numbers_given = np.array([*(centres or ()), *(widths or ())])
     if not np.all(np.isfinite(numbers_given) & (numbers_given >= 0)) or not numbers_given.any():
-        raise SceneError(
-            "There are impossible wavelengths in the hint.", "They must be positive numbers."
-        )
+        raise SceneError("The given wavelengths are invalid.", "They must be positive numbers.")
     found = spectral(
         centres, widths, unit or stated, "The hint wavelengths", certain=unit is not None
     )
@@ -316,7 +315,7 @@ def _list_hint(name: str, given: Any) -> list[float]:
         return [float(value) for value in given]
     except (TypeError, ValueError) as error:
         raise SceneError(
-            f"{name} is no list of numbers.", "Give one number per band, or a CSV file."
+            f"{name} is not a list of numbers.", "Give one number per band, or a CSV file."
         ) from error
 
 
@@ -350,7 +349,7 @@ def _read_table(path: Path, wanted: str) -> _Table:
     if not (len(named) == 1 or len(head) == 1) or (wanted == "fwhm" and len(spans) != 1):
         raise SceneError(
             f"{path} has no single column of wavelengths.",
-            "Name one column 'wavelength', or keep only one.",
+            "Name one column 'wavelength', or keep a single column.",
         )
     column, body = (named or [0])[0], rows[1:] if named else rows
 
@@ -416,10 +415,10 @@ def _band_indices(scene: xr.DataArray, given: Any) -> npt.NDArray[np.int64]:
                 )
             index += range(first - 1, last)
         else:
-            advice = did_you_mean(word, names) if names else "Write numbers from 1 on: 1-10,15."
+            advice = did_you_mean(word, names) if names else "Write numbers from 1, e.g. 1-10,15."
             raise SceneError(f"The scene has no band '{word}'.", advice)
     if len(set(index)) < len(index):
-        raise SceneError(f"bands={given} names a band twice.", "Name each once.")
+        raise SceneError(f"bands={given} lists a band twice.", "List each band once.")
     return np.array(index, dtype=np.int64)
 
 
@@ -443,7 +442,7 @@ def find_writer(path: str | Path) -> ModuleType:
     suffix = Path(path).suffix.lower()
     if suffix not in WRITERS:
         raise SceneError(
-            f"{path} does not end like a scene that can be written.", f"Use one of {list(WRITERS)}."
+            f"{path} does not have the suffix of a writable format.", f"Use one of {list(WRITERS)}."
         )
     return importlib.import_module(f"vitreous.scenes.{WRITERS[suffix]}")
 

@@ -43,8 +43,8 @@ def _check_batch_norms(name: str, net: nn.Module, batch_size: int) -> None:
         return
     if batch_size == 1:
         raise ConfigError(
-            f"'{name}' normalises over the batch (batch norm), which cannot be trained with --batch-size 1.",
-            "Give --batch-size 2 or more; 16 to 64 are usual.",
+            f"'{name}' uses batch normalization, which cannot be trained with --batch-size 1.",
+            "Use --batch-size 2 or more; 16 to 64 is usual.",
         )
     warnings.warn(
         f"'{name}' normalises over the batch (batch norm), and --batch-size is {batch_size}: its statistics will be "
@@ -68,7 +68,8 @@ def explained(error: SplitError, recipe: Recipe, size: int) -> SplitError:
     else:
         reach = (size - recipe.patch_size) // 2
         origin = (
-            f"--patch-size {recipe.patch_size} and {reach} pixels on each side, which the front-end of "
-            f"'{recipe.model}' looks at in mode '{recipe.mode}'"
+            f"--patch-size {recipe.patch_size} plus {reach} pixels on each side: the receptive field of the "
+            "front-end of "
+            f"'{recipe.model}' in mode '{recipe.mode}'"
         )
     return SplitError(f"{error.problem} {size} x {size} comes from {origin}.", error.fix)
