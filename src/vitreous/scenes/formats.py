@@ -12,7 +12,7 @@ import inspect
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -77,15 +77,16 @@ _REFUSED = (  # first bytes, what it is, what to do
 )
 _KNOWN = (
     "Known kinds: ENVI (.hdr with its data), GeoTIFF, MATLAB .mat, EMIT and other NetCDF-4/HDF5,"
-    " .npy and .npz, Zarr folders, Sentinel-2 products."
+    " .npy and .npz, Zarr folders; folders of Sentinel-2 and Landsat; patterns such as B0[2-8].tif."
 )
 
 
-def open_scene(path: str | Path, **hints: Any) -> xr.DataArray:
+def open_scene(path: str | Path | Sequence[str | Path], **hints: Any) -> xr.DataArray:
     """Open a scene of any known format; nothing is read before a window is asked for.
 
     Args:
-        path: a local file or folder.
+        path: a local file or folder, a list of files with one band each, or a pattern that names them
+            (``B0[2-8].tif``, see :mod:`vitreous.scenes.band_files`).
         **hints: what the file does not say or says wrongly; they replace what it says before that is looked at. Every
             format takes ``unit`` (``dn``, ``radiance``, ``reflectance``), ``scale`` (physical value = stored value x
             scale), ``nodata``, ``wavelengths`` and ``fwhm`` (lists, or a CSV file with a column ``wavelength``),
@@ -99,8 +100,7 @@ def open_scene(path: str | Path, **hints: Any) -> xr.DataArray:
     Raises:
         SceneError: no such file, none of a known kind, a damaged one, or a hint that does not exist.
     """
-    file = local_path(path)
-    reader = find_reader(file)
+    file, reader = _reader_of(path)
     common = {name: value for name, value in hints.items() if name in COMMON_HINTS}
     own = {name: value for name, value in hints.items() if name not in COMMON_HINTS}
     if "wavelength_unit" in common:
@@ -125,6 +125,21 @@ def open_scene(path: str | Path, **hints: Any) -> xr.DataArray:
 
         scene = with_mask(scene, common["mask"], common.get("mask_values"), file)
     return scene
+
+
+def _reader_of(path: str | Path | Sequence[str | Path]) -> tuple[Path, ModuleType]:
+    """Return the path, maybe a pattern for several files, and the module that reads it."""
+    from vitreous.scenes import band_files
+
+    if not isinstance(path, (str, os.PathLike)):
+        path = band_files.pattern_of(path)
+    if not band_files.is_pattern(path):
+        file = local_path(path)
+        return file, find_reader(file)
+    found = band_files.matching(path)
+    if len(found) == 1:
+        return _reader_of(found[0])
+    return Path(path).expanduser(), band_files
 
 
 def local_path(path: str | os.PathLike[str]) -> Path:
@@ -210,21 +225,23 @@ def _parameters(function: Callable[..., Any]) -> set[str]:
 
 
 def _reader_of_folder(folder: Path) -> str:
-    from vitreous.scenes import sentinel2
+    from vitreous.scenes import landsat, sentinel2
 
     if any((folder / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray")):
         return "zarr_store"
     if sentinel2.is_product(folder):
         return "sentinel2"
-    raise SceneError(
-        f"{folder} is a folder, but neither a Zarr store nor a Sentinel-2 product.", _KNOWN
-    )
+    if landsat.is_product(folder):
+        return "landsat"
+    raise SceneError(f"{folder} is a folder, but no Zarr store or product that is known.", _KNOWN)
 
 
 def _reader_of_file(file: Path) -> str:
-    from vitreous.scenes import envi
+    from vitreous.scenes import envi, landsat
 
     by_suffix = SUFFIXES.get(file.suffix.lower())
+    if landsat.is_metadata(file):
+        return "landsat"
     try:
         with file.open("rb") as handle:
             head = handle.read(64)
