@@ -23,7 +23,8 @@ import xarray as xr
 
 from vitreous.errors import SceneError, did_you_mean, shortened
 from vitreous.scenes.attributes import number_of, numbers
-from vitreous.scenes.cube import UNITS, LazyCube, Window, make_scene
+from vitreous.scenes.cube import UNITS, LazyCube, make_scene
+from vitreous.scenes.stacks import Picked
 from vitreous.scenes.wavelengths import known_unit, spectral, unit_in_name
 
 COMMON_HINTS = (
@@ -77,7 +78,7 @@ _REFUSED = (  # first bytes, what it is, what to do
 )
 _KNOWN = (
     "Known kinds: ENVI (.hdr with its data), GeoTIFF, MATLAB .mat, EMIT and other NetCDF-4/HDF5,"
-    " .npy and .npz, Zarr folders; folders of Sentinel-2 and Landsat; patterns such as B0[2-8].tif."
+    " .npy and .npz, Zarr folders; products by their folders (docs/scenes.md); patterns such as B0[2-8].tif."
 )
 
 
@@ -173,16 +174,21 @@ def local_path(path: str | os.PathLike[str]) -> Path:
     return file
 
 
-def find_reader(file: Path) -> ModuleType:
+def find_reader(file: Path, products: bool = True) -> ModuleType:
     """Return the reader module for a checked path.
 
     The first bytes win over the suffix, except that a file with an ENVI header beside it is ENVI whatever its
     pixels look like, and MATLAB's and NetCDF's suffixes say which use of HDF5 it is.
 
+    Args:
+        file: the path.
+        products: False asks for the reader of the format, whatever product the file is a part of.
+
     Raises:
         SceneError: no reader knows this kind.
     """
-    name = _reader_of_folder(file) if file.is_dir() else _reader_of_file(file)
+    name = _product_of(file) if products else None
+    name = name or (_reader_of_folder(file) if file.is_dir() else _reader_of_file(file))
     return importlib.import_module(f"vitreous.scenes.{name}")
 
 
@@ -224,24 +230,31 @@ def _parameters(function: Callable[..., Any]) -> set[str]:
     return {p.name for p in every if p.kind is not inspect.Parameter.VAR_KEYWORD} - {"path"}
 
 
-def _reader_of_folder(folder: Path) -> str:
-    from vitreous.scenes import landsat, sentinel2
+def _product_of(path: Path) -> str | None:
+    """The product that a folder or file belongs to by its name and what lies beside it."""
+    from vitreous.scenes import dlr, landsat, sentinel2
 
-    if any((folder / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray")):
+    if _is_zarr(path):  # maybe a folder of very many files
+        return None
+    readers = (landsat, dlr) if path.is_file() else (landsat, dlr, sentinel2)
+    found = (reader for reader in readers if reader.is_product(path))
+    return next((reader.__name__.rpartition(".")[2] for reader in found), None)
+
+
+def _is_zarr(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray"))
+
+
+def _reader_of_folder(folder: Path) -> str:
+    if _is_zarr(folder):
         return "zarr_store"
-    if sentinel2.is_product(folder):
-        return "sentinel2"
-    if landsat.is_product(folder):
-        return "landsat"
     raise SceneError(f"{folder} is a folder, but no Zarr store or product that is known.", _KNOWN)
 
 
 def _reader_of_file(file: Path) -> str:
-    from vitreous.scenes import envi, landsat
+    from vitreous.scenes import envi
 
     by_suffix = SUFFIXES.get(file.suffix.lower())
-    if landsat.is_metadata(file):
-        return "landsat"
     try:
         with file.open("rb") as handle:
             head = handle.read(64)
@@ -388,7 +401,7 @@ def _with_bands(scene: xr.DataArray, given: Any) -> xr.DataArray:
     if steps <= {1}:
         return scene.isel(band=slice(int(index[0]), int(index[-1]) + 1))
     # Not isel: of a mapped file it would load everything at once.
-    cube = LazyCube((index.size, *scene.shape[1:]), scene.dtype, _Picked(scene.variable, index))
+    cube = LazyCube((index.size, *scene.shape[1:]), scene.dtype, Picked(scene.variable, index))
     picked = make_scene(cube, source=str(scene.attrs["source"]))
     coordinates = {
         name: ("band", column.values[index])
@@ -397,22 +410,6 @@ def _with_bands(scene: xr.DataArray, given: Any) -> xr.DataArray:
     }
     place = {name: c for name, c in scene.coords.items() if "band" not in c.dims}
     return picked.assign_coords({**place, **coordinates}).assign_attrs(scene.attrs)
-
-
-class _Picked:
-    """Reads some bands of a scene."""
-
-    def __init__(self, variable: xr.Variable, index: npt.NDArray[np.int64]) -> None:
-        self._variable, self._index = variable, index
-
-    def __call__(self, window: Window) -> npt.NDArray[Any]:
-        bands, rows, columns = window
-        index = self._index[bands]
-        if index.size == 0:
-            return np.asarray(self._variable[0:0, rows, columns].values)
-        first = int(index.min())
-        stored = self._variable[first : int(index.max()) + 1, rows, columns]
-        return np.asarray(stored.values)[index - first]
 
 
 def _band_indices(scene: xr.DataArray, given: Any) -> npt.NDArray[np.int64]:

@@ -186,14 +186,9 @@ def band_of(path: Path) -> _File | None:
     return _File(path, match["scene"], instrument, int(match["level"]), band)
 
 
-def is_product(folder: Path) -> bool:
-    """Return whether a folder holds bands of Landsat."""
-    return bool(find_bands(folder))
-
-
-def is_metadata(file: Path) -> bool:
-    """Return whether a file is called as Landsat's metadata are."""
-    return _MTL.fullmatch(file.name) is not None
+def is_product(path: Path) -> bool:
+    """Return whether a folder holds bands of Landsat, or a file is called as its metadata are."""
+    return bool(find_bands(path)) if path.is_dir() else _MTL.fullmatch(path.name) is not None
 
 
 def _coefficients(files: Sequence[_File], path: Path) -> list[tuple[float, float]] | None:

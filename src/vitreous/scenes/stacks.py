@@ -1,4 +1,4 @@
-"""Images of one band each as one cube: they share the grid of the finest, and nothing is interpolated."""
+"""Bands put together and taken out: several images as one cube on one grid, and some bands of a scene."""
 
 from __future__ import annotations
 
@@ -52,6 +52,28 @@ def stacked(images: Sequence[xr.DataArray], source: str) -> tuple[LazyCube, Grid
     dtype = np.result_type(dtype, np.float32) if others else dtype
     shape = check_shape((len(images), *wanted.size), source)
     return LazyCube(shape, dtype, _Stack(images, grids, wanted, dtype)), wanted
+
+
+class Picked:
+    """Reads some bands of a scene, in any order.
+
+    Args:
+        variable: of the scene.
+        index: which bands.
+    """
+
+    def __init__(self, variable: xr.Variable, index: npt.NDArray[np.int64]) -> None:
+        self._variable, self._index = variable, index
+
+    def __call__(self, window: Window) -> npt.NDArray[Any]:
+        """Read one window of these bands."""
+        bands, rows, columns = window
+        index = self._index[bands]
+        if index.size == 0:
+            return np.asarray(self._variable[0:0, rows, columns].values)
+        first = int(index.min())
+        stored = self._variable[first : int(index.max()) + 1, rows, columns]
+        return np.asarray(stored.values)[index - first]
 
 
 def _pixel_size(grid: Grid) -> float:
