@@ -48,6 +48,9 @@ SUFFIXES = {
     ".npy": "numpy_files",
     ".npz": "numpy_files",
     ".jp2": "sentinel2",
+    ".png": "pictures",
+    ".jpg": "pictures",
+    ".jpeg": "pictures",
 }
 _CONTENT = (  # first bytes, reader
     (b"ENVI", "envi"),
@@ -58,6 +61,8 @@ _CONTENT = (  # first bytes, reader
     (b"MATLAB ", "matlab"),
     (b"\x89HDF\r\n\x1a\n", "emit"),
     (b"\x93NUMPY", "numpy_files"),
+    (b"\x89PNG\r\n\x1a\n", "pictures"),
+    (b"\xff\xd8\xff", "pictures"),
     (b"\0\0\0\x0cjP  \r\n\x87\n", "sentinel2"),
 )
 _REFUSED = (  # first bytes, what it is, what to do
@@ -78,7 +83,7 @@ _REFUSED = (  # first bytes, what it is, what to do
 )
 _KNOWN = (
     "Known kinds: ENVI (.hdr with its data), GeoTIFF, MATLAB .mat, EMIT and other NetCDF-4/HDF5,"
-    " .npy and .npz, Zarr folders; products by their folders (docs/scenes.md); patterns such as B0[2-8].tif."
+    " .npy and .npz, PNG, JPEG, Zarr folders; products by their folders (docs/scenes.md); patterns such as B0[2-8].tif."
 )
 
 
