@@ -134,7 +134,7 @@ def open_cube(
     info = choose_cube(file, variable)
     axes = find_axes(file, info, axis_order, known)
     bands, height, width = check_shape([info.shape[axis] for axis in axes], file.source)
-    cube = LazyCube((bands, height, width), info.dtype, _WindowReader(file, info, axes))
+    cube = LazyCube((bands, height, width), info.dtype, WindowReader(file, info, axes))
     values, facts = as_measured(cube, info, known, stored(file.attrs).nodata)
     facts |= spectral_facts(file, bands, wavelength_unit, info=info, band_axis=axes[0], known=known)
     facts |= settle(
@@ -389,13 +389,20 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool) else None
 
 
-class _WindowReader:
-    """Reads windows (band, y, x) of an array that is stored in another axis order."""
+class WindowReader:
+    """Reads windows (band, y, x) of an array that is stored in another axis order.
+
+    Args:
+        file: the file.
+        info: the array.
+        axes: where bands, rows and columns lie.
+    """
 
     def __init__(self, file: ArrayFile, info: ArrayInfo, axes: Axes) -> None:
         self._file, self._name, self._axes, self._dropped = file, info.name, axes, info.dropped
 
     def __call__(self, window: Window) -> npt.NDArray[Any]:
+        """Read one window."""
         key = [slice(None)] * 3
         for axis, part in zip(self._axes, window, strict=True):
             key[axis] = part
@@ -628,7 +635,7 @@ def _georeference(file: ArrayFile, info: ArrayInfo, row: int, column: int) -> di
             else:
                 place["transform"] = stated  # its digits are not rounded
         if "crs" not in place and _are_degrees(x_info, y_info, x, y, info, row, column):
-            place["crs"] = _epsg(4326)
+            place["crs"] = epsg(4326)
     elif numbers_of_gdal is not None:
         place["transform"] = Affine.from_gdal(*numbers_of_gdal)
     return _product_place(file, place)
@@ -651,11 +658,12 @@ def _product_place(file: ArrayFile, place: dict[str, Any]) -> dict[str, Any]:
         place.setdefault("crs", crs)
     code = number(find(file.attrs, "epsg code", "epsg"))
     if place.get("crs") is None and code is not None and place.get("transform") is not None:
-        place["crs"] = _epsg(int(code))
+        place["crs"] = epsg(int(code))
     return {name: value for name, value in place.items() if value is not None}
 
 
-def _epsg(code: int) -> Any:
+def epsg(code: int) -> Any:
+    """Return the rasterio CRS of an EPSG code, None where there is none."""
     from rasterio.crs import CRS
     from rasterio.errors import CRSError
 

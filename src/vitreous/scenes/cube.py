@@ -474,7 +474,7 @@ def _mirror(positions: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64
 def rgb_bands(scene: xr.DataArray) -> tuple[int, int, int]:
     """Return the bands for a picture: nearest to 650, 550 and 450 nm where the scene has visible bands.
 
-    Scenes without visible light get a false colour of three evenly spread good bands; a single band is grey.
+    Without wavelengths the names red, green and blue count. Scenes without visible light get a false colour of three evenly spread good bands; a single band is grey.
     """
     usable = good_bands(scene)
     centres = wavelengths_of(scene)
@@ -483,6 +483,13 @@ def rgb_bands(scene: xr.DataArray) -> tuple[int, int, int]:
             int(usable[np.argmin(np.abs(centres[usable] - nm))]) for nm in (650, 550, 450)
         )
         return red, green, blue
+    names = (
+        [str(name).lower() for name in scene["band_name"].values]
+        if "band_name" in scene.coords
+        else []
+    )
+    if centres is None and all(name in names for name in ("red", "green", "blue")):
+        return names.index("red"), names.index("green"), names.index("blue")
     spread = usable[np.linspace(len(usable) - 1, 0, 5).round().astype(int)]
     return int(spread[1]), int(spread[2]), int(spread[3])
 

@@ -12,7 +12,7 @@ import inspect
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -23,7 +23,8 @@ import xarray as xr
 
 from vitreous.errors import SceneError, did_you_mean, shortened
 from vitreous.scenes.attributes import number_of, numbers
-from vitreous.scenes.cube import UNITS, LazyCube, Window, make_scene
+from vitreous.scenes.cube import UNITS, LazyCube, make_scene
+from vitreous.scenes.stacks import Picked
 from vitreous.scenes.wavelengths import known_unit, spectral, unit_in_name
 
 COMMON_HINTS = (
@@ -47,6 +48,9 @@ SUFFIXES = {
     ".npy": "numpy_files",
     ".npz": "numpy_files",
     ".jp2": "sentinel2",
+    ".png": "pictures",
+    ".jpg": "pictures",
+    ".jpeg": "pictures",
 }
 _CONTENT = (  # first bytes, reader
     (b"ENVI", "envi"),
@@ -57,6 +61,8 @@ _CONTENT = (  # first bytes, reader
     (b"MATLAB ", "matlab"),
     (b"\x89HDF\r\n\x1a\n", "emit"),
     (b"\x93NUMPY", "numpy_files"),
+    (b"\x89PNG\r\n\x1a\n", "pictures"),
+    (b"\xff\xd8\xff", "pictures"),
     (b"\0\0\0\x0cjP  \r\n\x87\n", "sentinel2"),
 )
 _REFUSED = (  # first bytes, what it is, what to do
@@ -77,15 +83,16 @@ _REFUSED = (  # first bytes, what it is, what to do
 )
 _KNOWN = (
     "Supported formats: ENVI (.hdr with its data), GeoTIFF, MATLAB .mat, EMIT and other NetCDF-4/HDF5,"
-    " .npy and .npz, Zarr folders, Sentinel-2 products."
+    " .npy and .npz, PNG, JPEG, Zarr folders; products by their folders (docs/scenes.md); patterns such as B0[2-8].tif."
 )
 
 
-def open_scene(path: str | Path, **hints: Any) -> xr.DataArray:
+def open_scene(path: str | Path | Sequence[str | Path], **hints: Any) -> xr.DataArray:
     """Open a scene of any known format; nothing is read before a window is asked for.
 
     Args:
-        path: a local file or folder.
+        path: a local file or folder, a list of files with one band each, or a pattern that names them
+            (``B0[2-8].tif``, see :mod:`vitreous.scenes.band_files`).
         **hints: what the file does not say or says wrongly; they replace what it says before that is looked at. Every
             format takes ``unit`` (``dn``, ``radiance``, ``reflectance``), ``scale`` (physical value = stored value x
             scale), ``nodata``, ``wavelengths`` and ``fwhm`` (lists, or a CSV file with a column ``wavelength``),
@@ -99,8 +106,7 @@ def open_scene(path: str | Path, **hints: Any) -> xr.DataArray:
     Raises:
         SceneError: no such file, none of a known kind, a damaged one, or a hint that does not exist.
     """
-    file = local_path(path)
-    reader = find_reader(file)
+    file, reader = _reader_of(path)
     common = {name: value for name, value in hints.items() if name in COMMON_HINTS}
     own = {name: value for name, value in hints.items() if name not in COMMON_HINTS}
     if "wavelength_unit" in common:
@@ -125,6 +131,21 @@ def open_scene(path: str | Path, **hints: Any) -> xr.DataArray:
 
         scene = with_mask(scene, common["mask"], common.get("mask_values"), file)
     return scene
+
+
+def _reader_of(path: str | Path | Sequence[str | Path]) -> tuple[Path, ModuleType]:
+    """Return the path, maybe a pattern for several files, and the module that reads it."""
+    from vitreous.scenes import band_files
+
+    if not isinstance(path, (str, os.PathLike)):
+        path = band_files.pattern_of(path)
+    if not band_files.is_pattern(path):
+        file = local_path(path)
+        return file, find_reader(file)
+    found = band_files.matching(path)
+    if len(found) == 1:
+        return _reader_of(found[0])
+    return Path(path).expanduser(), band_files
 
 
 def local_path(path: str | os.PathLike[str]) -> Path:
@@ -159,16 +180,21 @@ def local_path(path: str | os.PathLike[str]) -> Path:
     return file
 
 
-def find_reader(file: Path) -> ModuleType:
+def find_reader(file: Path, products: bool = True) -> ModuleType:
     """Return the reader module for a checked path.
 
     The first bytes win over the suffix, except that a file with an ENVI header beside it is ENVI whatever its
     pixels look like, and MATLAB's and NetCDF's suffixes say which use of HDF5 it is.
 
+    Args:
+        file: the path.
+        products: False asks for the reader of the format, whatever product the file is a part of.
+
     Raises:
         SceneError: no reader knows this kind.
     """
-    name = _reader_of_folder(file) if file.is_dir() else _reader_of_file(file)
+    name = _product_of(file) if products else None
+    name = name or (_reader_of_folder(file) if file.is_dir() else _reader_of_file(file))
     return importlib.import_module(f"vitreous.scenes.{name}")
 
 
@@ -210,16 +236,25 @@ def _parameters(function: Callable[..., Any]) -> set[str]:
     return {p.name for p in every if p.kind is not inspect.Parameter.VAR_KEYWORD} - {"path"}
 
 
-def _reader_of_folder(folder: Path) -> str:
-    from vitreous.scenes import sentinel2
+def _product_of(path: Path) -> str | None:
+    """The product that a folder or file belongs to by its name and what lies beside it."""
+    from vitreous.scenes import dlr, landsat, sentinel2
 
-    if any((folder / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray")):
+    if _is_zarr(path):  # maybe a folder of very many files
+        return None
+    readers = (landsat, dlr) if path.is_file() else (landsat, dlr, sentinel2)
+    found = (reader for reader in readers if reader.is_product(path))
+    return next((reader.__name__.rpartition(".")[2] for reader in found), None)
+
+
+def _is_zarr(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray"))
+
+
+def _reader_of_folder(folder: Path) -> str:
+    if _is_zarr(folder):
         return "zarr_store"
-    if sentinel2.is_product(folder):
-        return "sentinel2"
-    raise SceneError(
-        f"{folder} is a folder, but neither a Zarr store nor a Sentinel-2 product.", _KNOWN
-    )
+    raise SceneError(f"{folder} is a folder, but no Zarr store or product that is known.", _KNOWN)
 
 
 def _reader_of_file(file: Path) -> str:
@@ -370,7 +405,7 @@ def _with_bands(scene: xr.DataArray, given: Any) -> xr.DataArray:
     if steps <= {1}:
         return scene.isel(band=slice(int(index[0]), int(index[-1]) + 1))
     # Not isel: of a mapped file it would load everything at once.
-    cube = LazyCube((index.size, *scene.shape[1:]), scene.dtype, _Picked(scene.variable, index))
+    cube = LazyCube((index.size, *scene.shape[1:]), scene.dtype, Picked(scene.variable, index))
     picked = make_scene(cube, source=str(scene.attrs["source"]))
     coordinates = {
         name: ("band", column.values[index])
@@ -379,22 +414,6 @@ def _with_bands(scene: xr.DataArray, given: Any) -> xr.DataArray:
     }
     place = {name: c for name, c in scene.coords.items() if "band" not in c.dims}
     return picked.assign_coords({**place, **coordinates}).assign_attrs(scene.attrs)
-
-
-class _Picked:
-    """Reads some bands of a scene."""
-
-    def __init__(self, variable: xr.Variable, index: npt.NDArray[np.int64]) -> None:
-        self._variable, self._index = variable, index
-
-    def __call__(self, window: Window) -> npt.NDArray[Any]:
-        bands, rows, columns = window
-        index = self._index[bands]
-        if index.size == 0:
-            return np.asarray(self._variable[0:0, rows, columns].values)
-        first = int(index.min())
-        stored = self._variable[first : int(index.max()) + 1, rows, columns]
-        return np.asarray(stored.values)[index - first]
 
 
 def _band_indices(scene: xr.DataArray, given: Any) -> npt.NDArray[np.int64]:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from vitreous.errors import SceneError
 
-DRIVERS = ("GTiff", "JP2OpenJPEG")
+DRIVERS = ("GTiff", "JP2OpenJPEG", "PNG", "JPEG")
 BLOCK_LIMIT = 256 * 2**20  # bytes that GDAL may have to decode to give a single pixel
 
 

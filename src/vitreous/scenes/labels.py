@@ -276,7 +276,8 @@ def _without_sentinels(
     codes = np.unique(values[labelled])
     strange = [int(code) for code in codes if code < 0]
     usual = codes[codes >= 0]
-    if usual.size > 1 and usual[-1] in _SENTINELS and 2 * usual[-2] < usual[-1]:
+    # A mask of 0 and 255 has two classes.
+    if usual.size > 1 and usual[-1] in _SENTINELS and 0 < 2 * usual[-2] < usual[-1]:
         strange.append(int(usual[-1]))
     if not strange:
         return labelled

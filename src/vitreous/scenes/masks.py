@@ -21,7 +21,7 @@ import xarray as xr
 from vitreous.errors import SceneError
 from vitreous.scenes.cube import LazyCube, Window, make_scene
 from vitreous.scenes.gdal_files import RasterReader, known_grid, open_raster
-from vitreous.scenes.grids import Grid, pixels_at
+from vitreous.scenes.grids import Grid, nearest_window
 from vitreous.scenes.values import Converted
 
 SCL_HIDDEN = (
@@ -59,20 +59,13 @@ class Mask:
 
     def __call__(self, rows: slice, columns: slice) -> npt.NDArray[np.bool_]:
         """Read the part of the mask that covers some rows and columns of the scene."""
-        row_index = np.arange(rows.start, rows.stop, rows.step)
-        column_index = np.arange(columns.start, columns.stop, columns.step)
-        if self.own.transform is None or self.wanted.transform is None:
-            row, column = np.meshgrid(row_index, column_index, indexing="ij")
-        else:
-            row, column = pixels_at(self.own, self.wanted, row_index, column_index)
-        inside = (row >= 0) & (row < self.own.size[0]) & (column >= 0) & (column < self.own.size[1])
-        shown = np.zeros(row.shape, dtype=bool)  # nothing is known of what lies beyond the mask
-        if inside.any():
-            row, column = row[inside], column[inside]
-            top, left = int(row.min()), int(column.min())
-            box = (slice(top, int(row.max()) + 1, 1), slice(left, int(column.max()) + 1, 1))
-            values = self.reader.read([0], *box)[0][row - top, column - left]
-            shown[inside] = ~(np.isin(values, self.hidden) | ((values & self.bits) != 0))
+        values, inside = nearest_window(
+            lambda r, c: self.reader.read([0], r, c)[0], self.own, self.wanted, rows, columns
+        )
+        # Nothing is known of what lies beyond the mask.
+        shown: npt.NDArray[np.bool_] = inside & ~(
+            np.isin(values, self.hidden) | ((values & self.bits) != 0)
+        )
         return shown
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -24,6 +24,7 @@ import xarray as xr
 from vitreous.errors import SceneError
 from vitreous.scenes.cube import LazyCube, Window, check_shape, make_scene
 from vitreous.scenes.gdal_files import RasterReader, known_grid, open_raster
+from vitreous.scenes.metadata_files import damaged, read_xml
 from vitreous.scenes.values import converted
 
 
@@ -68,7 +69,6 @@ _BANDS_2B = {
 _BANDS_OF = {"S2A": BANDS, "S2B": _BANDS_2B}
 _BY_ID = tuple(sorted(BANDS, key=lambda name: 8.5 if name == "B8A" else int(name[1:])))
 SCALE = 1e-4  # reflectance per count
-METADATA_LIMIT = 32 * 2**20
 RESOLUTIONS = (10, 20, 60)
 FILES_LIMIT = 20_000
 
@@ -123,8 +123,31 @@ def open(
         raise SceneError(f"Sentinel-2 has no resolution of {resolution} m.", "Use 10, 20 or 60.")
     if resampling not in {"nearest", "bilinear"}:
         raise SceneError(f"Unknown resampling '{resampling}'.", "Use nearest or bilinear.")
-    files = _choose(find_bands(path), resolution)
-    names = [name for name in BANDS if name in files]
+    found = _choose(find_bands(path), resolution)
+    files = {name: found[name] for name in BANDS if name in found}
+    return _open(
+        files,
+        path,
+        source=str(path),
+        resolution=resolution,
+        bilinear=resampling == "bilinear",
+        offset=offset,
+        known=known,
+    )
+
+
+def _open(
+    files: Mapping[str, Path],
+    path: Path,
+    *,
+    source: str,
+    resolution: int,
+    bilinear: bool = False,
+    offset: int | None = None,
+    known: Mapping[str, Any],
+) -> xr.DataArray:
+    """Stack bands in the order of ``files``; what they mean is looked for in the product of ``path``."""
+    names = list(files)
     chosen = [_inspect(files[name], name) for name in names]
     grid = _common_grid(chosen, resolution)
     said = _metadata(path)
@@ -134,7 +157,7 @@ def open(
         shifts = [_offset_of(path, files[names[0]])] * len(names)
     else:
         shifts = [said.offsets.get(name, 0) for name in names]
-    stack = _Stack(chosen, resolution, resampling == "bilinear", shifts)
+    stack = _Stack(chosen, resolution, bilinear, shifts)
     cube, nodata = LazyCube(grid.shape, stack.dtype, stack), float(shifts[0])
     if len(set(shifts)) > 1:
         cube = converted(cube, nodata_of=np.array(shifts, dtype=np.float64))
@@ -151,7 +174,7 @@ def open(
         "band_names": names,
         **known,
     }
-    return make_scene(cube, source=str(path), **facts)
+    return make_scene(cube, source=source, **facts)
 
 
 def find_bands(path: Path) -> dict[str, list[Path]]:
@@ -192,6 +215,38 @@ def find_bands(path: Path) -> dict[str, list[Path]]:
             "Open one granule folder, or one JP2 file of the tile you want.",
         )
     return tiles.popitem()[1]
+
+
+def band_of(path: Path) -> str | None:
+    """Return the band that a file holds, None where it is no band file of Sentinel-2."""
+    match = _BAND_FILE.fullmatch(path.name)
+    return match["band"].upper() if match else None
+
+
+def open_files(files: Sequence[Path], path: Path, known: Mapping[str, Any]) -> xr.DataArray:
+    """Open some bands of one product, on the grid of the finest, in the given order.
+
+    Args:
+        files: band files.
+        path: what the user asked for, for messages.
+        known: arguments of :func:`make_scene`.
+
+    Raises:
+        SceneError: they are of several tiles or do not share a grid.
+    """
+    bands: dict[str, Path] = {}
+    tiles = set()
+    for file in files:
+        match = _BAND_FILE.fullmatch(file.name)
+        if match is None:
+            raise SceneError(f"{file} is no band of a Sentinel-2 product.")
+        tiles.add(match["tile"].lower())
+        if bands.setdefault(match["band"].upper(), file) != file:
+            raise SceneError(f"{path} holds {match['band']} twice.", "Name each band once.")
+    if len(tiles) > 1:
+        raise SceneError(f"{path} holds {len(tiles)} tiles.", "Name the bands of one.")
+    finest = min(_inspect(file, name)[0].resolution for name, file in bands.items())
+    return _open(bands, files[0], source=str(path), resolution=finest, known=known)
 
 
 def is_product(folder: Path) -> bool:
@@ -292,19 +347,10 @@ def _metadata(path: Path) -> _Metadata | None:
     found = [file for folder in folders for file in sorted(folder.glob("MTD_MSIL*.xml"))]
     if not found:
         return None
-    damaged = SceneError(
-        f"{found[0]} cannot be read.", "Download the product again, or remove that file."
-    )
     try:
-        if found[0].stat().st_size > METADATA_LIMIT:
-            raise damaged
-        text = found[0].read_text(encoding="utf-8")
-        if "<!" in text.replace("<!--", ""):  # a DOCTYPE, whose entities could expand without end
-            raise damaged
-        root = ElementTree.fromstring(text)
-        return _parsed(root)
-    except (OSError, UnicodeDecodeError, ElementTree.ParseError, ValueError, IndexError) as error:
-        raise damaged from error
+        return _parsed(read_xml(found[0]))
+    except (ValueError, IndexError) as error:
+        raise damaged(found[0]) from error
 
 
 def _parsed(root: ElementTree.Element) -> _Metadata:

@@ -137,6 +137,33 @@ def numbers_as_names(names: Sequence[str]) -> list[float] | None:
     return values.tolist() if _is_light(values, "nm") or _is_light(values, "um") else None
 
 
+def joined(
+    centres: npt.NDArray[np.float64], detector: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Return the order of the bands of two detectors by wavelength, and which are needed.
+
+    Where the detectors overlap, the first keeps its bands below the middle of the overlap and the second those above:
+    the ends of a detector's range are its noisiest bands.
+
+    Args:
+        centres: ``(bands,)`` in nm, 0 for bands that are not used, which come last.
+        detector: ``(bands,)`` 0 or 1.
+
+    Returns:
+        Indices ``(bands,)``, and True (in the order of ``centres``) for bands that are needed.
+    """
+    used = centres > 0
+    order = np.argsort(np.where(used, centres, np.inf), kind="stable")
+    good = used.copy()
+    first, second = (used & (detector == k) for k in (0, 1))
+    if first.any() and second.any():
+        low, high = centres[second].min(), centres[first].max()
+        middle = (low + high) / 2
+        if low < high:
+            good &= np.where(detector == 0, centres <= middle, centres > middle)
+    return order, good
+
+
 def unit_in_name(name: str) -> str | None:
     """Return the unit in a column's or variable's name such as ``wavelength_nm``, None where there is none."""
     match = _UNIT_IN_NAME.search(name)
