@@ -22,6 +22,7 @@ from vitreous.cli import (
     pretrain,
     reproduce,
     restore,
+    sensors,
     systems,
     train,
 )
@@ -69,6 +70,7 @@ app.command("degrade")(degrade.degrade)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
+app.command("sensors")(sensors.sensors)
 app.command("systems")(systems.systems)
 app.command("compress")(compress.compress)
 app.command("methods")(methods.methods)

@@ -21,14 +21,15 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from vitreous.errors import SceneError, did_you_mean, shortened
+from vitreous.errors import SceneError, did_you_mean, listed, shortened
 from vitreous.scenes.attributes import number_of, numbers
-from vitreous.scenes.cube import UNITS, LazyCube, Window, make_scene
+from vitreous.scenes.cube import UNITS, BandCountError, LazyCube, Window, make_scene
+from vitreous.scenes.sensors import Sensor, banded
 from vitreous.scenes.wavelengths import known_unit, spectral, unit_in_name
 
 COMMON_HINTS = (
     *("unit", "scale", "nodata", "wavelengths", "fwhm", "wavelength_unit"),
-    *("bands", "mask", "mask_values"),
+    *("sensor", "bands", "mask", "mask_values"),
 )
 TABLE_LIMIT = 8 * 2**20
 LONGEST_NAME = 500  # characters of a path in a message
@@ -89,7 +90,8 @@ def open_scene(path: str | Path, **hints: Any) -> xr.DataArray:
         **hints: what the file does not say or says wrongly; they replace what it says before that is looked at. Every
             format takes ``unit`` (``dn``, ``radiance``, ``reflectance``), ``scale`` (physical value = stored value x
             scale), ``nodata``, ``wavelengths`` and ``fwhm`` (lists, or a CSV file with a column ``wavelength``),
-            ``wavelength_unit`` (``nm``, ``um``), ``bands`` (which to keep, by number from 1 on or by name: ``1-10,15``),
+            ``wavelength_unit`` (``nm``, ``um``), ``sensor`` (``sentinel2a``: names, centres and widths of a scene with as
+            many bands, see :mod:`vitreous.scenes.sensors`; ``sentinel2a:B02,B03`` for some of them), ``bands`` (which to keep, by number from 1 on or by name: ``1-10,15``),
             ``mask`` (an image of clouds and the like, see :mod:`vitreous.scenes.masks`) and ``mask_values``; the
             readers' own are in their ``open``.
 
@@ -114,7 +116,12 @@ def open_scene(path: str | Path, **hints: Any) -> xr.DataArray:
     if "mask_values" in common and "mask" not in common:
         raise SceneError("mask_values alone means nothing.", "Pass mask= as well.")
     known = _known_facts(common, file)
-    scene: xr.DataArray = call_reader(reader.open, file, own, known, extra=COMMON_HINTS)
+    try:
+        scene: xr.DataArray = call_reader(reader.open, file, own, known, extra=COMMON_HINTS)
+    except BandCountError as error:
+        if "sensor" not in common:
+            raise
+        raise _of_another_sensor(error, banded(common["sensor"])) from error
     # Others reopen a scene by its source, maybe from another folder; ENVI names its data, given its header.
     source = file.absolute().parent / Path(scene.attrs["source"]).name
     scene = scene.assign_attrs(source=str(source))
@@ -262,7 +269,17 @@ def _known_facts(hints: Mapping[str, Any], file: Path) -> dict[str, Any]:
     if "nodata" in hints:
         none = hints["nodata"] is None or str(hints["nodata"]).lower() == "none"
         facts["nodata"] = None if none else number_of("nodata", hints["nodata"])
-    return {**facts, **_spectral_hints(hints, file)}
+    of_sensor = banded(hints["sensor"]).facts() if "sensor" in hints else {}
+    return {**facts, **of_sensor, **_spectral_hints(hints, file)}
+
+
+def _of_another_sensor(error: BandCountError, named: Sensor) -> SceneError:
+    first = ",".join(band.name for band in named.bands[: min(3, error.bands)])
+    return SceneError(
+        f"{error.source} has {error.bands} bands, but {named.title} has {len(named.bands)}:"
+        f" {listed([band.name for band in named.bands])}.",
+        f"Name those that the file has, in its order: sensor={named.name}:{first},...",
+    )
 
 
 def _spectral_hints(hints: Mapping[str, Any], file: Path) -> dict[str, Any]:
