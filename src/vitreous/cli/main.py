@@ -21,6 +21,7 @@ from vitreous.cli import (
     predict,
     pretrain,
     reproduce,
+    resample,
     restore,
     sensors,
     systems,
@@ -67,6 +68,7 @@ app.command("train")(train.train)
 app.command("restore")(restore.restore)
 app.command("pretrain")(pretrain.pretrain)
 app.command("degrade")(degrade.degrade)
+app.command("resample")(resample.resample)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)

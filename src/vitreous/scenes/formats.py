@@ -285,7 +285,7 @@ def _of_another_sensor(error: BandCountError, named: Sensor) -> SceneError:
 def _spectral_hints(hints: Mapping[str, Any], file: Path) -> dict[str, Any]:
     """Band centres and widths in nm from the hints, or from the tables that they name."""
     tables = [
-        _read_table(_beside(hints[name], file), name)
+        read_table(_beside(hints[name], file), name)
         if name in hints and _is_table(hints[name])
         else None
         for name in ("wavelengths", "fwhm")
@@ -337,30 +337,47 @@ def _list_hint(name: str, given: Any) -> list[float]:
         ) from error
 
 
-class _Table(NamedTuple):
+class BandTable(NamedTuple):
+    """Band centres, widths and the unit that their column names."""
+
     centres: list[float]
     widths: list[float] | None
     unit: str | None
 
 
-def _read_table(path: Path, wanted: str) -> _Table:
-    """Band centres, widths and their unit from a CSV file: its only column, or those named so.
+def csv_rows(path: Path) -> list[list[str]]:
+    """Return the cells of a CSV file.
 
-    Columns are divided by commas, semicolons or tabs; beside semicolons and tabs commas may be decimal points.
+    Columns are divided by commas, semicolons or tabs; beside semicolons and tabs commas may be decimal points, and
+    are points in what is returned.
+
+    Raises:
+        SceneError: it cannot be read, or is too large for a table of bands.
     """
     try:
         if path.stat().st_size > TABLE_LIMIT:
-            raise SceneError(f"{path} is too large for a list of wavelengths.")
+            raise SceneError(f"{path} is too large for a table of bands.")
         text = path.read_text(encoding="utf-8-sig")
         first = text.partition("\n")[0]
         divider = next((mark for mark in (";", "\t") if mark in first), ",")
-        rows = [
-            [cell.strip() for cell in row]
-            for row in csv.reader(text.splitlines(), delimiter=divider)
-            if any(row)
-        ]
+        cells = [row for row in csv.reader(text.splitlines(), delimiter=divider) if any(row)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SceneError(f"{path} cannot be read as CSV: {error}.") from error
+    point = "," if divider == "," else "."
+    return [[cell.strip().replace(",", point) for cell in row] for row in cells]
+
+
+def read_table(path: Path, wanted: str) -> BandTable:
+    """Return band centres, widths and their unit from a CSV file: its only column, or those named so.
+
+    Args:
+        path: the file.
+        wanted: ``wavelengths``, or ``fwhm``, of which there must be a column then.
+
+    Raises:
+        SceneError: it cannot be read, or has no single column of wavelengths.
+    """
+    rows = csv_rows(path)
     head = [cell.lower() for cell in rows[0]] if rows else []
     named = [k for k, cell in enumerate(head) if re.match("wavelength|cent(er|re)|wl|wvl", cell)]
     spans = [k for k, cell in enumerate(head) if re.match("fwhm|(band)?width", cell)]
@@ -373,12 +390,12 @@ def _read_table(path: Path, wanted: str) -> _Table:
 
     def values(k: int) -> list[float]:
         try:
-            return [float(row[k] if divider == "," else row[k].replace(",", ".")) for row in body]
+            return [float(row[k]) for row in body]
         except (ValueError, IndexError) as error:
             raise SceneError(f"{path} has rows without a wavelength ({error}).") from error
 
     unit = unit_in_name(head[column]) if named else None
-    return _Table(values(column), values(spans[0]) if len(spans) == 1 else None, unit)
+    return BandTable(values(column), values(spans[0]) if len(spans) == 1 else None, unit)
 
 
 def _with_bands(scene: xr.DataArray, given: Any) -> xr.DataArray:
