@@ -285,7 +285,7 @@ def test_what_pretraining_and_authors_leave_in_files_is_told(tmp_path):
     satmae = create_model("satmae_pp_test", bands=10, num_classes=2, image_size=15)
     content = {**satmae.state_dict(), "decoder_pred.0.weight": torch.zeros(3), "odd": torch.ones(1)}
     torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(PartialLoadError, match=r"1 left over \(odd\)") as refused:
+    with pytest.raises(PartialLoadError, match=r"1 unexpected \(odd\)") as refused:
         convert(tmp_path / "w.pth", "satmae_pp_test", image_size=15, bands=10)
     assert refused.value.report.unread == ("decoder_pred.0.weight",)
 
