@@ -91,9 +91,9 @@ def convert(
         bool, typer.Option("--json", help="Print the report of all tensors as JSON.")
     ] = False,
 ) -> None:
-    """Convert the weights that authors or timm published, and report on every tensor.
+    """Convert published weights (of the authors or timm) to a model file, and report on every tensor.
 
-    Nothing in the file is run. Weights that do not fill the model are refused.
+    No code in the file is executed. Weights that leave parts of the model uninitialised are refused.
     """
     from vitreous.catalog.registry import card
 
