@@ -66,7 +66,7 @@ def test_export_map_and_compare(place, run, tmp_path, monkeypatch):
     assert run_cli(*words).exit_code == 0
     assert (exported / "export.json").stat().st_mtime_ns == stamp
     said = json.loads((exported / "export.json").read_text())
-    (exported / "export.json").write_text(json.dumps({**said, "source": "different model"}))
+    (exported / "export.json").write_text(json.dumps({**said, "source": "another model"}))
     monkeypatch.setattr(vitreous.tasks.export, "export_run", refuse)
     done = run_cli(*words)
     assert "exported again" in done.output

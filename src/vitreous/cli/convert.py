@@ -134,7 +134,7 @@ def described_bands(wavelengths: str | None) -> Bands | None:
     """Read the centres of bands from ``NM,NM,...``.
 
     Raises:
-        ConfigError: a word that is no number.
+        ConfigError: a word that is not a number.
     """
     if wavelengths is None:
         return None

@@ -304,7 +304,7 @@ def _scale_of(name: str, model_args: dict[str, Any]) -> int:
 
 
 def _degradation_name(recipe: RestoreRecipe, scale: int) -> str:
-    """Return what is undone: what the recipe says, or what fits a model of this scale."""
+    """Return the degradation to remove: that of the recipe, or one that fits a model of this scale."""
     return recipe.degradation or ("downsample" if scale > 1 else "gaussian")
 
 
