@@ -278,7 +278,7 @@ def test_files_train_where_both_are_labelled():
         split = split_from_files(train, test, val_fraction=0)
     messages = " ".join(str(w.message) for w in caught)
     assert "1 pixels are in both the training and the test labels" in messages
-    assert "never trained, so always wrong: class 3" in messages
+    assert "in the test labels only, which are always misclassified: class 3" in messages
     np.testing.assert_array_equal(split.roles, [[1, 1, 3, 3], [1, 1, 3, 0]])
 
 

@@ -124,7 +124,7 @@ def test_convert_says_what_it_found(cli, tmp_path):
     done = cli("convert", "w.pth", "--model", "swin_tiny", "-o", "s.safetensors")
     assert done.returncode == 2
     assert "looks like timm's EfficientViT (MSRA), not like swin_tiny" in done.stderr
-    assert "efficientvit_m0: name that one" in done.stderr
+    assert "efficientvit_m0: use that name" in done.stderr
     assert not (tmp_path / "s.safetensors").exists()
     with pytest.raises(PartialLoadError, match="They look like efficientvit_m0"):
         convert(tmp_path / "w.pth", "efficientvit_m4")
