@@ -94,7 +94,7 @@ def predict(
         str | None, typer.Option("--mask", metavar="FILE|scl|qa", help=MASK_HELP)
     ] = None,
 ) -> None:
-    """Map or restore a scene of any size, window by window, with flat memory."""
+    """Map or restore a scene of any size, window by window, with constant memory."""
     exported = check_run_or_export(run)
     check_runtime(runtime)
 

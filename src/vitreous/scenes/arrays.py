@@ -42,7 +42,7 @@ from vitreous.scenes.wavelengths import are_band_numbers, known_unit, spectral, 
 
 Key: TypeAlias = tuple[slice, ...]
 
-MAX_ARRAYS = 10_000  # a file that lists more arrays than this is no scene
+MAX_ARRAYS = 10_000  # a file that lists more arrays than this is not a scene
 DEFLATE_RATIO = 1032  # no deflate stream expands further: a header that claims more lies
 _LABEL_NAMES = {"labels", "label", "gt", "groundtruth", "classes", "classmap", "landcover"}
 

@@ -229,7 +229,7 @@ def call_reader(
         if name not in known:
             kind = function.__module__.rpartition(".")[2]
             raise SceneError(
-                f"Unknown reader option '{name}' for {kind} files.",
+                f"Unknown hint '{name}' for {kind} files.",
                 did_you_mean(name, {*known, *extra}),
             )
     try:

@@ -140,7 +140,7 @@ def _rule(path: Path, values: Any) -> dict[str, Any]:
         return {"bits": QA_HIDDEN}
     raise SceneError(
         f"{path} is neither Sentinel-2 SCL nor Landsat QA_PIXEL: it is unknown which of its values mask a pixel.",
-        "Set mask_values, e.g. mask_values=0 if 0 masks a pixel.",
+        "Set mask_values=0 if 0 masks a pixel, or mask_values=1 if 1 does.",
     )
 
 
