@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vitreous.scenes import open_labels as open_labels
     from vitreous.scenes import open_scene as open_scene
     from vitreous.scenes import write_scene as write_scene
+    from vitreous.scenes.resample import resample as resample
     from vitreous.scenes.samples import load_sample as load_sample
     from vitreous.tasks.classify import evaluate as evaluate
     from vitreous.tasks.classify import train as train
@@ -59,6 +60,7 @@ _HOMES = {
     "open_labels": "vitreous.scenes",
     "open_scene": "vitreous.scenes",
     "predict_scene": "vitreous.inference.predict",
+    "resample": "vitreous.scenes.resample",
     "save_model": "vitreous.tasks.weights",
     "train": "vitreous.tasks.classify",
     "write_scene": "vitreous.scenes",

@@ -160,7 +160,7 @@ def test_offset_by_sensing_date_or_hint(tmp_path):
 
 
 def test_response_curves_agree_with_the_tables(shared_data):
-    tables = (("2A", sentinel2.BANDS), ("2B", sentinel2._BANDS_2B))
+    tables = (("2A", sentinel2.BANDS), ("2B", sentinel2._BANDS_OF["S2B"]))
     for craft, table in tables:
         path = shared_data / "sensor_response_hsdar" / f"Sentinel{craft}_response.csv.xz"
         with lzma.open(path, "rt") as file:

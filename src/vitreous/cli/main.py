@@ -21,7 +21,9 @@ from vitreous.cli import (
     predict,
     pretrain,
     reproduce,
+    resample,
     restore,
+    sensors,
     systems,
     train,
 )
@@ -66,9 +68,11 @@ app.command("train")(train.train)
 app.command("restore")(restore.restore)
 app.command("pretrain")(pretrain.pretrain)
 app.command("degrade")(degrade.degrade)
+app.command("resample")(resample.resample)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
+app.command("sensors")(sensors.sensors)
 app.command("systems")(systems.systems)
 app.command("compress")(compress.compress)
 app.command("methods")(methods.methods)

@@ -22,6 +22,7 @@ from vitreous.errors import SceneError
 from vitreous.scenes import landsat, sentinel2
 from vitreous.scenes.cube import LazyCube, Window, make_scene, wavelengths_of
 from vitreous.scenes.gdal_files import RasterReader, known_grid, open_raster
+from vitreous.scenes.sensors import sensors
 from vitreous.scenes.stacks import stacked
 from vitreous.scenes.values import converted
 from vitreous.scenes.wavelengths import from_names
@@ -31,9 +32,6 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 _WILD = re.compile(r"[*?\[{]")
 _BAND = re.compile(r"(?:^|.*[^A-Za-z0-9])(B\d?\d|B8A)(?:_(?:10|20|60)m)?", re.I)
 _HLS = re.compile(r"HLS\.(L30|S30)\.", re.I)
-_OF_HLS = {  # bands of HLS's Landsat images: those of the instrument with two digits
-    f"B{int(name[1:]):02d}": facts for name, facts in landsat.BANDS["OLI"].items()
-}
 
 
 def pattern_of(paths: Sequence[str | os.PathLike[str]]) -> str:
@@ -212,11 +210,16 @@ def _table(
     images: Sequence[xr.DataArray], files: Sequence[Path], source: str
 ) -> dict[str, tuple[float, float]] | None:
     """The bands of the sensor that names or pixels of 10 and 20 m give away."""
-    msi = {name: (band.centre, float(band.width)) for name, band in sentinel2.BANDS.items()}
+    msi = {band.name: (band.centre, band.fwhm) for band in sensors()["sentinel2a"].bands}
     stems = [file.stem for file in files]
     hls = {match[1].upper() for stem in stems if (match := _HLS.search(stem))}
     if hls:
-        return {"L30": _OF_HLS, "S30": msi}[hls.pop()] if len(hls) == 1 else None
+        # HLS gives the bands of Landsat two digits.
+        oli = {
+            f"B{int(band.name[1:]):02d}": (band.centre, band.fwhm)
+            for band in sensors()["landsat8"].bands
+        }
+        return {"L30": oli, "S30": msi}[hls.pop()] if len(hls) == 1 else None
     if any(re.search(r"B8A|S2[ABCD]_|T\d\d[A-Z]{3}_", stem, re.I) for stem in stems):
         return msi
     padded = all(re.search(r"B(0\d|1[0-2])$", stem, re.I) for stem in stems)

@@ -43,6 +43,24 @@ MOST_NM = 1e6  # a millimetre
 HUGE = 1e30  # no measurement is as large; such numbers mark missing values
 
 
+class BandCountError(SceneError):
+    """A list with one value per band that has another length.
+
+    Args:
+        source: the file's name.
+        bands: how many it has.
+        name: of the list.
+        values: how many it has.
+    """
+
+    def __init__(self, source: str, bands: int, name: str, values: int) -> None:
+        self.source, self.bands = source, bands
+        super().__init__(
+            f"{source} has {bands} bands but {values} values of {name}.",
+            "Give one value per band, or leave it out.",
+        )
+
+
 class LazyCube(BackendArray):
     """An array that reads windows when they are asked for.
 
@@ -143,10 +161,7 @@ def make_scene(
             continue
         column = np.asarray(per_band, dtype=dtype)
         if column.shape != (shape[0],):
-            raise SceneError(
-                f"{source or 'The scene'} has {shape[0]} bands but {column.size} values of {name}.",
-                "Give one value per band, or leave it out.",
-            )
+            raise BandCountError(source or "The scene", shape[0], name, column.size)
         scene = scene.assign_coords({name: ("band", column)})
     if "wavelength" in scene.coords:
         scene = _check_wavelengths(scene, source or "The scene")

@@ -21,15 +21,16 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from vitreous.errors import SceneError, did_you_mean, shortened
+from vitreous.errors import SceneError, did_you_mean, listed, shortened
 from vitreous.scenes.attributes import number_of, numbers
-from vitreous.scenes.cube import UNITS, LazyCube, make_scene
+from vitreous.scenes.cube import UNITS, BandCountError, LazyCube, make_scene
+from vitreous.scenes.sensors import Sensor, banded
 from vitreous.scenes.stacks import Picked
 from vitreous.scenes.wavelengths import known_unit, spectral, unit_in_name
 
 COMMON_HINTS = (
     *("unit", "scale", "nodata", "wavelengths", "fwhm", "wavelength_unit"),
-    *("bands", "mask", "mask_values"),
+    *("sensor", "bands", "mask", "mask_values"),
 )
 TABLE_LIMIT = 8 * 2**20
 LONGEST_NAME = 500  # characters of a path in a message
@@ -96,7 +97,8 @@ def open_scene(path: str | Path | Sequence[str | Path], **hints: Any) -> xr.Data
         **hints: what the file does not say or says wrongly; they replace what it says before that is looked at. Every
             format takes ``unit`` (``dn``, ``radiance``, ``reflectance``), ``scale`` (physical value = stored value x
             scale), ``nodata``, ``wavelengths`` and ``fwhm`` (lists, or a CSV file with a column ``wavelength``),
-            ``wavelength_unit`` (``nm``, ``um``), ``bands`` (which to keep, by number from 1 on or by name: ``1-10,15``),
+            ``wavelength_unit`` (``nm``, ``um``), ``sensor`` (``sentinel2a``: names, centres and widths of a scene with as
+            many bands, see :mod:`vitreous.scenes.sensors`; ``sentinel2a:B02,B03`` for some of them), ``bands`` (which to keep, by number from 1 on or by name: ``1-10,15``),
             ``mask`` (an image of clouds and the like, see :mod:`vitreous.scenes.masks`) and ``mask_values``; the
             readers' own are in their ``open``.
 
@@ -120,7 +122,12 @@ def open_scene(path: str | Path | Sequence[str | Path], **hints: Any) -> xr.Data
     if "mask_values" in common and "mask" not in common:
         raise SceneError("mask_values alone means nothing.", "Pass mask= as well.")
     known = _known_facts(common, file)
-    scene: xr.DataArray = call_reader(reader.open, file, own, known, extra=COMMON_HINTS)
+    try:
+        scene: xr.DataArray = call_reader(reader.open, file, own, known, extra=COMMON_HINTS)
+    except BandCountError as error:
+        if "sensor" not in common:
+            raise
+        raise _of_another_sensor(error, banded(common["sensor"])) from error
     # Others reopen a scene by its source, maybe from another folder; ENVI names its data, given its header.
     source = file.absolute().parent / Path(scene.attrs["source"]).name
     scene = scene.assign_attrs(source=str(source))
@@ -297,13 +304,23 @@ def _known_facts(hints: Mapping[str, Any], file: Path) -> dict[str, Any]:
     if "nodata" in hints:
         none = hints["nodata"] is None or str(hints["nodata"]).lower() == "none"
         facts["nodata"] = None if none else number_of("nodata", hints["nodata"])
-    return {**facts, **_spectral_hints(hints, file)}
+    of_sensor = banded(hints["sensor"]).facts() if "sensor" in hints else {}
+    return {**facts, **of_sensor, **_spectral_hints(hints, file)}
+
+
+def _of_another_sensor(error: BandCountError, named: Sensor) -> SceneError:
+    first = ",".join(band.name for band in named.bands[: min(3, error.bands)])
+    return SceneError(
+        f"{error.source} has {error.bands} bands, but {named.title} has {len(named.bands)}:"
+        f" {listed([band.name for band in named.bands])}.",
+        f"Name those that the file has, in its order: sensor={named.name}:{first},...",
+    )
 
 
 def _spectral_hints(hints: Mapping[str, Any], file: Path) -> dict[str, Any]:
     """Band centres and widths in nm from the hints, or from the tables that they name."""
     tables = [
-        _read_table(_beside(hints[name], file), name)
+        read_table(_beside(hints[name], file), name)
         if name in hints and _is_table(hints[name])
         else None
         for name in ("wavelengths", "fwhm")
@@ -355,30 +372,47 @@ def _list_hint(name: str, given: Any) -> list[float]:
         ) from error
 
 
-class _Table(NamedTuple):
+class BandTable(NamedTuple):
+    """Band centres, widths and the unit that their column names."""
+
     centres: list[float]
     widths: list[float] | None
     unit: str | None
 
 
-def _read_table(path: Path, wanted: str) -> _Table:
-    """Band centres, widths and their unit from a CSV file: its only column, or those named so.
+def csv_rows(path: Path) -> list[list[str]]:
+    """Return the cells of a CSV file.
 
-    Columns are divided by commas, semicolons or tabs; beside semicolons and tabs commas may be decimal points.
+    Columns are divided by commas, semicolons or tabs; beside semicolons and tabs commas may be decimal points, and
+    are points in what is returned.
+
+    Raises:
+        SceneError: it cannot be read, or is too large for a table of bands.
     """
     try:
         if path.stat().st_size > TABLE_LIMIT:
-            raise SceneError(f"{path} is too large for a list of wavelengths.")
+            raise SceneError(f"{path} is too large for a table of bands.")
         text = path.read_text(encoding="utf-8-sig")
         first = text.partition("\n")[0]
         divider = next((mark for mark in (";", "\t") if mark in first), ",")
-        rows = [
-            [cell.strip() for cell in row]
-            for row in csv.reader(text.splitlines(), delimiter=divider)
-            if any(row)
-        ]
+        cells = [row for row in csv.reader(text.splitlines(), delimiter=divider) if any(row)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SceneError(f"{path} cannot be read as CSV: {error}.") from error
+    point = "," if divider == "," else "."
+    return [[cell.strip().replace(",", point) for cell in row] for row in cells]
+
+
+def read_table(path: Path, wanted: str) -> BandTable:
+    """Return band centres, widths and their unit from a CSV file: its only column, or those named so.
+
+    Args:
+        path: the file.
+        wanted: ``wavelengths``, or ``fwhm``, of which there must be a column then.
+
+    Raises:
+        SceneError: it cannot be read, or has no single column of wavelengths.
+    """
+    rows = csv_rows(path)
     head = [cell.lower() for cell in rows[0]] if rows else []
     named = [k for k, cell in enumerate(head) if re.match("wavelength|cent(er|re)|wl|wvl", cell)]
     spans = [k for k, cell in enumerate(head) if re.match("fwhm|(band)?width", cell)]
@@ -391,12 +425,12 @@ def _read_table(path: Path, wanted: str) -> _Table:
 
     def values(k: int) -> list[float]:
         try:
-            return [float(row[k] if divider == "," else row[k].replace(",", ".")) for row in body]
+            return [float(row[k]) for row in body]
         except (ValueError, IndexError) as error:
             raise SceneError(f"{path} has rows without a wavelength ({error}).") from error
 
     unit = unit_in_name(head[column]) if named else None
-    return _Table(values(column), values(spans[0]) if len(spans) == 1 else None, unit)
+    return BandTable(values(column), values(spans[0]) if len(spans) == 1 else None, unit)
 
 
 def _with_bands(scene: xr.DataArray, given: Any) -> xr.DataArray:

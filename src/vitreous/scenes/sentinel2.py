@@ -2,8 +2,8 @@
 
 Format: ESA, Sentinel-2 Products Specification Document (S2-PDGS-TAS-DI-PSD): ``MTD_MSIL1C.xml`` or ``MTD_MSIL2A.xml``
 says which unit measured, its band centres, the offset and the scale of the counts. Where that file is missing they are
-taken from names and dates, with a warning. Band widths, and the centres of 2A and 2B: ESA, Sentinel-2 MSI spectral
-response functions. Coarse bands are brought to the grid while a window is read; a 60 m
+taken from names and dates, with a warning. Band widths, and the centres of 2A and 2B, are those of ``sensors.py``.
+Coarse bands are brought to the grid while a window is read; a 60 m
 pixel covers exactly 6 x 6 pixels of 10 m.
 """
 
@@ -25,6 +25,7 @@ from vitreous.errors import SceneError
 from vitreous.scenes.cube import LazyCube, Window, check_shape, make_scene
 from vitreous.scenes.gdal_files import RasterReader, known_grid, open_raster
 from vitreous.scenes.metadata_files import damaged, read_xml
+from vitreous.scenes.sensors import sensor
 from vitreous.scenes.values import converted
 
 
@@ -36,37 +37,16 @@ class Band(NamedTuple):
     resolution: int
 
 
-BANDS = {  # Sentinel-2A
-    "B01": Band(442.7, 21, 60),
-    "B02": Band(492.4, 66, 10),
-    "B03": Band(559.8, 36, 10),
-    "B04": Band(664.6, 31, 10),
-    "B05": Band(704.1, 15, 20),
-    "B06": Band(740.5, 15, 20),
-    "B07": Band(782.8, 20, 20),
-    "B08": Band(832.8, 106, 10),
-    "B8A": Band(864.7, 21, 20),
-    "B09": Band(945.1, 20, 60),
-    "B10": Band(1373.5, 31, 60),
-    "B11": Band(1613.7, 91, 20),
-    "B12": Band(2202.4, 175, 20),
-}
-_BANDS_2B = {
-    "B01": Band(442.2, 21, 60),
-    "B02": Band(492.1, 66, 10),
-    "B03": Band(559.0, 36, 10),
-    "B04": Band(664.9, 31, 10),
-    "B05": Band(703.8, 16, 20),
-    "B06": Band(739.1, 15, 20),
-    "B07": Band(779.7, 20, 20),
-    "B08": Band(832.9, 106, 10),
-    "B8A": Band(864.0, 22, 20),
-    "B09": Band(943.2, 21, 60),
-    "B10": Band(1376.9, 30, 60),
-    "B11": Band(1610.4, 94, 20),
-    "B12": Band(2185.7, 185, 20),
-}
-_BANDS_OF = {"S2A": BANDS, "S2B": _BANDS_2B}
+_METRES = {10: ("B02", "B03", "B04", "B08"), 60: ("B01", "B09", "B10")}  # all others: 20
+
+
+def _band_table(unit: str) -> dict[str, Band]:
+    metres = {name: size for size, names in _METRES.items() for name in names}
+    return {b.name: Band(b.centre, b.fwhm, metres.get(b.name, 20)) for b in sensor(unit).bands}
+
+
+BANDS = _band_table("sentinel2a")
+_BANDS_OF = {"S2A": BANDS, "S2B": _band_table("sentinel2b")}
 _BY_ID = tuple(sorted(BANDS, key=lambda name: 8.5 if name == "B8A" else int(name[1:])))
 SCALE = 1e-4  # reflectance per count
 RESOLUTIONS = (10, 20, 60)

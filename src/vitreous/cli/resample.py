@@ -1,0 +1,44 @@
+"""``vitreous resample``: a scene in the bands of another sensor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitreous.cli.options import MASK_HELP, check_overwrite, scene_hints
+
+
+def resample(
+    scene: Annotated[str, typer.Argument(help="Scene file, or the name of a built-in sample.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="SENSOR|FILE.csv",
+            help="A sensor (see 'vitreous sensors'), or a CSV file of band centres or response curves.",
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option("-o", "--out", metavar="OUT", help="Scene to write: .tif, .hdr, .npy, .zarr."),
+    ],
+    hints: Annotated[
+        list[str] | None,
+        typer.Option("--hints", "--hint", metavar="KEY=VALUE", help="Hint for the scene's reader."),
+    ] = None,
+    mask: Annotated[
+        str | None, typer.Option("--mask", metavar="FILE|scl|qa", help=MASK_HELP)
+    ] = None,
+) -> None:
+    """Compute a scene as another sensor would have measured it, by the spectral responses of its bands."""
+    from vitreous.scenes import write_scene
+    from vitreous.scenes.formats import find_writer
+    from vitreous.scenes.resample import resample as resampled
+    from vitreous.scenes.samples import open_named
+
+    find_writer(out)
+    opened = open_named(scene, scene_hints(hints, mask))
+    check_overwrite(out, opened.scene)
+    write_scene(resampled(opened.scene, to), out)
+    typer.echo(str(out))
