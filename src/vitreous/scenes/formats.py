@@ -244,11 +244,11 @@ def _parameters(function: Callable[..., Any]) -> set[str]:
 
 def _product_of(path: Path) -> str | None:
     """The product that a folder or file belongs to by its name and what lies beside it."""
-    from vitreous.scenes import dlr, landsat, sentinel2
+    from vitreous.scenes import dlr, landsat, planet, sentinel2
 
     if _is_zarr(path):  # maybe a folder of very many files
         return None
-    readers = (landsat, dlr) if path.is_file() else (landsat, dlr, sentinel2)
+    readers = (landsat, dlr, planet) if path.is_file() else (landsat, dlr, planet, sentinel2)
     found = (reader for reader in readers if reader.is_product(path))
     return next((reader.__name__.rpartition(".")[2] for reader in found), None)
 

@@ -209,7 +209,7 @@ def _place(file: Hdf5File, size: tuple[int, int]) -> dict[str, Any]:
     ):
         half = 0.0
     transform = Affine(_SIDE, 0, west - half, 0, -_SIDE, north + half)
-    crs = arrays.epsg(int(code))
+    crs = arrays.epsg(code)
     return {"transform": transform} if crs is None else {"crs": crs, "transform": transform}
 
 

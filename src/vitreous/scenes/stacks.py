@@ -54,6 +54,21 @@ def stacked(images: Sequence[xr.DataArray], source: str) -> tuple[LazyCube, Grid
     return LazyCube(shape, dtype, _Stack(images, grids, wanted, dtype)), wanted
 
 
+class Values:
+    """Reads windows of a scene's stored values.
+
+    Args:
+        scene: the scene.
+    """
+
+    def __init__(self, scene: xr.DataArray) -> None:
+        self._variable = scene.variable
+
+    def __call__(self, window: Window) -> npt.NDArray[Any]:
+        """Read one window."""
+        return np.asarray(self._variable[window].values)
+
+
 class Picked:
     """Reads some bands of a scene, in any order.
 
