@@ -91,6 +91,12 @@ _KEYS = {  # ENVI's own and ours
     ),
     *("timestamp", "vitreous unit", "vitreous scale"),
 }
+_FLOATS = {"4", "5"}  # data types
+# AVIRIS, AVIRIS-NG and AVIRIS-3 (ang..._rdn_v2_img), Specim IQ (REFLECTANCE_2018-09-11_001.dat).
+_NAMED_UNIT = re.compile(
+    r"(?:(?:ang\d{8}|av3\d{8}|f\d{6})t\w*?_(?P<kind>rdn|rfl|corr|refl)(?:[_.-].*)?|REFLECTANCE_\S+)",
+    re.I,
+)
 _UTM_BASE = {  # EPSG code = base + zone
     ("wgs84", "north"): 32600,
     ("wgs84", "south"): 32700,
@@ -639,6 +645,17 @@ def _gains(
     return (gains, offsets) if changes else None
 
 
+def _said_unit(header: Header, source: str) -> str:
+    """What ``data units`` or the name of a product say of values that are no counts."""
+    stated = header.get("data units", "").strip().lower()
+    if stated in UNITS:
+        return stated
+    match = _NAMED_UNIT.fullmatch(Path(source).name)
+    if match is None:
+        return "dn"
+    return "radiance" if (match["kind"] or "").lower() == "rdn" else "reflectance"
+
+
 def _radiometry(header: Header, source: str) -> tuple[str, float]:
     unit, scale = "dn", 1.0
     factor = _number(header, "reflectance scale factor", float, source)
@@ -649,6 +666,8 @@ def _radiometry(header: Header, source: str) -> tuple[str, float]:
                 "It must be a positive number.",
             )
         unit, scale = "reflectance", 1.0 / factor
+    elif header.get("data type", "").strip() in _FLOATS:
+        unit = _said_unit(header, source)
     own_unit = header.get("vitreous unit", "")
     own_scale = _number(header, "vitreous scale", float, source)
     return (own_unit if own_unit in UNITS else unit), scale if own_scale is None else own_scale
