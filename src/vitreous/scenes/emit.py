@@ -20,14 +20,14 @@ import numpy.typing as npt
 import xarray as xr
 
 from vitreous.errors import SceneError
-from vitreous.scenes import arrays, prisma, tanager
+from vitreous.scenes import arrays, pace, prisma, tanager
 from vitreous.scenes.axes import Axes
 from vitreous.scenes.cube import LabelImage, LazyCube, Window, check_shape, make_scene
 from vitreous.scenes.hdf5 import Hdf5File
 
 GLT = ("location/glt_y", "location/glt_x")
 _CUBES = ("reflectance", "radiance")
-_PRODUCTS = (prisma, tanager)  # with a layout of their own
+_PRODUCTS = (prisma, tanager, pace)  # with a layout of their own
 _TILE = 128  # a tile of the map grid is a small rhombus of the measured one; a whole row would be nearly all of it
 
 
