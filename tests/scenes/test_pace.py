@@ -66,7 +66,7 @@ def test_level_1b_joins_three_cubes(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "unit"), [("rhos", "reflectance"), ("Rrs", "dn")])
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::UserWarning")
 def test_level_2(tmp_path, name, unit):
     counts = write_level_2(tmp_path / "PACE_OCI.L2.nc", name)
     scene = open_scene(tmp_path / "PACE_OCI.L2.nc")

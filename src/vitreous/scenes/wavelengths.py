@@ -138,7 +138,9 @@ def numbers_as_names(names: Sequence[str]) -> list[float] | None:
 
 
 def joined(
-    centres: npt.NDArray[np.float64], detector: npt.NDArray[np.int64]
+    centres: npt.NDArray[np.float64],
+    detector: npt.NDArray[np.int64],
+    usable: npt.NDArray[np.bool_] | None = None,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """Return the order of the bands of several detectors by wavelength, and which are needed.
 
@@ -148,12 +150,14 @@ def joined(
     Args:
         centres: ``(bands,)`` in nm, 0 for bands that are not used, which come last.
         detector: ``(bands,)`` numbers from 0 on, by wavelength.
+        usable: ``(bands,)`` False for bands that are not; all with a centre when None.
 
     Returns:
         Indices ``(bands,)``, and True (in the order of ``centres``) for bands that are needed.
     """
     used = centres > 0
     order = np.argsort(np.where(used, centres, np.inf), kind="stable")
+    used = used if usable is None else used & usable
     good = used.copy()
     for k in range(int(detector.max(initial=0))):
         first, second = used & (detector == k), used & (detector == k + 1)
