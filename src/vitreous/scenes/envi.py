@@ -188,6 +188,58 @@ def open(
     return make_scene(values, crs=crs, transform=transform, source=source, **{**known, **facts})
 
 
+class Library(NamedTuple):
+    """What an ENVI spectral library holds.
+
+    Attributes:
+        values: ``(spectra, bands)`` as stored.
+        names: of the spectra, where the header has them.
+        facts: wavelengths, widths and good bands, as arguments of :func:`make_scene`.
+        unit: as of a scene.
+        scale: likewise.
+        nodata: likewise.
+    """
+
+    values: npt.NDArray[Any]
+    names: list[str] | None
+    facts: dict[str, Any]
+    unit: str
+    scale: float
+    nodata: float | None
+
+
+def open_library(path: Path, wavelength_unit: str | None = None) -> Library:
+    """Read a spectral library (``.sli``): samples are its bands, lines its spectra.
+
+    Args:
+        path: the header or the library.
+        wavelength_unit: ``nm`` or ``um``, instead of what the header says.
+
+    Raises:
+        SceneError: no such pair of files, or a header that is no match for the data.
+    """
+    header_path, data_path = find_pair(path)
+    header = read_header(header_path)
+    source = str(data_path)
+    image = {key: value for key, value in header.items() if key not in {"file type", "band names"}}
+    cube = _map_cube(image, data_path, None)
+    if cube.shape[0] != 1:
+        raise SceneError(
+            f"{source} has {cube.shape[0]} bands, which no spectral library has.", "It is an image."
+        )
+    bands = cube.shape[2]
+    unit, scale = _radiometry(image, source)
+    facts = band_facts(image, bands, source, wavelength_unit, {})
+    names = _names(header, "spectra names")
+    if names is not None and len(names) != cube.shape[1]:
+        warnings.warn(
+            f"{source} has {cube.shape[1]} spectra but {len(names)} names; they are left out.",
+            stacklevel=3,
+        )
+        names = None
+    return Library(np.asarray(cube[0]), names, facts, unit, scale, nodata_of(image, source))
+
+
 def band_facts(
     header: Header, bands: int, source: str, unit: str | None, known: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -490,7 +542,8 @@ def _refuse_unsupported(header: Header, source: str) -> None:
     kind = header.get("file type", "ENVI Standard").lower()
     if kind == "envi spectral library":
         raise SceneError(
-            f"{source} is a spectral library.", "A scene has rows and columns; open an image."
+            f"{source} is a spectral library.",
+            "A scene has rows and columns; vitreous.scenes.spectra.read_spectra reads libraries.",
         )
     if kind not in {"envi standard", "envi classification", "envi", ""}:
         raise SceneError(
