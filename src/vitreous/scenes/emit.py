@@ -20,7 +20,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from vitreous.errors import SceneError
-from vitreous.scenes import arrays
+from vitreous.scenes import arrays, prisma
 from vitreous.scenes.axes import Axes
 from vitreous.scenes.cube import LabelImage, LazyCube, Window, check_shape, make_scene
 from vitreous.scenes.hdf5 import Hdf5File
@@ -54,15 +54,15 @@ def open(  # the name that every reader has
         SceneError: the file is damaged, holds no cube or several, or has no GLT where ``ortho`` asks for one.
     """
     file = Hdf5File(path)
+    if variable is None and prisma.is_product(file):
+        _check_grid(file, ortho)
+        return prisma.open_product(file, known)
     names = {a.name for a in file.arrays}
     if variable is None:
         variable = next((name for name in _CUBES if name in names), None)
     has_glt = names.issuperset(GLT)
-    if ortho and not has_glt:
-        raise SceneError(
-            f"{file.source} has no geometry lookup table ({' and '.join(GLT)}).",
-            "Leave out ortho=True.",
-        )
+    if not has_glt:
+        _check_grid(file, ortho)
     if has_glt and ortho is not False:
         return _open_ortho(file, variable, axis_order, wavelength_unit, known)
     return arrays.open_cube(
@@ -72,6 +72,14 @@ def open(  # the name that every reader has
         wavelength_unit=wavelength_unit,
         known=known,
     )
+
+
+def _check_grid(file: Hdf5File, ortho: bool | None) -> None:
+    if ortho:
+        raise SceneError(
+            f"{file.source} has no geometry lookup table ({' and '.join(GLT)}).",
+            "Leave out ortho=True.",
+        )
 
 
 def open_labels(path: Path, *, variable: str | None = None) -> LabelImage:

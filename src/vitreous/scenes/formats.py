@@ -12,7 +12,7 @@ import inspect
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -23,8 +23,9 @@ import xarray as xr
 
 from vitreous.errors import SceneError, did_you_mean, listed, shortened
 from vitreous.scenes.attributes import number_of, numbers
-from vitreous.scenes.cube import UNITS, BandCountError, LazyCube, Window, make_scene, marked_good
+from vitreous.scenes.cube import UNITS, BandCountError, LazyCube, make_scene, marked_good
 from vitreous.scenes.sensors import Sensor, banded
+from vitreous.scenes.stacks import Picked
 from vitreous.scenes.wavelengths import known_unit, spectral, unit_in_name
 
 COMMON_HINTS = (
@@ -48,6 +49,9 @@ SUFFIXES = {
     ".npy": "numpy_files",
     ".npz": "numpy_files",
     ".jp2": "sentinel2",
+    ".png": "pictures",
+    ".jpg": "pictures",
+    ".jpeg": "pictures",
 }
 _CONTENT = (  # first bytes, reader
     (b"ENVI", "envi"),
@@ -58,6 +62,8 @@ _CONTENT = (  # first bytes, reader
     (b"MATLAB ", "matlab"),
     (b"\x89HDF\r\n\x1a\n", "emit"),
     (b"\x93NUMPY", "numpy_files"),
+    (b"\x89PNG\r\n\x1a\n", "pictures"),
+    (b"\xff\xd8\xff", "pictures"),
     (b"\0\0\0\x0cjP  \r\n\x87\n", "sentinel2"),
 )
 _REFUSED = (  # first bytes, what it is, what to do
@@ -77,24 +83,27 @@ _REFUSED = (  # first bytes, what it is, what to do
     (b"EHFA_HEADER_TAG", "an ERDAS Imagine file", "Convert it to GeoTIFF."),
 )
 _KNOWN = (
-    "Known kinds: ENVI (.hdr with its data), GeoTIFF, MATLAB .mat, EMIT and other NetCDF-4/HDF5,"
-    " .npy and .npz, Zarr folders, Sentinel-2 products."
+    "Supported formats: ENVI (.hdr with its data), GeoTIFF, MATLAB .mat, EMIT and other NetCDF-4/HDF5,"
+    " .npy and .npz, PNG, JPEG, Zarr folders; products by their folders (docs/scenes.md); patterns such as B0[2-8].tif."
 )
 
 
-def open_scene(path: str | Path, *, untrusted: bool = False, **hints: Any) -> xr.DataArray:
+def open_scene(
+    path: str | Path | Sequence[str | Path], *, untrusted: bool = False, **hints: Any
+) -> xr.DataArray:
     """Open a scene of any known format; nothing is read before a window is asked for.
 
     Args:
-        path: a local file or folder.
+        path: a local file or folder, a list of files with one band each, or a pattern that names them
+            (``B0[2-8].tif``, see :mod:`vitreous.scenes.band_files`).
         untrusted: read the file in a process of its own under limits of memory and time, so that whatever it does to a
             library ends with a message (:mod:`vitreous.scenes.apart`).
         **hints: what the file does not say or says wrongly; they replace what it says before that is looked at. Every
             format takes ``unit`` (``dn``, ``radiance``, ``reflectance``), ``scale`` (physical value = stored value x
             scale), ``nodata``, ``wavelengths`` and ``fwhm`` (lists, or a CSV file with a column ``wavelength``),
             ``wavelength_unit`` (``nm``, ``um``), ``sensor`` (``sentinel2a``: names, centres and widths of a scene with as
-            many bands, see :mod:`vitreous.scenes.sensors`; ``sentinel2a:B02,B03`` for some of them), ``bands`` (which to keep, by number from 1 on or by name: ``1-10,15``),
-            ``mask`` (an image of clouds and the like, see :mod:`vitreous.scenes.masks`) and ``mask_values``; the
+            many bands, see :mod:`vitreous.scenes.sensors`; ``sentinel2a:B02,B03`` for some of them), ``bands`` (which to
+            keep, by number from 1 on or by name: ``1-10,15``), ``mask`` (an image of clouds and the like, see :mod:`vitreous.scenes.masks`) and ``mask_values``; the
             readers' own are in their ``open``.
 
     Returns:
@@ -103,12 +112,11 @@ def open_scene(path: str | Path, *, untrusted: bool = False, **hints: Any) -> xr
     Raises:
         SceneError: no such file, none of a known kind, a damaged one, or a hint that does not exist.
     """
-    file = local_path(path)
     if untrusted:
         from vitreous.scenes.apart import open_apart
 
-        return open_apart(file, hints)
-    reader = find_reader(file)
+        return open_apart(path, hints)
+    file, reader = _reader_of(path)
     common = {name: value for name, value in hints.items() if name in COMMON_HINTS}
     own = {name: value for name, value in hints.items() if name not in COMMON_HINTS}
     if "wavelength_unit" in common:
@@ -117,10 +125,10 @@ def open_scene(path: str | Path, *, untrusted: bool = False, **hints: Any) -> xr
         own["wavelength_unit"] = common["wavelength_unit"]
     elif "wavelength_unit" in common and "wavelengths" not in common:
         raise SceneError(
-            f"wavelength_unit alone means nothing for {file.name}.", "Pass wavelengths= as well."
+            f"wavelength_unit alone has no effect for {file.name}.", "Pass wavelengths= as well."
         )
     if "mask_values" in common and "mask" not in common:
-        raise SceneError("mask_values alone means nothing.", "Pass mask= as well.")
+        raise SceneError("mask_values alone has no effect.", "Pass mask= as well.")
     known = _known_facts(common, file)
     try:
         scene: xr.DataArray = call_reader(reader.open, file, own, known, extra=COMMON_HINTS)
@@ -140,6 +148,21 @@ def open_scene(path: str | Path, *, untrusted: bool = False, **hints: Any) -> xr
     return scene
 
 
+def _reader_of(path: str | Path | Sequence[str | Path]) -> tuple[Path, ModuleType]:
+    """Return the path, maybe a pattern for several files, and the module that reads it."""
+    from vitreous.scenes import band_files
+
+    if not isinstance(path, (str, os.PathLike)):
+        path = band_files.pattern_of(path)
+    if not band_files.is_pattern(path):
+        file = local_path(path)
+        return file, find_reader(file)
+    found = band_files.matching(path)
+    if len(found) == 1:
+        return _reader_of(found[0])
+    return Path(path).expanduser(), band_files
+
+
 def local_path(path: str | os.PathLike[str]) -> Path:
     """Return ``path`` if it is a readable, non-empty local file or a folder.
 
@@ -149,7 +172,8 @@ def local_path(path: str | os.PathLike[str]) -> Path:
     text = os.fspath(path)
     if text.startswith("/vsi") or re.match(r"[A-Za-z][A-Za-z0-9+._-]+:/", text) or "\0" in text:
         raise SceneError(
-            f"{text!r} is no local file.", "Fetch or unpack it first; only local files are read."
+            f"{text!r} is not a local file.",
+            "Download or unpack it first; only local files are supported.",
         )
     file = Path(text).expanduser()
     name = shortened(str(file), LONGEST_NAME)
@@ -165,22 +189,27 @@ def local_path(path: str | os.PathLike[str]) -> Path:
         if not file.is_file():
             raise SceneError(f"{name} is neither a file nor a folder.")
         if file.stat().st_size == 0:
-            raise SceneError(f"{name} is empty.", "Fetch it again.")
+            raise SceneError(f"{name} is empty.", "Download it again.")
     except OSError as error:
         raise SceneError(f"{name} cannot be read: {error.strerror}.") from error
     return file
 
 
-def find_reader(file: Path) -> ModuleType:
+def find_reader(file: Path, products: bool = True) -> ModuleType:
     """Return the reader module for a checked path.
 
     The first bytes win over the suffix, except that a file with an ENVI header beside it is ENVI whatever its
     pixels look like, and MATLAB's and NetCDF's suffixes say which use of HDF5 it is.
 
+    Args:
+        file: the path.
+        products: False asks for the reader of the format, whatever product the file is a part of.
+
     Raises:
         SceneError: no reader knows this kind.
     """
-    name = _reader_of_folder(file) if file.is_dir() else _reader_of_file(file)
+    name = _product_of(file) if products else None
+    name = name or (_reader_of_folder(file) if file.is_dir() else _reader_of_file(file))
     return importlib.import_module(f"vitreous.scenes.{name}")
 
 
@@ -208,7 +237,7 @@ def call_reader(
         if name not in known:
             kind = function.__module__.rpartition(".")[2]
             raise SceneError(
-                f"Unknown hint '{name}' for a file of kind {kind}.",
+                f"Unknown reader option '{name}' for {kind} files.",
                 did_you_mean(name, {*known, *extra}),
             )
     try:
@@ -222,16 +251,25 @@ def _parameters(function: Callable[..., Any]) -> set[str]:
     return {p.name for p in every if p.kind is not inspect.Parameter.VAR_KEYWORD} - {"path"}
 
 
-def _reader_of_folder(folder: Path) -> str:
-    from vitreous.scenes import sentinel2
+def _product_of(path: Path) -> str | None:
+    """The product that a folder or file belongs to by its name and what lies beside it."""
+    from vitreous.scenes import dlr, landsat, sentinel2
 
-    if any((folder / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray")):
+    if _is_zarr(path):  # maybe a folder of very many files
+        return None
+    readers = (landsat, dlr) if path.is_file() else (landsat, dlr, sentinel2)
+    found = (reader for reader in readers if reader.is_product(path))
+    return next((reader.__name__.rpartition(".")[2] for reader in found), None)
+
+
+def _is_zarr(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray"))
+
+
+def _reader_of_folder(folder: Path) -> str:
+    if _is_zarr(folder):
         return "zarr_store"
-    if sentinel2.is_product(folder):
-        return "sentinel2"
-    raise SceneError(
-        f"{folder} is a folder, but neither a Zarr store nor a Sentinel-2 product.", _KNOWN
-    )
+    raise SceneError(f"{folder} is a folder, but no Zarr store or product that is known.", _KNOWN)
 
 
 def _reader_of_file(file: Path) -> str:
@@ -256,7 +294,7 @@ def _reader_of_file(file: Path) -> str:
         return found
     if file.suffix.lower() in envi.DATA_SUFFIXES:
         return "envi"  # its complaint about the missing header is the right one
-    raise SceneError(f"{file} is of no known kind.", _KNOWN)
+    raise SceneError(f"{file} has an unknown format.", _KNOWN)
 
 
 def _known_facts(hints: Mapping[str, Any], file: Path) -> dict[str, Any]:
@@ -310,9 +348,7 @@ def _spectral_hints(hints: Mapping[str, Any], file: Path) -> dict[str, Any]:
         return {}
     numbers_given = np.array([*(centres or ()), *(widths or ())])
     if not np.all(np.isfinite(numbers_given) & (numbers_given >= 0)) or not numbers_given.any():
-        raise SceneError(
-            "There are impossible wavelengths in the hint.", "They must be positive numbers."
-        )
+        raise SceneError("The given wavelengths are invalid.", "They must be positive numbers.")
     found = spectral(
         centres, widths, unit or stated, "The hint wavelengths", certain=unit is not None
     )
@@ -339,7 +375,7 @@ def _list_hint(name: str, given: Any) -> list[float]:
         return [float(value) for value in given]
     except (TypeError, ValueError) as error:
         raise SceneError(
-            f"{name} is no list of numbers.", "Give one number per band, or a CSV file."
+            f"{name} is not a list of numbers.", "Give one number per band, or a CSV file."
         ) from error
 
 
@@ -390,7 +426,7 @@ def read_table(path: Path, wanted: str) -> BandTable:
     if not (len(named) == 1 or len(head) == 1) or (wanted == "fwhm" and len(spans) != 1):
         raise SceneError(
             f"{path} has no single column of wavelengths.",
-            "Name one column 'wavelength', or keep only one.",
+            "Name one column 'wavelength', or keep a single column.",
         )
     column, body = (named or [0])[0], rows[1:] if named else rows
 
@@ -413,7 +449,7 @@ def _with_bands(scene: xr.DataArray, given: Any) -> xr.DataArray:
     if steps <= {1}:
         return scene.isel(band=slice(int(index[0]), int(index[-1]) + 1))
     # Not isel: of a mapped file it would load everything at once.
-    cube = LazyCube((index.size, *scene.shape[1:]), scene.dtype, _Picked(scene.variable, index))
+    cube = LazyCube((index.size, *scene.shape[1:]), scene.dtype, Picked(scene.variable, index))
     picked = make_scene(cube, source=str(scene.attrs["source"]))
     coordinates = {
         name: ("band", column.values[index])
@@ -422,22 +458,6 @@ def _with_bands(scene: xr.DataArray, given: Any) -> xr.DataArray:
     }
     place = {name: c for name, c in scene.coords.items() if "band" not in c.dims}
     return picked.assign_coords({**place, **coordinates}).assign_attrs(scene.attrs)
-
-
-class _Picked:
-    """Reads some bands of a scene."""
-
-    def __init__(self, variable: xr.Variable, index: npt.NDArray[np.int64]) -> None:
-        self._variable, self._index = variable, index
-
-    def __call__(self, window: Window) -> npt.NDArray[Any]:
-        bands, rows, columns = window
-        index = self._index[bands]
-        if index.size == 0:
-            return np.asarray(self._variable[0:0, rows, columns].values)
-        first = int(index.min())
-        stored = self._variable[first : int(index.max()) + 1, rows, columns]
-        return np.asarray(stored.values)[index - first]
 
 
 def _band_indices(scene: xr.DataArray, given: Any) -> npt.NDArray[np.int64]:
@@ -458,10 +478,10 @@ def _band_indices(scene: xr.DataArray, given: Any) -> npt.NDArray[np.int64]:
                 )
             index += range(first - 1, last)
         else:
-            advice = did_you_mean(word, names) if names else "Write numbers from 1 on: 1-10,15."
+            advice = did_you_mean(word, names) if names else "Write numbers from 1, e.g. 1-10,15."
             raise SceneError(f"The scene has no band '{word}'.", advice)
     if len(set(index)) < len(index):
-        raise SceneError(f"bands={given} names a band twice.", "Name each once.")
+        raise SceneError(f"bands={given} lists a band twice.", "List each band once.")
     return np.array(index, dtype=np.int64)
 
 
@@ -485,7 +505,7 @@ def find_writer(path: str | Path) -> ModuleType:
     suffix = Path(path).suffix.lower()
     if suffix not in WRITERS:
         raise SceneError(
-            f"{path} does not end like a scene that can be written.", f"Use one of {list(WRITERS)}."
+            f"{path} does not have the suffix of a writable format.", f"Use one of {list(WRITERS)}."
         )
     return importlib.import_module(f"vitreous.scenes.{WRITERS[suffix]}")
 

@@ -95,7 +95,7 @@ def open(
             raise SceneError(
                 f"{source} holds complex numbers.", "Convert them to intensities first."
             )
-        alpha = _alpha_band(dataset, source)
+        alpha = alpha_band(dataset, source)
         bands = [band for band in range(dataset.count) if band != alpha]
         shape = (len(bands), dataset.height, dataset.width)
         header = _header_beside(path, dataset)
@@ -104,10 +104,10 @@ def open(
         crs, transform = known_grid(dataset)
         masked = _has_mask(dataset, bands[0])
     reader = RasterReader(path, "GTiff", page)
-    cube = LazyCube(shape, dtype, _Stored(reader, bands))
+    cube = LazyCube(shape, dtype, Stored(reader, bands))
     valid: list[Validity] = []
     if alpha is not None:
-        valid.append(_Alpha(reader, alpha))
+        valid.append(Alpha(reader, alpha))
     if masked:
         valid.append(reader.read_mask)
     if settings or valid:
@@ -129,15 +129,18 @@ def open_labels(path: Path, *, page: int | None = None) -> LabelImage:
         pages = len(dataset.subdatasets)
         if page is None and pages > 1:
             raise SceneError(
-                f"{source} holds {pages} images.", f"Say which has the labels: page=1 to {pages}."
+                f"{source} holds {pages} images.",
+                f"Choose the one with the labels: page=1 to {pages}.",
             )
-        alpha = _alpha_band(dataset, source) if dataset.count == 2 else None
+        alpha = alpha_band(dataset, source) if dataset.count == 2 else None
         if dataset.count - (alpha is not None) != 1:
-            raise SceneError(f"{source} has {dataset.count} bands.", "A label image has one band.")
+            raise SceneError(
+                f"{source} has {dataset.count} bands.", "A label image must have one band."
+            )
         if dataset.width * dataset.height > LABEL_PIXELS_LIMIT:
             raise SceneError(
-                f"{source} has {dataset.height} x {dataset.width} pixels, too many for labels in memory.",
-                "Cut it to the area that has labels.",
+                f"{source} has {dataset.height} x {dataset.width} pixels, too many to hold labels in memory.",
+                "Crop it to the labelled area.",
             )
         crs, transform = known_grid(dataset)
         names = _stored_class_names(dataset) or read_category_names(path)
@@ -149,7 +152,7 @@ def open_labels(path: Path, *, page: int | None = None) -> LabelImage:
     values = reader.read([0], rows, columns)[0]
     valid = reader.read_mask(rows, columns) if masked else None
     if alpha is not None:
-        valid = _Alpha(reader, alpha)(rows, columns)
+        valid = Alpha(reader, alpha)(rows, columns)
     return LabelImage(values, nodata, names, colors, crs, transform, valid)
 
 
@@ -169,7 +172,7 @@ def write(scene: xr.DataArray, path: str | Path) -> None:
     dtype = np.dtype("u1") if scene.dtype == bool else scene.dtype
     if dtype.kind not in "uif" or dtype == np.float16:
         raise SceneError(
-            f"{path}: TIFF has no type for {dtype} values.", "Convert them, e.g. to float32."
+            f"{path}: TIFF does not support {dtype} values.", "Convert them, e.g. to float32."
         )
     nodata = scene.attrs.get("nodata")
     if nodata is not None and not _holds(dtype, nodata):
@@ -273,26 +276,38 @@ def read_category_names(path: str | Path) -> dict[int, str] | None:
     return {value: name for value, name in enumerate(names) if name} or None
 
 
-class _Stored:
-    """Reads stored values of some bands."""
+class Stored:
+    """Reads stored values of some bands.
+
+    Args:
+        reader: of the file.
+        bands: their indices.
+    """
 
     def __init__(self, reader: RasterReader, bands: Sequence[int]) -> None:
         self.reader = reader
         self.bands = list(bands)
 
     def __call__(self, window: Window) -> npt.NDArray[Any]:
+        """Read one window."""
         bands, rows, columns = window
         return self.reader.read(self.bands[bands], rows, columns)
 
 
-class _Alpha:
-    """Reads an alpha band as a mask: 0 hides a pixel."""
+class Alpha:
+    """Reads an alpha band as a mask: 0 hides a pixel.
+
+    Args:
+        reader: of the file.
+        band: the index of the alpha band.
+    """
 
     def __init__(self, reader: RasterReader, band: int) -> None:
         self.reader = reader
         self.band = band
 
     def __call__(self, rows: slice, columns: slice) -> npt.NDArray[np.bool_]:
+        """Read one window, False where a pixel is hidden."""
         shown: npt.NDArray[np.bool_] = self.reader.read([self.band], rows, columns)[0] > 0
         return shown
 
@@ -309,8 +324,8 @@ def _only(nodata: float | None) -> tuple[float, ...]:
     return () if nodata is None else (nodata,)
 
 
-def _alpha_band(dataset: Any, source: str) -> int | None:
-    """The band that says where the others are transparent, None where there is none.
+def alpha_band(dataset: Any, source: str) -> int | None:
+    """Return the band that says where the others are transparent, None where there is none.
 
     Some writers declare any fourth band so, near infrared too. A transparency is 0 or full nearly everywhere.
     """
@@ -388,7 +403,7 @@ def _of_header(
     except SceneError as error:
         if unit is not None:
             raise
-        warnings.warn(f"{error} It is left out.", stacklevel=5)
+        warnings.warn(f"{error} It is ignored.", stacklevel=5)
         return {}
     return {name: found[name] for name in wanted if name not in known}
 
@@ -450,7 +465,7 @@ def _spectral_tags(
             if unit is not None:
                 raise
             warnings.warn(
-                f"{source} has unusable wavelength tags ({error}); they are left out.", stacklevel=4
+                f"{source} has unusable wavelength tags ({error}); they are ignored.", stacklevel=4
             )
     flags = [tag.get("bbl", ("", ""))[0] for tag in tags]
     if all(flags) and "good_band" not in known:
@@ -488,7 +503,7 @@ def _column(
         return [float(tag[key][0]) for tag in tags], units.pop() if len(units) == 1 else None
     except ValueError as error:
         warnings.warn(
-            f"{source} has unusable {key} tags ({error}); they are left out.", stacklevel=5
+            f"{source} has unusable {key} tags ({error}); they are ignored.", stacklevel=5
         )
         return None
 

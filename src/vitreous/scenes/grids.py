@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,6 +89,44 @@ def nearest(
         inside = (row >= 0) & (row < own.size[0]) & (column >= 0) & (column < own.size[1])
         result[start : start + strip][inside] = values[row[inside], column[inside]]
     return result
+
+
+def nearest_window(
+    read: Callable[[slice, slice], npt.NDArray[Any]],
+    own: Grid,
+    wanted: Grid,
+    rows: slice,
+    columns: slice,
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """Read the part of an image that covers a window of another grid; nothing is interpolated.
+
+    Without a place the pixels of both are counted from the same corner.
+
+    Args:
+        read: gives some rows and columns of the image.
+        own: its grid.
+        wanted: the other grid.
+        rows: rows of ``wanted``, with explicit bounds and a positive step.
+        columns: likewise.
+
+    Returns:
+        Values ``(rows, columns)``, and False where they lie beyond the image's edge; the values are 0 there.
+    """
+    row_index = np.arange(rows.start, rows.stop, rows.step)
+    column_index = np.arange(columns.start, columns.stop, columns.step)
+    if own.transform is None or wanted.transform is None:
+        row, column = np.meshgrid(row_index, column_index, indexing="ij")
+    else:
+        row, column = pixels_at(own, wanted, row_index, column_index)
+    inside = (row >= 0) & (row < own.size[0]) & (column >= 0) & (column < own.size[1])
+    if not inside.any():
+        return np.zeros(row.shape, dtype=np.uint8), inside
+    row, column = row[inside], column[inside]
+    top, left = int(row.min()), int(column.min())
+    stored = read(slice(top, int(row.max()) + 1, 1), slice(left, int(column.max()) + 1, 1))
+    values = np.zeros(inside.shape, dtype=stored.dtype)
+    values[inside] = stored[row - top, column - left]
+    return values, inside
 
 
 def pixels_at(

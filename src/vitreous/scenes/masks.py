@@ -21,7 +21,7 @@ import xarray as xr
 from vitreous.errors import SceneError
 from vitreous.scenes.cube import LazyCube, Window, make_scene
 from vitreous.scenes.gdal_files import RasterReader, known_grid, open_raster
-from vitreous.scenes.grids import Grid, pixels_at
+from vitreous.scenes.grids import Grid, nearest_window
 from vitreous.scenes.values import Converted
 
 SCL_HIDDEN = (
@@ -59,20 +59,13 @@ class Mask:
 
     def __call__(self, rows: slice, columns: slice) -> npt.NDArray[np.bool_]:
         """Read the part of the mask that covers some rows and columns of the scene."""
-        row_index = np.arange(rows.start, rows.stop, rows.step)
-        column_index = np.arange(columns.start, columns.stop, columns.step)
-        if self.own.transform is None or self.wanted.transform is None:
-            row, column = np.meshgrid(row_index, column_index, indexing="ij")
-        else:
-            row, column = pixels_at(self.own, self.wanted, row_index, column_index)
-        inside = (row >= 0) & (row < self.own.size[0]) & (column >= 0) & (column < self.own.size[1])
-        shown = np.zeros(row.shape, dtype=bool)  # nothing is known of what lies beyond the mask
-        if inside.any():
-            row, column = row[inside], column[inside]
-            top, left = int(row.min()), int(column.min())
-            box = (slice(top, int(row.max()) + 1, 1), slice(left, int(column.max()) + 1, 1))
-            values = self.reader.read([0], *box)[0][row - top, column - left]
-            shown[inside] = ~(np.isin(values, self.hidden) | ((values & self.bits) != 0))
+        values, inside = nearest_window(
+            lambda r, c: self.reader.read([0], r, c)[0], self.own, self.wanted, rows, columns
+        )
+        # Nothing is known of what lies beyond the mask.
+        shown: npt.NDArray[np.bool_] = inside & ~(
+            np.isin(values, self.hidden) | ((values & self.bits) != 0)
+        )
         return shown
 
 
@@ -92,9 +85,13 @@ def with_mask(scene: xr.DataArray, mask: Any, values: Any, near: Path) -> xr.Dat
     driver = "JP2OpenJPEG" if path.suffix.lower() == ".jp2" else "GTiff"
     with open_raster(path, driver) as dataset:
         if dataset.count != 1:
-            raise SceneError(f"The mask {path} has {dataset.count} bands.", "A mask has one.")
+            raise SceneError(
+                f"The mask {path} has {dataset.count} bands.", "A mask must have one band."
+            )
         if np.dtype(dataset.dtypes[0]).kind not in "iu":
-            raise SceneError(f"The mask {path} holds fractions.", "A mask holds whole numbers.")
+            raise SceneError(
+                f"The mask {path} holds non-integer values.", "A mask must hold integers."
+            )
         own = Grid((dataset.height, dataset.width), *known_grid(dataset))
     wanted = Grid.of(scene)
     placed = own.transform is not None and wanted.transform is not None
@@ -135,15 +132,15 @@ def _rule(path: Path, values: Any) -> dict[str, Any]:
             return {"hidden": tuple(int(word) for word in words)}
         except ValueError as error:
             raise SceneError(
-                f"mask_values is '{values}'.", "Give whole numbers, e.g. mask_values=8,9,10."
+                f"mask_values is '{values}'.", "Give integers, e.g. mask_values=8,9,10."
             ) from error
     if _SCL.fullmatch(path.name):
         return {"hidden": SCL_HIDDEN}
     if _QA.fullmatch(path.name):
         return {"bits": QA_HIDDEN}
     raise SceneError(
-        f"{path} is neither Sentinel-2's SCL nor Landsat's QA_PIXEL: nothing says which of its values hide a pixel.",
-        "Say them: mask_values=0 where 0 hides pixels, mask_values=1 where 1 does.",
+        f"{path} is neither Sentinel-2 SCL nor Landsat QA_PIXEL: it is unknown which of its values mask a pixel.",
+        "Set mask_values, e.g. mask_values=0 if 0 masks a pixel.",
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -24,6 +24,7 @@ import xarray as xr
 from vitreous.errors import SceneError
 from vitreous.scenes.cube import LazyCube, Window, check_shape, make_scene
 from vitreous.scenes.gdal_files import RasterReader, known_grid, open_raster
+from vitreous.scenes.metadata_files import damaged, read_xml
 from vitreous.scenes.sensors import sensor
 from vitreous.scenes.values import converted
 
@@ -48,7 +49,6 @@ BANDS = _band_table("sentinel2a")
 _BANDS_OF = {"S2A": BANDS, "S2B": _band_table("sentinel2b")}
 _BY_ID = tuple(sorted(BANDS, key=lambda name: 8.5 if name == "B8A" else int(name[1:])))
 SCALE = 1e-4  # reflectance per count
-METADATA_LIMIT = 32 * 2**20
 RESOLUTIONS = (10, 20, 60)
 FILES_LIMIT = 20_000
 
@@ -103,8 +103,31 @@ def open(
         raise SceneError(f"Sentinel-2 has no resolution of {resolution} m.", "Use 10, 20 or 60.")
     if resampling not in {"nearest", "bilinear"}:
         raise SceneError(f"Unknown resampling '{resampling}'.", "Use nearest or bilinear.")
-    files = _choose(find_bands(path), resolution)
-    names = [name for name in BANDS if name in files]
+    found = _choose(find_bands(path), resolution)
+    files = {name: found[name] for name in BANDS if name in found}
+    return _open(
+        files,
+        path,
+        source=str(path),
+        resolution=resolution,
+        bilinear=resampling == "bilinear",
+        offset=offset,
+        known=known,
+    )
+
+
+def _open(
+    files: Mapping[str, Path],
+    path: Path,
+    *,
+    source: str,
+    resolution: int,
+    bilinear: bool = False,
+    offset: int | None = None,
+    known: Mapping[str, Any],
+) -> xr.DataArray:
+    """Stack bands in the order of ``files``; what they mean is looked for in the product of ``path``."""
+    names = list(files)
     chosen = [_inspect(files[name], name) for name in names]
     grid = _common_grid(chosen, resolution)
     said = _metadata(path)
@@ -114,7 +137,7 @@ def open(
         shifts = [_offset_of(path, files[names[0]])] * len(names)
     else:
         shifts = [said.offsets.get(name, 0) for name in names]
-    stack = _Stack(chosen, resolution, resampling == "bilinear", shifts)
+    stack = _Stack(chosen, resolution, bilinear, shifts)
     cube, nodata = LazyCube(grid.shape, stack.dtype, stack), float(shifts[0])
     if len(set(shifts)) > 1:
         cube = converted(cube, nodata_of=np.array(shifts, dtype=np.float64))
@@ -131,7 +154,7 @@ def open(
         "band_names": names,
         **known,
     }
-    return make_scene(cube, source=str(path), **facts)
+    return make_scene(cube, source=source, **facts)
 
 
 def find_bands(path: Path) -> dict[str, list[Path]]:
@@ -149,8 +172,8 @@ def find_bands(path: Path) -> dict[str, list[Path]]:
         match = _BAND_FILE.fullmatch(path.name)
         if match is None:
             raise SceneError(
-                f"{path} is no band of a Sentinel-2 product.",
-                "Their names end in _B02.jp2, _B8A_20m.jp2 ...",
+                f"{path} is not a band of a Sentinel-2 product.",
+                "Band files end in _B02.jp2, _B8A_20m.jp2 and so on.",
             )
         tile = match["tile"].lower()
         # Level-2A keeps each resolution in a folder of its own.
@@ -164,7 +187,7 @@ def find_bands(path: Path) -> dict[str, list[Path]]:
     if not tiles:
         raise SceneError(
             f"{path} holds no Sentinel-2 bands.",
-            "Their names end in _B02.jp2, _B8A_20m.jp2 and so on.",
+            "Band files end in _B02.jp2, _B8A_20m.jp2 and so on.",
         )
     if len(tiles) > 1:
         raise SceneError(
@@ -172,6 +195,38 @@ def find_bands(path: Path) -> dict[str, list[Path]]:
             "Open one granule folder, or one JP2 file of the tile you want.",
         )
     return tiles.popitem()[1]
+
+
+def band_of(path: Path) -> str | None:
+    """Return the band that a file holds, None where it is no band file of Sentinel-2."""
+    match = _BAND_FILE.fullmatch(path.name)
+    return match["band"].upper() if match else None
+
+
+def open_files(files: Sequence[Path], path: Path, known: Mapping[str, Any]) -> xr.DataArray:
+    """Open some bands of one product, on the grid of the finest, in the given order.
+
+    Args:
+        files: band files.
+        path: what the user asked for, for messages.
+        known: arguments of :func:`make_scene`.
+
+    Raises:
+        SceneError: they are of several tiles or do not share a grid.
+    """
+    bands: dict[str, Path] = {}
+    tiles = set()
+    for file in files:
+        match = _BAND_FILE.fullmatch(file.name)
+        if match is None:
+            raise SceneError(f"{file} is no band of a Sentinel-2 product.")
+        tiles.add(match["tile"].lower())
+        if bands.setdefault(match["band"].upper(), file) != file:
+            raise SceneError(f"{path} holds {match['band']} twice.", "Name each band once.")
+    if len(tiles) > 1:
+        raise SceneError(f"{path} holds {len(tiles)} tiles.", "Name the bands of one.")
+    finest = min(_inspect(file, name)[0].resolution for name, file in bands.items())
+    return _open(bands, files[0], source=str(path), resolution=finest, known=known)
 
 
 def is_product(folder: Path) -> bool:
@@ -208,7 +263,8 @@ def _inspect(path: Path, name: str) -> tuple[_File, Any, Any]:
         crs, transform = known_grid(dataset)
         if dataset.count != 1:
             raise SceneError(
-                f"{path} has {dataset.count} bands.", "A band file holds one; is it a preview?"
+                f"{path} has {dataset.count} bands.",
+                "A band file holds one band; this may be a preview.",
             )
         size = BANDS[name].resolution if transform is None else abs(transform.a)
         return _File(path, round(size), dataset.height, dataset.width), crs, transform
@@ -233,12 +289,13 @@ def _common_grid(chosen: Sequence[tuple[_File, Any, Any]], resolution: int) -> _
         covered = file.height * file.resolution, file.width * file.resolution
         if other_crs != crs or not same_corner or covered != extent:
             raise SceneError(
-                f"{file.path} covers another area than {first.path}.",
+                f"{file.path} does not cover the same area as {first.path}.",
                 "Its product is damaged or mixed.",
             )
     if extent[0] % resolution or extent[1] % resolution:
         raise SceneError(
-            f"{first.path} is no multiple of {resolution} m wide.", "Use a finer resolution."
+            f"The width of {first.path} is not a multiple of {resolution} m.",
+            "Use a finer resolution.",
         )
     height, width = extent[0] // resolution, extent[1] // resolution
     shape = check_shape((len(chosen), height, width), str(first.path))
@@ -270,19 +327,10 @@ def _metadata(path: Path) -> _Metadata | None:
     found = [file for folder in folders for file in sorted(folder.glob("MTD_MSIL*.xml"))]
     if not found:
         return None
-    damaged = SceneError(
-        f"{found[0]} cannot be read.", "Fetch the product again, or move that file away."
-    )
     try:
-        if found[0].stat().st_size > METADATA_LIMIT:
-            raise damaged
-        text = found[0].read_text(encoding="utf-8")
-        if "<!" in text.replace("<!--", ""):  # a DOCTYPE, whose entities could expand without end
-            raise damaged
-        root = ElementTree.fromstring(text)
-        return _parsed(root)
-    except (OSError, UnicodeDecodeError, ElementTree.ParseError, ValueError, IndexError) as error:
-        raise damaged from error
+        return _parsed(read_xml(found[0]))
+    except (ValueError, IndexError) as error:
+        raise damaged(found[0]) from error
 
 
 def _parsed(root: ElementTree.Element) -> _Metadata:
@@ -318,8 +366,8 @@ def _bands_of(path: Path, said: _Metadata | None, names: Sequence[str]) -> dict[
     centres = said.centres if said else {}
     if unit not in _BANDS_OF and not set(names) <= centres.keys():
         warnings.warn(
-            f"{path} does not say {'its band centres' if unit else 'which Sentinel-2 measured it'}; those of Sentinel-2A"
-            " are taken, which differ by a few nm, in B12 by up to 17 nm.",
+            f"{path} does not say {'its band centres' if unit else 'which Sentinel-2 measured it'}; those of "
+            "Sentinel-2A are assumed, which differ by a few nm (up to 17 nm in B12).",
             stacklevel=3,
         )
     return {
@@ -337,8 +385,8 @@ def _offset_of(path: Path, band_file: Path) -> int:
     sensed = _SENSED.search(band_file.name)
     if sensed is None:
         warnings.warn(
-            f"{path} does not say when it was processed; counts are taken without offset."
-            " Pass offset=-1000 for products since January 2022.",
+            f"{path} does not give its processing date; counts are read without offset. Set offset=-1000 for "
+            "products since January 2022.",
             stacklevel=3,
         )
         return 0
@@ -351,8 +399,7 @@ def _offset_of(path: Path, band_file: Path) -> int:
 
 def _say_guess(path: Path, offset: int, why: str) -> None:
     warnings.warn(
-        f"{path} has no MTD_MSIL*.xml: counts are taken with the offset {offset} because of {why}"
-        " (offset=... says it).",
+        f"{path} has no MTD_MSIL*.xml: counts are read with offset {offset}, given {why} (set offset=... to override).",
         stacklevel=4,
     )
 
@@ -361,7 +408,7 @@ def _whole(name: str, value: Any) -> int:
     try:
         return int(value)
     except (TypeError, ValueError) as error:
-        raise SceneError(f"{name} is '{value}'.", "It must be a whole number.") from error
+        raise SceneError(f"{name} is '{value}'.", "It must be an integer.") from error
 
 
 class _Stack:

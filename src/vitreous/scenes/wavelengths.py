@@ -63,7 +63,7 @@ def known_unit(unit: str | None) -> str | None:
     found = _UNITS.get(word) or _UNITS.get(word.removesuffix("s"))
     if found is None:
         raise SceneError(
-            f"'{unit}' is no unit of wavelengths.",
+            f"'{unit}' is not a wavelength unit.",
             f"Known units are nm, µm (um), {', '.join(name for name in _SPELLINGS if name not in {'nm', 'um'})}.",
         )
     return found
@@ -137,6 +137,33 @@ def numbers_as_names(names: Sequence[str]) -> list[float] | None:
     return values.tolist() if _is_light(values, "nm") or _is_light(values, "um") else None
 
 
+def joined(
+    centres: npt.NDArray[np.float64], detector: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Return the order of the bands of two detectors by wavelength, and which are needed.
+
+    Where the detectors overlap, the first keeps its bands below the middle of the overlap and the second those above:
+    the ends of a detector's range are its noisiest bands.
+
+    Args:
+        centres: ``(bands,)`` in nm, 0 for bands that are not used, which come last.
+        detector: ``(bands,)`` 0 or 1.
+
+    Returns:
+        Indices ``(bands,)``, and True (in the order of ``centres``) for bands that are needed.
+    """
+    used = centres > 0
+    order = np.argsort(np.where(used, centres, np.inf), kind="stable")
+    good = used.copy()
+    first, second = (used & (detector == k) for k in (0, 1))
+    if first.any() and second.any():
+        low, high = centres[second].min(), centres[first].max()
+        middle = (low + high) / 2
+        if low < high:
+            good &= np.where(detector == 0, centres <= middle, centres > middle)
+    return order, good
+
+
 def unit_in_name(name: str) -> str | None:
     """Return the unit in a column's or variable's name such as ``wavelength_nm``, None where there is none."""
     match = _UNIT_IN_NAME.search(name)
@@ -163,7 +190,8 @@ def _fitting_unit(numbers: Floats, stated: str | None, source: str, certain: boo
     if stated is None:
         guess = fits[0] if fits else "um" if numbers.size and np.nanmax(numbers) < 100 else "nm"
         warnings.warn(
-            f"{source} names no wavelength unit; {span} is taken as {guess} (wavelength_unit=... says it).",
+            f"{source} gives no wavelength unit; {span} is assumed to be {guess} (set wavelength_unit=... to "
+            "override).",
             stacklevel=4,
         )
         return guess
@@ -172,12 +200,12 @@ def _fitting_unit(numbers: Floats, stated: str | None, source: str, certain: boo
     if len(fits) == 1 and certain:
         raise SceneError(
             f"{source}: wavelengths of {span} {stated} lie outside the optical range.",
-            f"They fit in {fits[0]}: say wavelength_unit={fits[0]}.",
+            f"They would be valid in {fits[0]}: set wavelength_unit={fits[0]}.",
         )
     if len(fits) == 1:
         warnings.warn(
-            f"{source} gives wavelengths of {span} {stated}, outside the optical range; taken as {fits[0]}"
-            " (wavelength_unit=... says otherwise).",
+            f"{source} gives wavelengths of {span} {stated}, outside the optical range; assumed to be {fits[0]} (set "
+            "wavelength_unit=... to override).",
             stacklevel=4,
         )
         return fits[0]
@@ -202,7 +230,8 @@ def _fitting_width_unit(spans: Floats, stated: str, centres: Floats, source: str
     if suits(stated) or len(fits) != 1:
         return stated
     warnings.warn(
-        f"{source} gives band widths of {_span(spans)} {stated}, which do not suit its wavelengths; taken as {fits[0]}.",
+        f"{source} gives band widths of {_span(spans)} {stated}, which do not match its wavelengths; assumed to be "
+        f"{fits[0]}.",
         stacklevel=4,
     )
     return fits[0]
