@@ -77,6 +77,11 @@ class _Job:
         assert isinstance(self.run.classifier, runs.Network)
         return self.run.classifier
 
+    @property
+    def gate_role(self) -> str:
+        """What the gate's pixels are in the run's split, in words."""
+        return "validation" if self.split.roles.ravel()[self.gate[0]] == VAL else "training"
+
     def accuracy(self, classifier: runs.Network) -> float:
         """Return the share of the gate's pixels that are right, in percent."""
         found = classify_pixels(classifier, self.data.scene, self.gate)
@@ -228,7 +233,7 @@ def _within(job: _Job, max_drop: float) -> tuple[runs.Network, Report, list[str]
     before = job.accuracy(job.classifier)
     drop = before - job.accuracy(classifier)
     job.console.print(
-        f"OA on {len(job.gate)} validation pixels: {before:.2f} % → {before - drop:.2f} % ({-drop:+.2f})",
+        f"OA on {len(job.gate)} {job.gate_role} pixels: {before:.2f} % → {before - drop:.2f} % ({-drop:+.2f})",
         highlight=False,
     )
     if drop <= max_drop:
