@@ -513,3 +513,10 @@ def test_true_colour_takes_blue_and_not_the_coastal_band(centres, bands):
 
 def test_sizes_are_width_by_height_as_in_the_terminal():
     assert scene_facts(make_scene(np.zeros((2, 5, 7), "uint8")))[0] == "7 × 5 pixels"
+
+
+def test_rows_of_the_confusion_matrix_give_a_number_once():
+    pairs = [("corn", 10), ("class 40", 40), ("7201", 7201), ("class 4", 40)]
+    assert [figures._row_name(name, value) for name, value in pairs] == [
+        *("corn  10", "class 40", "7201", "class 4  40"),
+    ]
