@@ -185,9 +185,9 @@ def _range(records: Sequence[dict[str, Any]], role: str) -> str:
 def conclude(records: Sequence[dict[str, Any]]) -> str:
     """Say who is best under each protocol."""
     words = [
-        "Means and standard deviations over seeds. Fixed: the literature's 695 training pixels, tested on the "
-        "other 9580 of today's ground truth. All but blocks share most test pixels with training patches. Times are "
-        "of a machine that did other work beside."
+        "Means and standard deviations over seeds. Fixed: the standard split of 695 training pixels, tested on "
+        "the other 9580 pixels of the current ground truth. Except with blocks, most test pixels lie inside training "
+        "patches. Times were measured on a shared machine."
     ]
     for protocol in PROTOCOLS:
         means = {
@@ -200,7 +200,7 @@ def conclude(records: Sequence[dict[str, Any]]) -> str:
         rival = max((s for s in means if s != OURS), key=lambda s: means[s])
         words.append(
             f"{protocol.capitalize()}: {OURS} {means[OURS]:.1f} % OA, {means[OURS] - means[rival]:+.1f} points "
-            f"from the best of the others ({rival})."
+            f"compared with the best other system ({rival})."
         )
     return " ".join(words)
 

@@ -25,7 +25,7 @@ from vitreous.layers.attention import AttentionCore
 from vitreous.layers.windows import RelativePositionBias
 
 RESULT = RESULTS / "architectures.json"
-TITLE = "Architectures against their own unfused path"
+TITLE = "Architectures compared with their own unfused path"
 VARIANTS = (
     "vit_small",
     "swin_tiny",
@@ -93,8 +93,8 @@ def conclude(rows: list[dict[str, Any]]) -> str:
         ratios = {row["model"]: row[f"{way}, times faster"] for row in rows}
         slower = [name for name, ratio in ratios.items() if ratio < 0.98]
         words.append(
-            f"{way.capitalize()}: {median(ratios.values()):.2f} times the speed in the median, "
-            + (f"slower for {', '.join(slower)}." if slower else "nowhere slower.")
+            f"{way.capitalize()}: median speed-up {median(ratios.values()):.2f}, "
+            + (f"slower for {', '.join(slower)}." if slower else "never slower.")
         )
     return " ".join(words)
 

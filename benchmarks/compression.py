@@ -81,8 +81,8 @@ def apply_all(name: str, run: Path, methods: Sequence[tuple[str, dict[str, Any]]
             "settings": ", ".join(f"{key} {value}" for key, value in settings.items()),
             "OA %": round(figures["OA, %"]["after"], 2),
             "lost points": round(figures["OA, %"]["before"] - figures["OA, %"]["after"], 2),
-            "multiply-adds M": round(figures["multiply-adds of an image, M"]["after"], 1),
-            "weights MiB": round(figures["weights at their bits, MiB"]["after"], 2),
+            "multiply-adds M": round(figures["multiply-adds per image, M"]["after"], 1),
+            "weights MiB": round(figures["weights at nominal bit width, MiB"]["after"], 2),
         }
         console.print(str(row), highlight=False)
         found.append((row, done.path))
@@ -90,7 +90,7 @@ def apply_all(name: str, run: Path, methods: Sequence[tuple[str, dict[str, Any]]
 
 
 def time_all(name: str, entries: Sequence[tuple[str, Path, str]], repeats: int) -> list[Any]:
-    """Measure runs with runtimes; ``times as fast`` is against the first."""
+    """Measure runs with runtimes; ``speed-up`` is against the first."""
     rows = []
     for label, path, runtime in entries:
         one = measure_apart(Entry(str(path), runtime, repeats=repeats, pixels=0))
@@ -102,9 +102,7 @@ def time_all(name: str, entries: Sequence[tuple[str, Path, str]], repeats: int) 
                 "arithmetic": one.precision,
                 "OA %": round(100 * one.oa, 2),
                 "pixels/s": round(one.pixels_per_second),
-                "times as fast": round(one.pixels_per_second / rows[0]["pixels/s"], 2)
-                if rows
-                else 1,
+                "speed-up": round(one.pixels_per_second / rows[0]["pixels/s"], 2) if rows else 1,
                 "one pixel ms": round(one.latency_ms, 2),
                 "files MiB": round(one.size_mib, 2),
                 "peak memory MiB": round(one.peak_memory_mib),
@@ -122,11 +120,11 @@ def conclude(costs: Sequence[dict[str, Any]], speeds: Sequence[dict[str, Any]]) 
         whole = [row for row in own if row["arithmetic"].startswith("int8")]
         best = max(whole, key=lambda row: row["pixels/s"])
         words.append(
-            f"{name}: 8-bit integers on {best['runtime']} are {best['times as fast']} times as fast as floats in torch "
-            f"(2.5 were the aim) and lose {own[0]['OA %'] - best['OA %']:.2f} points of OA (at most 0.5 were allowed)."
+            f"{name}: speed-up of 8-bit integers on {best['runtime']} over float32 in torch {best['speed-up']} "
+            f"(target: 2.5), loss of OA {own[0]['OA %'] - best['OA %']:.2f} points (target: at most 0.5)."
         )
     words += [
-        f"{row['method']} ({row['settings']}) costs {row['network']} {row['lost points']} points."
+        f"{row['method']} ({row['settings']}) loses {row['lost points']} points of OA on {row['network']}."
         for row in costs
         if row["lost points"] > 1
     ]

@@ -23,7 +23,7 @@ from rich.console import Console
 from vitreous.catalog.results import write_result
 
 RESULT = RESULTS / "dense_map.json"
-TITLE = "Mapping a scene: all pixels of a tile at once against a patch per pixel"
+TITLE = "Mapping a scene: dense tiles compared with one patch per pixel"
 TRUNK = {
     "model": "convnext_tiny",
     "model_args": {"dims": [32, 64, 96, 128], "depths": [2, 2, 2, 2]},
@@ -78,7 +78,7 @@ def time_map(classifier: Any, data: Any, path: Path) -> float:
 
 
 def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the table; ``times as fast`` compares with patches."""
+    """Return the table; ``speed-up`` compares with patches."""
     speeds = {r["way"]: r["pixels"] / median(r["maps"]) for r in records}
     return [
         {
@@ -89,7 +89,7 @@ def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "parameters": r["parameters"],
             "training s": round(r["train"]),
             "pixels/s": round(speeds[r["way"]]),
-            "times as fast": round(speeds[r["way"]] / speeds["patch"], 1),
+            "speed-up": round(speeds[r["way"]] / speeds["patch"], 1),
         }
         for r in records
     ]
@@ -99,16 +99,16 @@ def conclude(rows: Sequence[dict[str, Any]]) -> str:
     """Say in words how the ways compare."""
     patch = next(row for row in rows if row["way"] == "patch")
     words = [
-        f"{row['way'].capitalize()}: {row['times as fast']} times as many pixels per second as a patch per pixel, at "
-        f"{row['OA'] - patch['OA']:+.2f} points of OA."
+        f"{row['way'].capitalize()}: {row['speed-up']} times the throughput of one patch per pixel, "
+        f"OA {row['OA'] - patch['OA']:+.2f} points."
         for row in rows
         if row is not patch
     ]
     return " ".join(
         [
             *words,
-            "One run each: differences of a point or less may be chance of the seed. The split is optimistic, nearly "
-            "all test pixels lie inside a training patch: this says nothing about new ground.",
+            "One run each: differences of up to one point may be due to the seed. The split is optimistic: nearly "
+            "all test pixels lie inside a training patch, so this says nothing about held-out ground.",
         ]
     )
 

@@ -30,7 +30,7 @@ from vitreous.tasks.labelled import open_labelled
 from vitreous.tasks.miniature import scaled_start
 
 RESULT = RESULTS / "leaderboard.json"
-TITLE = "Architectures on Indian Pines, small and trained alike"
+TITLE = "Small architectures on Indian Pines, trained identically"
 SEEDS = 5
 WIDEST = "lola_specvit_tiny"  # sees the most pixels around each: splits are drawn for it
 STEPS = 120
@@ -140,7 +140,7 @@ def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def conclude(records: Sequence[dict[str, Any]]) -> str:
     """Say how far apart they are."""
     words = [
-        f"Mean and standard deviation over seeds; {STEPS} steps of 64 patches each, no search for settings."
+        f"Mean and standard deviation over seeds; {STEPS} steps of 64 patches each, no hyperparameter search."
     ]
     for protocol in PROTOCOLS:
         names = {r["system"] for r in records if r["protocol"] == protocol}

@@ -31,7 +31,7 @@ from rich.console import Console
 from vitreous.catalog.results import write_result
 
 RESULT = RESULTS / "map_speed.json"
-TITLE = "Mapping a scene: ours against all patches through the whole network"
+TITLE = "Mapping a scene: shared front-end compared with patch-by-patch inference"
 BATCH = 128
 PART = 2**15  # patches that the usual way classifies at most
 TILES = (1, 2, 4)  # along each side
@@ -183,7 +183,7 @@ def measure(
 
 
 def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the table: medians per size and way, and how many times as fast ours is."""
+    """Return the table: medians per size and way, and the speed-up of ours."""
     rows = []
     for times in dict.fromkeys(r["tiles"] for r in records):
         ours, usual = (medians(records, times, way) for way in ("ours", "usual"))
@@ -194,7 +194,7 @@ def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                     "pixels": own["pixels"],
                     "way": way,
                     "pixels/s": round(own["speed"]),
-                    "times as fast": round(own["speed"] / usual["speed"], 1),
+                    "speed-up": round(own["speed"] / usual["speed"], 1),
                     "peak memory MiB": round(own["memory"] / 2**20),
                     "of it for mapping MiB": round((own["memory"] - own["before"]) / 2**20),
                     "extrapolated from": None
@@ -246,21 +246,21 @@ def agreement(run: Path, folder: Path) -> dict[str, float] | None:
 def conclude(rows: Sequence[dict[str, Any]], agreed: dict[str, float] | None) -> str:
     """Say in words how the two ways compare."""
     ours = [row for row in rows if row["way"] == "ours"]
-    fastest = " and ".join(f"{row['times as fast']} ({row['scene']})" for row in ours)
-    words = [f"Ours maps {fastest} times as many pixels per second."]
+    fastest = " and ".join(f"{row['speed-up']} ({row['scene']})" for row in ours)
+    words = [f"The throughput of ours is {fastest} times that of the usual way."]
     if len(ours) > 1:
         grown = ours[-1]["peak memory MiB"] - ours[0]["peak memory MiB"]
         usual = [row["peak memory MiB"] for row in rows if row["way"] == "usual"]
         words.append(
-            f"From the scene as it is to {ours[-1]['scene']} its peak memory grows by {grown} MiB, that of the usual "
+            f"From the original scene to {ours[-1]['scene']} its peak memory grows by {grown} MiB, that of the usual "
             f"way by {usual[-1] - usual[0]} MiB."
         )
     if agreed:
         words.append(
             f"On the test pixels ours has {100 * agreed['ours']:.2f} % OA and the usual way {100 * agreed['usual']:.2f} "
             f"({100 * (agreed['ours'] - agreed['usual']):+.2f} points); the maps agree on {agreed['labelled']:.1%} of the "
-            f"labelled and {agreed['all']:.1%} of all pixels. They are not the same function: on a patch cut out, "
-            "the front-end meets zeros where the patch ends, in the scene it meets the neighbours."
+            f"labelled and {agreed['all']:.1%} of all pixels. They are different functions: on an extracted patch "
+            "the front-end sees zero padding beyond the edge, in the scene it sees the neighbouring pixels."
         )
     return " ".join(words)
 

@@ -22,7 +22,7 @@ from vitreous.catalog.results import write_result
 from vitreous.inference.bench import cpu_seconds
 
 RESULT = RESULTS / "peers.json"
-TITLE = "Architectures against timm"
+TITLE = "Architectures compared with timm"
 PEERS = {  # ours, timm's name for the same network, and its image size
     "vit_small": ("vit_small_patch16_224", 224),
     "swin_tiny": ("swin_tiny_patch4_window7_224", 224),
@@ -80,8 +80,8 @@ def conclude(rows: list[dict[str, Any]]) -> str:
         ratios = {f"{r['model']} (batch {r['batch']})": r[f"{way}, speed-up"] for r in rows}
         slower = [f"{name} {ratio:.2f}" for name, ratio in ratios.items() if ratio < 0.98]
         words.append(
-            f"{way.capitalize()}: speed-up over timm {median(ratios.values()):.2f} in the median; "
-            + (f"slower: {', '.join(slower)}." if slower else "slower nowhere.")
+            f"{way.capitalize()}: median speed-up over timm {median(ratios.values()):.2f};  "
+            + (f"slower: {', '.join(slower)}." if slower else "never slower.")
         )
     return " ".join(words)
 

@@ -128,8 +128,8 @@ def conclude(scenes: list[dict[str, Any]], tokens: list[dict[str, Any]]) -> str:
         first, *_, last = (row for row in scenes if row["network"] == network)
         grown = last["peak memory MiB"] - first["peak memory MiB"]
         words.append(
-            f"{network}: {last['times as high']} times the height takes {last['times as long']} times as long and "
-            f"{grown:+d} MiB."
+            f"{network}: {last['times as high']} times the rows take {last['times as long']} times the time and "
+            f"{grown:+d} MiB of memory."
         )
     for kind in ("essa", "softmax"):
         steps = [
@@ -137,7 +137,9 @@ def conclude(scenes: list[dict[str, Any]], tokens: list[dict[str, Any]]) -> str:
             for row in tokens
             if row["attention"] == kind and row["times the one before"] is not None
         ]
-        words.append(f"Four times the tokens take {kind} {' and then '.join(steps)} times as long.")
+        words.append(
+            f"Four times the tokens take {kind} {' and then '.join(steps)} times the time."
+        )
     return " ".join(words)
 
 

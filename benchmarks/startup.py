@@ -17,7 +17,7 @@ from _common import RESULTS, show
 from vitreous.catalog.results import write_result
 
 RESULT = RESULTS / "startup.json"
-TITLE = "Waiting times"
+TITLE = "Start-up times"
 REPEATS = 5
 PYTHON = [sys.executable]
 VITREOUS = [*PYTHON, "-m", "vitreous"]

@@ -99,8 +99,8 @@ def conclude(rows: list[dict[str, Any]]) -> str:
     slower = [row for row in reduced if row["speed-up, times"] < 1]
     shares = [row["share of it"] for row in reduced if row["network"] in PUBLISHED]
     return (
-        f"The published methods turn {min(shares):.0%} to {max(shares):.0%} of the ratio of multiply-adds into speed, "
-        f"where {SHARE:.0%} are asked for; short of that: {_missed(short)}. Slower than dense: {_missed(slower)}."
+        f"The published methods turn {min(shares):.0%} to {max(shares):.0%} of the multiply-add ratio into speed-up "
+        f"(required: {SHARE:.0%}); below that: {_missed(short)}. Slower than the dense network: {_missed(slower)}."
     )
 
 

@@ -7,10 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from plots import Point, Value, scatter_plot, values_plot
 from records import Record, Row, benchmarks, value
 
-SPEED_UP = (
-    "speed-up",
-    "times as fast",
-)  # columns that hold a ratio of speeds, by their names over time
+SPEED_UP = "speed-up"  # column that holds a ratio of speeds
 USABLE = 80.0  # percent of OA below which a compressed network would flatten the others' plot
 
 
@@ -119,13 +116,12 @@ def _speed_ups(
     record: Record, columns: Sequence[str], label: Callable[[Row], str], axis: str
 ) -> str | None:
     """Plot ratios of speeds, grouped by the first of several columns that name a row."""
-    ratio = next((name for name in SPEED_UP if _having(record, name)), SPEED_UP[0])
-    rows = _having(record, *columns, ratio)
+    rows = _having(record, *columns, SPEED_UP)
     groups: dict[str, list[Value]] = {}
     for row in rows:
         heading = str(row[columns[0]]) if len(columns) > 1 else ""
         ends = (row.get("rounds, from"), row.get("to"))
-        groups.setdefault(heading, []).append(Value(label(row), row[ratio], *ends))
+        groups.setdefault(heading, []).append(Value(label(row), row[SPEED_UP], *ends))
     return values_plot(list(groups.items()), record.title, axis) if groups else None
 
 

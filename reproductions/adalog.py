@@ -65,7 +65,7 @@ def main(quick: bool = False, full: bool = False, data: Path | None = None) -> N
     """Measure everything; a full run writes ``results/adalog.json``, a quick one only checks that all of it runs."""
     study = Study(
         __file__,
-        "a searched base, and searched scales at 3 and 4 bits",
+        "searched logarithm bases and scales at 3 and 4 bits",
         settings={
             "network": [QUANTIZED_VIT, QUANTIZED_EPOCHS, LOUD, FACTOR],
             "calibration": CALIBRATION,
@@ -169,7 +169,7 @@ def claims(
     diffuse, sharp = SPREADS[0], SPREADS[-1]
     fall = differences(bases[diffuse], bases[sharp], factor=1.0)
     settings: dict[str, Any] = {"unit": "", "signed": False, "digits": 2}
-    text = "Error of attention's product, best base relative to the better fixed one"
+    text = "Error of attention, best base relative to the better fixed base"
     found = [
         claim(text, errors, at_most=SLACK, **settings),
         claim(
@@ -193,7 +193,7 @@ def remarks(
     """Say which bases were found."""
     bases = [mean(m["q"] for m in attention_errors if m["spread"] == s) for s in SPREADS]
     return [
-        f"The best q of {RATIO} is {', '.join(f'{q:.0f}' for q in bases)} for scores of spread "
+        f"The best q in {RATIO} is {', '.join(f'{q:.0f}' for q in bases)} for scores of spread "
         f"{', '.join(f'{s:g}' for s in SPREADS)}."
     ]
 

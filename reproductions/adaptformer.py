@@ -79,7 +79,7 @@ def main(quick: bool = False, full: bool = False) -> None:
     """Measure everything; a full run writes ``results/adaptformer.json``, a quick one only checks that all of it runs."""
     study = Study(
         __file__,
-        "other classes with few trained parameters",
+        "transfer to new classes with few trained parameters",
         settings={
             "base": [COMPONENTS, SIDE, BASE_SHARE, BASE_EPOCHS, BASE_RATE],
             "network": NETWORK,
@@ -209,7 +209,7 @@ def claims(records: Sequence[dict[str, Any]]) -> list[Claim]:
         found += [
             claim(f"{where} linear probe", over(PROBE), at_least=GAIN),
             claim(f"{where} full fine-tuning", over(FULL), at_least=-SLACK),
-            claim(f"{where} LoRA of its size", over(LORA)),
+            claim(f"{where} LoRA of equal size", over(LORA)),
         ]
     ours = [record for record in records if record["system"] == OURS]
     text = "Trained parameters, head included"

@@ -33,8 +33,7 @@ from vitreous.models.convnext import ConvNeXt
 from vitreous.models.swin import Block, window_mask
 from vitreous.tasks.miniature import (
     ImageTask,
-    accuracy,
-    fit_images,
+    fit_task,
     image_task,
     scaled_init,
     shifted_and_mirrored,
@@ -99,7 +98,7 @@ def main(quick: bool = False, full: bool = False, data: Path | None = None) -> N
     setting = TOY if data is None else REAL
     study = Study(
         __file__,
-        "its block against window attention and ResNet's, 100 k parameters",
+        "ConvNeXt blocks compared with window attention and ResNet bottlenecks, 100 k parameters",
         settings={"batch": BATCH, "rates": RATES, "training": TRAINING, **setting._asdict()},
         quick=quick,
         full=full,
@@ -175,20 +174,12 @@ def measure(
     """Train and score one network."""
     torch.manual_seed(seed)
     net = build(arm, images.shape, setting)
-    fit_images(
-        net,
-        *images.train,
-        epochs=epochs,
-        batch_size=BATCH,
-        learning_rate=rate,
-        seed=seed,
-        augment=augment,
+    record = fit_task(
+        net, images, rate, epochs=epochs, batch_size=BATCH, seed=seed, augment=augment
     )
     cost = count_cost(net, images.shape["bands"], setting.side)
     return {
-        "learning_rate": rate,
-        "validation": accuracy(net, *images.validation),
-        "accuracy": accuracy(net, *images.test),
+        **record,
         "parameters": cost.parameters,
         "macs": cost.macs,
     }

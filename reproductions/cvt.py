@@ -23,8 +23,7 @@ from vitreous.catalog.results import first, percents, table_of
 from vitreous.catalog.study import Study
 from vitreous.tasks.miniature import (
     ImageTask,
-    accuracy,
-    fit_images,
+    fit_task,
     image_task,
     in_little,
     scaled_init,
@@ -88,11 +87,9 @@ def measure(arm: str, seed: int, images: ImageTask, rate: float, *, epochs: int)
     """Train and score one system."""
     torch.manual_seed(seed)
     model = build(arm, images.shape)
-    fit_images(model, *images.train, epochs=epochs, learning_rate=rate, seed=seed)
+    record = fit_task(model, images, rate, epochs=epochs, seed=seed)
     return {
-        "learning_rate": rate,
-        "validation": accuracy(model, *images.validation),
-        "accuracy": accuracy(model, *images.test),
+        **record,
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
 

@@ -41,8 +41,8 @@ from vitreous.inference.cost import count_cost
 from vitreous.models.efficientformer import EfficientFormer, MapBlock, fuse
 from vitreous.tasks.miniature import (
     ImageTask,
-    accuracy,
     fit_images,
+    fit_task,
     image_task,
     predict_images,
     scaled_init,
@@ -287,7 +287,7 @@ def main(quick: bool = False, full: bool = False, data: Path | None = None) -> N
     settings = TOY if data is None else REAL
     study = Study(
         __file__,
-        "time of one image, and latency-driven slimming",
+        "latency and latency-driven slimming",
         settings={**settings, "batch": BATCH, "rates": RATES, "supernet": SUPERNET_RATE, **SMALL},
         quick=quick,
         full=full,
@@ -341,20 +341,12 @@ def measure(
     images = drawn.images
     torch.manual_seed(seed)
     net = drawn.shapes[arm].build(images.shape)
-    fit_images(
-        net,
-        *images.train,
-        epochs=epochs,
-        batch_size=BATCH,
-        learning_rate=rate,
-        seed=seed,
-        augment=augment,
+    record = fit_task(
+        net, images, rate, epochs=epochs, batch_size=BATCH, seed=seed, augment=augment
     )
     cost = count_cost(net, images.shape["bands"], images.shape["image_size"])
     return {
-        "learning_rate": rate,
-        "validation": accuracy(net, *images.validation),
-        "accuracy": accuracy(net, *images.test),
+        **record,
         "parameters": cost.parameters,
         "macs": cost.macs,
     }
@@ -391,8 +383,8 @@ def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         {
             "parameters": lambda own: round(mean(r["parameters"] for r in own)),
             "multiply-adds, M": lambda own: round(mean(r["macs"] for r in own) / 1e6, 2),
-            "of the whole's time": shares("shares"),
-            "by the table": shares("predicted_shares"),
+            "share of the full latency": shares("shares"),
+            "predicted by the latency table": shares("predicted_shares"),
             "learning rate": first("learning_rate"),
             "accuracy %": percents("accuracy"),
         },
@@ -409,7 +401,7 @@ def claims(records: Sequence[dict[str, Any]]) -> list[Claim]:
     times = [median(r["ratios"]) for r in records if r["system"] == TIME]
     return [
         claim(
-            "Processor time of one thread for one image, efficientformer_l1 over a plain ViT",
+            "Latency per image (processor time of one thread), efficientformer_l1 over a plain ViT",
             times,
             at_most=FASTER,
             unit="times",
@@ -417,14 +409,14 @@ def claims(records: Sequence[dict[str, Any]]) -> list[Claim]:
             signed=False,
         ),
         claim(
-            "Error of the time that the table of parts predicts",
+            "Error of the latency predicted by the table of parts",
             errors,
             at_most=ERROR,
             unit="%",
             signed=False,
         ),
         claim(
-            "Accuracy, slimmed vs narrowed uniformly to no less time",
+            "Accuracy, latency-driven slimming vs uniform narrowing at equal or higher latency",
             paired(records, SLIMMED, NARROWED),
             at_least=-SLACK,
         ),

@@ -40,8 +40,7 @@ from vitreous.models.efficientvit import Block, FeedForward, Residual
 from vitreous.models.vit import Block as PlainBlock
 from vitreous.tasks.miniature import (
     ImageTask,
-    accuracy,
-    fit_images,
+    fit_task,
     image_task,
     scaled_init,
     shifted_and_mirrored,
@@ -63,7 +62,7 @@ def main(quick: bool = False, full: bool = False, data: Path | None = None) -> N
     """Measure everything; a full run writes ``results/efficientvit.json``, a quick one only checks that all of it runs."""
     study = Study(
         __file__,
-        "sandwich and cascaded group attention, and images per second",
+        "sandwich layout, cascaded group attention and throughput",
         settings={
             "epochs": EPOCHS,
             "rates": RATES,
@@ -143,11 +142,9 @@ def measure(
     """Train and score one network."""
     torch.manual_seed(seed)
     model = build(arm, images.shape)
-    fit_images(model, *images.train, epochs=epochs, learning_rate=rate, seed=seed, augment=augment)
+    record = fit_task(model, images, rate, epochs=epochs, seed=seed, augment=augment)
     return {
-        "learning_rate": rate,
-        "validation": accuracy(model, *images.validation),
-        "accuracy": accuracy(model, *images.test),
+        **record,
         "similarity": similarity_of_heads(model, images.test.images[:64]),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
@@ -279,7 +276,7 @@ def claims(records: Sequence[dict[str, Any]]) -> list[Claim]:
         claim("Accuracy, sandwich vs usual blocks", paired(records, OURS, USUAL), at_least=-SLACK),
         speedup("sandwich over usual blocks", BLOCK_TIME, 1.0),
         claim(
-            "Cosine similarity of heads' maps, sandwich vs usual blocks",
+            "Cosine similarity of the heads' feature maps, sandwich vs usual blocks",
             paired(records, OURS, USUAL, "similarity", factor=1.0),
             at_most=0.0,
             unit="",

@@ -1,4 +1,4 @@
-"""EViT's claim in miniature: the class token knows which patches can go (arXiv 2202.07800, tables 1 and 4).
+"""EViT's claim in miniature: dropping patches by class-token attention (arXiv 2202.07800, tables 1 and 4).
 
 A plain ViT is trained on images of 32 x 32 pixels in 8 x 8 patches; then it is fine-tuned for a few epochs, keeping 0.7
 of the patches in two blocks: those that the class token attends to, with and without fusing the others, or random ones.
@@ -46,7 +46,7 @@ def main(quick: bool = False, full: bool = False, data: Path | None = None) -> N
     """Measure everything; a full run writes ``results/evit.json``, a quick one only checks that all of it runs."""
     study = Study(
         __file__,
-        "the class token knows which patches can go",
+        "dropping patches by class-token attention",
         settings={"epochs": EPOCHS, "tuning": [TUNING, TUNING_RATE], "methods": METHODS},
         quick=quick,
         full=full,
@@ -97,11 +97,12 @@ def claims(records: Sequence[dict[str, Any]]) -> list[Claim]:
     macs = {r["system"]: r["macs"] for r in records}
     cost = macs[OURS] / macs[DENSE]
     return [
-        exact("Multiply-adds, share of the dense network's", cost, at_most=COST, digits=2),
+        exact("Multiply-adds relative to the dense network", cost, at_most=COST, digits=2),
         claim("Accuracy, EViT vs dense", paired(records, OURS, DENSE), at_least=-LOSS),
         claim("Accuracy, EViT vs random patches", paired(records, OURS, RANDOM), at_least=0.0),
         claim(
-            "The same where 0.3 of the patches are kept", paired(records, OURS_FEWER, RANDOM_FEWER)
+            "Accuracy at keep rate 0.3, EViT vs random patches",
+            paired(records, OURS_FEWER, RANDOM_FEWER),
         ),
         claim("Gain from fusing the dropped patches", paired(records, OURS, BARE)),
     ]

@@ -27,8 +27,7 @@ from vitreous.data.splits import stratified_random
 from vitreous.models.vit import VisionTransformer
 from vitreous.tasks.miniature import (
     ImageTask,
-    accuracy,
-    fit_images,
+    fit_task,
     pixel_task,
     sample_cube,
     scaled_init,
@@ -91,13 +90,9 @@ def measure(
     """Train a network; return accuracies, recall of the nearest neighbour, and the exponents."""
     torch.manual_seed(seed)
     model = build(pool, patches.shape)
-    fit_images(
-        model, *patches.train, epochs=epochs, batch_size=BATCH, learning_rate=rate, seed=seed
-    )
+    record = fit_task(model, patches, rate, epochs=epochs, batch_size=BATCH, seed=seed)
     return {
-        "learning_rate": rate,
-        "validation": accuracy(model, *patches.validation),
-        "accuracy": accuracy(model, *patches.test),
+        **record,
         "recall": recall(model, patches),
         "exponents": model.state_dict()["pooling.p"].tolist() if pool == GGEM else [],
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -156,7 +151,7 @@ def remarks(records: Sequence[dict[str, Any]]) -> list[str]:
     order = " > ".join(f"{pool} {oa[pool]:.1f}" for pool in sorted(POOLS, key=oa.__getitem__)[::-1])
     return [
         f"Mean OA: {order}.",
-        "Pixels are drawn at random, so test patches overlap training patches, alike for every pool.",
+        "Pixels are drawn at random, so test patches overlap training patches, equally for all poolings.",
     ]
 
 

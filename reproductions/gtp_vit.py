@@ -67,7 +67,7 @@ def main(quick: bool = False, full: bool = False, data: Path | None = None) -> N
     """Measure everything; a full run writes ``results/gtp_vit.json``, a quick one only checks that all of it runs."""
     study = Study(
         __file__,
-        "what leaves is worth propagating",
+        "propagating removed tokens",
         settings={"epochs": EPOCHS, "leaving": [LEAVING, MANY], "candidates": CANDIDATES},
         quick=quick,
         full=full,
@@ -154,7 +154,7 @@ def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "multiply-adds, M": lambda own: round(own[0]["macs"] / 1e6, 2),
             "accuracy %": percents("accuracy"),
         },
-        keys={"system": "system", "leave per block": "leaving"},
+        keys={"system": "system", "removed per block": "leaving"},
     )
 
 
@@ -162,7 +162,7 @@ def claims(records: Sequence[dict[str, Any]], milliseconds: dict[str, list[float
     """Return what the paper claims, as measured."""
     found = []
     for leaving, gain in ((LEAVING, GAIN), (MANY, None)):
-        where = f"{leaving} patches fewer per block"
+        where = f"{leaving} patches removed per block"
         for other in (PRUNED, FUSED, TOME, RANDOM):
             gains = paired(records, OURS, other, leaving=leaving)
             required = gain if other == PRUNED else None
@@ -173,10 +173,10 @@ def claims(records: Sequence[dict[str, Any]], milliseconds: dict[str, list[float
     return [
         *found,
         claim(
-            f"Accuracy at {LEAVING} patches fewer per block, GTP vs dense", behind, at_least=-LOSS
+            f"Accuracy at {LEAVING} patches removed per block, GTP vs dense", behind, at_least=-LOSS
         ),
         claim(
-            "Time of choosing and propagating, share of matching and merging",
+            "Time of selection and propagation relative to matching and merging",
             ratios,
             at_most=1.0,
             unit="",

@@ -311,7 +311,7 @@ def claims(records: Sequence[dict[str, Any]]) -> list[Claim]:
     ]
     if len(gaps) == len(LABELS):
         growth = differences(gaps[LABELS[0]], gaps[LABELS[-1]], factor=1.0)
-        text = f"That gap at {LABELS[0]:.0%} minus that at {LABELS[-1]:.0%}"
+        text = f"OA gain with {LABELS[0]:.0%} of the labels minus the gain with {LABELS[-1]:.0%}"
         found.append(claim(text, growth, at_least=-SLACK_OF_GAPS))
     for form in FORMS:
         found += _adapter_claims(records, form)

@@ -57,7 +57,7 @@ def main(quick: bool = False, full: bool = False, data: Path | None = None) -> N
     """Measure everything; a full run writes ``results/repq_vit.json``, a quick one only checks that all of it runs."""
     study = Study(
         __file__,
-        "4 bits where channels differ",
+        "4 bits with outlier channels",
         settings={
             "network": [QUANTIZED_VIT, QUANTIZED_EPOCHS, LOUD, FACTOR],
             "calibration": CALIBRATION,
@@ -123,7 +123,7 @@ def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "bits": lambda own: "32" if own[0]["system"] == FLOAT else "W{}A{}".format(*BITS),
             "accuracy %": percents("accuracy"),
         },
-        keys={"ranges behind norms": "system"},
+        keys={"ranges after norms": "system"},
     )
 
 
@@ -143,7 +143,7 @@ def claims(
         ),
         claim("Accuracy, folded vs floating point", paired(records, OURS, FLOAT)),
         claim(
-            "Error of diffuse attention's product, log-sqrt2 codes relative to uniform ones",
+            "Error of diffuse attention, log-sqrt2 relative to uniform codes",
             ratios,
             at_most=1.0,
             unit="",

@@ -7,6 +7,9 @@ crop's centre pixel is told from few labels, 5 % of the labelled pixels: by a li
 are, and by training everything on. A fresh encoder goes through the same: its features as drawn, and training from
 scratch, for as many steps.
 
+All networks start with weights scaled to their width. On validation pixels and a seed that is not reported, pre-training
+takes the best of three learning rates by the linear classifier, and fine-tuning the best of three for every encoder.
+
 Pre-training sees the whole scene without labels. Pixels with labels are drawn at random, and their crops overlap those
 of test pixels, alike for all: these are not accuracies on ground that a network has not seen. The head for the finer
 scale has 20 channels instead of 40, for speed.
@@ -14,11 +17,10 @@ scale has 20 channels instead of 40, for speed.
 
 from __future__ import annotations
 
+import copy
 import sys
-import time
-from collections.abc import Sequence
-from pathlib import Path
-from statistics import mean
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,11 +28,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitreous.catalog.claims import Claim, claim, paired
 from vitreous.catalog.registry import create_model
-from vitreous.catalog.results import percent, plus_minus, verdict, write_result
+from vitreous.catalog.results import first, means, percents, table_of
+from vitreous.catalog.study import SEARCH_SEED, Study
+from vitreous.data.images import Images
 from vitreous.layers.backbone import Backbone
 from vitreous.models.satmae_pp import MaskedAutoencoder
 from vitreous.tasks.miniature import (
+    ImageTask,
     accuracy,
     band_averages,
     fit_images,
@@ -38,27 +44,22 @@ from vitreous.tasks.miniature import (
     patches_at,
     random_crops,
     sample_cube,
+    scaled_init,
     turned,
 )
 
-SEEDS, STEPS, BATCH, RATE = 3, 450, 32, 2e-3
-TUNING_EPOCHS, TUNING_BATCH, TUNING_RATE = 18, 16, 1e-3
+STEPS, BATCH, RATES = 450, 32, (1e-3, 2e-3, 4e-3)
+TUNING_EPOCHS, TUNING_BATCH, TUNING_RATES = 18, 16, (5e-4, 1e-3, 2e-3)
 BANDS, CLASSES, CROP, SIDE = 10, 16, 32, 16
 SHAPE: dict[str, Any] = {"dim": 64, "depth": 4, "heads": 4, "token_size": 4, "pool": "mean"}
 SCALE_WIDTH = 20
-LABELLED, TEST_PIXELS, CHECKED = (
-    0.05,
-    2000,
-    64,
-)  # share of the labels; test pixels; crops to restore
-FRESH, SINGLE, OURS = "not pre-trained", "one scale (SatMAE)", "two scales (SatMAE++)"
+LABELLED, VALIDATION_PIXELS, TEST_PIXELS = 0.05, 1000, 2000  # the first as a share of the labels
+CHECKED = 64  # crops to restore
+FRESH, SINGLE, OURS = ARMS = ("not pre-trained", "one scale (SatMAE)", "two scales (SatMAE++)")
 SCALES = {SINGLE: 0, OURS: 1}
-ARMS = (FRESH, *SCALES)
 
 # What the claim demands of a linear classifier, in points: so many may be lost to one scale; over a fresh encoder.
 SLACK, GAIN = 0.5, 3.0
-
-RESULT = Path(__file__).parent / "results" / "satmae_pp.json"
 
 
 class Data(NamedTuple):
@@ -66,58 +67,93 @@ class Data(NamedTuple):
 
     Attributes:
         image: the scene, z-scored, ``(10, 145, 145)``.
-        images: reduced crops around the pixels with labels, ``(count, 10, 16, 16)``.
-        classes: from 0.
-        test_images: around other pixels.
-        test_classes: from 0.
+        task: reduced crops around the pixels with labels, ``(count, 10, 16, 16)``.
     """
 
     image: Tensor
-    images: Tensor
-    classes: Tensor
-    test_images: Tensor
-    test_classes: Tensor
+    task: ImageTask
 
 
-def main(quick: bool = False) -> None:
-    """Measure everything and write ``results/satmae_pp.json``; ``quick`` runs it all in little, writes nothing."""
-    started = time.perf_counter()
-    records = [
-        record
-        for seed in range(1 if quick else SEEDS)
-        for record in measure(
-            divided(seed, 100 if quick else TEST_PIXELS),
-            seed,
-            *((1, 1) if quick else (STEPS, TUNING_EPOCHS)),
-        )
-    ]
-    if quick:
-        return
-    write_result(
-        RESULT,
-        title="satmae_pp: restoring a finer scale too makes better features (Indian Pines)",
-        command="vitreous reproduce satmae_pp",
-        rows=summary(records),
-        conclusion=conclude(records),
-        steps=STEPS,
-        tuning_epochs=TUNING_EPOCHS,
-        seconds=time.perf_counter() - started,
-        runs=records,
+class Rates(NamedTuple):
+    """Learning rates of one arm; the first is None where nothing is pre-trained."""
+
+    pretraining: float | None
+    tuning: float
+
+
+class Length(NamedTuple):
+    """How long is trained: steps of pre-training, epochs of fine-tuning."""
+
+    steps: int
+    epochs: int
+
+
+def main(quick: bool = False, full: bool = False) -> None:
+    """Measure everything; a full run writes ``results/satmae_pp.json``, a quick one only checks that all of it runs."""
+    study = Study(
+        __file__,
+        "restoring a finer scale too makes better features",
+        settings={
+            "pretraining": [STEPS, BATCH, RATES],
+            "tuning": [TUNING_EPOCHS, TUNING_BATCH, TUNING_RATES],
+            "pixels": [LABELLED, VALIDATION_PIXELS, TEST_PIXELS],
+            "network": {**SHAPE, "scale_width": SCALE_WIDTH},
+        },
+        quick=quick,
+        full=full,
     )
+    length = Length(1, 1) if quick else Length(STEPS, TUNING_EPOCHS)
+    data = cache(partial(divided, most=100 if quick else TEST_PIXELS))
+    rates = searched(study, partial(data, SEARCH_SEED), length)
+    for seed in study.seeds:
+        for arm in ARMS:
+            measured = partial(measure, arm, seed, partial(data, seed), rates[arm], length)
+            study.run(measured, system=arm, seed=seed)
+    study.finish(summary, claims, remarks=remarks, on="Indian Pines")
 
 
-def divided(seed: int, test: int) -> Data:
-    """Draw pixels with labels and pixels to test with, and cut the crops around them."""
+def searched(study: Study, data: Callable[[], Data], length: Length) -> dict[str, Rates]:
+    """Return each arm's learning rates: the best of three each, on the validation pixels of the search's seed."""
+
+    @cache
+    def encoder(arm: str, rate: float | None) -> Backbone:
+        return encoded(arm, SEARCH_SEED, data().image, rate, length.steps)[0]
+
+    def probed(arm: str, rate: float) -> dict[str, Any]:
+        task = data().task
+        return {"validation": probe(encoder(arm, rate), task.train, task.validation)}
+
+    def tuned(arm: str, rates: Rates) -> dict[str, Any]:
+        task = data().task
+        own = copy.deepcopy(encoder(arm, rates.pretraining))
+        tune(own, task.train, SEARCH_SEED, rates.tuning, length.epochs)
+        return {"validation": accuracy(own, *task.validation)}
+
+    found = {}
+    for arm in ARMS:
+        first_rate = None
+        if arm in SCALES:
+            ways = {rate: partial(probed, arm, rate) for rate in RATES}
+            first_rate = study.best(ways, system=arm, stage="pre-training")
+        options = {rate: partial(tuned, arm, Rates(first_rate, rate)) for rate in TUNING_RATES}
+        found[arm] = Rates(first_rate, study.best(options, system=arm, stage="fine-tuning"))
+    return found
+
+
+def divided(seed: int, most: int) -> Data:
+    """Draw pixels with labels, pixels to validate and ``most`` to test with, and cut the crops around them."""
     cube, labels = sample_cube()
     image = band_averages(cube, BANDS)
     deviation, average = torch.std_mean(image, (1, 2), keepdim=True)
     image = (image - average) / deviation
     known = labels.flatten().nonzero()[:, 0]
     known = known[torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))]
-    count = round(LABELLED * len(known))
-    parts = known[:count], known[count : count + test]
-    found = [(reduced(patches_at(image, own, CROP)), labels.flatten()[own] - 1) for own in parts]
-    return Data(image, *found[0], *found[1])
+    counts = (round(LABELLED * len(known)), min(VALIDATION_PIXELS, most), most)
+    parts = [
+        Images(reduced(patches_at(image, own, CROP)), labels.flatten()[own] - 1)
+        for own in known[: sum(counts)].split(counts)
+    ]
+    return Data(image, ImageTask("Indian Pines", CLASSES, *parts))
 
 
 def reduced(crops: Tensor) -> Tensor:
@@ -125,27 +161,31 @@ def reduced(crops: Tensor) -> Tensor:
     return F.avg_pool2d(crops, CROP // SIDE)
 
 
-def measure(data: Data, seed: int, steps: int, epochs: int) -> list[dict[str, Any]]:
-    """Pre-train and fine-tune with one seed in all ways."""
-    records = []
-    for arm in ARMS:
-        began = time.perf_counter()
-        encoder, error = fresh(seed), None
-        if arm in SCALES:
-            autoencoder = pretrained(data.image, encoder, arm, seed, steps)
-            encoder, error = autoencoder.trained_encoder(), finer_error(autoencoder, data.image)
-        records.append(
-            {
-                "system": arm,
-                "seed": seed,
-                "probe": probe(encoder, data),
-                "fine_tuned": fine_tuned(encoder, data, seed, epochs),
-                "finer_l1": error,
-                "seconds": time.perf_counter() - began,
-            }
-        )
-        print(records[-1], file=sys.stderr)
-    return records
+def measure(
+    arm: str, seed: int, data: Callable[[], Data], rates: Rates, length: Length
+) -> dict[str, Any]:
+    """Pre-train an encoder, classify by its features, and fine-tune it."""
+    image, task = data()
+    encoder, error = encoded(arm, seed, image, rates.pretraining, length.steps)
+    by_features = probe(encoder, task.train, task.test)
+    tune(encoder, task.train, seed, rates.tuning, length.epochs)
+    return {
+        "probe": by_features,
+        "fine_tuned": accuracy(encoder, *task.test),
+        "finer_l1": error,
+        **rates._asdict(),
+    }
+
+
+def encoded(
+    arm: str, seed: int, image: Tensor, rate: float | None, steps: int
+) -> tuple[Backbone, float | None]:
+    """Return an arm's encoder, and how far off its finer picture is; a fresh encoder makes none."""
+    encoder = fresh(seed)
+    if rate is None:
+        return encoder, None
+    model = pretrained(image, encoder, arm, seed, rate, steps)
+    return model.trained_encoder(), finer_error(model, image)
 
 
 def fresh(seed: int) -> Backbone:
@@ -155,21 +195,21 @@ def fresh(seed: int) -> Backbone:
         "satmae_pp_tiny", bands=BANDS, num_classes=CLASSES, image_size=SIDE, **SHAPE
     )
     assert isinstance(model, Backbone)
-    return model
+    return scaled_init(model)
 
 
 def pretrained(
-    image: Tensor, encoder: Backbone, arm: str, seed: int, steps: int
+    image: Tensor, encoder: Backbone, arm: str, seed: int, rate: float, steps: int
 ) -> MaskedAutoencoder:
     """Pre-train an encoder on crops of the scene at the arm's scales."""
-    model = MaskedAutoencoder(encoder, scales=SCALES[arm], scale_width=SCALE_WIDTH)
+    model = scaled_init(MaskedAutoencoder(encoder, scales=SCALES[arm], scale_width=SCALE_WIDTH))
 
     def next_loss(generator: torch.Generator) -> Tensor:
         crops = random_crops(image, CROP, BATCH, generator)
         noise = torch.rand(BATCH, tokens(model), generator=generator)
         return model.step([reduced(crops), crops][: 1 + model.scales], noise).loss
 
-    fit_steps(model, next_loss, steps=steps, learning_rate=RATE, seed=seed)
+    fit_steps(model, next_loss, steps=steps, learning_rate=rate, seed=seed)
     return model
 
 
@@ -210,70 +250,73 @@ def features(encoder: Backbone, images: Tensor) -> np.ndarray[Any, np.dtype[np.f
     return found.double().numpy()
 
 
-def probe(encoder: Backbone, data: Data) -> float:
+def probe(encoder: Backbone, known: Images, asked: Images) -> float:
     """Return the accuracy of a linear classifier on the features."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    classifier.fit(features(encoder, data.images), data.classes.numpy())
-    return float(classifier.score(features(encoder, data.test_images), data.test_classes.numpy()))
+    classifier.fit(features(encoder, known.images), known.classes.numpy())
+    return float(classifier.score(features(encoder, asked.images), asked.classes.numpy()))
 
 
-def fine_tuned(encoder: Backbone, data: Data, seed: int, epochs: int) -> float:
-    """Train everything, with a new head, on the pixels with labels; the encoder is changed."""
+def tune(encoder: Backbone, known: Images, seed: int, rate: float, epochs: int) -> None:
+    """Train everything, with a new head, on the pixels with labels."""
     torch.manual_seed(seed)
     encoder.reset_head(CLASSES)
     fit_images(
         encoder,
-        data.images,
-        data.classes,
+        *known,
         epochs=epochs,
         batch_size=TUNING_BATCH,
-        learning_rate=TUNING_RATE,
+        learning_rate=rate,
         seed=seed,
         augment=turned,
     )
-    return accuracy(encoder, data.test_images, data.test_classes)
 
 
 def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the table: one row per system, over its seeds."""
-    rows = []
-    for arm in ARMS:
-        own = [r for r in records if r["system"] == arm]
-        errors = [r["finer_l1"] for r in own if r["finer_l1"] is not None]
-        rows.append(
-            {
-                "pre-training": arm,
-                "seeds": len(own),
-                "OA % of a linear classifier": percent([r["probe"] for r in own]),
-                "OA % fine-tuned": percent([r["fine_tuned"] for r in own]),
-                "L1 at the finer scale": plus_minus(errors, 3) if errors else None,
-            }
-        )
-    return rows
+    finer = means("finer_l1", 3)
+    return table_of(
+        records,
+        {
+            "rate of pre-training": first("pretraining"),
+            "rate of fine-tuning": first("tuning"),
+            "OA % of a linear classifier": percents("probe"),
+            "OA % fine-tuned": percents("fine_tuned"),
+            "L1 at the finer scale": lambda own: finer(own) if own[0]["finer_l1"] else None,
+        },
+        keys={"pre-training": "system"},
+    )
 
 
-def conclude(records: Sequence[dict[str, Any]]) -> str:
-    """Say in words what the numbers say of the claim, also where it does not hold."""
-    linear, tuned = (
-        {arm: 100 * mean(r[what] for r in records if r["system"] == arm) for arm in ARMS}
-        for what in ("probe", "fine_tuned")
-    )
-    error = {arm: mean(r["finer_l1"] for r in records if r["system"] == arm) for arm in SCALES}
-    over, gain = linear[OURS] - linear[SINGLE], linear[OURS] - linear[FRESH]
-    scratch, single = tuned[OURS] - tuned[FRESH], tuned[OURS] - tuned[SINGLE]
-    return (
-        f"A linear classifier on the features of two scales is {over:+.1f} points from that on one, and may be {SLACK} "
-        f"behind: {verdict(over >= -SLACK)}; and {gain:+.1f} points from that on a fresh encoder, where the claim "
-        f"demands {GAIN:+.0f}: {verdict(gain >= GAIN)}. Fine-tuned, two scales are {scratch:+.1f} points from training "
-        f"from scratch; that they are ahead: {verdict(scratch > 0)}; and {single:+.1f} points from one scale; that they "
-        f"are ahead: {verdict(single > 0)}. The finer picture is off by {error[OURS]:.3f} deviations on average, the "
-        f"enlarged one of one scale by {error[SINGLE]:.3f}; that it is nearer: {verdict(error[OURS] < error[SINGLE])}."
-    )
+def claims(records: Sequence[dict[str, Any]]) -> list[Claim]:
+    """Return what the paper claims, as measured."""
+    linear, tuned = (partial(paired, records, OURS, score=key) for key in ("probe", "fine_tuned"))
+    return [
+        claim("OA of a linear classifier, two scales vs one", linear(SINGLE), at_least=-SLACK),
+        claim("The same, two scales vs no pre-training", linear(FRESH), at_least=GAIN),
+        claim("OA fine-tuned, two scales vs training from scratch", tuned(FRESH), at_least=0.0),
+        claim("OA fine-tuned, two scales vs one", tuned(SINGLE), at_least=0.0),
+        claim(
+            "L1 error at the finer scale, two scales vs one enlarged",
+            paired(records, OURS, SINGLE, "finer_l1", factor=1.0),
+            at_most=0.0,
+            unit="standard deviations",
+            digits=3,
+        ),
+    ]
+
+
+def remarks(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Return what the accuracies are measured on."""
+    return [
+        "Pixels are drawn at random and pre-training sees the whole scene, so test crops overlap training crops, alike "
+        "for all."
+    ]
 
 
 if __name__ == "__main__":
-    main(quick="--quick" in sys.argv[1:])
+    main(quick="--quick" in sys.argv[1:], full="--full" in sys.argv[1:])

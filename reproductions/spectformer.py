@@ -1,4 +1,4 @@
-"""SpectFormer's claim in miniature: spectral blocks first, attention after them (arXiv 2304.06446).
+"""SpectFormer's claim in miniature: spectral blocks before attention blocks (arXiv 2304.06446).
 
 Indian Pines, patches of 12 x 12 pixels of 8 principal components, tokens of 2 x 2: a 6 x 6 map. Four networks of 6
 blocks and about as many parameters are trained by one recipe: none, the first 2, or all of the blocks are spectral,
@@ -26,8 +26,7 @@ from vitreous.data.splits import buffered_blocks
 from vitreous.inference.cost import count_cost
 from vitreous.tasks.miniature import (
     ImageTask,
-    accuracy,
-    fit_images,
+    fit_task,
     pixel_task,
     sample_cube,
     scaled_init,
@@ -53,7 +52,7 @@ def main(quick: bool = False, full: bool = False) -> None:
     """Measure everything; a full run writes ``results/spectformer.json``, a quick one only checks that all of it runs."""
     study = Study(
         __file__,
-        "spectral blocks first, attention after them",
+        "spectral blocks before attention blocks",
         settings={
             "epochs": EPOCHS,
             "batch": BATCH,
@@ -88,19 +87,13 @@ def measure(arm: str, seed: int, patches: ImageTask, rate: float, *, epochs: int
     torch.manual_seed(seed)
     model = scaled_init(create_model("spectformer_test", **patches.shape, **SHAPE, **SYSTEMS[arm]))
     cost = count_cost(model, COMPONENTS, SIDE)
-    fit_images(
-        model,
-        *patches.train,
-        epochs=epochs,
-        batch_size=BATCH,
-        learning_rate=rate,
-        seed=seed,
-        augment=turned,
+    record = fit_task(
+        model, patches, rate, epochs=epochs, batch_size=BATCH, seed=seed, augment=turned
     )
     return {
-        "learning_rate": rate,
-        "validation": accuracy(model, *patches.validation),
-        "oa": accuracy(model, *patches.test),
+        "learning_rate": record["learning_rate"],
+        "validation": record["validation"],
+        "oa": record["accuracy"],
         "parameters": cost.parameters,
         "macs": cost.macs,
         "train_pixels": len(patches.train.images),
@@ -139,7 +132,7 @@ def claims(records: Sequence[dict[str, Any]]) -> list[Claim]:
             "OA, spectral blocks first vs last", paired(records, OURS, REVERSED, "oa"), at_least=0.0
         ),
         exact(
-            "Multiply-adds vs attention alone, Fourier transforms not counted",
+            "Multiply-adds vs attention only (Fourier transforms not counted)",
             100 * (macs[OURS] / macs[ATTENTION] - 1),
             at_most=0.0,
             unit="%",

@@ -30,7 +30,7 @@ from vitreous.catalog.registry import create_model
 from vitreous.catalog.results import first, percents, table_of
 from vitreous.catalog.study import Study
 from vitreous.data.images import Images
-from vitreous.tasks.miniature import ImageTask, accuracy, fit_images, scaled_init
+from vitreous.tasks.miniature import ImageTask, fit_task, scaled_init
 
 EPOCHS, BATCH, RATES = 8, 32, (5e-4, 1e-3, 2e-3)
 COUNTS = {"training": 6000, "validation": 500, "test": 1000}
@@ -50,7 +50,7 @@ def main(quick: bool = False, full: bool = False) -> None:
     """Measure everything; a full run writes ``results/swin.json``, a quick one only checks that all of it runs."""
     study = Study(
         __file__,
-        "shifted windows compare what lies apart",
+        "shifted windows connect distant tokens",
         settings={
             "epochs": EPOCHS,
             "batch": BATCH,
@@ -114,11 +114,9 @@ def measure(arm: str, seed: int, images: ImageTask, rate: float, *, epochs: int)
     """Train and score one network, and count what its attention costs."""
     torch.manual_seed(seed)
     model = scaled_init(build(arm, SIDE))
-    fit_images(model, *images.train, epochs=epochs, batch_size=BATCH, learning_rate=rate, seed=seed)
+    record = fit_task(model, images, rate, epochs=epochs, batch_size=BATCH, seed=seed)
     return {
-        "learning_rate": rate,
-        "validation": accuracy(model, *images.validation),
-        "accuracy": accuracy(model, *images.test),
+        **record,
         "parameters": sum(p.numel() for p in model.parameters()),
         "attention_macs": [attention_macs(arm, side) for side in (SIDE, 2 * SIDE)],
     }
@@ -147,7 +145,7 @@ def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "parameters": first("parameters"),
             "learning rate": first("learning_rate"),
             "accuracy %": percents("accuracy"),
-            "attention at twice the side": lambda own: f"x {growth(own[0]):g}",
+            "attention at twice the image side": lambda own: f"x {growth(own[0]):g}",
         },
     )
 
@@ -159,13 +157,13 @@ def claims(records: Sequence[dict[str, Any]]) -> list[Claim]:
         claim("Accuracy, shifted vs fixed windows", paired(records, SHIFTED, FIXED), at_least=GAIN),
         claim("Accuracy, shifted windows vs global attention", paired(records, SHIFTED, GLOBAL)),
         exact(
-            "Growth of attention's multiply-adds at twice the side, windows",
+            "Growth of attention multiply-adds at twice the image side, windows",
             grown[SHIFTED],
             at_most=GROWTH,
             unit="times",
         ),
         exact(
-            "Growth of attention's multiply-adds at twice the side, global attention",
+            "Growth of attention multiply-adds at twice the image side, global attention",
             grown[GLOBAL],
             unit="times",
         ),

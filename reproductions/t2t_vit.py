@@ -29,8 +29,7 @@ from vitreous.inference.cost import count_cost
 from vitreous.models.t2t_vit import T2TViT
 from vitreous.tasks.miniature import (
     ImageTask,
-    accuracy,
-    fit_images,
+    fit_task,
     image_task,
     scaled_init,
     shifted_and_mirrored,
@@ -57,7 +56,7 @@ def main(quick: bool = False, full: bool = False, data: Path | None = None) -> N
     settings = TOY if data is None else REAL
     study = Study(
         __file__,
-        "merging tokens against cutting patches",
+        "soft splits compared with plain patches",
         settings={**settings, "rates": RATES, "trunk": TRUNK, "token_dim": TOKEN_DIM},
         quick=quick,
         full=full,
@@ -121,20 +120,12 @@ def measure(
     torch.manual_seed(seed)
     bands = images.shape["bands"]
     model = build(arm, bands, images.num_classes, depth)
-    fit_images(
-        model,
-        *images.train,
-        epochs=epochs,
-        batch_size=batch,
-        learning_rate=rate,
-        seed=seed,
-        augment=augment,
+    record = fit_task(
+        model, images, rate, epochs=epochs, batch_size=batch, seed=seed, augment=augment
     )
     cost = count_cost(model, bands, SIDE)
     return {
-        "learning_rate": rate,
-        "validation": accuracy(model, *images.validation),
-        "accuracy": accuracy(model, *images.test),
+        **record,
         "parameters": cost.parameters,
         "macs": cost.macs,
     }
@@ -150,7 +141,7 @@ def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "learning rate": first("learning_rate"),
             "accuracy %": percents("accuracy"),
         },
-        keys={"tokens by": "system"},
+        keys={"tokenization": "system"},
     )
 
 

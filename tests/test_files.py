@@ -102,10 +102,10 @@ def test_only_its_own_folders_are_cleared_away(tmp_path):
     [
         (errno.ENOSPC, "disk is full"),
         (errno.EDQUOT, "disk is full"),
-        (errno.EFBIG, "larger than files may be"),
+        (errno.EFBIG, "exceeds the file size limit"),
         (errno.EACCES, "No permission"),
         (errno.EROFS, "No permission"),
-        (errno.ENOTDIR, "is no folder"),
+        (errno.ENOTDIR, "is not a folder"),
         (errno.ENAMETOOLONG, "too long"),
     ],
 )
@@ -135,7 +135,7 @@ def test_a_writer_that_is_silent_about_a_full_disk_is_noticed(tmp_path):
 
     assert "OSError: [Errno 27]" in with_full_disk(60, write)
     assert with_full_disk(6000, write) == ""
-    assert "larger than files may be" in with_full_disk(
+    assert "exceeds the file size limit" in with_full_disk(
         60, lambda: write_text(tmp_path / "y", "z" * 100)
     )
     assert not (tmp_path / "y").exists()

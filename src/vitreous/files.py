@@ -152,7 +152,7 @@ def _trouble(path: Path, code: int | None) -> VitreousError | None:
         )
     if code == errno.EFBIG:
         return VitreousError(
-            f"{path} was not written: it is larger than files may be there.",
+            f"{path} was not written: it exceeds the file size limit there.",
             "Write it to another disk, or raise the limit (ulimit -f).",
         )
     if code in {errno.EACCES, errno.EROFS, errno.EPERM}:
@@ -161,7 +161,7 @@ def _trouble(path: Path, code: int | None) -> VitreousError | None:
         )
     if code in {errno.EEXIST, errno.ENOTDIR}:
         return VitreousError(
-            f"{path} was not written: {path.parent} is no folder.", "Choose another name."
+            f"{path} was not written: {path.parent} is not a folder.", "Choose another name."
         )
     if code == errno.ENAMETOOLONG:
         return VitreousError(f"The name of {path} is too long.", "Choose a shorter one.")
@@ -272,7 +272,7 @@ def read_json(path: str | Path) -> Any:
     try:
         if path.stat().st_size > JSON_LIMIT:
             raise VitreousError(
-                f"{path} is larger than any file of this kind should be.", "Restore the file."
+                f"{path} is too large for a file of this kind.", "Restore the file."
             )
         return parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -298,7 +298,7 @@ def parse_json(text: str) -> Any:
 
 
 def _constant(text: str) -> float:
-    raise ValueError(f"{text} is no number of JSON")
+    raise ValueError(f"{text} is not a valid JSON number")
 
 
 def _finite_number(text: str) -> float:

@@ -60,35 +60,33 @@ class Settings(BaseModel):
     )
 
     scene: str = _setting("indian_pines", "Data", "Scene file, or the name of a built-in sample.")
-    hints: dict[str, Any] = _setting({}, "Data", "Hints for the reader, e.g. variable=cube.")
+    hints: dict[str, Any] = _setting({}, "Data", "Reader options, e.g. variable=cube.")
     mask: str | None = _setting(
         None,
         "Data",
-        "Image of clouds and the like whose pixels do not count: a file, or 'scl' or 'qa' of the scene's product.",
+        "Mask of pixels to exclude, e.g. clouds: a file, or the product's own 'scl' or 'qa' layer.",
     )
 
     model: str
-    model_args: dict[str, Any] = _setting({}, "Model", "Changes to the variant, e.g. dim=48.")
+    model_args: dict[str, Any] = _setting({}, "Model", "Overrides for the variant, e.g. dim=48.")
     init: str | None = _setting(
-        None, "Model", "Run folder or model file (.safetensors) whose weights to start from."
+        None, "Model", "Run folder or model file (.safetensors) to initialise the weights from."
     )
 
     learning_rate: float
     weight_decay: float = _setting(0.05, "Training", "AdamW weight decay.", ge=0, le=1000)
-    flips: bool = _setting(True, "Training", "Random flips and quarter turns.")
-    clip: float = _setting(1.0, "Training", "Gradient norm limit.", gt=0, le=1e12)
+    flips: bool = _setting(True, "Training", "Augment with random flips and 90-degree rotations.")
+    clip: float = _setting(1.0, "Training", "Gradient clipping (maximum norm).", gt=0, le=1e12)
     ema: float = _setting(
-        0.98, "Training", "Decay of the weight average used for evaluation.", ge=0, lt=1
+        0.98, "Training", "EMA decay of the weights used for evaluation.", ge=0, lt=1
     )
-    seed: int = _setting(0, "Training", "Seed for everything.", ge=0, le=MOST_SEED)
-    devices: int = _setting(1, "Training", "Processes (DDP).", ge=1, le=1024)
-    accelerator: Literal["auto", "cpu", "gpu"] = _setting("auto", "Training", "Where to train.")
-    precision: Literal["32", "bf16"] = _setting(
-        "32", "Training", "Arithmetic of the training step."
-    )
+    seed: int = _setting(0, "Training", "Random seed.", ge=0, le=MOST_SEED)
+    devices: int = _setting(1, "Training", "Number of processes (DDP).", ge=1, le=1024)
+    accelerator: Literal["auto", "cpu", "gpu"] = _setting("auto", "Training", "Device to train on.")
+    precision: Literal["32", "bf16"] = _setting("32", "Training", "Numeric precision of training.")
 
-    name: str | None = _setting(None, "Run", "Name of the run (automatic).")
-    runs: str = _setting("runs", "Run", "Folder of all runs.")
+    name: str | None = _setting(None, "Run", "Name of the run (default: automatic).")
+    runs: str = _setting("runs", "Run", "Folder that runs are written to.")
     report: bool = _setting(True, "Run", "Write report.html.")
     tensorboard: bool = _setting(False, "Run", "Also log for TensorBoard.")
 
@@ -102,7 +100,7 @@ class Settings(BaseModel):
     def _plain(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse what no file is named and no argument can be."""
         if isinstance(value, str) and "\0" in value:
-            raise ValueError("the character with the code 0 has no place in it")
+            raise ValueError("it must not contain a NUL character")
         if info.field_name in {
             "hints",
             "label_hints",
@@ -115,7 +113,7 @@ class Settings(BaseModel):
             for key, part in value.items():
                 for number in part if isinstance(part, list | tuple) else [part]:
                     if isinstance(number, int | float) and not abs(number) <= LARGEST_ARGUMENT:
-                        raise ValueError(f"{key}={number} is out of any range")
+                        raise ValueError(f"{key}={number} is out of range")
         return value
 
     @field_validator("name")
@@ -128,7 +126,7 @@ class Settings(BaseModel):
             raise ValueError(f"a name has 1 to {LONGEST_NAME} printable characters")
         if name.startswith(".") or set(name) & set("/\\"):
             raise ValueError(
-                f"'{name}' is not the name of a folder in the folder of all runs, which --runs names"
+                f"'{name}' is not a plain folder name; set the parent folder with --runs"
             )
         return name
 
@@ -180,19 +178,23 @@ class Recipe(Settings):
     """The settings of ``vitreous train``, checked and complete."""
 
     labels: str | None = _setting(
-        None, "Data", "Label image or vector file (a sample brings its own)."
+        None, "Data", "Label image or vector file (built-in samples have their own)."
     )
     test_labels: str | None = _setting(None, "Data", "Separate test labels; implies --split files.")
-    label_attribute: str | None = _setting(None, "Data", "Class attribute of vector labels.")
+    label_attribute: str | None = _setting(
+        None, "Data", "Attribute that holds the class of vector labels."
+    )
     label_hints: dict[str, Any] = _setting(
-        {}, "Data", "Hints for the labels' reader, e.g. layer=fields, variable=gt, nodata=255."
+        {}, "Data", "Reader options for the labels, e.g. layer=fields, variable=gt, nodata=255."
     )
 
     split: Literal["blocks", "random", "fixed", "files"] = _setting(
-        "blocks", "Split", "How labelled pixels are divided; only 'blocks' keeps patches apart."
+        "blocks",
+        "Split",
+        "How to split labelled pixels; only 'blocks' keeps training and test patches from overlapping.",
     )
     train_fraction: float = _setting(
-        0.3, "Split", "Share of labelled pixels for training.", gt=0, lt=1
+        0.3, "Split", "Fraction of labelled pixels used for training.", gt=0, lt=1
     )
     train_per_class: int | None = _setting(
         None, "Split", "Training pixels per class (random split).", ge=1, le=10**9
@@ -200,88 +202,89 @@ class Recipe(Settings):
     val_fraction: float = _setting(
         0.1,
         "Split",
-        "Share kept for validation, which chooses the epoch: of the training pixels (in blocks: of all); 0: the last one.",
+        "Fraction held out to choose the best epoch: of the training pixels (of all pixels with 'blocks'); 0: keep "
+        "the last epoch.",
         ge=0,
         lt=1,
     )
     block_size: int | None = _setting(
-        None, "Split", "Side of the blocks in pixels (automatic).", ge=2, le=100_000
+        None, "Split", "Block size in pixels (default: automatic).", ge=2, le=100_000
     )
 
     model: str = _setting(
-        "lola_specvit_tiny", "Model", "Name of the system (see 'vitreous systems')."
+        "svm",
+        "Model",
+        "Name of the system (see 'vitreous systems'); the default is the most accurate one on held-out blocks of the built-in scene.",
     )
     patch_size: int = _setting(
-        15, "Model", "Side of the square patch around a pixel.", ge=1, le=129
+        15, "Model", "Side of the square patch around each pixel, in pixels.", ge=1, le=129
     )
     mode: Literal["scene", "patch", "dense"] = _setting(
         "scene",
         "Model",
-        "Compute the front-end once per region (scene), once per patch (as published), or label all pixels of a tile "
-        "at once (dense).",
+        "Compute the front-end once per region (scene) or once per patch (patch, as published), or label all pixels "
+        "of a tile at once (dense).",
     )
-    tile_size: int = _setting(
-        64, "Model", "Side of a tile in pixels (mode 'dense').", ge=16, le=512
-    )
+    tile_size: int = _setting(64, "Model", "Tile size in pixels (mode 'dense').", ge=16, le=512)
     decoder: Literal["fpn", "upernet"] = _setting(
-        "fpn", "Model", "From a network's maps to each pixel: feature pyramid, or UPerNet (dense)."
+        "fpn", "Model", "Segmentation decoder: feature pyramid (FPN) or UPerNet (mode 'dense')."
     )
     adapt: Literal[
         "scratch", "head_only", "lora_only", "adaptformer_only", "pretrain_then_lora"
     ] = _setting(
         "scratch",
         "Model",
-        "What is trained: everything, the head alone, a method's adapters and the head, or all first and then adapters.",
+        "What to train: all parameters, the head only, adapters and head, or first all parameters and then adapters.",
     )
     adapt_args: dict[str, Any] = _setting(
-        {}, "Model", "Settings of the method of --adapt, e.g. bottleneck=8."
+        {}, "Model", "Settings of the --adapt method, e.g. bottleneck=8."
     )
     reduce: str | None = _setting(
         None, "Model", "Token reduction to train with, e.g. evit (see 'vitreous methods')."
     )
     reduce_args: dict[str, Any] = _setting(
-        {}, "Model", "Settings of the method of --reduce, e.g. keep_rate=0.5."
+        {}, "Model", "Settings of the --reduce method, e.g. keep_rate=0.5."
     )
 
-    reduction: Literal["pca", "none"] = _setting("pca", "Preprocessing", "Spectral reduction.")
+    reduction: Literal["pca", "none"] = _setting(
+        "pca", "Preprocessing", "Spectral dimensionality reduction."
+    )
     standardize: bool = _setting(
-        True, "Preprocessing", "z-score the bands before the components are found."
+        True, "Preprocessing", "Standardize the bands (z-score) before the reduction."
     )
     components: int = _setting(
-        15, "Preprocessing", "Principal components kept.", ge=1, le=MOST_BANDS
+        15, "Preprocessing", "Number of principal components.", ge=1, le=MOST_BANDS
     )
     whiten: bool = _setting(False, "Preprocessing", "Scale components to unit variance.")
     patch_norm: bool = _setting(
-        False, "Preprocessing", "z-score within each patch as published (mode 'patch' only)."
+        False, "Preprocessing", "Standardize within each patch, as published (mode 'patch' only)."
     )
     padding: Literal["reflect", "zero"] = _setting(
-        "reflect", "Preprocessing", "What lies beyond the scene's edge."
+        "reflect", "Preprocessing", "Padding beyond the edge of the scene."
     )
 
     epochs: int | None = _setting(
-        None, "Training", "Rounds of training (automatic: about 1000 steps).", ge=1, le=MANY
+        None, "Training", "Training epochs (default: about 1000 steps).", ge=1, le=MANY
     )
     passes: int = _setting(
         2,
         "Training",
-        "Passes over the pixels per epoch; a shared front-end takes one for all.",
+        "Passes over the training pixels per epoch (a shared front-end runs once for all of them).",
         ge=1,
         le=MANY,
     )
     batch_size: int = _setting(
         64,
         "Training",
-        "Training pixels per step (mode 'dense': those of a few tiles).",
+        "Training pixels per step (in mode 'dense', from a few tiles).",
         ge=1,
         le=MANY,
     )
-    learning_rate: float = _setting(
-        3e-3, "Training", "Peak learning rate of the adapters.", gt=0, le=1000
-    )
+    learning_rate: float = _setting(3e-3, "Training", "Peak learning rate.", gt=0, le=1000)
     base_rate_factor: float = _setting(
         1.0,
         "Training",
-        "Learning rate of everything that is no adapter, as a factor.",
+        "Learning-rate multiplier for non-adapter parameters.",
         gt=0,
         le=1e6,
     )
@@ -291,40 +294,47 @@ class Recipe(Settings):
     cycle_epochs: int = _setting(
         10, "Training", "Length of the first cycle in epochs.", ge=1, le=MANY
     )
-    cycle_growth: int = _setting(2, "Training", "Each cycle is this much longer.", ge=1, le=1000)
+    cycle_growth: int = _setting(2, "Training", "Growth factor of the cycle length.", ge=1, le=1000)
     warmup_epochs: int = _setting(3, "Training", "Epochs of linear warm-up.", ge=0, le=MANY)
     label_smoothing: float = _setting(0.1, "Training", "Cross-entropy label smoothing.", ge=0, lt=1)
     class_weights: Literal["none", "balanced", "sqrt"] = _setting(
-        "sqrt", "Training", "Weights of rare classes in the loss."
+        "sqrt", "Training", "Class weighting of the loss."
     )
     gain: float = _setting(
-        0.0, "Training", "Random illumination of whole regions, relative.", ge=0, lt=1
+        0.0, "Training", "Random brightness scaling of whole regions (relative).", ge=0, lt=1
     )
     noise: float = _setting(
-        0.05, "Training", "Gaussian noise on the reduced channels.", ge=0, le=1000
+        0.05,
+        "Training",
+        "Standard deviation of Gaussian noise added to the input channels.",
+        ge=0,
+        le=1000,
     )
     mixup: float = _setting(
         0.3,
         "Training",
-        "Beta parameter of mixing patches and labels in pairs; 0: never (never in mode 'dense').",
+        "MixUp alpha; 0: off (unused in mode 'dense').",
         ge=0,
         le=1000,
     )
     patience: int = _setting(
         0,
         "Training",
-        "Early stopping: epochs without progress on the validation pixels; 0: train to the end, then keep the best epoch.",
+        "Early stopping: epochs without improvement on the validation pixels; 0: train to the end, then keep the "
+        "best epoch.",
         ge=0,
         le=MANY,
     )
     refit: bool = _setting(
         False,
         "Training",
-        "Train again on training and validation pixels, for as many epochs as validated best (twice the time).",
+        "Retrain on training and validation pixels for the best number of epochs (doubles the time).",
     )
 
     baselines: list[str] = _setting(
-        ["svm", "svm_spatial", "random_forest"], "Run", "Systems to compare with on the same split."
+        ["svm", "svm_spatial", "random_forest"],
+        "Run",
+        "Baselines trained and tested on the same split.",
     )
     map: bool = _setting(True, "Run", "Write the map of the whole scene.")
     probabilities: bool = _setting(False, "Run", "Also write class probabilities.")
@@ -332,7 +342,7 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         if self.patch_size % 2 == 0:
-            raise ValueError("patch_size must be odd: a patch has a centre pixel")
+            raise ValueError("patch_size must be odd, because a patch is centred on a pixel")
         if self.patch_norm and self.mode != "patch":
             raise ValueError(
                 f"patch_norm needs mode 'patch': {self.mode} mode has no patches before the front-end"
@@ -340,17 +350,15 @@ class Recipe(Settings):
         if self.mode == "dense" and self.tile_size < self.patch_size:
             raise ValueError("tile_size must not be smaller than patch_size")
         if (self.test_labels is not None) != (self.split == "files"):
-            raise ValueError("split 'files' and test_labels go together")
+            raise ValueError("split 'files' and test_labels must be given together")
         if self.refit and self.val_fraction == 0:
-            raise ValueError("refit goes by validation pixels, and val_fraction is 0")
+            raise ValueError("refit needs validation pixels, but val_fraction is 0")
         if self.refit and self.devices > 1:
-            raise ValueError("refit trains twice, which several processes (devices) cannot follow")
+            raise ValueError("refit is not supported with several devices")
         if self.adapt_args and self.adapt_method is None:
-            raise ValueError(
-                f"adapt_args are settings of a method, and adapt '{self.adapt}' uses none"
-            )
+            raise ValueError(f"adapt_args has no effect: adapt '{self.adapt}' uses no method")
         if self.reduce_args and self.reduce is None:
-            raise ValueError("reduce_args are settings of a method, and reduce names none")
+            raise ValueError("reduce_args needs a method: set reduce")
         return self
 
     def _rules(self, trained: bool, networks: bool) -> dict[str, tuple[str, ...]]:
@@ -386,7 +394,7 @@ class Recipe(Settings):
         if self.split in {"fixed", "files"}:
             rules[f"split is '{self.split}'"] = ("train_fraction",)
         elif self.split == "random" and self.train_per_class is not None:
-            rules["train_per_class decides"] = ("train_fraction",)
+            rules["train_per_class is given"] = ("train_fraction",)
         if not self.map:
             rules["no map is written"] = ("probabilities",)
         if self.labels is None:
@@ -405,10 +413,18 @@ class RestoreRecipe(Settings):
     """The settings of ``vitreous restore``: a network learns to undo what a degradation does to a scene."""
 
     test_fraction: float = _setting(
-        0.2, "Split", "Share of the scene's longer side, at its end, kept for the test.", gt=0, lt=1
+        0.2,
+        "Split",
+        "Fraction held out for testing, at the end of the scene's longer side.",
+        gt=0,
+        lt=1,
     )
     val_fraction: float = _setting(
-        0.1, "Split", "Share before it for learning curves; 0: none.", ge=0, lt=1
+        0.1,
+        "Split",
+        "Fraction held out for validation, just before the test area; 0: none.",
+        ge=0,
+        lt=1,
     )
 
     model: str = _setting("hsdt_small", "Model", "Name of the restorer (see 'vitreous systems').")
@@ -416,23 +432,23 @@ class RestoreRecipe(Settings):
     range: Literal["band", "scene"] = _setting(
         "band",
         "Preprocessing",
-        "What is scaled to 0..1: every band by itself, or the scene as a whole.",
+        "Scale to 0..1 per band or over the whole scene.",
     )
 
     degradation: str | None = _setting(
         None,
         "Degradation",
-        "What is undone (automatic: gaussian, or downsample by the model's scale).",
+        "Degradation to remove (default: gaussian, or downsample by the model's scale).",
     )
     degradation_args: dict[str, Any] = _setting(
-        {}, "Degradation", "Its settings, e.g. sigma=30 (of 255)."
+        {}, "Degradation", "Settings of the degradation, e.g. sigma=30 (of 255)."
     )
 
-    steps: int = _setting(1000, "Training", "Steps of training.", ge=1, le=MOST_STEPS)
+    steps: int = _setting(1000, "Training", "Training steps.", ge=1, le=MOST_STEPS)
     crop: int = _setting(
         32,
         "Training",
-        "Side of the degraded crops in pixels; clean ones are 'scale' times larger.",
+        "Size of the degraded crops in pixels; clean crops are 'scale' times larger.",
         ge=4,
         le=1024,
     )
@@ -440,18 +456,22 @@ class RestoreRecipe(Settings):
     train_bands: int = _setting(
         31,
         "Training",
-        "Neighbouring bands per step, of a network that takes any number; all where there are fewer.",
+        "Adjacent bands per step, for networks that accept any number of bands.",
         ge=1,
         le=MOST_BANDS,
     )
     learning_rate: float = _setting(3e-3, "Training", "Peak learning rate.", gt=0, le=1000)
     weight_decay: float = _setting(0.0, "Training", "AdamW weight decay.", ge=0, le=1000)
-    loss: Literal["l1", "mse"] = _setting("l1", "Training", "Mean absolute or mean squared error.")
+    loss: Literal["l1", "mse"] = _setting(
+        "l1", "Training", "Mean absolute (l1) or mean squared error (mse)."
+    )
 
     baselines: list[str] | None = _setting(
-        None, "Run", "Classical restorers to compare with (automatic: those that fit the task)."
+        None,
+        "Run",
+        "Classical filters to compare with (default: all that apply to the degradation).",
     )
-    product: bool = _setting(True, "Run", "Restore the scene itself, as restored.tif.")
+    product: bool = _setting(True, "Run", "Also restore the scene itself (restored.tif).")
 
     def _rules(self, trained: bool, networks: bool) -> dict[str, tuple[str, ...]]:
         rules = super()._rules(trained, networks)
@@ -465,7 +485,7 @@ class RestoreRecipe(Settings):
         if self.test_fraction + self.val_fraction >= 0.9:
             raise ValueError("test_fraction and val_fraction leave nothing to train on")
         if self.degradation_args and self.degradation is None:
-            raise ValueError("degradation_args are settings of a degradation, and none is named")
+            raise ValueError("degradation_args needs a degradation: set degradation")
         return self
 
 
@@ -475,7 +495,7 @@ class PretrainRecipe(Settings):
     val_fraction: float = _setting(
         0.1,
         "Split",
-        "Share of the scene's longer side, at its end, for learning curves; 0: none.",
+        "Fraction held out for validation, at the end of the scene's longer side; 0: none.",
         ge=0,
         lt=0.9,
     )
@@ -484,20 +504,20 @@ class PretrainRecipe(Settings):
         "satmae_pp_tiny", "Model", "Name of the network (see 'vitreous systems')."
     )
     image_size: int = _setting(
-        16, "Model", "Side of its images in pixels; it can be fine-tuned on others.", ge=4, le=1024
+        16, "Model", "Image size in pixels (fine-tuning may use another).", ge=4, le=1024
     )
     pretrainer_args: dict[str, Any] = _setting(
-        {}, "Model", "Settings of the way it is pre-trained, e.g. mask_ratio=0.6."
+        {}, "Model", "Pre-training settings, e.g. mask_ratio=0.6."
     )
 
     reduction: Literal["pca", "none"] = _setting(
-        "none", "Preprocessing", "Spectral reduction; none: a z-score per band."
+        "none", "Preprocessing", "Spectral dimensionality reduction; none: standardize each band."
     )
     components: int = _setting(
-        15, "Preprocessing", "Principal components kept.", ge=1, le=MOST_BANDS
+        15, "Preprocessing", "Number of principal components.", ge=1, le=MOST_BANDS
     )
 
-    steps: int = _setting(1000, "Training", "Steps of training.", ge=1, le=MOST_STEPS)
+    steps: int = _setting(1000, "Training", "Training steps.", ge=1, le=MOST_STEPS)
     batch_size: int = _setting(32, "Training", "Crops per step.", ge=1, le=MANY)
     learning_rate: float = _setting(1e-3, "Training", "Peak learning rate.", gt=0, le=1000)
 
@@ -558,7 +578,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     try:
         if path.stat().st_size > RECIPE_LIMIT:
-            raise ConfigError(f"{path} is too large for a recipe.")
+            raise ConfigError(f"{path} is too large to be a recipe.")
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"The recipe {path} cannot be read: {error.strerror}.") from error
@@ -567,5 +587,5 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ConfigError(f"The recipe {path} is no list of 'setting: value' lines.")
+        raise ConfigError(f"The recipe {path} is not a list of 'setting: value' lines.")
     return values

@@ -49,7 +49,7 @@ def check_model(name: str) -> None:
 def make(name: str, *, bands: int = 4, image_size: int = 15, seed: int = 0) -> Backbone:
     """Build a variant of a model as :func:`network` does."""
     model = network(name, bands=bands, image_size=image_size, seed=seed)
-    assert isinstance(model, Backbone), f"{name} is no Backbone"
+    assert isinstance(model, Backbone), f"{name} is not a Backbone"
     return model
 
 
@@ -66,7 +66,9 @@ def network(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = create_model(name, bands=bands, **(sizes if card(name).kind == "model" else {}))
-        assert isinstance(model, Backbone | Restorer), f"{name} is no Backbone and no Restorer"
+        assert isinstance(model, Backbone | Restorer), (
+            f"{name} is neither a Backbone nor a Restorer"
+        )
         # Restorers have few norms or none: what is amplified once stays so.
         enliven(model, 1.0 if isinstance(model, Restorer) else 1.2)
         _measure_batch_norms(model, images(32, bands, image_size, seed=3))
@@ -393,7 +395,7 @@ def check_restorer(name: str) -> None:
 def make_restorer(name: str, *, bands: int = 4, seed: int = 0) -> Restorer:
     """Build a variant of a restorer as :func:`network` does."""
     model = network(name, bands=bands, seed=seed)
-    assert isinstance(model, Restorer), f"{name} is no Restorer"
+    assert isinstance(model, Restorer), f"{name} is not a Restorer"
     return model
 
 

@@ -95,7 +95,7 @@ def test_impossible_values_are_refused(changes):
 
 @pytest.mark.parametrize("name", ["svm", "lora", "lola_specvit"])
 def test_what_is_no_variant_of_a_network_is_not_built(name):
-    with pytest.raises(ModelError, match=r"no network|several variants"):
+    with pytest.raises(ModelError, match=r"not a network|several variants"):
         create_model(name, bands=3, num_classes=2)
 
 

@@ -75,14 +75,14 @@ def test_what_does_not_fit_ends_with_2_and_writes_nothing(published, cli, tmp_pa
     "words, said",
     [
         (["--model", "vit_tst"], "Did you mean"),
-        (["--model", "vit_test", "--wavelengths", "red"], "no list of numbers"),
+        (["--model", "vit_test", "--wavelengths", "red"], "not a list of numbers"),
         (["--model", "vit_test", "--wavelengths", "0.665,0.56,0.49"], "looks like micrometres"),
         (["--model", "vit_test", "--wavelengths", "665,560"], "read 3 bands; 2 are described"),
         (["--model", "vit_test", "--bands", "5", "--method", "average"], "cannot be adapted"),
         (["--model", "vit_test", "--model-args", "dept=3"], "no argument 'dept'"),
-        (["--model", "vit_test", "-o", "w.pth"], "is the file to read"),
-        (["--model", "vit_test", "-o", "o.pth"], "End it in .safetensors"),
-        (["--model", "svm"], "no network"),
+        (["--model", "vit_test", "-o", "w.pth"], "is the input file"),
+        (["--model", "vit_test", "-o", "o.pth"], "Use the suffix .safetensors"),
+        (["--model", "svm"], "not a network"),
     ],
 )
 def test_mistakes_are_told_in_words(published, tmp_path, words, said):

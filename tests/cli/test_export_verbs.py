@@ -66,7 +66,7 @@ def test_export_map_and_compare(place, run, tmp_path, monkeypatch):
     assert run_cli(*words).exit_code == 0
     assert (exported / "export.json").stat().st_mtime_ns == stamp
     said = json.loads((exported / "export.json").read_text())
-    (exported / "export.json").write_text(json.dumps({**said, "source": "another model"}))
+    (exported / "export.json").write_text(json.dumps({**said, "source": "different model"}))
     monkeypatch.setattr(vitreous.tasks.export, "export_run", refuse)
     done = run_cli(*words)
     assert "exported again" in done.output
@@ -113,12 +113,12 @@ def test_what_makes_no_sense_is_refused(place, run, tmp_path):
     scene = place / "scene.npy"
     forest = place / "runs/classify/forest"
     for words, message in (
-        (("export", forest), "'random_forest' is no network"),
+        (("export", forest), "'random_forest' is not a network"),
         (("export", run, "--format", "tflite"), "no format 'tflite'"),
-        (("export", tmp_path), "no run folder"),
-        (("export", run, "--output", place), "is no export"),
+        (("export", tmp_path), "run folder .* does not exist"),
+        (("export", run, "--output", place), "is not an export"),
         (("predict", run, scene, "--runtime", "tensorrt"), "no runtime 'tensorrt'"),
-        (("predict", forest, scene, "--runtime", "onnxruntime"), "is no network"),
+        (("predict", forest, scene, "--runtime", "onnxruntime"), "is not a network"),
         (("bench", "runs", run, "--runtimes", "torch,tensorrt"), "no runtime 'tensorrt'"),
         (("bench", "runs", run, "--plot", "x.doc"), ".png"),
     ):

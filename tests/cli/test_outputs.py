@@ -39,7 +39,7 @@ def test_predict_overwrites_nothing_that_was_not_named(taken, place, tmp_path, m
     (tmp_path / taken).write_text("the user's own")
     done = run_cli("predict", run, scene)
     assert done.exit_code == 2, done.output
-    assert f"{taken} is there already" in done.output
+    assert f"{taken} already exists" in done.output
     assert "--overwrite" in done.output
     assert (tmp_path / taken).read_text() == "the user's own"
     assert [path.name for path in tmp_path.iterdir()] == [taken]

@@ -114,7 +114,7 @@ def test_reproduce_hands_on_what_the_script_takes(tmp_path):
     result = reproduce("svm", full=True, data=photos, scripts=tmp_path)
     assert result == tmp_path / "results" / "svm.photos.json"
     assert (tmp_path / "ran").read_text() == f"False True {photos}"
-    with pytest.raises(VitreousError, match="quick or full"):
+    with pytest.raises(VitreousError, match="exclude each other"):
         reproduce("svm", quick=True, full=True, scripts=tmp_path)
     with pytest.raises(VitreousError, match="not a folder of images"):
         reproduce("svm", data=tmp_path / "missing", scripts=tmp_path)

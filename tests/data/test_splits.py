@@ -146,7 +146,7 @@ def test_blocks_say_when_nothing_can_be_tested():
     labels = np.zeros((40, 40), dtype=np.int32)
     labels[10:13, 10:13] = 1
     labels[13:16, 10:13] = 2
-    with pytest.raises(SplitError, match="too close together"):
+    with pytest.raises(SplitError, match="are are too close together"):
         quiet_blocks(labels, patch_size=15)
 
 
@@ -288,9 +288,9 @@ def test_files_train_where_both_are_labelled():
         (np.zeros((4, 4), dtype=int), "No pixel is labelled"),
         (np.zeros((0, 4), dtype=int), "No pixel is labelled"),
         (np.ones((4, 4), dtype=int), "Only one class"),
-        (np.arange(16).reshape(4, 4) - 1, "go down to -1"),
-        (np.ones((4, 4)), "whole numbers"),
-        (np.ones((2, 4, 4), dtype=int), "whole numbers"),
+        (np.arange(16).reshape(4, 4) - 1, "smallest label is -1"),
+        (np.ones((4, 4)), "integers"),
+        (np.ones((2, 4, 4), dtype=int), "integers"),
     ],
 )
 def test_impossible_labels_are_refused(labels, message):
@@ -340,7 +340,7 @@ def test_recipe_chooses_the_method():
     )
     fixed = make_recipe({"split": "fixed"})
     assert make_split(labels, fixed, 5, train_labels=every_third(labels)).method == "fixed"
-    with pytest.raises(SplitError, match="no fixed training pixels"):
+    with pytest.raises(SplitError, match="no predefined training pixels"):
         make_split(labels, fixed, 5)
     files = make_recipe({"split": "files", "test_labels": "test.tif"})
     rest = labels - every_third(labels)

@@ -169,7 +169,7 @@ def test_a_scene_that_breaks_off_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("out", "options", "message"),
     [
-        ("map.png", {}, "no .tif file"),
+        ("map.png", {}, "not end in .tif"),
         ("scene.tif", {}, "overwrite the scene"),
         ("map.tif", {"probabilities": "scene.tif"}, "overwrite the scene"),
         ("map.tif", {"probabilities": "x/../map.tif"}, "would both be"),

@@ -133,10 +133,10 @@ def test_damaged_and_missing_files(folder, tmp_path):
     file.unlink()
     with pytest.raises(CheckpointError, match="is missing"):
         load_exported(folder)
-    with pytest.raises(CheckpointError, match="is no export"):
+    with pytest.raises(CheckpointError, match="is not an export"):
         load_exported(tmp_path)
     exchange(folder, "patches.onnx", b"no model at all")
-    with pytest.raises(CheckpointError, match="no ONNX model"):
+    with pytest.raises(CheckpointError, match="not an ONNX model"):
         load_exported(folder)
 
 

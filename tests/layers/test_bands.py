@@ -156,8 +156,8 @@ def test_auto_uses_what_both_sides_know(drop, expected):
         ({"count": 2, "wavelengths": (500.0,)}, "2 bands have 1 wavelengths"),
         ({"count": 2, "wavelengths": (0.49, 2.2)}, "look.* like micrometres"),
         ({"count": 1, "fwhm": (0.03,)}, "look.* like micrometres"),
-        ({"count": 2, "wavelengths": (500.0, float("nan"))}, "no lengths"),
-        ({"count": 2, "wavelengths": (500.0, -600.0)}, "no lengths"),
+        ({"count": 2, "wavelengths": (500.0, float("nan"))}, "not positive lengths"),
+        ({"count": 2, "wavelengths": (500.0, -600.0)}, "not positive lengths"),
         ({"count": 2, "names": ("a", "a")}, "same name"),
     ],
 )

@@ -341,7 +341,7 @@ def test_settings_out_of_range(settings, message):
 
 
 def test_a_model_without_blocks_to_adapt_is_refused():
-    with pytest.raises(ModelError, match="has no feed-forward on tokens") as caught:
+    with pytest.raises(ModelError, match="has no token feed-forward layers") as caught:
         vitreous.apply(model("efficientvit_test"), "adaptformer")
     assert "lora" in caught.value.fix
 
@@ -350,7 +350,7 @@ def test_a_head_that_takes_no_batch_norm_leaves_the_model_alone():
     plain = model("crossvit_test")  # it has two
     with pytest.raises(ModelError, match="The classifier of CrossViT") as caught:
         adaptformer.install(plain, head_norm=True)
-    assert caught.value.fix == "Leave head_norm out."
+    assert caught.value.fix == "Omit head_norm."
     assert not any(isinstance(part, Adapter) for part in plain.modules())
 
 

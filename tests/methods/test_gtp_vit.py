@@ -393,7 +393,7 @@ def test_other_networks_and_images_are_refused():
         reduced(model(positions="rotary"))
     with pytest.raises(ModelError, match="pools by 'mean'"):
         reduced(model(pool="mean"), selection="class_mean")
-    with pytest.raises(ModelError, match="square grid"):
+    with pytest.raises(ModelError, match="square token grid"):
         reduced()(torch.zeros(1, 3, 18, 12))
     with torch.no_grad():
         scores = reduced(graph="semantic")(torch.randn(1, 3, 18, 12))

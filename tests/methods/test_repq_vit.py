@@ -229,7 +229,7 @@ def test_padding_that_attention_sees_forbids_folding():
 
 
 class Shared(nn.Module):
-    """A block whose norm is read by more than the layer that its names promise."""
+    """A block whose norm is feeds more than the layer that its names promise."""
 
     def __init__(self):
         super().__init__()
@@ -245,7 +245,7 @@ class Shared(nn.Module):
 def test_a_norm_that_others_read_is_noticed():
     torch.manual_seed(0)
     model, x = loud(Shared().eval(), channels=2), torch.randn(32, 6)
-    with pytest.raises(ModelError, match="read by more"):
+    with pytest.raises(ModelError, match="feeds more"):
         vitreous.apply(model, "repq_vit", calibration=[x])
     vitreous.apply(model, "repq_vit", calibration=[x], norm_scales="tensor")
 

@@ -256,7 +256,7 @@ def test_another_number_of_bands_is_refused():
     with pytest.raises(ModelError, match="trained on 6 features"):
         estimator.classify(np.ones((4, 3, 3), dtype=np.float32))
     untrained = svm.build(num_classes=2, contract=CONTRACT)
-    with pytest.raises(ModelError, match="not trained"):
+    with pytest.raises(ModelError, match="not been trained"):
         untrained.classify(np.ones((BANDS, 3, 3), dtype=np.float32))
 
 

@@ -1,4 +1,4 @@
-"""SatMAE++: the authors' numbers, groups and their order, what is hidden, and the finer scales."""
+"""SatMAE++: the authors' numbers, groups and their order, what is hidden, and the out of range."""
 
 import re
 
@@ -487,7 +487,7 @@ def test_weights_serve_other_bands_sizes_and_classes(tmp_path):
         ({"group_dim": 6}, "cannot tell groups"),
         ({"groups": ((0, 1), (2, 3))}, "each of the bands"),
         ({"groups": ((0, 1, 2, 3), (3, 4, 5))}, "each of the bands"),
-        ({"groups": ((0, 1, 2, 3), (), (4, 5))}, "without bands"),
+        ({"groups": ((0, 1, 2, 3), (), (4, 5))}, "has no bands"),
     ],
 )
 def test_refuses_in_words(change, message):
@@ -500,7 +500,7 @@ def test_refuses_in_words(change, message):
     [
         ({"mask_ratio": 1.0}, "hides nothing, or all"),
         ({"mask_ratio": 0.99}, "hides nothing, or all"),
-        ({"scales": -1}, "finer scales"),
+        ({"scales": -1}, "out of range"),
         ({"ms_weight": 1.5}, "weight 1.5"),
         ({"group_order": "reverse"}, "natural or published"),
         ({"decoder_width": 32, "decoder_heads": 3}, "decoder has width"),

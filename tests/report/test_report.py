@@ -281,7 +281,7 @@ def test_undefined_accuracies_are_dashes(tmp_path):
     run.save()
     text = words(walk(run.build()))
     assert "–" in text
-    assert "Without test pixels, and so not in AA: field 1." in text
+    assert "Classes without test pixels (not part of AA): field 1." in text
     assert "7 test pixels have no prediction and count as wrong." in text
 
 

@@ -98,7 +98,7 @@ def test_a_restoration_page_holds_the_numbers_of_the_run(tmp_path, scale):
 def test_a_pretraining_page_holds_the_numbers_of_the_run(tmp_path):
     walker = walk(Pretrained(tmp_path).build())
     text = words(walker)
-    for fact in ("satmae_pp_test", "0.625", "0.750", "1.23 M", "1 min 23 s", "Twice as fine",
+    for fact in ("satmae_pp_test", "0.625", "0.750", "1.23 M", "1 min 23 s", "2x finer",
                  "vitreous pretrain", "Crop 2"):  # fmt: skip
         assert fact in text
     assert walker.tags.count("img") == 8

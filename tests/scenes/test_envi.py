@@ -227,7 +227,7 @@ BAD = {
     "huge size": ("samples = 5", "samples = 9999999", "truncated"),
     "overflowing size": ("samples = 5", f"samples = {2**63}", "more than any"),
     "endless number": ("samples = 5", f"samples = {'9' * 6000}", "samples"),
-    "no number": ("samples = 5", "samples = five", "samples"),
+    "not a number": ("samples = 5", "samples = five", "samples"),
     "fraction": ("samples = 5", "samples = 5.5", "samples"),
     "missing size": ("lines = 4", "", "lines"),
     "too long": ("lines = 4", "lines = 5", "truncated"),

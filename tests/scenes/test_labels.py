@@ -276,7 +276,7 @@ def test_only_codes_that_occur_are_classes_and_they_are_kept(tmp_path, codes, dt
         ([[0, 1], [2, 255]], "uint8", {"nodata": 255, "zero_class": True}, [0, 1, 2], None),
         ([[0, 85], [170, 255]], "uint8", {}, [85, 170, 255], None),
         ([[0, 255], [255, 255]], "uint8", {}, [255], "single class"),
-        ([[0, 1], [1, 1]], "uint8", {}, [1], "if 0 is a class too, say zero_class=true"),
+        ([[0, 1], [1, 1]], "uint8", {}, [1], "if 0 is a class too, set zero_class=true"),
         ([[0, 1], [1, 1]], "uint8", {"zero_class": "true"}, [0, 1], None),
         ([[-9999, 1], [2, -1]], "int16", {}, [1, 2], "2 pixels with -9999, -1"),
         ([[-1, 1], [2, 2]], "int16", {"nodata": -1}, [1, 2], None),
@@ -323,7 +323,7 @@ def test_blanks_around_names_do_not_count(tmp_path):
     with pytest.warns(UserWarning) as said:
         labels = open_labels(tmp_path / "x.gpkg", scene())
     words = " ".join(str(w.message) for w in said)
-    assert "blanks around class names" in words and "1 of 3 features have no value" in words
+    assert "spaces around class names" in words and "1 of 3 features have no value" in words
     np.testing.assert_array_equal(labels, expected((1, 1, 0)))
     assert labels.class_names == ["corn"]
 

@@ -108,7 +108,7 @@ def test_bands_by_pixels_is_folded_down_the_columns(tmp_path: Path, save) -> Non
     save(path, Y=pixels, M=np.ones((20, 4)), nRow=np.array([[12]]), nCol=np.array([[9]]))
     np.testing.assert_array_equal(matlab.open(path).values, CUBE.transpose(2, 0, 1))
     save(path, Y=pixels.T)
-    with pytest.raises(SceneError, match="no array with three axes"):
+    with pytest.raises(SceneError, match="no three-dimensional array"):
         matlab.open(path)
     np.testing.assert_array_equal(matlab.open(path, shape="12, 9").values, CUBE.transpose(2, 0, 1))
     with pytest.raises(SceneError, match="7 x 7 = 49 pixels"):

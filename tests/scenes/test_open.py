@@ -78,10 +78,10 @@ def test_empty_unknown_and_strange_files(tmp_path):
     with pytest.raises(SceneError, match="is empty"):
         open_scene(tmp_path / "x.tif")
     (tmp_path / "x.txt").write_text("hello")
-    with pytest.raises(SceneError, match="Known kinds: ENVI"):
+    with pytest.raises(SceneError, match="Supported formats: ENVI"):
         open_scene(tmp_path / "x.txt")
     (tmp_path / "x.dat").write_text("hello")
-    with pytest.raises(SceneError, match=r"no ENVI header.*x\.dat\.hdr or x\.hdr"):
+    with pytest.raises(SceneError, match=r"not an ENVI header.*x\.dat\.hdr or x\.hdr"):
         open_scene(tmp_path / "x.dat")
     (tmp_path / "x.nc").write_bytes(b"CDF\x01" + bytes(90))
     with pytest.raises(SceneError, match="netCDF-3"):
@@ -127,7 +127,7 @@ def test_common_hints_overrule_every_format(tmp_path, name):
         ("index,center_nm\n0,450\n1,550\n2,650\n", [450, 550, 650]),
     ],
 )
-@pytest.mark.filterwarnings("ignore:.*names no wavelength unit")
+@pytest.mark.filterwarnings("ignore:.*gives no wavelength unit")
 def test_wavelengths_from_a_table(tmp_path, text, expected):
     geotiff.write(scene(), tmp_path / "x.tif")
     (tmp_path / "bands.csv").write_text(text)
@@ -135,7 +135,7 @@ def test_wavelengths_from_a_table(tmp_path, text, expected):
     np.testing.assert_allclose(again.wavelength, expected)
 
 
-@pytest.mark.filterwarnings("ignore:.*names no wavelength unit")
+@pytest.mark.filterwarnings("ignore:.*gives no wavelength unit")
 @pytest.mark.parametrize(
     ("hints", "message"),
     [
@@ -147,8 +147,8 @@ def test_wavelengths_from_a_table(tmp_path, text, expected):
         ({"nodata": "x"}, "number"),
         ({"wavelengths": [1, 2]}, "3 bands but 2 values of wavelength"),
         ({"wavelengths": [500, -1, 600]}, "impossible"),
-        ({"wavelengths": ["a", "b", "c"]}, "no list"),
-        ({"wavelengths": 5}, "no list"),
+        ({"wavelengths": ["a", "b", "c"]}, "not a list"),
+        ({"wavelengths": 5}, "not a list"),
         ({"wavelengths": "missing.csv"}, "does not exist"),
         ({"wavelengths": [1, 2, 3], "wavelength_unit": "furlong"}, "furlong"),
     ],

@@ -198,8 +198,8 @@ def test_every_source_keeps_its_own_unit(tmp_path, band_tags, imagery):
         ([4.5e-7, 5.5e-7, 6.5e-7], "nm", NM, "outside the optical range; taken as"),
         ([4500, 5500, 6500], "Angstrom", NM, ""),
         ([40, 60, 90], "nm", [40, 60, 90], "outside the optical range in any unit"),
-        (NM, "", NM, "names no wavelength unit"),
-        ([0.45, 0.55, 0.65], "unknown", NM, "names no wavelength unit"),
+        (NM, "", NM, "gives no wavelength unit"),
+        ([0.45, 0.55, 0.65], "unknown", NM, "gives no wavelength unit"),
         ([8.5, 10.5, 12.5], "um", [8500, 10500, 12500], ""),
         ([1, 2, 3], "", None, "only counts the bands"),
     ],
@@ -884,7 +884,7 @@ def test_coordinates_win_over_a_stale_geotransform(tmp_path):
     whole[:, 2:, 3:].to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
     opened, words = said(open_scene, tmp_path / "a.nc")
     assert georeference(opened)[1] == GRID * Affine.translation(3, 2)
-    assert "the coordinates are taken" in words
+    assert "the coordinates are used" in words
 
 
 def test_a_dark_count_is_no_missing_pixel_under_a_mask_either(tmp_path):

@@ -121,7 +121,7 @@ def test_a_failing_write_leaves_the_old_store(store: Path) -> None:
 
 def test_nothing_but_a_store_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(VitreousError, match="no Zarr store"):
+    with pytest.raises(VitreousError, match="not a Zarr store"):
         zarr_store.write(some_scene(), tmp_path)
     assert (tmp_path / "thesis.txt").exists()
 

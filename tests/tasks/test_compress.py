@@ -149,12 +149,12 @@ def test_a_loss_beyond_the_gate_writes_nothing(base):
 @pytest.mark.parametrize(
     ("method", "settings", "kind", "words"),
     [
-        ("lora", {}, ConfigError, "adapts a model by training"),
+        ("lora", {}, ConfigError, "adapts a model during training"),
         ("ptq_minmax", {"bit": [8, 8]}, ModelError, "no setting 'bit'"),
         ("ptq_minmax", {"bits": [1, 8]}, ModelError, "1 bits"),
         ("ptq_minmax", {"bits": [33, 8]}, ModelError, "33 bits"),
         ("ptq", {}, ModelError, "several variants"),
-        ("vit_test", {}, ModelError, "no method"),
+        ("vit_test", {}, ModelError, "not a method"),
         ("shrink", {}, ModelError, "shrink"),
     ],
 )
@@ -174,7 +174,7 @@ def test_a_second_time_is_refused(quantized):
 def test_an_estimator_is_refused(tmp_path, places):
     settings = {**places, "model": "svm"}
     path = train(tiny_recipe(tmp_path, **settings), show=False)
-    with pytest.raises(ModelError, match="no network"):
+    with pytest.raises(ModelError, match="not a network"):
         compress(path, "ptq_minmax", show=False)
 
 

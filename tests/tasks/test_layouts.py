@@ -110,7 +110,7 @@ def test_what_vitreous_does_not_have_is_named(timm, tmp_path):
     shapes = timm_layouts()[timm]
     assert recognise(shapes) == (ELSEWHERE[timm], None)
     small = {name: [1] * len(shape) for name, shape in shapes.items()}
-    with pytest.raises(CheckpointError, match=f"{ELSEWHERE[timm]}, not like vit_tiny.*not have"):
+    with pytest.raises(CheckpointError, match=f"{ELSEWHERE[timm]}, not like vit_tiny.*not include"):
         convert(zeros(small, tmp_path / "w.pth"), "vit_tiny")
 
 
@@ -329,7 +329,7 @@ def test_misshapen_tables_of_distances_are_told(tmp_path):
         key = next(key for key in state if key.endswith(("bias.table", "position.table")))
         state[key] = torch.zeros(len(state[key]) + 2, state[key].shape[1])
         torch.save(state, tmp_path / "w.pth")
-        with pytest.raises(PartialLoadError, match="of another shape"):
+        with pytest.raises(PartialLoadError, match="with a different shape"):
             convert(tmp_path / "w.pth", name, image_size=64)
 
 

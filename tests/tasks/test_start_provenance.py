@@ -112,7 +112,7 @@ def test_pretraining_on_the_same_scene_is_told_apart_and_makes_it_optimistic(tmp
     assert found["split"]["optimistic"]
     page = (path / "report.html").read_text()
     assert "without labels" in page and "Optimistic estimate" in page
-    assert "that the model has not seen" not in page
+    assert "held-out ground" not in page
     # The file alone knows it as well, and so does what is trained further.
     again = tiny_recipe(tmp_path, **places, **settings, name="file", init=str(start / "model.safetensors"), reduction="none")  # fmt: skip
     assert metrics(classify.train(again, show=False))["start"]["unlabelled"] == pytest.approx(
@@ -188,7 +188,9 @@ def test_pretraining_goes_on_with_the_list_and_says_what_its_validation_had_seen
     assert [entry.task for entry in start_provenance(str(again))] == ["pretrain", "pretrain"]
     assert metrics(start)["val_seen"] == 0
     assert metrics(again)["val_seen"] == pytest.approx(5 / 14)  # columns 14 to 18 of 14 to 27
-    assert "36% of which the weights" in (again / "report.html").read_text()
+    assert (
+        "36% of that ground was seen by the initial weights" in (again / "report.html").read_text()
+    )
 
 
 def test_a_restorer_that_starts_from_the_test_area_is_told(tmp_path, capsys):
@@ -209,7 +211,7 @@ def test_a_restorer_that_starts_from_the_test_area_is_told(tmp_path, capsys):
     words = "50% of the test pixels lie in it"
     assert words in " ".join(capsys.readouterr().err.split())
     page = (path / "report.html").read_text()
-    assert words in page and "that were not trained on" not in page
+    assert words in page and "held-out" not in page
     again = restore.evaluate(path)
     assert again["start"] == found["start"] and again["optimistic"]
     same = train(name="same", test_fraction=0.25, val_fraction=0.0, init=str(wide))

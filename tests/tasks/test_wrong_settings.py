@@ -126,7 +126,7 @@ def test_a_gpu_that_is_not_there(train, kind, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     values = {"scene": str(tmp_path / "nowhere.npy"), "runs": str(tmp_path), "accelerator": "gpu"}
     recipe = make_recipe(values, kind)
-    assert "no GPU" in refused(lambda: train(recipe, show=False), tmp_path).problem
+    assert "no usable GPU" in refused(lambda: train(recipe, show=False), tmp_path).problem
 
 
 def test_no_more_processes_than_cores(tmp_path, monkeypatch, capsys):

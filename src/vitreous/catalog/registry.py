@@ -190,7 +190,7 @@ def _buildable(name: str) -> Card:
     entry = card(name)
     if entry.kind not in MODULES:
         raise ModelError(
-            f"'{name}' is no network but a {entry.kind}.",
+            f"'{name}' is not a network but a {entry.kind}.",
             f"Networks: {listed(n for kind in MODULES for n in list_models(kind=kind))}.",
         )
     if name not in entry.variants:
@@ -251,13 +251,14 @@ def _sizes(entry: Card, name: str, bands: Any, num_classes: Any, image_size: Any
     if entry.kind in RESTORERS:
         if num_classes is not None or image_size is not None:
             raise ModelError(
-                f"'{name}' restores cubes of any size and knows no classes.",
-                "Leave num_classes and image_size out.",
+                f"'{name}' restores cubes of any size and has no classes.",
+                "Omit num_classes and image_size.",
             )
         return sizes
     if num_classes is None:
         raise ModelError(
-            f"'{name}' classifies.", "Say how many classes with num_classes=, or 0 for features."
+            f"'{name}' classifies.",
+            "Give the number of classes with num_classes=, or 0 for features.",
         )
     side = DEFAULT_IMAGE_SIZE if image_size is None else image_size
     return {

@@ -43,10 +43,10 @@ def reproduce(
         VitreousError: vitreous was installed without its checkout, or ``data`` is not a folder.
     """
     if quick and full:
-        raise VitreousError("A reproduction is either quick or full.", "Give --quick or --full.")
+        raise VitreousError("--quick and --full exclude each other.", "Give one of them.")
     if not scripts.is_dir():
         raise VitreousError(
-            "Reproductions need a source checkout; this vitreous is installed without one.",
+            "Reproductions need a source checkout; this vitreous was installed without one.",
             "Clone the repository and run 'pip install -e .' there.",
         )
     known = sorted(path.stem for path in scripts.glob("[a-z]*.py"))
@@ -65,7 +65,7 @@ def reproduce(
         given["data"] = data.resolve()
     if unknown := given.keys() - inspect.signature(main).parameters:
         option = f"--{unknown.pop()}"
-        raise ModelError(f"The reproduction of '{slug}' takes no {option}.", f"Leave out {option}.")
+        raise ModelError(f"The reproduction of '{slug}' has no {option}.", f"Omit {option}.")
     main(**given)
     name = slug if data is None else f"{slug}.{data.resolve().name}"
     return scripts / "results" / f"{name}.json"

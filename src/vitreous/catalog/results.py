@@ -84,11 +84,6 @@ def plus_minus(values: Sequence[float], digits: int = 2) -> str:
     return f"{text} ± {stdev(values):.{digits}f}" if len(values) > 1 else text
 
 
-def verdict(holds: bool) -> str:
-    """Return what is to be said of a claim."""
-    return "holds" if holds else "does not hold"
-
-
 def table_of(
     records: Sequence[dict[str, Any]],
     columns: Mapping[str, Callable[[list[dict[str, Any]]], Any]],
@@ -118,6 +113,11 @@ def table_of(
 def first(key: str) -> Callable[[list[dict[str, Any]]], Any]:
     """Return a column of :func:`table_of` for what is alike on all seeds."""
     return lambda own: own[0][key]
+
+
+def means(key: str, digits: int = 2) -> Callable[[list[dict[str, Any]]], str]:
+    """Return a column of :func:`table_of` for a figure, as :func:`plus_minus` shows it."""
+    return lambda own: plus_minus([record[key] for record in own], digits)
 
 
 def percents(key: str) -> Callable[[list[dict[str, Any]]], str]:

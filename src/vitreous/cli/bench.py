@@ -28,18 +28,16 @@ def _group() -> None:
 @bench.command("models")
 def models(
     pattern: Annotated[str, typer.Argument(help="Variant, or a pattern such as 'swin*'.")],
-    bands: Annotated[int, typer.Option(min=1, max=65536, help="Bands of the image.")] = 3,
-    image_size: Annotated[
-        int, typer.Option(min=1, max=4096, help="Side of the image in pixels.")
-    ] = 224,
-    batch: Annotated[int, typer.Option(min=1, max=65536, help="Images per call.")] = 8,
-    repeats: Annotated[int, typer.Option(min=3, max=100_000, help="Calls on the clock.")] = 15,
-    num_classes: Annotated[int, typer.Option(min=1, max=65535, help="Classes of the head.")] = 1000,
+    bands: Annotated[int, typer.Option(min=1, max=65536, help="Number of image bands.")] = 3,
+    image_size: Annotated[int, typer.Option(min=1, max=4096, help="Image size in pixels.")] = 224,
+    batch: Annotated[int, typer.Option(min=1, max=65536, help="Batch size.")] = 8,
+    repeats: Annotated[int, typer.Option(min=3, max=100_000, help="Number of timed calls.")] = 15,
+    num_classes: Annotated[int, typer.Option(min=1, max=65535, help="Number of classes.")] = 1000,
     backward: Annotated[
-        bool, typer.Option("--backward", help="Also the gradients, as in training.")
+        bool, typer.Option("--backward", help="Time forward and backward pass, as in training.")
     ] = False,
-    threads: Annotated[int, typer.Option(min=0, max=1024, help="Threads of the CPU; 0: all.")] = 0,
-    csv: Annotated[Path | None, typer.Option(help="Also write the table to this file.")] = None,
+    threads: Annotated[int, typer.Option(min=0, max=1024, help="CPU threads; 0: all.")] = 0,
+    csv: Annotated[Path | None, typer.Option(help="Also write the results to this file.")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Also draw published accuracy against speed (PNG or SVG).")
     ] = None,
@@ -54,7 +52,7 @@ def models(
     names = list_models(pattern, kind="model")
     if not names:
         raise ModelError(
-            f"No network that classifies matches '{pattern}'.",
+            f"No classification network matches '{pattern}'.",
             did_you_mean(pattern, list_models(kind="model")),
         )
     _check_picture(plot)
@@ -80,21 +78,21 @@ def models(
 @bench.command("runs")
 def runs(
     paths: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Run folders, or exports within them.")
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders, or exports inside them.")
     ],
     runtimes: Annotated[
         str | None,
         typer.Option(
             metavar="NAME,...",
-            help="torch, onnxruntime, openvino: each run with each of them (runs: torch; exports: their own).",
+            help="Runtimes to compare: torch, onnxruntime, openvino (default: torch, or the export's own).",
         ),
     ] = None,
     pixels: Annotated[
-        int, typer.Option(min=0, help="Test pixels for the accuracy; 0: all.")
+        int, typer.Option(min=0, help="Test pixels to measure accuracy on; 0: all.")
     ] = 1000,
-    repeats: Annotated[int, typer.Option(min=3, max=100_000, help="Calls on the clock.")] = 9,
-    threads: Annotated[int, typer.Option(min=0, max=1024, help="Threads of the CPU; 0: all.")] = 0,
-    csv: Annotated[Path | None, typer.Option(help="Also write the table to this file.")] = None,
+    repeats: Annotated[int, typer.Option(min=3, max=100_000, help="Number of timed calls.")] = 9,
+    threads: Annotated[int, typer.Option(min=0, max=1024, help="CPU threads; 0: all.")] = 0,
+    csv: Annotated[Path | None, typer.Option(help="Also write the results to this file.")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Also draw accuracy against time (PNG or SVG).")
     ] = None,
@@ -133,7 +131,7 @@ def runs(
 
 def _check_picture(path: Path | None) -> None:
     if path is not None and path.suffix.lower() not in {".png", ".svg"}:
-        raise ConfigError(f"{path} is no picture.", "Name a .png or .svg file.")
+        raise ConfigError(f"{path} is not an image file.", "Give a name ending in .png or .svg.")
 
 
 def _run_table(found: list[RunFigures]) -> Any:
@@ -175,7 +173,7 @@ def _draw_runs(path: Path, found: list[RunFigures]) -> None:
     axes = figure.add_subplot()
     colors = dict(zip(RUNTIMES, (BLUE, ORANGE, GREEN), strict=True))
     front = sorted(point for point, on in zip(points, pareto(points), strict=True) if on)
-    axes.step(*zip(*front, strict=True), where="post", color=VERMILION, lw=1, label="best of all")
+    axes.step(*zip(*front, strict=True), where="post", color=VERMILION, lw=1, label="Pareto front")
     for runtime in dict.fromkeys(one.runtime for one in found):
         own = [point for point, one in zip(points, found, strict=True) if one.runtime == runtime]
         across, up = zip(*own, strict=True)

@@ -57,7 +57,7 @@ def ending_of(error: BaseException) -> Ending | None:
     if _is_out_of_memory(error):
         return Ending(
             "Error",
-            "There is not enough memory for this.",
+            "There is not enough memory.",
             "Try a smaller --window or --batch-size, or close other programs.",
             USER_ERROR,
         )

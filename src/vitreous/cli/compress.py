@@ -13,10 +13,8 @@ from vitreous.cli.options import check_run, key_values
 
 
 def compress(
-    run: Annotated[
-        Path, typer.Argument(help="Run folder of a trained network; it is not changed.")
-    ],
-    method: Annotated[str, typer.Option(help="What to do (see 'vitreous methods').")],
+    run: Annotated[Path, typer.Argument(help="Run folder of a trained network (left unchanged).")],
+    method: Annotated[str, typer.Option(help="Compression method (see 'vitreous methods').")],
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -25,11 +23,15 @@ def compress(
     ] = None,
     images: Annotated[
         int,
-        typer.Option(min=8, max=1_000_000, metavar="N", help="Training pixels to calibrate on."),
+        typer.Option(
+            min=8, max=1_000_000, metavar="N", help="Number of training pixels for calibration."
+        ),
     ] = 64,
     max_drop: Annotated[
         float,
-        typer.Option(min=0, max=100, metavar="POINTS", help="Overall accuracy that may be lost."),
+        typer.Option(
+            min=0, max=100, metavar="POINTS", help="Largest accepted loss of overall accuracy."
+        ),
     ] = 0.5,
 ) -> None:
     """Apply a method to a trained run and write a new run, with what that cost and brought.

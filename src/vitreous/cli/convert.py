@@ -30,52 +30,65 @@ def convert(
     model: Annotated[
         str,
         typer.Option(
-            "--model", metavar="NAME", help="The variant they belong to (see 'vitreous systems')."
+            "--model",
+            metavar="NAME",
+            help="Variant that the weights belong to (see 'vitreous systems').",
         ),
     ],
     out: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--out", metavar="OUT.safetensors", help="Model file (NAME.safetensors)."
+            "-o",
+            "--out",
+            metavar="OUT.safetensors",
+            help="Output model file (default: NAME.safetensors).",
         ),
     ] = None,
     model_args: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Changes to the variant that the weights need."),
+        typer.Option(
+            metavar="KEY=VALUE", help="Overrides for the variant that the weights require."
+        ),
     ] = None,
     image_size: Annotated[
         int | None,
-        typer.Option(
-            min=1, metavar="N", help="Side of the images that the model takes (as trained)."
-        ),
+        typer.Option(min=1, metavar="N", help="Image size of the model (default: as trained)."),
     ] = None,
     bands: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="N", help="Bands that the model shall read (those of the weights)."
+            min=1,
+            metavar="N",
+            help="Number of input bands of the model (default: as in the weights).",
         ),
     ] = None,
     wavelengths: Annotated[
         str | None,
         typer.Option(
             metavar="NM,NM,...",
-            help="Centres of the bands that they were trained on, e.g. 665,560,490.",
+            help="Centre wavelengths in nm of the bands they were trained on, e.g. 665,560,490.",
         ),
     ] = None,
     classes: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Classes of a new head (keep the weights' own)."),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Number of classes of a new head (default: keep the head of the weights).",
+        ),
     ] = None,
     method: Annotated[
         str,
-        typer.Option(metavar="METHOD", help="How the first layer is made for other bands."),
+        typer.Option(metavar="METHOD", help="How to adapt the first layer to other bands."),
     ] = "auto",
     partial: Annotated[
         bool,
-        typer.Option("--partial", help="Accept weights that do not fill the model."),
+        typer.Option(
+            "--partial", help="Accept weights that leave parts of the model uninitialised."
+        ),
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the report on every tensor as JSON.")
+        bool, typer.Option("--json", help="Print the report of all tensors as JSON.")
     ] = False,
 ) -> None:
     """Convert the weights that authors or timm published, and report on every tensor.
@@ -87,7 +100,7 @@ def convert(
     card(model)  # an unknown name is told at once, before PyTorch is loaded
     place = out or Path(f"{model}.safetensors")
     if place.resolve() == Path(file).resolve():
-        raise ConfigError(f"{place} is the file to read.", "Name another with --out.")
+        raise ConfigError(f"{place} is the input file.", "Give another name with --out.")
 
     from rich.console import Console
 
@@ -132,7 +145,7 @@ def described_bands(wavelengths: str | None) -> Bands | None:
         centres = tuple(float(word) for word in split_commas([wavelengths]))
     except ValueError as error:
         raise ConfigError(
-            f"--wavelengths '{wavelengths}' is no list of numbers.", "Write it as 665,560,490."
+            f"--wavelengths '{wavelengths}' is not a list of numbers.", "Write it as 665,560,490."
         ) from error
     return Bands(len(centres), centres)
 
@@ -157,14 +170,14 @@ def report_table(report: LoadReport) -> Table:
         "used": report.used,
         f"of them, bands adapted by '{report.method}'": report.adapted,
         "of them, resized": report.resized,
-        "of them, joined or split": report.rewritten,
+        "of them, merged or split": report.rewritten,
         "new head": report.reset,
         **{f"[yellow]{what}[/]": names for what, names in report.complaints.items()},
         "not needed": report.derived,
-        "left over (not part of the network)": report.unread,
+        "unexpected (not part of the network)": report.unread,
     }
     for fate, names in fates.items():
-        if names or fate in ("[yellow]missing[/]", "[yellow]left over[/]"):
+        if names or fate in ("[yellow]missing[/]", "[yellow]unexpected[/]"):
             table.add_row(fate, str(len(names)), escape(listed(names)))
     return table
 

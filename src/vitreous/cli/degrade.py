@@ -14,22 +14,39 @@ def degrade(
     scene: Annotated[str, typer.Argument(help="Scene file, or the name of a built-in sample.")],
     out: Annotated[
         Path,
-        typer.Option("-o", "--out", metavar="OUT", help="Scene to write: .tif, .hdr, .npy, .zarr."),
+        typer.Option("-o", "--out", metavar="OUT", help="Output scene: .tif, .hdr, .npy or .zarr."),
     ],
     kind: Annotated[
-        str, typer.Option(help="gaussian, blind, band_noise, stripes, deadlines, impulse, ...")
+        str,
+        typer.Option(
+            help="Degradation: gaussian, blind, band_noise, stripes, deadlines, impulse, ..."
+        ),
     ] = "gaussian",
     args: Annotated[
         list[str] | None,
-        typer.Option("--args", metavar="KEY=VALUE", help="Its settings, e.g. sigma=30 (of 255)."),
+        typer.Option(
+            "--args",
+            metavar="KEY=VALUE",
+            help="Settings of the degradation, e.g. sigma=30 (of 255).",
+        ),
     ] = None,
     per: Annotated[
-        str, typer.Option("--range", metavar="band|scene", help="What is scaled to 0..1 before.")
+        str,
+        typer.Option(
+            "--range",
+            metavar="band|scene",
+            help="Scale to 0..1 first, per band or over the whole scene.",
+        ),
     ] = "band",
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Random seed.")] = 0,
     hints: Annotated[
         list[str] | None,
-        typer.Option("--hints", "--hint", metavar="KEY=VALUE", help="Hint for the scene's reader."),
+        typer.Option(
+            "--hints",
+            "--hint",
+            metavar="KEY=VALUE",
+            help="Reader option for the scene, e.g. unit=dn.",
+        ),
     ] = None,
     mask: Annotated[
         str | None, typer.Option("--mask", metavar="FILE|scl|qa", help=MASK_HELP)

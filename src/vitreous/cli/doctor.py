@@ -125,7 +125,7 @@ def advice(facts: dict[str, Any]) -> list[str]:
     said = []
     if here["memory"] is not None and here["memory"] < LITTLE_MEMORY:
         said.append(
-            "Less than 4 GB of memory: use a small --batch-size and predict with a small --window."
+            "Less than 4 GB of memory: use a small --batch-size for training and a small --window for inference."
         )
     if min(here["disk_free"], here["temporary_free"]) < LITTLE_DISK:
         said.append(
@@ -141,9 +141,9 @@ def advice(facts: dict[str, Any]) -> list[str]:
     if missing:
         said.append(f"This GDAL lacks {', '.join(missing)}: install rasterio from its wheel.")
     if not rasters["vrt_refused"]:
-        said.append("A VRT was opened, which must not happen: please report this.")
+        said.append("GDAL opened a VRT, which it must refuse: please report this.")
     if not facts["gpus"]:
-        said.append("No GPU: use the small CPU variants such as lola_specvit_tiny (the default).")
+        said.append("No GPU: use the small CPU variants such as lola_specvit_tiny.")
     lacking = [
         extra
         for extra, packages in facts["extras"].items()
@@ -151,8 +151,8 @@ def advice(facts: dict[str, Any]) -> list[str]:
     ]
     if lacking:
         said.append(
-            f"Optional extras that are not complete: {', '.join(lacking)}. In the checkout, for all of them: "
-            f"pip install -e '.[{','.join(lacking)}]'"
+            f"Incomplete optional extras: {', '.join(lacking)}. To install them in a checkout: pip install -e "
+            f"'.[{','.join(lacking)}]'"
         )
     return said
 
@@ -190,7 +190,7 @@ def _print(facts: dict[str, Any]) -> None:
     rows = {
         "vitreous": f"{facts['packages']['vitreous']} on Python {facts['python']}, {facts['system']}",
         "machine": f"{here['cores']} cores, {memory} memory, {here['disk_free'] / GIGABYTE:.1f} GB disk free",
-        "threads": f"OMP_NUM_THREADS={here['threads']}" if here["threads"] else "chosen by torch",
+        "threads": f"OMP_NUM_THREADS={here['threads']}" if here["threads"] else "default of torch",
         "GPUs": ", ".join(facts["gpus"]) or "none",
         "packages": _versions(facts["packages"]),
         **{f"extra {extra}": _versions(packages) for extra, packages in facts["extras"].items()},
@@ -205,7 +205,7 @@ def _print(facts: dict[str, Any]) -> None:
     for line in facts["advice"]:
         console.print(Text.assemble(("! ", "yellow"), line), highlight=False)
     if not facts["advice"]:
-        console.print("[green]Everything is in place.[/]")
+        console.print("[green]All checks passed.[/]")
 
 
 def _versions(packages: dict[str, str | None]) -> str:

@@ -17,17 +17,19 @@ def export(
     run: Annotated[Path, typer.Argument(help="Run folder of a trained network.")],
     form: Annotated[
         str,
-        typer.Option("--format", metavar="|".join(FORMATS), help="Whose graphs to write."),
+        typer.Option("--format", metavar="|".join(FORMATS), help="Export format."),
     ] = "onnx",
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="FOLDER", help="Where to (RUN/export-FORMAT)."),
+        typer.Option(
+            "-o", "--output", metavar="FOLDER", help="Output folder (default: RUN/export-FORMAT)."
+        ),
     ] = None,
     single: Annotated[
         bool,
         typer.Option(
             "--single",
-            help="One graph from the surroundings of a pixel to its class, for other software.",
+            help="Write a single graph that maps a pixel's patch to its class, for use in other software.",
         ),
     ] = False,
 ) -> None:
@@ -46,9 +48,9 @@ def export(
         typer.echo(f"{path}  {path.stat().st_size / 2**20:.2f} MiB")
     typer.echo(str(written.parity))
     if written.integer:
-        typer.echo(f"{len(written.integer)} quantized layers are written in integers")
+        typer.echo(f"{len(written.integer)} quantized layers are exported with integer arithmetic")
     if written.simulated:
         typer.echo(
-            f"{len(written.simulated)} quantized layers stay simulated, which makes nothing faster: "
-            "integers need 8 bits, and one scale per tensor of activations"
+            f"{len(written.simulated)} quantized layers remain simulated without a speed-up: integer arithmetic "
+            "needs 8 bits and one scale per activation tensor"
         )

@@ -24,7 +24,7 @@ def info(
             "--hints",
             "--hint",
             metavar="KEY=VALUE",
-            help="Hint for the reader, e.g. variable=cube.",
+            help="Reader option, e.g. variable=cube.",
         ),
     ] = None,
     mask: Annotated[
@@ -33,7 +33,7 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     preview: Annotated[
         Path | None,
-        typer.Option(metavar="OUT.png", help="Also write a true or false colour picture."),
+        typer.Option(metavar="OUT.png", help="Also write a true- or false-colour preview."),
     ] = None,
 ) -> None:
     """Show a scene's size, bands, wavelengths, unit and place without reading its pixels."""
@@ -99,7 +99,7 @@ def write_preview(scene: xr.DataArray, path: Path) -> None:
 
     if path.suffix.lower() != ".png":
         raise VitreousError(
-            f"The preview {path} is no .png file.", "Give it a name that ends in .png."
+            f"The preview {path} does not end in .png.", "Give it a name that ends in .png."
         )
     step = max(1, -(-max(scene.sizes["y"], scene.sizes["x"]) // PREVIEW_SIDE))
     bands = np.asarray(rgb_bands(scene))
@@ -175,7 +175,7 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("bad bands", f"{len(bad)}: {ranges(bad)}" if bad else "none marked"),
         ("unit", f"{facts['unit']} = stored value x {facts['scale']:g}"),
         ("nodata", "none" if facts["nodata"] is None else f"{facts['nodata']}"),
-        ("CRS", facts["crs"] or "none: the map will have no place on Earth"),
+        ("CRS", facts["crs"] or "none: maps will not be georeferenced"),
         ("pixel size", f"{pixel[0]:g} x {pixel[1]:g}" if pixel else "not given"),
         ("rotation", f"{rotation:.2f} degrees" if abs(rotation) > 1e-9 else "none"),
         ("bounds", ", ".join(f"{edge:.8g}" for edge in bounds) if bounds else "not given"),

@@ -36,7 +36,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Start with 'vitreous demo'. Ask 'vitreous VERB --help' for the options of a verb.",
+    epilog="Start with 'vitreous demo'. 'vitreous VERB --help' lists the options of a command.",
 )
 
 
@@ -50,7 +50,7 @@ def _show_version(wanted: bool) -> None:
 def main(
     debug: Annotated[
         bool,
-        typer.Option("--debug", envvar="VITREOUS_DEBUG", help="Show the traceback of every error."),
+        typer.Option("--debug", envvar="VITREOUS_DEBUG", help="Show the full traceback on errors."),
     ] = False,
     version: Annotated[
         bool,

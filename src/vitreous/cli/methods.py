@@ -10,7 +10,7 @@ import typer
 def methods(
     pattern: Annotated[
         str,
-        typer.Argument(help="Name, or a pattern such as 'ptq*'; one name shows its whole card."),
+        typer.Argument(help="Name or pattern such as 'ptq*'; a single name shows its full card."),
     ] = "*",
 ) -> None:
     """List what can be done to a model, in the order in which it is done."""
@@ -25,7 +25,7 @@ def methods(
     if not any(sign in pattern for sign in "*?["):
         show(card_table(chosen[0]))
         return
-    table = Table("stage", "method", "settings", "serves", "what it is")
+    table = Table("stage", "method", "settings", "serves", "description")
     table.columns[1].no_wrap = True
     for entry in sorted(chosen, key=lambda e: STAGES.index(stage(e.slug))):
         settings = "\n".join(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # What makes one value of several words, and the comma before what looks like a second setting.
 ENCLOSED = re.compile(r"""\[.*?\]|\{.*?\}|'.*?'|".*?\"""")
 NEXT = re.compile(r",(?=\s*\w+=)")
-MASK_HELP = "Image of clouds and the like whose pixels do not count: a file, 'scl' or 'qa'."
+MASK_HELP = "Mask of pixels to exclude, e.g. clouds: a file, 'scl' or 'qa'."
 RUNTIMES = ("torch", "onnxruntime", "openvino")
 
 
@@ -36,17 +36,18 @@ def key_values(pairs: Iterable[str], option: str) -> dict[str, Any]:
         key, equals, text = pair.partition("=")
         if not equals or not key.strip():
             raise ConfigError(
-                f"{option} '{pair}' is no KEY=VALUE.", f"Write it as {option} key=value."
+                f"{option} '{pair}' is not of the form KEY=VALUE.",
+                f"Write it as {option} key=value.",
             )
         if NEXT.search(ENCLOSED.sub("", text)):
             each = " ".join(f"{option} {setting.strip()}" for setting in NEXT.split(pair))
-            raise ConfigError(f"{option} '{pair}' holds several settings.", f"Write {each}.")
+            raise ConfigError(f"{option} '{pair}' contains several settings.", f"Write {each}.")
         try:
             values[key.strip()] = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(
-                f"{option} {key}: '{text}' cannot be understood.",
-                "Quote it, or write [a, b] for lists.",
+                f"{option} {key}: '{text}' cannot be parsed.",
+                "Quote it; write lists as [a, b].",
             ) from error
     return values
 
@@ -70,8 +71,8 @@ def check_run(run: Path) -> None:
     """
     if not (run / "config.json").is_file():
         raise CheckpointError(
-            f"{run} is no run folder: it has no config.json.",
-            "Name one that vitreous has made, such as runs/classify/demo.",
+            f"{run} is not a run folder: it has no config.json.",
+            "Give a run folder made by vitreous, such as runs/classify/demo.",
         )
 
 
@@ -87,8 +88,8 @@ def free_output(out: Path | None, default: str, overwrite: bool) -> Path:
     taken = [file for file in (path, path.with_suffix(".png")) if file.exists()]
     if taken and not overwrite:
         raise ConfigError(
-            f"{taken[0]} is there already.",
-            "Name another file with -o, or replace it with --overwrite.",
+            f"{taken[0]} already exists.",
+            "Choose another file with -o, or replace it with --overwrite.",
         )
     return path
 

@@ -39,45 +39,56 @@ def predict(
             "-o",
             "--out",
             metavar="OUT.tif",
-            help="What to write (map.tif or restored.tif, where there is none yet; a COG).",
+            help="Output file, a COG (default: map.tif or restored.tif, unless it exists).",
         ),
     ] = None,
     overwrite: Annotated[
         bool,
-        typer.Option("--overwrite", help="Without -o: replace an older map.tif or restored.tif."),
+        typer.Option(
+            "--overwrite", help="Without -o: replace an existing map.tif or restored.tif."
+        ),
     ] = False,
     probabilities: Annotated[
-        Path | None, typer.Option(metavar="FILE.tif", help="Also write class probabilities here.")
+        Path | None,
+        typer.Option(metavar="FILE.tif", help="Also write class probabilities to this file."),
     ] = None,
     window: Annotated[
         int | None,
         typer.Option(
-            min=1, max=65536, metavar="N", help="Side of the windows in pixels (automatic)."
+            min=1, max=65536, metavar="N", help="Window size in pixels (default: automatic)."
         ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, max=1024, metavar="N", help="Windows computed at a time.")
+        int | None,
+        typer.Option(min=1, max=1024, metavar="N", help="Number of windows processed in parallel."),
     ] = None,
     dask: Annotated[
         str | None,
         typer.Option(
-            metavar="ADDRESS", help="Dask scheduler that spreads the windows, or 'local'."
+            metavar="ADDRESS", help="Dask scheduler to distribute the windows to, or 'local'."
         ),
     ] = None,
     runtime: Annotated[
         str | None,
         typer.Option(
             metavar="|".join(RUNTIMES),
-            help="What computes (torch; of an export its own). A run is exported first where needed.",
+            help="Inference runtime (default: torch, or the export's own). A run is exported first if needed.",
         ),
     ] = None,
     trust: Annotated[
         bool,
-        typer.Option("--trust", help="Run an export of the format torch, which is a program."),
+        typer.Option(
+            "--trust", help="Allow exports in torch format, which can run arbitrary code."
+        ),
     ] = False,
     hints: Annotated[
         list[str] | None,
-        typer.Option("--hints", "--hint", metavar="KEY=VALUE", help="Hint for the scene's reader."),
+        typer.Option(
+            "--hints",
+            "--hint",
+            metavar="KEY=VALUE",
+            help="Reader option for the scene, e.g. unit=dn.",
+        ),
     ] = None,
     mask: Annotated[
         str | None, typer.Option("--mask", metavar="FILE|scl|qa", help=MASK_HELP)
@@ -102,7 +113,9 @@ def predict(
             ("--runtime", runtime),
         ):
             if value is not None:
-                raise ConfigError(f"{option} is for maps, and {run} restores.", "Leave it out.")
+                raise ConfigError(
+                    f"{option} applies to maps only, but {run} is a restorer.", "Omit it."
+                )
         _restore(run, opened.scene, out)
         return
 

@@ -35,5 +35,5 @@ pretrain = recipe_verb(
     PretrainRecipe,
     TASK,
     pretrain_and_show,
-    "Train a network on a scene without labels, for 'vitreous train --init RUN' to start from.",
+    "Pre-train a network on a scene without labels; fine-tune it with 'vitreous train --init RUN'.",
 )

@@ -41,20 +41,22 @@ def recipe_verb(
         ctx: typer.Context,
         run: Annotated[
             Path | None,
-            typer.Argument(help="Run folder to go on with (with --resume; else the latest)."),
+            typer.Argument(help="Run folder to resume (with --resume; default: the latest)."),
         ] = None,
         recipe: Annotated[
             Path | None,
             typer.Option(
-                "--recipe", metavar="FILE", help="YAML recipe; options given here win over it."
+                "--recipe",
+                metavar="FILE",
+                help="YAML recipe; options on the command line override it.",
             ),
         ] = None,
         resume: Annotated[
             bool,
-            typer.Option("--resume", help="Go on with an interrupted run, exactly where it was."),
+            typer.Option("--resume", help="Resume an interrupted run from its last checkpoint."),
         ] = False,
         dry_run: Annotated[
-            bool, typer.Option("--dry-run", help="Print the complete recipe as YAML and stop.")
+            bool, typer.Option("--dry-run", help="Print the complete recipe as YAML and exit.")
         ] = False,
         **settings: Any,
     ) -> None:
@@ -63,7 +65,7 @@ def recipe_verb(
             **given_settings(ctx, settings, kind),
         }
         if run is not None and not resume:
-            raise ConfigError(f"The run folder {run} is given without --resume.", "Add --resume.")
+            raise ConfigError(f"A run folder ({run}) needs --resume.", "Add --resume.")
         complete = resumed_recipe(run, given, kind, task) if resume else make_recipe(given, kind)
         if dry_run:
             typer.echo(yaml.safe_dump(complete.model_dump(), sort_keys=False), nl=False)
@@ -88,7 +90,7 @@ def hint_to_resume(verb: str, task: str, recipe: Settings) -> Iterator[None]:
         yield
     except KeyboardInterrupt as stop:
         latest = latest_unfinished(Path(recipe.runs) / task, recipe.name)
-        hint = f"Go on with: vitreous {verb} --resume {shlex.quote(str(latest))}" if latest else ""
+        hint = f"Resume with: vitreous {verb} --resume {shlex.quote(str(latest))}" if latest else ""
         raise KeyboardInterrupt(hint) from stop
 
 
@@ -134,19 +136,21 @@ def resumed_recipe(run: Path | None, given: dict[str, Any], kind: type[R], task:
         where = folder or runs / str(given.get("name") or "")
         raise ConfigError(
             f"There is no interrupted run in {where}.",
-            "Name its folder: --resume FOLDER.",
+            "Give its folder: --resume FOLDER.",
         )
     config = read_json(folder / "config.json")
     if not isinstance(config, dict) or not isinstance(config.get("recipe"), dict):
-        raise ConfigError(f"{folder / 'config.json'} holds no recipe.", "Start the run again.")
+        raise ConfigError(
+            f"{folder / 'config.json'} does not hold a recipe.", "Start the run again."
+        )
     if "compressed" in config:
         raise ConfigError(
-            f"The run {folder} was made by 'vitreous compress', which is not resumed.",
-            "Compress the run again that it was made from.",
+            f"The run {folder} was made by 'vitreous compress', which cannot be resumed.",
+            "Compress the original run again.",
         )
     if (made_for := config.get("task", task)) != task:
         raise ConfigError(
-            f"{folder} is a run of the task '{made_for}', not of '{task}'.",
+            f"{folder} is a '{made_for}' run, not a '{task}' run.",
             "Resume it with the command that it was started with.",
         )
     recipe = make_recipe(config["recipe"], kind)
@@ -157,7 +161,7 @@ def resumed_recipe(run: Path | None, given: dict[str, Any], kind: type[R], task:
     if changed:
         raise ConfigError(
             f"The run {folder} was started with other settings: {', '.join(changed)}.",
-            "Resume it without them, or start a new run under another --name.",
+            "Resume it without these options, or start a new run with another --name.",
         )
     return make_recipe(kept, kind)
 

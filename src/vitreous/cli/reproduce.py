@@ -11,19 +11,18 @@ import typer
 def reproduce(
     slug: Annotated[str, typer.Argument(help="System (see 'vitreous systems').")],
     quick: Annotated[
-        bool, typer.Option("--quick", help="Only check that it runs (seconds).")
+        bool, typer.Option("--quick", help="Only check that it runs (takes seconds).")
     ] = False,
     full: Annotated[
         bool,
         typer.Option(
             "--full",
-            help="Take all seeds, however long that takes, and record the result. "
-            "Goes on where it was stopped.",
+            help="Run all seeds, however long that takes, and record the result. Resumes where it was stopped.",
         ),
     ] = False,
     data: Annotated[
         Path | None,
-        typer.Option(help="Folder of real images, one subfolder per class, to test the claim on."),
+        typer.Option(help="Test the claim on a folder of real images, one subfolder per class."),
     ] = None,
 ) -> None:
     """Test the claim of a system's paper in miniature, in about ten minutes on two cores.

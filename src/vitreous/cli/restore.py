@@ -30,5 +30,5 @@ restore = recipe_verb(
     RestoreRecipe,
     TASK,
     restore_and_show,
-    "Train a denoiser or super-resolver on a scene, measure it on ground held out, and restore the scene.",
+    "Train a denoiser or super-resolver on a scene, evaluate it on held-out ground, and restore the scene.",
 )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def systems(
     pattern: Annotated[
         str,
-        typer.Argument(help="Name, or a pattern such as 'lola*'; one name shows its whole card."),
+        typer.Argument(help="Name or pattern such as 'lola*'; a single name shows its full card."),
     ] = "*",
     as_json: Annotated[bool, typer.Option("--json", help="Print the cards as JSON.")] = False,
 ) -> None:
@@ -60,7 +60,7 @@ def list_table(cards: list[Card]) -> Table:
     """Return one row per system."""
     from rich.table import Table
 
-    table = Table("system", "kind", "year", "variants", "what it is")
+    table = Table("system", "kind", "year", "variants", "description")
     table.columns[3].no_wrap = True  # a name broken over two lines cannot be copied
     for card in cards:
         table.add_row(

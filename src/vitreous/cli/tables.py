@@ -47,15 +47,15 @@ def split_line(split: dict[str, Any], seen_before: bool = False) -> str:
     line = (
         f"Split: {split['method']} ({pixels} pixels); {split['leakage']:.1%} of the test pixels lie inside the "
         f"{split['patch_size']} x {split['patch_size']} pixels around a training pixel that a prediction depends on"
-        + (" or were seen by the weights that training started from." if seen_before else ".")
+        + (" or were seen by the initial weights." if seen_before else ".")
     )
-    return line + (" [yellow]These figures are optimistic.[/]" if split["optimistic"] else "")
+    return line + (" [yellow]These accuracies are optimistic.[/]" if split["optimistic"] else "")
 
 
 def systems_table(systems: list[dict[str, Any]]) -> Table:
     """Return OA, AA and kappa in percent over their 95 % intervals, one row per system, the trained one first."""
     # Narrow enough for 80 columns with the names that are usual.
-    title = "Accuracy on the test pixels in percent, with 95 % intervals"
+    title = "Accuracy on the test pixels in percent, with 95 % confidence intervals"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("system", no_wrap=True)
     for heading in ("OA", "AA", "kappa", "weights", "train s", "px/s"):

@@ -30,5 +30,5 @@ train = recipe_verb(
     Recipe,
     TASK,
     train_and_show,
-    "Train a system on a scene and its labels, and write a run folder with map and report.",
+    "Train a system on a labelled scene and write a run folder with map and report.",
 )

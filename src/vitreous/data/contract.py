@@ -43,7 +43,7 @@ class BandContract:
         """Describe a training scene: its good bands, their wavelengths, its unit."""
         used = good_bands(scene).astype(np.int64)
         if used.size == 0:
-            raise ModelError("The scene has no good band left.", "Check its good_band list.")
+            raise ModelError("The scene has no good bands left.", "Check its good_band list.")
         centres = wavelengths_of(scene)
         if centres is not None and not np.isfinite(centres[used]).all():
             centres = None  # bands that are only partly known can only be told by position
@@ -71,7 +71,7 @@ class BandContract:
         if unit != self.unit:
             raise ModelError(
                 f"The model was trained on {self.unit}, the scene holds {unit}.",
-                f"Convert the scene, or open it with {self._hint(scene)} if that is what it really holds.",
+                f"Convert the scene, or open it with {self._hint(scene)} if those are its actual units.",
             )
         return self._bands_of(scene)
 
@@ -93,18 +93,19 @@ class BandContract:
         if share < TOLD:
             return
         problem = (
-            f"{share:.0%} of the scene's pixels are more than {FACTOR:g} times {how} in nearly all bands than any pixel "
+            f"{share:.0%} of the scene's pixels are more than {FACTOR:g} times {how} in nearly all bands than any "
+            "pixel "
             "that the model was trained on"
         )
         if share < REFUSED:
-            warnings.warn(f"{problem}; their classes mean nothing.", stacklevel=2)
+            warnings.warn(f"{problem}; their predicted classes are meaningless.", stacklevel=2)
             return
         factor = self.levels.scale_that_fits(spectra) if share >= NEARLY_ALL else None
-        fix = "Check the scene's unit, scale and nodata value with 'vitreous info'."
+        fix = "Check the scene's unit, scale and no-data value with 'vitreous info'."
         if factor is not None:
             scale = float(scene.attrs.get("scale", 1.0))
             fix = f"With the hint scale={scale * factor:g} (now {scale:g}) it would be about as bright as in training."
-        raise ModelError(f"{problem}: its unit or scale is another one.", fix)
+        raise ModelError(f"{problem}: its unit or scale differs.", fix)
 
     def _hint(self, scene: xr.DataArray) -> str:
         """Return the hints under which a scene of another unit would be read as this model expects."""

@@ -114,7 +114,7 @@ class Crops:
             raise SceneError(
                 f"Crops of {self.side} x {self.side} pixels do not fit into an area of {height} x {width} pixels "
                 f"of {self.scene.attrs.get('source') or 'the scene'}.",
-                "Take smaller crops, a smaller scale, or a smaller share for validation and test.",
+                "Use smaller crops, a smaller scale, or smaller validation and test areas.",
             )
 
     def draw(
@@ -142,8 +142,8 @@ class Crops:
             if torch.isfinite(crop[0]).float().mean() >= FEWEST_VALID:
                 return orient(crop, turn) if flips else crop
         raise SceneError(
-            f"{self.scene.attrs.get('source') or 'The scene'} has next to no valid pixels where crops are drawn.",
-            "Check its nodata value and bad bands with 'vitreous info'.",
+            f"{self.scene.attrs.get('source') or 'The scene'} has almost no valid pixels where crops are drawn.",
+            "Check its no-data value and bad bands with 'vitreous info'.",
         )
 
     def read(self, row: int, column: int) -> Float[Tensor, "bands side side"]:

@@ -37,10 +37,10 @@ class Degradation:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if value == ():
-                raise ValueError(f"{name} = {value}: one or more are needed")
+                raise ValueError(f"{name} = {value}: must be at least 1")
             for number in value if isinstance(value, tuple) else (value,):
                 if not 0 <= number < float("inf"):
-                    raise ValueError(f"{name} = {value}: it must not be negative")
+                    raise ValueError(f"{name} = {value}: must not be negative")
 
     @property
     def factor(self) -> int:
@@ -264,7 +264,7 @@ class Downsample(Degradation):
         if not all(size):
             raise ConfigError(
                 f"An image of {clean.shape[1]} x {clean.shape[2]} pixels cannot be made {self.scale} times coarser.",
-                "Take a larger one, or a smaller scale.",
+                "Use a larger image or a smaller scale.",
             )
         coarse = F.interpolate(gaussian_blur(cube, self.blur), size, mode="bicubic", antialias=True)
         return Gaussian(self.sigma)(coarse[0], generator)
@@ -306,7 +306,7 @@ def degradation(name: str, settings: Mapping[str, Any] | None = None) -> Degrada
         if not all(isinstance(part, int | float) for part in parts) or (
             len(parts) != 1 and not several
         ):
-            raise ConfigError(f"{key} = {value} of '{name}' is no number.", "Give a number.")
+            raise ConfigError(f"{key} = {value} of '{name}' is not a number.", "Give a number.")
         values[key] = tuple(parts) if several else parts[0]
     try:
         return kind(**values)

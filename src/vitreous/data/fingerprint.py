@@ -103,7 +103,7 @@ class Ground:
         if transform is not None:
             np.linalg.inv(_matrix(transform))
         if not isinstance(value["hash"], str) or not (crs is None or isinstance(crs, str)):
-            raise TypeError("its names are no text")
+            raise TypeError("its names are not text")
         return cls(value["hash"], int(value["rows"]), int(value["columns"]), crs, transform)
 
 

@@ -55,7 +55,7 @@ def read_image_folder(folder: Path, side: int) -> ImageFolder:
     found = _read(train, names, side)
     if not len(found.images):
         raise VitreousError(
-            f"{folder} holds no JPEG or PNG picture.",
+            f"{folder} contains no JPEG or PNG images.",
             "Give a folder with one subfolder per class, or with train/ and test/ above those.",
         )
     return ImageFolder(found, _read(test, names, side) if divided and test else None, names)
@@ -71,8 +71,8 @@ def _read(folder: Path, names: list[str], side: int) -> Images:
     ]
     if (needed := 12 * len(paths) * side**2) > LIMIT:
         raise VitreousError(
-            f"{len(paths):,} pictures of {side} x {side} pixels need {needed / 2**30:.1f} GiB.",
-            "Choose fewer pictures.",
+            f"{len(paths):,} images of {side} x {side} pixels need {needed / 2**30:.1f} GiB.",
+            "Choose fewer images.",
         )
     values = np.empty((len(paths), side, side, 3), np.uint8)
     for row, (path, _) in enumerate(paths):

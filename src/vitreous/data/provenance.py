@@ -142,11 +142,11 @@ def provenance_from_json(value: Any, source: str) -> Provenance:
         return (Unknown(source),)
     try:
         if not isinstance(value, list):
-            raise TypeError("it is no list")
+            raise TypeError("it is not a list")
         return tuple(_entry(item) for item in value)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointError(
-            f"What {source} says of the ground it was trained on is damaged: {error!r}.",
+            f"The record in {source} of its training ground is damaged: {error!r}.",
             "Restore the file, or train again.",
         ) from error
 
@@ -162,7 +162,7 @@ def _entry(value: Any) -> Seen | Unknown:
     area = Area.from_json(value["area"])
     cell, reach, pixels = int(value["cell"]), int(value["reach"]), value["pixels"]
     if cell < 1 or not 0 <= reach <= MOST_REACH or not isinstance(pixels, str | None):
-        raise ValueError("its pixels are described wrongly")
+        raise ValueError("its pixels are described incorrectly")
     ground = Ground.from_json(value["ground"])
     if pixels is not None:
         unpack(pixels, area.shape, cell)
@@ -269,19 +269,19 @@ class StartLeakage:
         told = []
         if self.patches:
             told.append(
-                f"The weights that training starts from were trained with labels on this ground: {self.patches:.0%} of "
+                f"The initial weights were trained with labels on this ground: {self.patches:.0%} of "
                 f"the test pixels lie inside their training patches, {self.labelled:.0%} are pixels whose labels were "
                 "used."
             )
         if self.unlabelled:
             told.append(
-                f"The weights that training starts from have learned from this ground without labels: "
+                f"The initial weights were pre-trained on this ground without labels: "
                 f"{self.unlabelled:.0%} of the test pixels lie in it."
             )
         if self.unknown:
             told.append(
-                f"The provenance of the weights in {', '.join(self.unknown)} is unknown: whether they have seen the "
-                "test pixels cannot be told."
+                f"The provenance of the weights in {', '.join(self.unknown)} is unknown: they may have seen the "
+                "test pixels."
             )
         return told
 

@@ -196,8 +196,8 @@ class Split:
             ),  # NumPy parses a member's header as Python literals
         ) as error:
             raise SplitError(
-                f"{path} is no intact split file ({error}).",
-                "Make the split again with the recipe's seed.",
+                f"{path} is not a valid split file ({error}).",
+                "Create the split again with the recipe's seed.",
             ) from error
 
     @classmethod
@@ -250,7 +250,7 @@ def make_split(
     elif recipe.split == "fixed":
         if train_labels is None:
             raise SplitError(
-                "This scene brings no fixed training pixels.",
+                "This scene has no predefined training pixels.",
                 "Use the split 'blocks', 'random' or 'files'.",
             )
         split = fixed_split(labels, train_labels, **chosen)
@@ -303,7 +303,7 @@ def buffered_blocks(
     values = _checked(labels)
     _check_fractions(train_fraction, val_fraction)
     if block_size is not None and block_size < 1:
-        raise SplitError(f"block_size is {block_size}.", "A block is at least one pixel wide.")
+        raise SplitError(f"block_size is {block_size}.", "A block must be at least one pixel wide.")
     classes = np.searchsorted(np.unique(np.append(values, 0)), values)
     shares = _block_shares(train_fraction, val_fraction)
     size = block_size or automatic_block_size(values.shape[0], values.shape[1], patch_size)
@@ -319,7 +319,8 @@ def buffered_blocks(
     split = Split(roles, "blocks", params, seed)
     if split.counts["test"] == 0:
         raise SplitError(
-            f"The labelled pixels lie too close together to test with patches of {patch_size} x {patch_size}.",
+            f"The labelled pixels are too close together for separate training and test patches of {patch_size} x "
+            f"{patch_size}.",
             "Use a smaller patch_size or block_size, add labels elsewhere, or use the split 'random'.",
         )
     return _report(split, labels, val_fraction)
@@ -354,14 +355,14 @@ def stratified_random(
             "A random split needs one amount.", "Give either train_fraction or per_class."
         )
     if per_class is not None and per_class < 1:
-        raise SplitError(f"per_class is {per_class}.", "Train with at least one pixel per class.")
+        raise SplitError(f"per_class is {per_class}.", "Use at least one pixel per class.")
     values = _checked(labels)
     _check_fractions(0.5 if train_fraction is None else train_fraction, val_fraction)
     sizes = dict(zip(*np.unique(values[values > 0], return_counts=True), strict=True))
     single = [int(k) for k, size in sizes.items() if size < 2]
     if single:
         raise SplitError(
-            f"Only one pixel is labelled as {_names(labels, single)}: it cannot both train and test.",
+            f"Only one pixel is labelled as {_names(labels, single)}: it cannot be in both training and test set.",
             "Label more pixels, merge the class with another, or set its pixel to 0.",
         )
     if per_class is not None:
@@ -409,8 +410,8 @@ def fixed_split(
     roles[train > 0] = TRAIN
     if not (roles == TEST).any():
         raise SplitError(
-            "Every labelled pixel is a training pixel; none is left to test.",
-            "Give training labels that are fewer.",
+            "Every labelled pixel is a training pixel; none is left for testing.",
+            "Give training labels that cover fewer pixels.",
         )
     _keep_for_validation(roles, train, val_fraction, np.random.default_rng(seed))
     split = Split(roles, "fixed", {"val_fraction": val_fraction}, seed)
@@ -443,12 +444,13 @@ def split_from_files(
         )
     if both:
         _warn(
-            f"{both} pixels are in the training and in the test labels; they train and are not tested."
+            f"{both} pixels are in both the training and the test labels; they are used for training only."
         )
     strange = np.setdiff1d(test, train)
     if (strange > 0).any():
         _warn(
-            f"Tested but never trained, so always wrong: {_names(test_labels, strange[strange > 0].tolist())}."
+            "Classes in the test labels only, which are always misclassified: "
+            f"{_names(test_labels, strange[strange > 0].tolist())}."
         )
     roles = np.where(test > 0, TEST, UNUSED).astype(np.uint8)
     roles[train > 0] = TRAIN
@@ -472,20 +474,21 @@ def merged_labels(labels: LabelImage, train_labels: LabelImage) -> xr.DataArray:
 
 
 def _checked(labels: LabelImage, least: int = 2) -> npt.NDArray[np.int64]:
-    """Return the labels as plain integers, or say why they cannot be divided."""
+    """Return the labels as plain integers, or say why they cannot be split."""
     values = np.asarray(labels)
     if values.ndim != 2 or values.dtype.kind not in "iu":
         raise SplitError(
-            f"Labels of shape {values.shape} and type {values.dtype} cannot be divided.",
-            "Labels are one image of whole numbers (rows, columns).",
+            f"Labels of shape {values.shape} and type {values.dtype} cannot be split.",
+            "Labels must be one image of integers (rows, columns).",
         )
     if values.size == 0 or not (values > 0).any():
         raise SplitError(
-            "No pixel is labelled.", "Labels are the numbers from 1 on; 0 means unlabelled."
+            "No pixel is labelled.", "Classes are numbered from 1; 0 means unlabelled."
         )
     if values.min() < 0:
         raise SplitError(
-            f"The labels go down to {values.min()}.", "0 means unlabelled, classes count from 1."
+            f"The smallest label is {values.min()}.",
+            "Classes are numbered from 1; 0 means unlabelled.",
         )
     present = np.unique(values[values > 0])
     if present.size < least:
@@ -499,10 +502,12 @@ def _checked(labels: LabelImage, least: int = 2) -> npt.NDArray[np.int64]:
 def _check_fractions(train_fraction: float, val_fraction: float) -> None:
     if not 0 < train_fraction < 1:
         raise SplitError(
-            f"train_fraction is {train_fraction}.", "It lies between 0 and 1, both excluded."
+            f"train_fraction is {train_fraction}.", "It must be between 0 and 1, both excluded."
         )
     if not 0 <= val_fraction < 1:
-        raise SplitError(f"val_fraction is {val_fraction}.", "It is at least 0 and less than 1.")
+        raise SplitError(
+            f"val_fraction is {val_fraction}.", "It must be at least 0 and less than 1."
+        )
 
 
 def _block_shares(train_fraction: float, val_fraction: float) -> npt.NDArray[np.float64]:
@@ -541,9 +546,11 @@ def _report(split: Split, labels: LabelImage, val_fraction: float) -> Split:
     untested = split.classes_without(TEST, labels)
     split.params["classes_without_test"] = untested
     if untested:
-        _warn(f"Trained but not tested, for want of pixels elsewhere: {_names(labels, untested)}.")
+        _warn(
+            f"Classes without test pixels, because they have too few separate pixels: {_names(labels, untested)}."
+        )
     if val_fraction > 0 and split.counts["val"] == 0:
-        _warn("Too few training pixels for a validation part; the last epoch will be kept.")
+        _warn("Too few training pixels for a validation set; the last epoch will be kept.")
     return split
 
 

@@ -105,7 +105,7 @@ def run_apart(module: str, argument: dict[str, Any], what: str, fix: str) -> dic
         check=False,
     )
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it was stopped"])[-1]
+        last = (done.stderr.strip().splitlines() or ["it was killed"])[-1]
         raise VitreousError(f"{what} could not be measured: {last}.", fix)
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return found

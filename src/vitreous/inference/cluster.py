@@ -93,7 +93,7 @@ def score_on_cluster(
                 submit_next()
         except KilledWorker as error:
             raise VitreousError(
-                "The workers of the Dask cluster died while they computed.",
+                "The Dask workers died during the computation.",
                 "They probably ran out of memory: give them more, or use a smaller --window.",
             ) from error
 
@@ -202,6 +202,7 @@ def _client(address: str, workers: int | None) -> Iterator[Any]:
             client.wait_for_workers(1, timeout=WORKER_SECONDS)
         except TimeoutError as error:
             raise VitreousError(
-                f"The Dask cluster at {address} has no workers.", "Start some: dask worker ADDRESS."
+                f"The Dask cluster at {address} has no workers.",
+                "Start workers with: dask worker ADDRESS.",
             ) from error
         yield client

@@ -125,7 +125,8 @@ class Parity:
 
     def __str__(self) -> str:
         return (
-            f"{self.runtime} beside torch on {self.pixels} pixels: {self.equal:.2%} equal classes, probabilities "
+            f"{self.runtime} compared with torch on {self.pixels} pixels: {self.equal:.2%} identical classes, "
+            "probabilities "
             f"differ by {self.largest:.1e} at most, {self.mean:.1e} on average"
         )
 
@@ -229,8 +230,8 @@ def parts_of(classifier: Network, *, single: bool = False) -> dict[str, Part]:
     if isinstance(classifier, DenseClassifier):
         if single:
             raise ConfigError(
-                "This network labels whole tiles; it has no graph for a single pixel.",
-                "Leave --single out.",
+                "This network labels whole tiles; it has no single-pixel graph.",
+                "Omit --single.",
             )
         side = classifier.tile_size
         return {"tile": Part(TileGraph(classifier), torch.zeros(2, bands, side, side), (0,))}
@@ -324,8 +325,8 @@ def compare(
     difference = np.abs(ours - theirs)[valid]
     if not difference.size:
         raise ModelError(
-            "None of the pixels for the parity check has a valid measurement.",
-            "Check the scene's nodata value.",
+            "None of the pixels for the parity check has valid data.",
+            "Check the scene's no-data value.",
         )
     return Parity(
         runtime=f"{runtime} {_version(runtime)}",
@@ -379,7 +380,7 @@ def _check_request(form: str, folder: Path) -> None:
                 "Install it: pip install 'vitreous[deploy]'.",
             ) from error
     if folder.exists() and not (folder / DESCRIPTION).is_file():
-        raise ConfigError(f"{folder} exists and is no export.", "Choose another --output.")
+        raise ConfigError(f"{folder} exists and is not an export.", "Choose another --output.")
 
 
 def write_graph(part: Part, stem: Path, form: str, name: str) -> None:
@@ -402,7 +403,7 @@ def write_graph(part: Part, stem: Path, form: str, name: str) -> None:
     size = sum(stem.with_suffix(suffix).stat().st_size for suffix in SUFFIXES[form])
     if size > LARGEST_GRAPH:
         raise ModelError(
-            f"{name} takes {size / 2**30:.1f} GiB, more than a graph may have.",
+            f"{name} takes {size / 2**30:.1f} GiB, more than a graph may hold.",
             "Export a smaller model.",
         )
 

@@ -150,8 +150,8 @@ def predict_scene(
         class_pixels = tuple(int(n) for n in writer.class_pixels[1:])
         if not any(class_pixels):
             raise SceneError(
-                f"{_name(scene)} has no valid pixel in the {len(bands)} bands that the model uses.",
-                "Check the scene's nodata value and bad bands with 'vitreous info'.",
+                f"{_name(scene)} has no valid pixels in the {len(bands)} bands that the model uses.",
+                "Check the scene's no-data value and bad bands with 'vitreous info'.",
             )
     picture = out.with_suffix(".png") if png else None
     if picture:
@@ -204,10 +204,11 @@ def _check_paths(scene: xr.DataArray, out: Path, probabilities: Path | None) -> 
             continue
         if path.suffix.lower() not in {".tif", ".tiff"}:
             raise ConfigError(
-                f"The map {path} is no .tif file.", "Maps are written as GeoTIFF: name it so."
+                f"The map {path} does not end in .tif.",
+                "Maps are written as GeoTIFF: give a name ending in .tif.",
             )
         if path.is_dir():
-            raise ConfigError(f"{path} is a folder.", "Give the name of a file.")
+            raise ConfigError(f"{path} is a folder.", "Give a file name.")
         if source and path.resolve() == Path(source).resolve():
             raise ConfigError(
                 f"The map would overwrite the scene {source}.", "Choose another name."
@@ -228,7 +229,7 @@ def _check_classes(classifier: SceneClassifier, classes: Classes) -> None:
         )
     for color in classes.colors:
         if not re.fullmatch(r"#[0-9a-fA-F]{6}", color):
-            raise ConfigError(f"'{color}' is no colour.", "Colours are written #rrggbb.")
+            raise ConfigError(f"'{color}' is not a colour.", "Colours are written #rrggbb.")
 
 
 def _check_positive(**settings: int | None) -> None:

@@ -106,7 +106,7 @@ class SceneRestorer(nn.Module):
         restored: Tensor = self.ranges.inverse(self.net(self.ranges(filled)))
         if not torch.isfinite(restored).all():
             raise ModelError(
-                "The model gives NaN or infinity for valid pixels.",
+                "The model outputs NaN or infinity for valid pixels.",
                 "Its training diverged: train again with a lower learning rate.",
             )
         return restored

@@ -319,7 +319,8 @@ def load_exported(
     path = Path(path)
     if not is_export(path):
         raise CheckpointError(
-            f"{path} is no export: it has no {DESCRIPTION}.", "Make one with 'vitreous export'."
+            f"{path} is not an export: it has no {DESCRIPTION}.",
+            "Create one with 'vitreous export'.",
         )
     description = read_json(path / DESCRIPTION)
     if isinstance(description, dict) and description.get("schema", SCHEMA) != SCHEMA:
@@ -332,8 +333,8 @@ def load_exported(
     chosen = _choose_runtime(said.format, runtime)
     if said.format == "torch" and not trust:
         raise ConfigError(
-            f"{path} is a program of torch.export, which can do anything on this machine.",
-            "If you trust it add --trust; else export to onnx or openvino.",
+            f"{path} is a torch.export program, which can run arbitrary code.",
+            "Add --trust if you trust it, or export to onnx or openvino.",
         )
     graphs = {
         graph: Graph(_read_files(path, graph, said), said.format, chosen, threads)
@@ -383,13 +384,13 @@ def _read_files(path: Path, graph: str, said: ExportDescription) -> list[bytes]:
             raise CheckpointError(f"{file} is missing.", "Export the run again.")
         if file.stat().st_size > LARGEST_GRAPH:
             raise CheckpointError(
-                f"{file} is larger than any graph of ours.", "Export the run again."
+                f"{file} is too large for an exported graph.", "Export the run again."
             )
         contents = file.read_bytes()
         if hashlib.sha256(contents).hexdigest() != said.files[name].sha256:
             raise CheckpointError(
                 f"{file} is not the file that {DESCRIPTION} describes.",
-                "It is damaged or was exchanged: export the run again.",
+                "It was damaged or replaced: export the run again.",
             )
         files.append(contents)
     if form == "onnx":
@@ -417,17 +418,18 @@ def check_onnx(contents: bytes, file: Path) -> None:
         model = onnx.load_model_from_string(contents)
     except Exception as error:  # protobuf's own
         raise CheckpointError(
-            f"{file} is no ONNX model: {first_line(error)}", "Export the run again."
+            f"{file} is not an ONNX model: {first_line(error)}", "Export the run again."
         ) from error
     foreign = {node.domain for node in _onnx_nodes(model.graph)} - {"", "ai.onnx"}
     if foreign or model.functions:
         raise CheckpointError(
             f"{file} uses operators that are not ONNX's own.",
-            "Only exports of vitreous are read.",
+            "Only exports made by vitreous are supported.",
         )
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _onnx_tensors(model)):
         raise CheckpointError(
-            f"{file} keeps its weights in other files.", "Only exports of vitreous are read."
+            f"{file} keeps its weights in other files.",
+            "Only exports made by vitreous are supported.",
         )
 
 
@@ -439,7 +441,7 @@ def check_openvino(contents: bytes, file: Path) -> None:
     """
     if re.search(rb"<!(DOCTYPE|ENTITY)", contents):
         raise CheckpointError(
-            f"{file} declares entities of XML.", "Only exports of vitreous are read."
+            f"{file} declares XML entities.", "Only exports made by vitreous are supported."
         )
     versions = set(re.findall(rb"<layer\b[^>]*\bversion=\"([^\"]*)\"", contents))
     layers = len(re.findall(rb"<layer\b", contents))
@@ -448,7 +450,7 @@ def check_openvino(contents: bytes, file: Path) -> None:
         raise CheckpointError(
             f"{file} uses operators that are not OpenVINO's own "
             f"({', '.join(sorted(v.decode(errors='replace') for v in versions)) or 'none'}).",
-            "Only exports of vitreous are read.",
+            "Only exports made by vitreous are supported.",
         )
 
 

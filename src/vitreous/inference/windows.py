@@ -191,12 +191,12 @@ def score(
     probabilities = np.asarray(classifier.classify(values), dtype=np.float32)
     if probabilities.shape != (count, height, width):
         raise ModelError(
-            f"The model gave an array of shape {probabilities.shape} where {(count, height, width)} was due.",
-            "This is a fault of the model's code.",
+            f"The model gave an array of shape {probabilities.shape}, expected {(count, height, width)}.",
+            "This is a bug in the model.",
         )
     if not np.isfinite(probabilities[:, valid]).all():
         raise ModelError(
-            "The model gives NaN or infinity for valid pixels.",
+            "The model outputs NaN or infinity for valid pixels.",
             "Its training diverged: train again with a lower learning rate.",
         )
     classes[valid] = probabilities.argmax(axis=0)[valid] + 1

@@ -55,7 +55,7 @@ class Bands:
     def __post_init__(self) -> None:
         if not 1 <= self.count <= MOST_BANDS:
             raise ModelError(
-                f"There are no {self.count} bands.", f"Give a count of 1 to {MOST_BANDS}."
+                f"A model cannot have {self.count} bands.", f"Give a count of 1 to {MOST_BANDS}."
             )
         for what in ("wavelengths", "fwhm", "names"):
             values = getattr(self, what)
@@ -66,7 +66,7 @@ class Bands:
         _check_lengths("wavelengths", self.wavelengths, LEAST_NM)
         _check_lengths("widths (fwhm)", self.fwhm, LEAST_WIDTH_NM)
         if self.names is not None and len(set(self.names)) < self.count:
-            raise ModelError("Two bands have the same name.", "Give every band a name of its own.")
+            raise ModelError("Two bands have the same name.", "Give each band a unique name.")
 
     @classmethod
     def of(cls, scene: xr.DataArray) -> Bands:
@@ -155,7 +155,7 @@ def adapt_bands(
     Args:
         weight: the weight, its second axis counting the bands of ``source``.
         source: bands that the weight was made for.
-        target: bands that it shall read.
+        target: bands that it should read.
         method: one of the above.
         table: the weight is a table.
 
@@ -384,7 +384,9 @@ def _check_lengths(what: str, values: Sequence[float] | None, least: float) -> N
     if values is None:
         return
     if not all(math.isfinite(value) and value > 0 for value in values):
-        raise ModelError(f"The {what} hold values that are no lengths.", "Give positive nm.")
+        raise ModelError(
+            f"The {what} hold values that are not positive lengths.", "Give positive values in nm."
+        )
     if max(values) < least:
         raise ModelError(
             f"The {what} reach up to {max(values):g}: that looks like micrometres.",

@@ -1,4 +1,4 @@
-"""A convolution and its batch norm: one linear map in use, and foldable into one."""
+"""A convolution and its batch norm: one linear map at inference, and foldable into one."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Light decoders: from a network's maps, fine to coarse, to class scores of every pixel.
 
-Norms are taken over the channels of each cell by itself. What surrounds a pixel is not the same in training and in use
+Norms are taken over the channels of each cell by itself. What surrounds a pixel is not the same in training and inference
 (see ``data/tiles.py``): statistics over a map, let alone a batch, would be of something else.
 """
 
@@ -185,7 +185,7 @@ class DenseNet(nn.Module):
             raise ModelError(f"There is no decoder '{decoder}'.", did_you_mean(decoder, DECODERS))
         if not isinstance(trunk, Backbone) or not trunk.feature_info:
             raise ModelError(
-                f"{type(trunk).__name__} has no maps for a decoder.",
+                f"{type(trunk).__name__} has no feature maps for a decoder.",
                 "Use another --model, or another --mode.",
             )
         self.trunk, self.num_classes = trunk, trunk.num_classes

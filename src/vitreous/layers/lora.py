@@ -103,7 +103,7 @@ class LoRALinear(nn.Linear):
         return plain.train(self.training)
 
     def folded(self) -> nn.Linear | FoldedLoRA:
-        """Return what computes the same in use, made of plain linear layers: one, or three behind a gate."""
+        """Return what computes the same at inference, made of plain linear layers: one, or three behind a gate."""
         return self.merged() if self.lora_gate is None else FoldedLoRA(self)
 
     def extra_repr(self) -> str:
@@ -156,7 +156,7 @@ class FoldedLoRA(nn.Module):
 
 
 def fold_lora(model: nn.Module) -> None:
-    """Replace every :class:`LoRALinear` in ``model`` by plain linear layers that compute the same in use."""
+    """Replace every :class:`LoRALinear` in ``model`` by plain linear layers that compute the same at inference."""
     found = [(name, part) for name, part in model.named_modules() if isinstance(part, LoRALinear)]
     for name, layer in found:
         model.set_submodule(name, layer.folded())

@@ -59,7 +59,8 @@ class Preprocess(nn.Module):
         x = np.asarray(spectra, dtype=np.float64)
         if len(x) < 2:
             raise ModelError(
-                f"Preprocessing needs at least 2 training pixels, not {len(x)}.", "Label more."
+                f"Preprocessing needs at least 2 training pixels, not {len(x)}.",
+                "Label more pixels.",
             )
         mean, deviation = x.mean(0), x.std(0)
         constant = deviation <= 1e-9 * np.maximum(np.abs(mean), 1e-30)
@@ -69,7 +70,7 @@ class Preprocess(nn.Module):
             )
         if constant.any():
             warnings.warn(
-                f"{int(constant.sum())} bands are constant and carry nothing.", stacklevel=2
+                f"{int(constant.sum())} bands are constant and carry no information.", stacklevel=2
             )
         scale = np.where(constant, 0.0, 1.0 / np.where(constant, 1.0, deviation))
         if reduction == "none":

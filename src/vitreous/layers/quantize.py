@@ -90,7 +90,7 @@ class Quantizer(nn.Module):
         if self.training and torch.is_grad_enabled():
             raise ModelError(
                 "A quantized model cannot be trained: rounding has no gradient.",
-                "Train first and quantize then; for predictions, call eval().",
+                "Train first, then quantize; call eval() for inference.",
             )
         if self.observing:
             with torch.no_grad():
@@ -134,7 +134,7 @@ class UniformQuantizer(Quantizer):
 
     @property
     def lowest(self) -> int:
-        """The lowest code in use: 1 where symmetric, so that as many lie below zero as above."""
+        """The lowest code used: 1 where symmetric, so that as many lie below zero as above."""
         return int(self.symmetric)
 
     def calibrate(self, x: Float[Tensor, "*shape"]) -> None:
@@ -478,8 +478,8 @@ def observing(model: nn.Module) -> Iterator[None]:
             quantizer.observing = quantizer.fresh = False
     if missed:
         raise ModelError(
-            f"The model's predictions do not use {', '.join(dict.fromkeys(missed))}, so nothing can be measured there.",
-            "Name such layers in 'skip'.",
+            f"Inference does not use {', '.join(dict.fromkeys(missed))}, so these layers cannot be calibrated.",
+            "List them in 'skip'.",
         )
 
 
@@ -504,7 +504,7 @@ def check_bits(bits: int) -> None:
     if not isinstance(bits, int) or not FEWEST_BITS <= bits <= MOST_BITS:
         raise ModelError(
             f"Numbers cannot be quantized to {bits!r} bits.",
-            f"Give {FEWEST_BITS} to {MOST_BITS}; 8, 6 and 4 are usual.",
+            f"Use {FEWEST_BITS} to {MOST_BITS} bits; 8, 6 and 4 are common.",
         )
 
 

@@ -52,8 +52,8 @@ class BandRange(nn.Module):
         x = np.asarray(spectra, dtype=np.float64)
         if not x.size:
             raise ModelError(
-                "There is no valid pixel to find the range of values from.",
-                "Check the scene's nodata value and bad bands with 'vitreous info'.",
+                "There are no valid pixels to compute the value range from.",
+                "Check the scene's no-data value and bad bands with 'vitreous info'.",
             )
         axis = 0 if per == "band" else None
         low, high = (np.broadcast_to(p, x.shape[1]) for p in np.percentile(x, TAILS, axis=axis))
@@ -62,7 +62,7 @@ class BandRange(nn.Module):
             raise ModelError("All pixels have the same spectrum.", "Check the scene.")
         if constant.any():
             warnings.warn(
-                f"{int(constant.sum())} bands are constant and carry nothing.", stacklevel=2
+                f"{int(constant.sum())} bands are constant and carry no information.", stacklevel=2
             )
         fitted = cls(x.shape[1])
         fitted.low.copy_(torch.from_numpy(low.copy()))

@@ -42,7 +42,7 @@ def refuse_eps(slug: str, kwargs: Mapping[str, Any], own: float) -> None:
     given = norm_eps(kwargs, own)
     if given != own:
         raise ModelError(
-            f"{slug} normalises with eps={own:g}, not {given:g}.", "Leave its norm_layer as it is."
+            f"{slug} normalises with eps={own:g}, not {given:g}.", "Use its default norm_layer."
         )
 
 
@@ -146,7 +146,8 @@ def one_side(slug: str, size: int | Sequence[int], what: str) -> int:
     rows, columns = pair(size)
     if rows != columns:
         raise ModelError(
-            f"{slug} is built for square {what}, not {rows} x {columns}.", "Give one side."
+            f"{slug} is built for square {what}, not {rows} x {columns}.",
+            "Give one size for both sides.",
         )
     return rows
 

@@ -65,7 +65,7 @@ class RelativePositionBias(nn.Module):
         self._expanded: tuple[tuple[Any, ...], Tensor] | None = None
 
     def forward(self, height: int, width: int) -> Float[Tensor, "heads tokens tokens"]:
-        """Return the bias between all tokens of a ``height x width`` window; in use, it is expanded once."""
+        """Return the bias between all tokens of a ``height x width`` window; at inference it is expanded once."""
         if self.training or torch.is_grad_enabled() or recording():
             return self._expand(height, width)
         table = self.table

@@ -66,7 +66,7 @@ def apply(
     Args:
         model: any network; what has been applied to it before is kept.
         name: a method or one of its variants (``vitreous methods`` lists them).
-        calibration: batches of inputs as the model gets them in use; asked for by methods that measure activations.
+        calibration: batches of inputs as the model gets them at inference; asked for by methods that measure activations.
         settings: the method's settings, where they differ from the variant's.
 
     Raises:
@@ -146,7 +146,7 @@ def _resolve(name: str, changes: dict[str, Any]) -> tuple[ModuleType, dict[str, 
     entry = card(name)
     if entry.kind != "method":
         raise ModelError(
-            f"'{name}' is no method but a {entry.kind}.", "'vitreous methods' lists the methods."
+            f"'{name}' is not a method but a {entry.kind}.", "'vitreous methods' lists the methods."
         )
     if name not in entry.variants:
         raise ModelError(
@@ -179,12 +179,12 @@ def _check_stage(model: nn.Module, name: str) -> None:
         other = stage(entry["name"])
         if STAGES.index(other) == STAGES.index(own):
             raise ModelError(
-                f"The model has '{entry['name']}' already; '{name}' would come on top of it.",
-                "Apply one of them, to a model without the other.",
+                f"The model already has '{entry['name']}', which cannot be combined with '{name}'.",
+                "Apply only one of them.",
             )
         if STAGES.index(other) > STAGES.index(own):
             raise ModelError(
-                f"'{name}' cannot come after '{entry['name']}'.",
+                f"'{name}' cannot be applied after '{entry['name']}'.",
                 "Adapt first, then reduce tokens, then quantize.",
             )
 
@@ -193,20 +193,20 @@ def _check_calibration(model: nn.Module, name: str, batches: Sequence[Tensor] | 
     """Refuse calibration data that would calibrate nothing, or wrongly."""
     if batches is None or len(batches) == 0:
         raise ModelError(
-            f"'{name}' measures activations and needs data for it.",
-            "Give calibration=[batch, ...] with inputs as in use.",
+            f"'{name}' needs calibration data to measure activations.",
+            "Give calibration=[batch, ...] with inputs as at inference.",
         )
     count = sum(len(batch) for batch in batches)
     if count < FEWEST_IMAGES:
         raise ModelError(
             f"{count} images are too few to calibrate '{name}'.",
-            f"Give at least {FEWEST_IMAGES}; 32 and more are usual.",
+            f"Give at least {FEWEST_IMAGES}; 32 or more is usual.",
         )
     for batch in batches:
         if not batch.is_floating_point() or not torch.isfinite(batch).all():
             raise ModelError(
                 "The calibration data holds NaN, infinite or integer values.",
-                "Give preprocessed inputs, without invalid pixels.",
+                "Give preprocessed inputs without invalid pixels.",
             )
         check = getattr(model, "check", None)
         if check is not None:

@@ -115,8 +115,8 @@ class PixelEstimator(abc.ABC):
         measured = np.flatnonzero(np.isfinite(features).all(axis=1))
         if len(np.unique(classes[measured])) < 2:
             raise ModelError(
-                "Fewer than two classes have training pixels with a measurement.",
-                "Check the labels, and the scene's nodata value with 'vitreous info'.",
+                "Fewer than two classes have training pixels with valid data.",
+                "Check the labels and the scene's no-data value with 'vitreous info'.",
             )
         rows = measured[self._share(classes[measured])]
         self._features = np.ascontiguousarray(features[rows], dtype=np.float32)
@@ -185,13 +185,15 @@ class PixelEstimator(abc.ABC):
             ModelError: the estimator is not trained, or was trained on other bands.
         """
         if self._estimator is None:
-            raise ModelError(f"The estimator '{self.slug}' is not trained.", "Train it first.")
+            raise ModelError(
+                f"The estimator '{self.slug}' has not been trained.", "Train it first."
+            )
         height, width = window.shape[1] - 2 * self.margin, window.shape[2] - 2 * self.margin
         rows = self.features(window)
         if rows.shape[1] != self._features.shape[1]:
             raise ModelError(
                 f"The estimator '{self.slug}' was trained on {self._features.shape[1]} features, "
-                f"the scene gives {rows.shape[1]}.",
+                f"but the scene has {rows.shape[1]}.",
                 "Use a scene with the bands of the training scene.",
             )
         scores = np.zeros((len(rows), self.num_classes), dtype=np.float32)
@@ -243,12 +245,12 @@ class PixelEstimator(abc.ABC):
             estimator.fit(features, classes)
         except (KeyError, TypeError, ValueError, AttributeError, VitreousError) as error:
             raise CheckpointError(
-                f"This is no saved '{cls.slug}' ({error}).", "Train the estimator again."
+                f"This is not a saved '{cls.slug}' ({error}).", "Train the estimator again."
             ) from error
         if meta.get("sklearn") != sklearn.__version__:
             warnings.warn(
-                f"'{cls.slug}' was trained with scikit-learn {meta.get('sklearn')} and is fitted again with "
-                f"{sklearn.__version__}; single pixels may differ.",
+                f"'{cls.slug}' was trained with scikit-learn {meta.get('sklearn')} and is refitted with "
+                f"{sklearn.__version__}; individual pixels may differ.",
                 stacklevel=2,
             )
         return estimator

@@ -44,5 +44,5 @@ class Bicubic(Restorer):
 def build(bands: int, scale: Size = 4) -> Bicubic:
     """Build the filter for ``scale`` times finer cubes."""
     if not isinstance(scale, int) or scale < 1:
-        raise ValueError("scale is a whole number from 1 on")
+        raise ValueError("scale must be a positive integer")
     return Bicubic(bands, scale)

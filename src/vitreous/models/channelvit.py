@@ -262,7 +262,7 @@ class ChannelViT(Backbone):
             )
         if numbers.is_floating_point() or numbers.min() < 0 or numbers.max() >= self.bands:
             raise ModelError(
-                f"This network knows channels 0 to {self.bands - 1}, not all of {numbers.tolist()}.",
+                f"This network has channels 0 to {self.bands - 1}, not all of {numbers.tolist()}.",
                 "Give numbers of bands that it was built for.",
             )
         return numbers
@@ -299,8 +299,8 @@ class SampledInput(nn.Module):
             )
         if channels is None and x.shape[1] != bands:
             raise ModelError(
-                f"Images {tuple(x.shape)} have not all {bands} bands.",
-                "Say with channels= which ones they have.",
+                f"Images {tuple(x.shape)} do not have all {bands} bands.",
+                "Give the channels they have with channels=.",
             )
         if self.training:
             drawn = draw_channels(x.shape[1])

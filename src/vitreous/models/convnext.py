@@ -297,7 +297,8 @@ def _check(
         )
     if isotropic and len(set(dims)) > 1:
         raise ModelError(
-            f"An isotropic convnext has one width, not {list(dims)}.", "Repeat one width in dims."
+            f"An isotropic convnext has one width, not {list(dims)}.",
+            "Give the same width for every stage in dims.",
         )
 
 

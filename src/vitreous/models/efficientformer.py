@@ -452,7 +452,7 @@ def fuse(model: EfficientFormer) -> EfficientFormer:
         ModelError: the model is in training mode, where the statistics still change.
     """
     if model.training:
-        raise ModelError("Batch norms of a network in training cannot be folded.", "Call eval().")
+        raise ModelError("Batch norms cannot be folded in training mode.", "Call eval() first.")
     for module in model.modules():
         for conv, norm in itertools.pairwise([name for name, _ in module.named_children()]):
             if isinstance(getattr(module, norm), nn.BatchNorm2d):
@@ -596,7 +596,7 @@ def _attention_shape(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
     if not grid or grid**2 != biases.shape[-1] or not biases.shape[0]:
         raise CheckpointError(
             f"{prefix}attention_biases has the shape {tuple(biases.shape)}, expected (heads, cells ** 2).",
-            "The file is damaged, or of another model.",
+            "The file is damaged or belongs to another model.",
         )
     heads = biases.shape[0]
     value = state_dict[f"{prefix}proj.weight"].shape[1] // heads

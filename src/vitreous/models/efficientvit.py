@@ -443,7 +443,8 @@ def _check(lists: Sequence[Sequence[int]], kernels: Sequence[int], stride: int) 
             )
     if dims[0] < 8:
         raise ModelError(
-            f"The stem begins with an eighth of {dims[0]} channels.", "Give dims from 8 upwards."
+            f"The stem starts with dims[0] / 8 channels, and dims[0] is {dims[0]}.",
+            "Give dims of at least 8.",
         )
     if len(kernels) < max(heads) or any(kernel % 2 == 0 for kernel in kernels):
         raise ModelError(

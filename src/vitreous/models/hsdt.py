@@ -229,7 +229,7 @@ class SpectralAttention(nn.Module):
     Args:
         dim: channels.
         queries: number of learned queries; 0 for none.
-        self_query: take t t^T in use; without queries there is nothing else.
+        self_query: take t t^T at inference; without queries there is nothing else.
         p: how often training takes t t^T.
     """
 
@@ -360,10 +360,10 @@ class HSDT(Restorer):
         half_layers: layers of the encoder, and of the decoder.
         downs: which layers of the encoder halve the sides, from 0.
         queries: learned queries of each layer.
-        self_query: in use, attend by the cube's own similarity instead of the learned queries.
+        self_query: at inference, attend by the cube's own similarity instead of the learned queries.
         conv: ``s3`` or, for the ablation, ``dense`` 3 x 3 x 3 convolutions.
         attention: ``guided``; or for the ablations ``self`` (no learned queries), ``pixelwise`` (a matrix for each
-            pixel, in use by its own similarity) or ``none`` (tanh instead of blocks, and no norm).
+            pixel, at inference by its own similarity) or ``none`` (tanh instead of blocks, and no norm).
         feed_forward: ``modulated``; or for the ablations ``plain``, ``modulation`` (without the other term), ``gdfn``.
         noise_map: take the noise's standard deviation as a second input.
         outputs: bands of the output where they are not those of the input: the network starts from a linear map to
@@ -396,8 +396,8 @@ class HSDT(Restorer):
         _check(conv, attention, feed_forward, half_layers, downs, queries)
         if outputs is not None and noise_map:
             raise ModelError(
-                "hsdt takes a noise map of the cube that it restores, not of what it makes one from.",
-                "Leave out noise_map or outputs.",
+                "hsdt supports a noise map only if it restores its input, not with 'outputs'.",
+                "Omit noise_map or outputs.",
             )
         self.noise_map = noise_map
         self.multiple = 2 ** len(downs)
@@ -427,7 +427,7 @@ class HSDT(Restorer):
         super().check(x)
         if self.lift is not None and x.shape[1] != self.bands:
             raise ModelError(
-                f"This hsdt makes spectra from {self.bands} bands, not from {x.shape[1]}.",
+                f"This hsdt takes {self.bands} bands, not {x.shape[1]}.",
                 "Select the bands it was built for, or build it with bands=.",
             )
 
@@ -526,12 +526,12 @@ def _check(
     if len(set(downs)) != len(downs) or not set(downs) <= set(range(half_layers)):
         raise ModelError(
             f"hsdt cannot halve the sides in layers {list(downs)} of {half_layers}.",
-            "Name each layer once, from 0.",
+            "List each layer once, counting from 0.",
         )
     if queries < 1:
         raise ModelError(
-            f"hsdt cannot be guided by {queries} queries.",
-            "Give at least one, or attention='self' for none.",
+            f"hsdt cannot have {queries} queries.",
+            "Use at least one, or attention='self' for none.",
         )
 
 

@@ -68,5 +68,5 @@ class LowRank(Restorer):
 def build(bands: int, rank: Size | None = None) -> LowRank:
     """Build the filter."""
     if rank is not None and (not isinstance(rank, int) or rank < 1):
-        raise ValueError("rank counts components, from 1 on")
+        raise ValueError("rank must be at least 1")
     return LowRank(bands, rank)

@@ -151,6 +151,7 @@ class GroupEmbed(nn.Module):
         self.order = [band for group in groups for band in group]
         self.sizes = [len(group) for group in groups]
         self.size = size
+        self.fan_in = len(self.order) * size**2 // len(groups)  # of a group, on average
         # One tensor, its second axis counting bands, is what layers/bands.py makes for other bands.
         self.weight = nn.Parameter(torch.empty(dim, len(self.order), size, size))
         self.bias = nn.Parameter(torch.zeros(len(groups), dim))
@@ -300,7 +301,7 @@ class GroupedTransformer(Backbone):
                 "Put every band into one group.",
             )
         if not all(self.groups):
-            raise ModelError("A group without bands has no tokens.", "Leave it out.")
+            raise ModelError("A channel group has no bands.", "Omit it.")
         if self.pool not in {"cls", "mean"}:
             raise ModelError(f"satmae_pp cannot pool by '{self.pool}'.", "Choose cls or mean.")
         _check_width("satmae_pp", self.num_features, heads, self.group_dim)
@@ -480,7 +481,7 @@ class MaskedAutoencoder(Pretrainer):
         if images.ndim != 4 or images.shape[1:] != (encoder.bands, side, side):
             raise ModelError(
                 f"This autoencoder takes (batch, {encoder.bands} bands, {side}, {side}), not {tuple(images.shape)}.",
-                "Cut crops of that size, or build it with other scales.",
+                "Use crops of that size, or build it with other scales.",
             )
         whole = encoder.grid * encoder.token_size * self.finest
         made = [images[..., :whole, :whole]]
@@ -682,15 +683,13 @@ class MaskedAutoencoder(Pretrainer):
         count = places if self.same_mask else groups * places
         if not 0 < self.mask_ratio < 1 or not 0 < self._visible(count) < count:
             raise ModelError(
-                f"A share of {self.mask_ratio:g} of {count} tokens hides nothing, or all.",
+                f"mask_ratio = {self.mask_ratio:g} masks none or all of {count} tokens.",
                 "Change mask_ratio, or give larger images or smaller tokens.",
             )
         if not 0 <= self.scales <= 4:
-            raise ModelError(f"satmae_pp has no {self.scales} finer scales.", "Choose 0 to 4.")
+            raise ModelError(f"scales = {self.scales} is out of range.", "Use 0 to 4.")
         if not 0 <= self.ms_weight <= 1:
-            raise ModelError(
-                f"The finer scales cannot have the weight {self.ms_weight:g}.", "Give 0 to 1."
-            )
+            raise ModelError(f"ms_weight = {self.ms_weight:g} is out of range.", "Use 0 to 1.")
         if self.group_order not in {"natural", "published"}:
             raise ModelError(
                 f"satmae_pp has no group_order '{self.group_order}'.",

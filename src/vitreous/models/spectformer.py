@@ -627,8 +627,8 @@ def _check(
             )
     if token_labels and len(dims) == 1:
         raise ModelError(
-            "spectformer has token labels in its H family only.",
-            "Use several stages, or leave out.",
+            "spectformer supports token labels in its H family only.",
+            "Use several stages, or omit",
         )
 
 

@@ -269,9 +269,7 @@ class VisionTransformer(Backbone):
         self.token_size = token_size or stem_stride(image_size, 16, cells=7)
         _check(image_size, self.token_size, dim, heads, pool, positions, distilled)
         if norm_last and pool == "class":
-            raise ModelError(
-                "norm_last goes with pooled patches.", "Use another pool than 'class'."
-            )
+            raise ModelError("norm_last needs pooled patches.", "Use another pool than 'class'.")
         if class_token is False and pool == "class":
             raise ModelError("pool='class' needs the class token.", "Use pool='mean' without it.")
         self.num_features, self.pool, self.positions = dim, pool, positions
@@ -396,8 +394,8 @@ class VisionTransformer(Backbone):
         """
         if any(self._block(number).reducer is not None for number in range(len(self.blocks))):
             raise ModelError(
-                "A network with reduced tokens has no maps for a decoder.",
-                "Use it patch by patch, or without token reduction.",
+                "A network with token reduction has no feature maps for a decoder.",
+                "Use mode 'patch' or 'scene', or no token reduction.",
             )
         tokens, turn = self.embed(x)
         height = x.shape[2] // self.token_size
@@ -465,7 +463,7 @@ def _check(
             f"vit has no '{positions}' positions.", "Choose learned, sincos or rotary."
         )
     if distilled and pool != "class":
-        raise ModelError("A distillation token goes with a class token.", "Use pool='class'.")
+        raise ModelError("A distillation token needs a class token.", "Use pool='class'.")
     if positions != "learned" and (dim // heads) % 4:
         raise ModelError(
             f"{positions} positions need heads of a multiple of 4 channels, not {dim // heads}."

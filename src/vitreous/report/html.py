@@ -56,7 +56,7 @@ MATRIX_SCALE = 98  # pixels per inch of a confusion matrix
 SPLIT_WORDS = {
     "blocks": "separate spatial blocks",
     "random": "random pixels",
-    "fixed": "the scene's own fixed split",
+    "fixed": "the scene's predefined split",
     "files": "separate label files",
 }
 
@@ -130,7 +130,8 @@ def build_report(run: Path, scene: xr.DataArray, labels: xr.DataArray, split: Sp
     shape = (scene.sizes["y"], scene.sizes["x"])
     if truth.shape != shape or roles.shape != shape:
         raise VitreousError(
-            f"The scene has {shape[0]} x {shape[1]} pixels, its labels {truth.shape} and its split {roles.shape}.",
+            f"The scene has {shape[0]} x {shape[1]} pixels, but its labels have {truth.shape} and its split "
+            f"{roles.shape}.",
             "Build the report with the labels and the split of the same scene.",
         )
     page = _Page(read_record(run), scene, truth, roles)
@@ -150,11 +151,11 @@ def _document(page: _Page) -> Markup:
             ("numbers", "Accuracy", _numbers(page)),
             ("compression", "Compression", _compression(page)),
             ("maps", "Maps", _maps(page)),
-            ("systems", "Systems compared", _systems(page)),
+            ("systems", "Comparison of systems", _systems(page)),
             ("classes", "Classes", _classes(page)),
-            ("learning", "Learning", _learning(page)),
+            ("learning", "Training", _learning(page)),
             ("spectra", "Spectra", _spectra(page)),
-            ("again", "Run it again", _again(page)),
+            ("again", "Reproduce this run", _again(page)),
         ],
     )
 
@@ -221,18 +222,18 @@ def _leakage_banner(metrics: Metrics) -> Markup:
         words = f"{share}. "
         if neighbours:
             words = (
-                f"Training and test pixels are neighbours in this split ({_method(split)}). {share}, so the model has "
-                "seen their surroundings. "
+                f"Training and test pixels are neighbours in this split ({_method(split)}). {share}, so their "
+                "surroundings were seen in training. "
             )
-        words += f"{told} Expect less on ground that it has never seen"
-        words += "; a split by blocks shows how much." if neighbours else "."
+        words += f"{told} Expect lower accuracy on unseen ground"
+        words += "; a block split shows by how much." if neighbours else "."
         return _banner("warning", "Optimistic estimate. ", words)
     if split.leakage > 0:
-        words = f"{share}: their surroundings were seen in training, so the figures flatter the model. {told}"
+        words = f"{share}: their surroundings were seen in training, so the accuracy is slightly optimistic. {told}"
         return _banner("caution", "Some leakage. ", words)
     if start is not None and start.unknown:
         return _banner("caution", "Unknown provenance. ", f"{share}. {told}")
-    words = f"{share}: the figures are for ground in this scene that the model has not seen."
+    words = f"{share}: the accuracy applies to held-out ground in this scene."
     return _banner("good", "No leakage. ", words)
 
 
@@ -246,14 +247,16 @@ def _protocol(page: _Page) -> str:
     words = (
         f"Protocol: {_method(split)}; {counts.get('train', 0):,} training, {counts.get('val', 0):,} validation "
         f"and {counts.get('test', 0):,} test pixels; leakage {percent(split.leakage)}. "
-        f"All figures are from the test pixels. {_interval_words(system.test)}"
+        f"All accuracies are measured on the test pixels. {_interval_words(system.test)}"
     )
     untested = [score.name for score in system.test.per_class if score.support == 0]
     if untested:
-        words += f" Without test pixels, and so not in AA: {', '.join(untested)}."
+        words += f" Classes without test pixels (not part of AA): {', '.join(untested)}."
     chosen = page.record.config.model.chosen
     if chosen is not None:
-        refit = "; then trained again on training and validation pixels for as many epochs"
+        refit = (
+            "; the network was then retrained on training and validation pixels for as many epochs"
+        )
         words += (
             f" Epoch {chosen.epoch} of {chosen.epochs} was chosen by its OA on the validation pixels "
             f"({percent(chosen.val_oa)}){refit if page.record.config.recipe.get('refit') else ''}."
@@ -270,15 +273,16 @@ def _interval_words(test: Scores) -> str:
     found = test.intervals
     if found is None or found.blocks is None or found.block_size is None:
         return (
-            "The intervals resample them as if they were independent, which neighbours are not: another field or "
-            "another year may differ by more."
+            "The confidence intervals treat test pixels as independent, although neighbours are correlated: another "
+            "field or another year may differ by more."
         )
     side = f"{found.block_size} × {found.block_size}"
     if test.oa_ci is None:
-        return f"They all lie in one block of {side} pixels, which is too few for intervals."
+        return f"They all lie in one block of {side} pixels, too few for confidence intervals."
     return (
-        f"The intervals resample the {found.blocks:,} blocks of {side} pixels in which they lie, because neighbours err "
-        "together; another scene or another year may differ by more."
+        f"The confidence intervals resample the {found.blocks:,} blocks of {side} pixels that contain them, because "
+        "errors "
+        "of neighbours are correlated; another scene or another year may differ by more."
     )
 
 
@@ -348,7 +352,7 @@ def _key(names: Mapping[str, int], roles: npt.NDArray[np.uint8]) -> Markup:
 def _outcome_key() -> Markup:
     return join(
         _chip("right", pictures.OUTCOME_COLORS[pictures.CORRECT]),
-        _chip("wrong, at the test pixels", pictures.OUTCOME_COLORS[pictures.WRONG]),
+        _chip("misclassified test pixels", pictures.OUTCOME_COLORS[pictures.WRONG]),
     )
 
 
@@ -407,11 +411,11 @@ def _compression(page: _Page) -> Markup | None:
     if done.layers:
         keys = list(dict.fromkeys(key for layer in done.layers for key in layer))
         cells = [[_cell(layer.get(key)) for key in keys] for layer in done.layers]
-        table = as_table("Every part that was touched", [plain(key, 60) for key in keys], cells)
+        table = as_table("Modified layers", [plain(key, 60) for key in keys], cells)
         cards.append(
             tag(
                 "details",
-                tag("summary", f"{len(cells)} parts touched"),
+                tag("summary", f"{len(cells)} modified layers"),
                 table,
                 class_="card scroll",
             )
@@ -467,7 +471,7 @@ def _systems(page: _Page) -> Markup | None:
         tag("div", as_svg(figure, "systems", words), class_="card wide"),
         tag(
             "div",
-            as_table("Systems compared on the same test pixels", head, rows),
+            as_table("Accuracy of all systems on the same test pixels", head, rows),
             class_="card scroll",
         ),
     )
@@ -540,8 +544,8 @@ def _confusion(page: _Page, test: Scores) -> Markup:
         names = [""] * len(values)
     figure = figures.confusion_figure(test, names, values)
     caption = (
-        "Rows are the truth, columns the map; numbers are test pixels. The stronger the colour, the larger the "
-        "share of the true class: blue where it was recognised, orange where it went elsewhere."
+        "Rows are the ground truth, columns the prediction; cells count test pixels. A stronger colour marks a larger "
+        "share of the true class: blue for correct, orange for misclassified."
     )
     if sum(test.unclassified):
         caption += f" {sum(test.unclassified):,} test pixels have no prediction and count as wrong."
@@ -563,9 +567,9 @@ def _learning(page: _Page) -> Markup | None:
         return None
     return learning(
         [
-            ("accuracy", "OA, AA and kappa over the epochs", figures.accuracy_figure(log)),
-            ("loss", "Loss over the epochs", figures.loss_figure(log)),
-            ("rate", "Learning rate over the epochs", figures.rate_figure(log)),
+            ("accuracy", "OA, AA and kappa per epoch", figures.accuracy_figure(log)),
+            ("loss", "Loss per epoch", figures.loss_figure(log)),
+            ("rate", "Learning rate per epoch", figures.rate_figure(log)),
         ]
     )
 
@@ -607,8 +611,8 @@ def _spectra(page: _Page) -> Markup | None:
         cards.append(tag("figure", title, drawn, class_="card"))
     unit = UNIT_WORDS.get(str(page.scene.attrs.get("unit")), "values")
     words = (
-        f"Mean of the training pixels in {unit}, with one standard deviation on each side in the colour of the "
-        "class; dashed: the mean of all classes. Lines break where bands are not used."
+        f"Mean of the training pixels in {unit}, ±1 standard deviation in the colour of the class; dashed: mean of all "
+        "classes. Lines are interrupted at bands that are not used."
     )
     return join(tag("p", words, class_="note"), tag("div", *cards, class_="spectra"))
 

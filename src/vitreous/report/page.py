@@ -66,7 +66,8 @@ def document(title: str, header: Markup, sections: Sequence[Section]) -> Markup:
             ),
         ),
         tag(
-            "footer", "Made by vitreous. This page is complete: it loads nothing and runs nothing."
+            "footer",
+            "Made by vitreous. This page is self-contained: it loads no other files and runs no scripts.",
         ),
     )
     return join(Markup("<!doctype html>\n"), tag("html", head, body, lang="en"), Markup("\n"))

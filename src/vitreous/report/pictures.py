@@ -194,13 +194,13 @@ def _open_map(path: Path, shape: tuple[int, int]) -> Any:
             dataset = rasterio.open(path, driver="GTiff")
     except RasterioIOError as error:
         raise VitreousError(
-            f"{path} cannot be read as a GeoTIFF.", "Predict the scene again to write the map anew."
+            f"{path} cannot be read as a GeoTIFF.", "Predict the scene again to rewrite the map."
         ) from error
     if dataset.shape != shape:
         dataset.close()
         raise VitreousError(
-            f"{path} has {dataset.shape[0]} x {dataset.shape[1]} pixels, the labels {shape[0]} x {shape[1]}.",
-            "A report needs the map of the scene that the run was trained on.",
+            f"{path} has {dataset.shape[0]} x {dataset.shape[1]} pixels, the labels have {shape[0]} x {shape[1]}.",
+            "The report needs the map of the scene that the run was trained on.",
         )
     return dataset
 
@@ -212,7 +212,7 @@ def _read(dataset: Any, path: Path, **options: Any) -> npt.NDArray[Any]:
         values: npt.NDArray[Any] = dataset.read(1, **options)
     except RasterioError as error:
         raise VitreousError(
-            f"{path} is damaged.", "Predict the scene again to write the map anew."
+            f"{path} is damaged.", "Predict the scene again to rewrite the map."
         ) from error
     return values
 

@@ -31,10 +31,10 @@ from vitreous.scenes.cube import good_bands, rgb_bands
 SIDE = 128  # pixels of a crop's picture, at least
 TITLES = {
     "input": "Given",
-    "visible": "Shown to the network",
+    "visible": "Visible input",
     "reconstruction": "Completed",
-    "x2": "Twice as fine",
-    "x4": "Four times as fine",
+    "x2": "2x finer",
+    "x4": "4x finer",
 }
 
 
@@ -73,9 +73,9 @@ def build_report(
     name = plain(config.recipe.get("model", "network"), 200)
     size = f", {quantity(metrics.parameters)} parameters" if metrics.parameters else ""
     words = f"Trained for {duration(metrics.train_seconds)} without labels. "
-    words += f"Its loss is {metrics.train_loss or 0:.3f} on the ground that it learned from"
+    words += f"Loss: {metrics.train_loss or 0:.3f} on training crops"
     if metrics.val_loss is not None:
-        words += f" and {metrics.val_loss:.3f} on ground that {_unseen(metrics.val_seen)}"
+        words += f", {metrics.val_loss:.3f} on held-out crops{_unseen(metrics.val_seen)}"
     words += "."
     curves = (
         [
@@ -87,7 +87,7 @@ def build_report(
         else []
     )
     cards = [
-        tag("div", as_svg(figure, f"curve-{k}", "Learning curve"), class_="card")
+        tag("div", as_svg(figure, f"curve-{k}", "Training curve"), class_="card")
         for k, figure in enumerate(curves)
     ]
     page = document(
@@ -95,14 +95,14 @@ def build_report(
         page_header(
             "Pre-training without labels",
             title,
-            tag("p", "learned from by ", tag("strong", name), size, class_="lead"),
+            tag("p", "learned by ", tag("strong", name), size, class_="lead"),
             scene_facts(scene),
         ),
         [
-            ("numbers", "What was learned", tag("p", words, class_="note")),
-            ("pictures", "Hidden and completed", _pictures(scene, crops)),
-            ("learning", "Learning", tag("div", *cards, class_="curves") if cards else None),
-            ("again", "Run it again", run_again(config, scene, [])),
+            ("numbers", "Result", tag("p", words, class_="note")),
+            ("pictures", "Masked and reconstructed crops", _pictures(scene, crops)),
+            ("learning", "Training", tag("div", *cards, class_="curves") if cards else None),
+            ("again", "Reproduce this run", run_again(config, scene, [])),
         ],
     )
     path = run / "report.html"
@@ -113,8 +113,8 @@ def build_report(
 def _unseen(seen: Number) -> str:
     """Say whether the validation ground was new, given the share of it that the start had learned from."""
     if not seen:
-        return "it was not trained on"
-    return f"this run was not trained on, {seen:.0%} of which the weights that it started from had seen"
+        return ""
+    return f" ({seen:.0%} of that ground was seen by the initial weights)"
 
 
 def _pictures(scene: xr.DataArray, crops: Mapping[str, npt.NDArray[np.float32]]) -> Markup | None:
@@ -131,7 +131,7 @@ def _pictures(scene: xr.DataArray, crops: Mapping[str, npt.NDArray[np.float32]])
             for name, images in crops.items()
         ]
         rows += [tag("h3", f"Crop {number + 1}"), tag("div", *plates, class_="plates")]
-    words = "Crops that were not trained on, where some were set aside. What is hidden is grey."
+    words = "Held-out crops, if any were held out. Masked parts are grey."
     return join(tag("p", words, class_="note"), *rows)
 
 

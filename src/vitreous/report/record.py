@@ -249,8 +249,8 @@ def read_part(kind: type[_T], path: Path) -> _T:
         issue = error.errors()[0]
         where = ".".join(str(part) for part in issue["loc"]) or "its content"
         raise VitreousError(
-            f"{path} is no record of a run: {plain(where, 80)}: {issue['msg']}.",
-            "Train or evaluate the run again to write it anew.",
+            f"{path} is not a valid run record: {plain(where, 80)}: {issue['msg']}.",
+            "Train or evaluate the run again to rewrite it.",
         ) from error
 
 
@@ -266,7 +266,7 @@ def read_log(path: Path) -> Log | None:
     if not path.is_file():
         return None
     if path.stat().st_size > LOG_LIMIT:
-        raise VitreousError(f"{path} is larger than any training log should be.")
+        raise VitreousError(f"{path} is too large for a training log.")
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file, restkey="", restval=""))

@@ -161,9 +161,9 @@ def _check(page: _Page) -> None:
     centres = bands if metrics.wavelengths is None else len(metrics.wavelengths)
     if {bands, metrics.bands, centres} != {bands} or page.degraded.shape != coarse:
         raise VitreousError(
-            f"metrics.json speaks of {metrics.bands} bands, {centres} wavelengths and a {metrics.scale} times coarser "
-            f"input; the cubes have {page.clean.shape} and {page.degraded.shape} values.",
-            "Evaluate the run again to write it anew.",
+            f"metrics.json describes {metrics.bands} bands, {centres} wavelengths and an input {metrics.scale} times "
+            f"coarser; the cubes have the shapes {page.clean.shape} and {page.degraded.shape}.",
+            "Evaluate the run again to rewrite it.",
         )
 
 
@@ -181,8 +181,8 @@ def _document(page: _Page) -> Markup:
             ("spectra", "Spectra", _spectra(page)),
             ("systems", "Systems compared", _systems(page)),
             ("bands", "Bands", _bands(page)),
-            ("learning", "Learning", _learning(page)),
-            ("again", "Run it again", _again(page)),
+            ("learning", "Training", _learning(page)),
+            ("again", "Reproduce this run", _again(page)),
         ],
     )
 
@@ -193,13 +193,13 @@ def _numbers(page: _Page) -> Markup:
         ("Peak signal-to-noise ratio", "dB", _write(test.psnr, "", 2)),
         ("Structural similarity", "SSIM", _write(test.ssim, "", 3)),
         ("Spectral angle", "SAM", _write(test.sam, "°", 2)),
-        ("Relative error", "ERGAS", _write(test.ergas, "", 2)),
+        ("Relative global error", "ERGAS", _write(test.ergas, "", 2)),
     ]
     start = page.metrics.start
-    unseen = "" if start is not None and start.share else " that were not trained on"
+    held_out = "" if start is not None and start.share else "held-out "
     words = (
-        f"On {page.metrics.test_pixels:,} pixels of the scene{unseen}, degraded by {page.words}. PSNR "
-        "and SSIM are means over the bands, each scaled to its range; the spectral angle and ERGAS are of physical values."
+        f"Measured on {page.metrics.test_pixels:,} {held_out}pixels of the scene, degraded by {page.words}. PSNR "
+        "and SSIM are means over the bands, each scaled to its range; the spectral angle and ERGAS use physical values."
     )
     return join(
         _start_banner(start),
@@ -243,11 +243,11 @@ def _pictures(page: _Page) -> Markup:
     unit = UNIT_WORDS.get(str(page.scene.attrs.get("unit")), "values")
     scale = f"black 0, white {most:.3g} {unit}"
     plates = [
-        plate("Reference", "the scene as it was", pictures.rgb_picture(clean, limits)),
+        plate("Reference", "original scene", pictures.rgb_picture(clean, limits)),
         plate("Degraded", page.words, pictures.rgb_picture(degraded, limits)),
-        plate("Restored", f"by {page.trained.name}", pictures.rgb_picture(restored, limits)),
-        plate("Error before", f"mean over the bands; {scale}", _grey(before, most)),
-        plate("Error after", f"mean over the bands; {scale}", _grey(after, most)),
+        plate("Restored", f"output of {page.trained.name}", pictures.rgb_picture(restored, limits)),
+        plate("Error before restoration", f"mean over the bands; {scale}", _grey(before, most)),
+        plate("Error after restoration", f"mean over the bands; {scale}", _grey(after, most)),
     ]
     return tag("div", *plates, class_="plates")
 
@@ -272,7 +272,7 @@ def _spectra(page: _Page) -> Markup | None:
         title = tag("figcaption", f"Pixel at row {row}, column {column} of the test area")
         drawn = as_svg(figure, f"pixel-{number}", f"Spectra of the pixel at {row}, {column}")
         cards.append(tag("figure", title, drawn, class_="card"))
-    words = "Grey: degraded. Dashed: the scene as it was. Blue: restored."
+    words = "Grey: degraded. Dashed: original. Blue: restored."
     return join(tag("p", words, class_="note"), tag("div", *cards, class_="curves"))
 
 
@@ -294,7 +294,7 @@ def _systems(page: _Page) -> Markup | None:
         ]
         for index, system in enumerate(systems)
     ]
-    table = as_table("Systems compared on the same degraded area", head, rows)
+    table = as_table("Restoration quality on the same degraded test area", head, rows)
     return tag("div", table, class_="card scroll")
 
 
@@ -309,7 +309,7 @@ def _bands(page: _Page) -> Markup | None:
         return None
     centres = page.metrics.wavelengths
     figure = figures.bands_figure(lines, None if centres is None else np.array(centres))
-    return tag("div", as_svg(figure, "bands", "PSNR of every band"), class_="card wide")
+    return tag("div", as_svg(figure, "bands", "PSNR per band"), class_="card wide")
 
 
 def _learning(page: _Page) -> Markup | None:
@@ -317,9 +317,9 @@ def _learning(page: _Page) -> Markup | None:
         return None
     return learning(
         [
-            ("psnr", "PSNR over the epochs", figures.psnr_figure(page.log)),
-            ("loss", "Loss over the epochs", figures.loss_figure(page.log)),
-            ("rate", "Learning rate over the epochs", figures.rate_figure(page.log)),
+            ("psnr", "PSNR per epoch", figures.psnr_figure(page.log)),
+            ("loss", "Loss per epoch", figures.loss_figure(page.log)),
+            ("rate", "Learning rate per epoch", figures.rate_figure(page.log)),
         ]
     )
 

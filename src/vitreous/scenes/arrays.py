@@ -221,7 +221,7 @@ def choose_cube(file: ArrayFile, variable: str | None = None) -> ArrayInfo:
         info = _three_axes(find_array(file, variable))
         if not info.numeric or len(info.shape) != 3:
             raise SceneError(
-                f"{file.source}: {info} is no cube of numbers.", _say_variable(_cubes(file))
+                f"{file.source}: {info} is not a numeric cube.", _say_variable(_cubes(file))
             )
         return info
     cubes = _cubes(file)
@@ -231,9 +231,9 @@ def choose_cube(file: ArrayFile, variable: str | None = None) -> ArrayInfo:
         return cubes[0]
     if cubes:
         raise SceneError(f"{file.source} holds {len(cubes)} cubes.", _say_variable(cubes))
-    listed = ", ".join(str(a) for a in file.arrays[:12]) or "nothing that can be read"
+    listed = ", ".join(str(a) for a in file.arrays[:12]) or "no readable arrays"
     raise SceneError(
-        f"{file.source} holds no array with three axes, only {listed}.",
+        f"{file.source} holds no three-dimensional array, only {listed}.",
         "A scene has rows, columns and bands.",
     )
 
@@ -353,7 +353,7 @@ def check_memory(nbytes: int, what: str) -> None:
         limit = 8 * 2**30
     if nbytes > limit:
         raise SceneError(
-            f"{what} needs {nbytes / 2**30:.1f} GiB of memory at once, more than half of this machine's.",
+            f"{what} needs {nbytes / 2**30:.1f} GiB of memory at once, more than half of this machine's memory.",
             "Store it as ENVI, GeoTIFF or Zarr, which are read in windows.",
         )
 
@@ -371,8 +371,8 @@ def parse_crs(wkt: str, source: str) -> Any:
         return CRS.from_wkt(wkt)
     except (CRSError, UnicodeEncodeError) as error:
         raise SceneError(
-            f"{source} has a coordinate system that cannot be understood: {wkt[:80]!r}.",
-            "Correct the WKT text, or leave it out.",
+            f"{source} has a coordinate system that cannot be parsed: {wkt[:80]!r}.",
+            "Correct the WKT, or remove it.",
         ) from error
 
 
@@ -451,7 +451,7 @@ def _choose_labels(file: ArrayFile, variable: str | None) -> ArrayInfo:
     if variable is not None:
         info = find_array(file, variable)
         if info not in images and not (info.numeric and len(info.shape) == 2):
-            raise SceneError(f"{file.source}: {info} is no label image.", _say_variable(images))
+            raise SceneError(f"{file.source}: {info} is not a label image.", _say_variable(images))
         return info
     named = [a for a in images if is_named(a.name, _LABEL_NAMES) or a.base_name.endswith("_gt")]
     if len(images) == 1 or len(named) == 1:
@@ -464,7 +464,7 @@ def _choose_labels(file: ArrayFile, variable: str | None) -> ArrayInfo:
 def _say_variable(arrays: Sequence[ArrayInfo]) -> str:
     if not arrays:
         return "Give another file."
-    return f"Say variable=NAME with one of {', '.join(str(a) for a in arrays[:12])}."
+    return f"Set variable=NAME to one of {', '.join(str(a) for a in arrays[:12])}."
 
 
 def _is_vector(info: ArrayInfo) -> bool:
@@ -513,7 +513,8 @@ def _per_band(
             fitting.append((vector.name, said, values))
         elif info is None or not _of_another(file, vector):
             warnings.warn(
-                f"{file.source}: {vector} does not fit {bands} bands and is left out.", stacklevel=4
+                f"{file.source}: {vector} does not match {bands} bands and is ignored.",
+                stacklevel=4,
             )
     if info is not None:
         fitting += [column for column in _listed(file, info, names) if len(column[2]) == bands]
@@ -527,12 +528,12 @@ def _per_band(
 
 def _say_no_centres(column: Column, source: str) -> bool:
     if not np.any(np.nan_to_num(np.asarray(column[2], dtype=np.float64)) > 0):
-        warnings.warn(f"{source}: {column[0]} holds nothing but zeros.", stacklevel=5)
+        warnings.warn(f"{source}: {column[0]} holds only zeros.", stacklevel=5)
         return True
     if known_unit(column[1]) is not None or not are_band_numbers(column[2]):
         return False
     warnings.warn(
-        f"{source}: {column[0]} only counts the bands; it is not taken for wavelengths.",
+        f"{source}: {column[0]} only counts the bands; it is not used as wavelengths.",
         stacklevel=5,
     )
     return True
@@ -676,8 +677,8 @@ def epsg(code: float) -> Any:
 
 def _say_stale(stated: Any, real: Any, size: tuple[int, int], source: str) -> None:
     warnings.warn(
-        f"{source}: its GeoTransform lies {shift(stated, real, size):.3g} pixels from its x and y coordinates;"
-        " the coordinates are taken.",
+        f"{source}: its GeoTransform lies {shift(stated, real, size):.3g} pixels from its x and y coordinates; the "
+        "coordinates are used.",
         stacklevel=5,
     )
 

@@ -178,8 +178,8 @@ def _question(shape: Sequence[int], candidates: Sequence[int], what: str) -> Sce
         )
     sizes = " x ".join(str(n) for n in shape)
     return SceneError(
-        f"{what}: nothing says which of its axes ({sizes}) holds the bands.",
-        f"Say {' or '.join(answers)}, or give its wavelengths.",
+        f"{what}: it is unclear which of its axes ({sizes}) holds the bands.",
+        f"Set {' or '.join(answers)}, or give its wavelengths.",
     )
 
 
@@ -188,7 +188,7 @@ def _parse_axis_order(axis_order: str) -> Axes:
     letters = "".join(w[0] for w in words) if len(words) > 1 else "".join(words)
     if sorted(letters) != ["b", "x", "y"]:
         raise SceneError(
-            f"The axis order '{axis_order}' makes no sense.",
+            f"The axis order '{axis_order}' is invalid.",
             "Give the stored order of rows (y), columns (x) and bands (b), e.g. axis_order=yxb.",
         )
     return letters.index("b"), letters.index("y"), letters.index("x")

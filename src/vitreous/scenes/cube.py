@@ -269,21 +269,22 @@ def make_labels(
     values = np.asarray(values)
     if values.ndim != 2 or 0 in values.shape:
         raise SceneError(
-            f"{where} has the shape {values.shape}.", "Labels are one image of (rows, columns)."
+            f"{where} has the shape {values.shape}.", "Labels must be one image (rows, columns)."
         )
     if values.dtype.kind == "f":
         values = np.where(np.isfinite(values), values, 0)
         if np.any(values != np.round(values)):
             raise SceneError(
-                f"{where} holds fractions.", "Class labels are whole numbers; 0 means unlabelled."
+                f"{where} holds non-integer values.",
+                "Class labels must be integers; 0 means unlabelled.",
             )
     if values.dtype.kind not in "fiub":
-        raise SceneError(f"{where} holds {values.dtype} values.", "Class labels are whole numbers.")
+        raise SceneError(f"{where} holds {values.dtype} values.", "Class labels must be integers.")
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
         raise SceneError(
             f"{where} holds values from {low} to {high}.",
-            "Class labels go from 0 (unlabelled) to 65535.",
+            "Class labels range from 0 (unlabelled) to 65535.",
         )
     names = (
         list(class_names) if class_names is not None else [f"class {k}" for k in range(1, high + 1)]
@@ -340,7 +341,8 @@ def code_table(codes: Sequence[int]) -> npt.NDArray[Any]:
         if limits.min <= min(every) and max(every) <= limits.max:
             return np.array(every, dtype=kind)
     raise SceneError(
-        f"Class codes from {min(codes)} to {max(codes)} fit into no map.", "Use smaller numbers."
+        f"Class codes from {min(codes)} to {max(codes)} do not fit into a map.",
+        "Use smaller numbers.",
     )
 
 
@@ -523,7 +525,7 @@ def check_shape(shape: Sequence[int], source: str = "") -> tuple[int, int, int]:
         raise SceneError(f"{where} is empty: {bands} bands of {height} x {width} pixels.")
     if bands > MAX_BANDS or max(height, width) > MAX_SIDE:
         raise SceneError(
-            f"{where} claims {bands} bands of {height} x {width} pixels, more than any real scene.",
+            f"{where} claims {bands} bands of {height} x {width} pixels, more than any real scene has.",
             "Its header is probably damaged.",
         )
     return bands, height, width
@@ -555,7 +557,7 @@ def _check_wavelengths(scene: xr.DataArray, where: str) -> xr.DataArray:
     if finite.size == 0 or finite.min() <= 0 or finite.max() > MOST_NM:
         raise SceneError(
             f"{where} has impossible wavelengths.",
-            "They must be positive numbers in nm; wavelengths=... says them.",
+            "They must be positive numbers in nm; set wavelengths=... to override.",
         )
     unused = centres == 0
     if not unused.any():
@@ -564,7 +566,7 @@ def _check_wavelengths(scene: xr.DataArray, where: str) -> xr.DataArray:
     newly = np.flatnonzero(unused & good) + 1
     if newly.size:
         warnings.warn(
-            f"{where} gives the wavelength 0 for bands {', '.join(map(str, newly[:12]))}: taken as not used.",
+            f"{where} gives the wavelength 0 for bands {', '.join(map(str, newly[:12]))}: treated as unused.",
             stacklevel=3,
         )
     return scene.assign_coords(
@@ -583,7 +585,7 @@ def _place(image: xr.DataArray, crs: Any, transform: Any, where: str) -> xr.Data
             image = image.rio.write_crs(crs)
     except (CRSError, ProjError) as error:  # damaged WKT can pass one parser and fail in the other
         raise SceneError(
-            f"{where} has a coordinate system that cannot be understood ({error}).",
+            f"{where} has a coordinate system that cannot be parsed ({error}).",
             "Correct it in the file's header, or remove it.",
         ) from error
     return image if transform is None else image.rio.write_transform(transform)

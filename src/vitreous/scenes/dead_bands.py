@@ -50,8 +50,8 @@ def without_dead_bands(scene: xr.DataArray) -> xr.DataArray:
     words = ", ".join(_band_words(scene, int(band)) for band in dead[:_NAMED])
     more = f" and {dead.size - _NAMED} more" if dead.size > _NAMED else ""
     warnings.warn(
-        f"{scene.attrs.get('source') or 'The scene'}: {dead.size} of {scene.sizes['band']} bands hold no measurement and"
-        f" are left out: {words}{more}.",
+        f"{scene.attrs.get('source') or 'The scene'}: {dead.size} of {scene.sizes['band']} bands hold no data and "
+        f"are excluded: {words}{more}.",
         stacklevel=2,
     )
     good = np.isin(np.arange(scene.sizes["band"]), bands[~suspects])
@@ -82,8 +82,8 @@ def _say_sentinel(stored: npt.NDArray[np.float64], scene: xr.DataArray) -> None:
         share = float((stored == value).all(axis=0).mean())
         if share > 0:
             warnings.warn(
-                f"{scene.attrs.get('source') or 'The scene'}: {share:.0%} of the pixels looked at hold {value:g} in every"
-                f" band, and no nodata value is given; if that means no measurement, say nodata={value:g} (--hints).",
+                f"{scene.attrs.get('source') or 'The scene'}: {share:.0%} of the sampled pixels hold {value:g} in every"
+                f" band, and no no-data value is given; if that means no data, set nodata={value:g} (--hints).",
                 stacklevel=3,
             )
 

@@ -297,7 +297,9 @@ def open_labels(path: Path, *, byte_order: int | None = None) -> LabelImage:
         return geotiff.open_labels(data_path)
     cube = _map_cube(header, data_path, byte_order)
     if cube.shape[0] != 1:
-        raise SceneError(f"{source} has {cube.shape[0]} bands.", "A label image has one band.")
+        raise SceneError(
+            f"{source} has {cube.shape[0]} bands.", "A label image must have one band."
+        )
     names, colors = _classes(header, source)
     nodata = nodata_of(header, source)
     return LabelImage(np.array(cube[0]), nodata, names, colors, *_georeference(header, source))
@@ -348,7 +350,7 @@ def find_pair(path: Path) -> tuple[Path, Path]:
             if candidate in siblings:
                 return siblings[candidate], path
         raise SceneError(
-            f"{path} has no ENVI header.", f"Put {path.name}.hdr or {path.stem}.hdr beside it."
+            f"{path} has no ENVI header.", f"Put {path.name}.hdr or {path.stem}.hdr next to it."
         )
     stem = name.removesuffix(".hdr")
     if stem in siblings:
@@ -360,7 +362,7 @@ def find_pair(path: Path) -> tuple[Path, Path]:
     if not found:
         raise SceneError(
             f"{path} is a header without data.",
-            f"Put its data file beside it, e.g. {path.stem} or {path.stem}.dat.",
+            f"Put its data file next to it, e.g. {path.stem} or {path.stem}.dat.",
         )
     if len(found) > 1:
         raise SceneError(
@@ -405,7 +407,7 @@ def read_header(path: Path) -> Header:
     lines = iter(text.splitlines())
     if next(lines, "").strip().upper() != "ENVI":
         raise SceneError(
-            f"{path} is no ENVI header: its first line is not 'ENVI'.",
+            f"{path} is not an ENVI header: its first line is not 'ENVI'.",
             "Other formats also use .hdr; check what wrote this file.",
         )
     header: Header = {}
@@ -441,7 +443,7 @@ def _entries(lines: list[str], path: Path, stray: list[str]) -> Iterator[tuple[s
         last = _end_of_list(value, lines, at)
         if last is None:
             raise SceneError(
-                f"{path} opens a brace at '{key}' that never closes.",
+                f"{path} has an unclosed brace at '{key}'.",
                 "The header is truncated; restore it or add the missing '}'.",
             )
         text = " ".join([value, *(part.strip() for part in lines[at:last])])
@@ -471,13 +473,13 @@ def _say_skipped(header: Header, stray: list[str], path: Path) -> None:
     if stray:
         shown = stray[0] if len(stray[0]) <= 40 else f"{stray[0][:40]} ..."
         warnings.warn(
-            f"{path}: {len(stray)} lines belong to no key and are skipped, the first is '{shown}'.",
+            f"{path}: {len(stray)} lines do not belong to a key and are skipped, starting with '{shown}'.",
             stacklevel=4,
         )
     for key in header.keys() - _KEYS:
         near = difflib.get_close_matches(key, _KEYS - header.keys(), n=1, cutoff=0.88)
         if near:
-            warnings.warn(f"{path}: the key '{key}' is not known; is it '{near[0]}'?", stacklevel=4)
+            warnings.warn(f"{path}: unknown key '{key}'; did you mean '{near[0]}'?", stacklevel=4)
 
 
 def _map_cube(header: Header, data_path: Path, byte_order: int | None) -> npt.NDArray[Any]:
@@ -516,9 +518,7 @@ def _layout(header: Header, source: str, byte_order: int | None) -> _Layout:
         )
     code = _required(header, "data type", source)
     if code not in _TYPES:
-        reason = (
-            "complex numbers are no spectra" if code in {6, 9} else "no such ENVI type is known"
-        )
+        reason = "complex numbers are not spectra" if code in {6, 9} else "unknown ENVI data type"
         raise SceneError(
             f"{source} has data type {code}: {reason}.", f"Known types are {sorted(_TYPES)}."
         )
@@ -548,7 +548,7 @@ def _refuse_unsupported(header: Header, source: str) -> None:
     if kind not in {"envi standard", "envi classification", "envi", ""}:
         raise SceneError(
             f"{source} has the file type '{header['file type']}' in its header.",
-            "Only flat binary images are read through an ENVI header; open the file itself.",
+            "Only flat binary images are supported through an ENVI header; open the file itself.",
         )
     if header.get("file compression", "0") not in {"", "0"}:
         raise SceneError(
@@ -584,7 +584,7 @@ def _number(header: Header, key: str, kind: Callable[[str], T], source: str) -> 
         return kind(text)
     except ValueError as error:
         raise SceneError(
-            f"{source} has '{key} = {text[:40]}' in its header, which is no number.",
+            f"{source} has '{key} = {text[:40]}' in its header, which is not a number.",
             "Correct the header.",
         ) from error
 
@@ -632,7 +632,7 @@ def _numbers(header: Header, key: str, source: str) -> npt.NDArray[np.float64] |
         if divided_otherwise is not None:
             return np.array(divided_otherwise)
         raise SceneError(
-            f"{source} has something else than numbers in '{key}' of its header ({error}).",
+            f"{source} has non-numeric values in '{key}' of its header ({error}).",
             "Correct the header.",
         ) from error
 
@@ -667,7 +667,7 @@ def _spectral(
     except SceneError as error:
         if unit is not None:
             raise
-        warnings.warn(f"{source}: {error} The wavelength list is left out.", stacklevel=4)
+        warnings.warn(f"{source}: {error} The wavelengths are ignored.", stacklevel=4)
         return Spectral(None, None)
 
 
@@ -751,9 +751,7 @@ def _georeference(header: Header, source: str) -> tuple[Any, Any]:
             transform = _transform(fields)
             crs = _crs_of_map_info(fields)
         except (ValueError, IndexError):
-            warnings.warn(
-                f"{source} has a map info that makes no sense; it is ignored.", stacklevel=2
-            )
+            warnings.warn(f"{source} has an invalid map info; it is ignored.", stacklevel=2)
     stated = _crs_of_wkt(header.get("coordinate system string", ""), source)
     return stated if stated is not None else crs, transform
 
@@ -828,7 +826,7 @@ def _stored_type(dtype: np.dtype[Any], where: str) -> np.dtype[Any]:
     kind = _WIDENED.get(kind, kind)
     if kind not in _CODES:
         raise SceneError(
-            f"{where}: ENVI has no type for {dtype} values.", "Convert them, e.g. to float32."
+            f"{where}: ENVI does not support {dtype} values.", "Convert them, e.g. to float32."
         )
     return np.dtype(kind).newbyteorder("<")
 

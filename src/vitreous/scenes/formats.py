@@ -87,7 +87,7 @@ _REFUSED = (  # first bytes, what it is, what to do
     (b"EHFA_HEADER_TAG", "an ERDAS Imagine file", "Convert it to GeoTIFF."),
 )
 _KNOWN = (
-    "Known kinds: ENVI (.hdr with its data), GeoTIFF, MATLAB .mat, EMIT and other NetCDF-4/HDF5,"
+    "Supported formats: ENVI (.hdr with its data), GeoTIFF, MATLAB .mat, EMIT and other NetCDF-4/HDF5,"
     " .npy and .npz, PNG, JPEG, Zarr folders; products by their folders (docs/scenes.md); patterns such as B0[2-8].tif."
 )
 
@@ -121,10 +121,10 @@ def open_scene(path: str | Path | Sequence[str | Path], **hints: Any) -> xr.Data
         own["wavelength_unit"] = common["wavelength_unit"]
     elif "wavelength_unit" in common and "wavelengths" not in common:
         raise SceneError(
-            f"wavelength_unit alone means nothing for {file.name}.", "Pass wavelengths= as well."
+            f"wavelength_unit alone has no effect for {file.name}.", "Pass wavelengths= as well."
         )
     if "mask_values" in common and "mask" not in common:
-        raise SceneError("mask_values alone means nothing.", "Pass mask= as well.")
+        raise SceneError("mask_values alone has no effect.", "Pass mask= as well.")
     known = _known_facts(common, file)
     try:
         scene: xr.DataArray = call_reader(reader.open, file, own, known, extra=COMMON_HINTS)
@@ -168,7 +168,8 @@ def local_path(path: str | os.PathLike[str]) -> Path:
     text = os.fspath(path)
     if text.startswith("/vsi") or re.match(r"[A-Za-z][A-Za-z0-9+._-]+:/", text) or "\0" in text:
         raise SceneError(
-            f"{text!r} is no local file.", "Fetch or unpack it first; only local files are read."
+            f"{text!r} is not a local file.",
+            "Download or unpack it first; only local files are supported.",
         )
     file = Path(text).expanduser()
     name = shortened(str(file), LONGEST_NAME)
@@ -184,7 +185,7 @@ def local_path(path: str | os.PathLike[str]) -> Path:
         if not file.is_file():
             raise SceneError(f"{name} is neither a file nor a folder.")
         if file.stat().st_size == 0:
-            raise SceneError(f"{name} is empty.", "Fetch it again.")
+            raise SceneError(f"{name} is empty.", "Download it again.")
     except OSError as error:
         raise SceneError(f"{name} cannot be read: {error.strerror}.") from error
     return file
@@ -232,7 +233,7 @@ def call_reader(
         if name not in known:
             kind = function.__module__.rpartition(".")[2]
             raise SceneError(
-                f"Unknown hint '{name}' for a file of kind {kind}.",
+                f"Unknown reader option '{name}' for {kind} files.",
                 did_you_mean(name, {*known, *extra}),
             )
     try:
@@ -291,7 +292,7 @@ def _reader_of_file(file: Path) -> str:
         return found
     if file.suffix.lower() in envi.DATA_SUFFIXES:
         return "envi"  # its complaint about the missing header is the right one
-    raise SceneError(f"{file} is of no known kind.", _KNOWN)
+    raise SceneError(f"{file} has an unknown format.", _KNOWN)
 
 
 def _known_facts(hints: Mapping[str, Any], file: Path) -> dict[str, Any]:
@@ -345,9 +346,7 @@ def _spectral_hints(hints: Mapping[str, Any], file: Path) -> dict[str, Any]:
         return {}
     numbers_given = np.array([*(centres or ()), *(widths or ())])
     if not np.all(np.isfinite(numbers_given) & (numbers_given >= 0)) or not numbers_given.any():
-        raise SceneError(
-            "There are impossible wavelengths in the hint.", "They must be positive numbers."
-        )
+        raise SceneError("The given wavelengths are invalid.", "They must be positive numbers.")
     found = spectral(
         centres, widths, unit or stated, "The hint wavelengths", certain=unit is not None
     )
@@ -374,7 +373,7 @@ def _list_hint(name: str, given: Any) -> list[float]:
         return [float(value) for value in given]
     except (TypeError, ValueError) as error:
         raise SceneError(
-            f"{name} is no list of numbers.", "Give one number per band, or a CSV file."
+            f"{name} is not a list of numbers.", "Give one number per band, or a CSV file."
         ) from error
 
 
@@ -425,7 +424,7 @@ def read_table(path: Path, wanted: str) -> BandTable:
     if not (len(named) == 1 or len(head) == 1) or (wanted == "fwhm" and len(spans) != 1):
         raise SceneError(
             f"{path} has no single column of wavelengths.",
-            "Name one column 'wavelength', or keep only one.",
+            "Name one column 'wavelength', or keep a single column.",
         )
     column, body = (named or [0])[0], rows[1:] if named else rows
 
@@ -475,10 +474,10 @@ def _band_indices(scene: xr.DataArray, given: Any) -> npt.NDArray[np.int64]:
                 )
             index += range(first - 1, last)
         else:
-            advice = did_you_mean(word, names) if names else "Write numbers from 1 on: 1-10,15."
+            advice = did_you_mean(word, names) if names else "Write numbers from 1, e.g. 1-10,15."
             raise SceneError(f"The scene has no band '{word}'.", advice)
     if len(set(index)) < len(index):
-        raise SceneError(f"bands={given} names a band twice.", "Name each once.")
+        raise SceneError(f"bands={given} lists a band twice.", "List each band once.")
     return np.array(index, dtype=np.int64)
 
 
@@ -502,7 +501,7 @@ def find_writer(path: str | Path) -> ModuleType:
     suffix = Path(path).suffix.lower()
     if suffix not in WRITERS:
         raise SceneError(
-            f"{path} does not end like a scene that can be written.", f"Use one of {list(WRITERS)}."
+            f"{path} does not have the suffix of a writable format.", f"Use one of {list(WRITERS)}."
         )
     return importlib.import_module(f"vitreous.scenes.{WRITERS[suffix]}")
 

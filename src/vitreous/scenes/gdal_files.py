@@ -49,7 +49,7 @@ def open_raster(path: Path, driver: str, page: int | None = None) -> Iterator[An
             except (RasterioError, CRSError, UnicodeDecodeError) as error:
                 raise SceneError(
                     f"{path} has metadata that cannot be read: {error}.",
-                    "The file is damaged; fetch it again.",
+                    "The file is damaged; download it again.",
                 ) from error
 
 
@@ -117,7 +117,7 @@ class RasterReader:
             except rasterio.errors.RasterioError as error:
                 raise SceneError(
                     f"{self.path} cannot be decoded at rows {rows.start}-{rows.stop}.",
-                    "The file is truncated or damaged; fetch it again.",
+                    "The file is truncated or damaged; download it again.",
                 ) from error
         return values[:, :: rows.step, :: columns.step]
 
@@ -175,7 +175,7 @@ def _open(path: Path, driver: str, page: int | None = None) -> Any:
     except (RasterioError, UnicodeDecodeError, ValueError) as error:
         raise SceneError(
             f"{path} cannot be read as {driver}: {error}.",
-            "The file is damaged or of another kind than its name says.",
+            "The file is damaged or not of the type its name suggests.",
         ) from error
     _check_blocks(dataset, path)
     return dataset

@@ -129,15 +129,18 @@ def open_labels(path: Path, *, page: int | None = None) -> LabelImage:
         pages = len(dataset.subdatasets)
         if page is None and pages > 1:
             raise SceneError(
-                f"{source} holds {pages} images.", f"Say which has the labels: page=1 to {pages}."
+                f"{source} holds {pages} images.",
+                f"Choose the one with the labels: page=1 to {pages}.",
             )
         alpha = alpha_band(dataset, source) if dataset.count == 2 else None
         if dataset.count - (alpha is not None) != 1:
-            raise SceneError(f"{source} has {dataset.count} bands.", "A label image has one band.")
+            raise SceneError(
+                f"{source} has {dataset.count} bands.", "A label image must have one band."
+            )
         if dataset.width * dataset.height > LABEL_PIXELS_LIMIT:
             raise SceneError(
-                f"{source} has {dataset.height} x {dataset.width} pixels, too many for labels in memory.",
-                "Cut it to the area that has labels.",
+                f"{source} has {dataset.height} x {dataset.width} pixels, too many to hold labels in memory.",
+                "Crop it to the labelled area.",
             )
         crs, transform = known_grid(dataset)
         names = _stored_class_names(dataset) or read_category_names(path)
@@ -169,7 +172,7 @@ def write(scene: xr.DataArray, path: str | Path) -> None:
     dtype = np.dtype("u1") if scene.dtype == bool else scene.dtype
     if dtype.kind not in "uif" or dtype == np.float16:
         raise SceneError(
-            f"{path}: TIFF has no type for {dtype} values.", "Convert them, e.g. to float32."
+            f"{path}: TIFF does not support {dtype} values.", "Convert them, e.g. to float32."
         )
     nodata = scene.attrs.get("nodata")
     if nodata is not None and not _holds(dtype, nodata):
@@ -400,7 +403,7 @@ def _of_header(
     except SceneError as error:
         if unit is not None:
             raise
-        warnings.warn(f"{error} It is left out.", stacklevel=5)
+        warnings.warn(f"{error} It is ignored.", stacklevel=5)
         return {}
     return {name: found[name] for name in wanted if name not in known}
 
@@ -462,7 +465,7 @@ def _spectral_tags(
             if unit is not None:
                 raise
             warnings.warn(
-                f"{source} has unusable wavelength tags ({error}); they are left out.", stacklevel=4
+                f"{source} has unusable wavelength tags ({error}); they are ignored.", stacklevel=4
             )
     flags = [tag.get("bbl", ("", ""))[0] for tag in tags]
     if all(flags) and "good_band" not in known:
@@ -500,7 +503,7 @@ def _column(
         return [float(tag[key][0]) for tag in tags], units.pop() if len(units) == 1 else None
     except ValueError as error:
         warnings.warn(
-            f"{source} has unusable {key} tags ({error}); they are left out.", stacklevel=5
+            f"{source} has unusable {key} tags ({error}); they are ignored.", stacklevel=5
         )
         return None
 

@@ -41,7 +41,7 @@ def opened(path: Path) -> Iterator[Any]:
     except Exception as error:  # h5py raises a dozen kinds for damaged bytes
         raise SceneError(
             f"{path.name} cannot be read as HDF5: {str(error)[:200]}.",
-            "The file is damaged, truncated or of another kind; NetCDF-3 files must be converted to NetCDF-4 first.",
+            "The file is damaged, truncated or not HDF5; convert NetCDF-3 files to NetCDF-4 first.",
         ) from error
 
 
@@ -95,7 +95,7 @@ class Hdf5File:
         """Return what is known about one dataset."""
         note = ""
         if dataset.shape is None or dataset.dtype.kind not in "iufb":
-            note = "no plain numbers"
+            note = "non-numeric values"
         elif dataset.is_virtual or dataset.external:
             note = "kept in other files, which is not allowed"
         attributes = _attributes(dataset)
@@ -122,7 +122,7 @@ def _datasets(group: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[st
 
     if len(group) > MAX_ARRAYS:
         raise SceneError(
-            f"The group '{prefix or '/'}' has {len(group)} members, more than any scene."
+            f"The group '{prefix or '/'}' has {len(group)} members, too many for a scene."
         )
     for key in group:
         if not isinstance(group.get(key, getlink=True), h5py.HardLink):

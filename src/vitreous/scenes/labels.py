@@ -90,7 +90,7 @@ def open_labels(
         return _of_features(file, like, attribute, unlabelled, names, hints)
     if attribute is not None:
         raise SceneError(
-            f"{file} is an image and has no attributes.", "Leave out attribute (--label-attribute)."
+            f"{file} is an image and has no attributes.", "Omit attribute (--label-attribute)."
         )
     reader = find_reader(file)
     if not hasattr(reader, "open_labels"):
@@ -143,8 +143,8 @@ def with_common_classes(
         own, other = tables[0][code][0], tables[1][code][0]
         if own != other:
             raise SceneError(
-                f"Training and test labels name class {code} differently: '{own}' and '{other}'.",
-                "Give both files the same classes (--label-hints class_names=... says their order).",
+                f"Training and test labels have different names for class {code}: '{own}' and '{other}'.",
+                "Give both files the same classes (set their order with --label-hints class_names=...).",
             )
     # The longer list's colours win: palettes are drawn by position.
     few, many = sorted(tables, key=len)
@@ -221,10 +221,10 @@ def _whole_numbers(
     values = np.asarray(values)
     if values.ndim != 2 or 0 in values.shape:
         raise SceneError(
-            f"{source} has the shape {values.shape}.", "Labels are one image of (rows, columns)."
+            f"{source} has the shape {values.shape}.", "Labels must be one image (rows, columns)."
         )
     if values.dtype.kind not in "fiub":
-        raise SceneError(f"{source} holds {values.dtype} values.", "Class codes are whole numbers.")
+        raise SceneError(f"{source} holds {values.dtype} values.", "Class codes must be integers.")
     # Infinite and the largest numbers of a type mark missing values in floating-point files, as NaN does.
     finite = (
         np.abs(values) < HUGE if values.dtype.kind == "f" else np.ones(values.shape, dtype=bool)
@@ -232,7 +232,8 @@ def _whole_numbers(
     known = np.where(finite, values, 0)
     if values.dtype.kind == "f" and np.any(known != np.round(known)):
         raise SceneError(
-            f"{source} holds fractions.", "Class codes are whole numbers; 0 means unlabelled."
+            f"{source} holds non-integer values.",
+            "Class codes must be integers; 0 means unlabelled.",
         )
     return np.clip(known, -(2**62), 2**62).astype(np.int64), finite
 
@@ -259,11 +260,11 @@ def _say_zero(
     count = int((labelled & (values == 0)).sum())
     if taken and count:
         why = (
-            f"it has the name '{names[0]}'" if 0 in names else f"the nodata value is {stated[0]:g}"
+            f"it has the name '{names[0]}'" if 0 in names else f"the no-data value is {stated[0]:g}"
         )
         warnings.warn(
-            f"{source}: 0 ({count:,} pixels) is taken as a class, because {why}; if it means unlabelled, say"
-            " zero_class=false (--label-hints).",
+            f"{source}: 0 ({count:,} pixels) is treated as a class, because {why}; if it means unlabelled, set "
+            "zero_class=false (--label-hints).",
             stacklevel=4,
         )
 
@@ -285,8 +286,8 @@ def _without_sentinels(
     zeros = int(((values == 0) & ~labelled).sum())
     also = f"; so are {zeros:,} with 0, unless zero_class=true is given" if zeros else ""
     warnings.warn(
-        f"{source}: {int(out.sum()):,} pixels with {shown} are taken as unlabelled{also}; if that is a class, say"
-        " nodata=none (--label-hints).",
+        f"{source}: {int(out.sum()):,} pixels with {shown} are treated as unlabelled{also}; if that is a class, set "
+        "nodata=none (--label-hints).",
         stacklevel=4,
     )
     return labelled & ~out
@@ -303,7 +304,7 @@ def _fit(coded: _Coded, like: xr.DataArray) -> _Coded:
         raise SceneError(
             f"{coded.source} has {own.size[0]} x {own.size[1]} pixels (rows x columns),"
             f" but {of_scene} has {wanted.size[0]} x {wanted.size[1]}.",
-            "Rows and columns seem to be exchanged: transpose one of them."
+            "Rows and columns seem to be swapped: transpose one of them."
             if turned
             else "Labels need one value per pixel of the scene, or both need a georeference.",
         )
@@ -312,10 +313,11 @@ def _fit(coded: _Coded, like: xr.DataArray) -> _Coded:
     if before and not labelled.any():
         raise SceneError(
             f"{coded.source} ({own}) and {of_scene} ({wanted}) do not overlap where there are labels.",
-            "Check that both show the same place.",
+            "Check that both cover the same area.",
         )
     warnings.warn(
-        f"{coded.source} lies on another grid ({own}) than {of_scene} ({wanted}): resampled to it, nearest pixel;"
+        f"{coded.source} is on a different grid ({own}) than {of_scene} ({wanted}): resampled to it (nearest "
+        "neighbour);"
         f" {before:,} labelled pixels became {int(labelled.sum()):,}.",
         stacklevel=3,
     )
@@ -345,17 +347,17 @@ def _check_codes(codes: npt.NDArray[np.int64], coded: _Coded) -> None:
     if codes.size > MOST_CLASSES:
         raise SceneError(
             f"{coded.source} holds {codes.size:,} different values from {codes[0]} to {codes[-1]}.",
-            f"That is a measurement; a label image has at most {MOST_CLASSES} classes.",
+            f"This looks like measurements; a label image has at most {MOST_CLASSES} classes.",
         )
     if codes.size and (codes[-1] > _CODE_LIMIT or codes[0] < -_CODE_LIMIT):
         raise SceneError(
             f"{coded.source} holds values from {codes[0]} to {codes[-1]}.",
-            f"Class codes go up to {_CODE_LIMIT}; say nodata=VALUE if one means unlabelled.",
+            f"Class codes go up to {_CODE_LIMIT}; set nodata=VALUE if one means unlabelled.",
         )
     if coded.asked and codes.size == 1 and (coded.values[~coded.labelled] == 0).any():
         warnings.warn(
-            f"{coded.source} has a single class ({codes[0]}), because 0 means unlabelled; if 0 is a class too, say"
-            " zero_class=true (--label-hints).",
+            f"{coded.source} has a single class ({codes[0]}), because 0 means unlabelled; if 0 is a class too, set "
+            "zero_class=true (--label-hints).",
             stacklevel=4,
         )
 
@@ -391,7 +393,7 @@ def _colors_of(codes: list[int], table: Mapping[int, str]) -> list[str] | None:
 def _parse_flag(value: Any) -> bool | None:
     flags = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
     if value is not None and str(value).lower() not in flags:
-        raise SceneError(f"zero_class is '{value}'.", "It is true or false.")
+        raise SceneError(f"zero_class is '{value}'.", "Use true or false.")
     return None if value is None else flags[str(value).lower()]
 
 
@@ -413,7 +415,7 @@ def _of_features(
 ) -> xr.DataArray:
     if like is None:
         raise SceneError(
-            f"{file} holds features, not pixels.", "Pass like=scene to rasterise them on its grid."
+            f"{file} holds features, not pixels.", "Pass like=scene to rasterize them on its grid."
         )
     if georeference(like)[1] is None:
         raise SceneError(

@@ -88,9 +88,13 @@ def with_mask(scene: xr.DataArray, mask: Any, values: Any, near: Path) -> xr.Dat
     driver = "JP2OpenJPEG" if path.suffix.lower() == ".jp2" else "GTiff"
     with open_raster(path, driver) as dataset:
         if dataset.count != 1 and not _UDM.fullmatch(path.name):
-            raise SceneError(f"The mask {path} has {dataset.count} bands.", "A mask has one.")
+            raise SceneError(
+                f"The mask {path} has {dataset.count} bands.", "A mask must have one band."
+            )
         if np.dtype(dataset.dtypes[0]).kind not in "iu":
-            raise SceneError(f"The mask {path} holds fractions.", "A mask holds whole numbers.")
+            raise SceneError(
+                f"The mask {path} holds non-integer values.", "A mask must hold integers."
+            )
         own = Grid((dataset.height, dataset.width), *known_grid(dataset))
     wanted = Grid.of(scene)
     placed = own.transform is not None and wanted.transform is not None
@@ -121,7 +125,7 @@ def _rule(path: Path, values: Any) -> dict[str, Any]:
             return {"hidden": tuple(int(word) for word in words)}
         except ValueError as error:
             raise SceneError(
-                f"mask_values is '{values}'.", "Give whole numbers, e.g. mask_values=8,9,10."
+                f"mask_values is '{values}'.", "Give integers, e.g. mask_values=8,9,10."
             ) from error
     if _SCL.fullmatch(path.name):
         return {"hidden": SCL_HIDDEN}
@@ -130,8 +134,9 @@ def _rule(path: Path, values: Any) -> dict[str, Any]:
     if _UDM.fullmatch(path.name):
         return {"hidden": (0,)}
     raise SceneError(
-        f"{path} is neither Sentinel-2's SCL, Landsat's QA_PIXEL nor Planet's UDM2: nothing says which of its values hide a pixel.",
-        "Say them: mask_values=0 where 0 hides pixels, mask_values=1 where 1 does.",
+        f"{path} is neither Sentinel-2 SCL, Landsat QA_PIXEL nor Planet UDM2: it is unknown which of its values mask a"
+        " pixel.",
+        "Set mask_values, e.g. mask_values=0 if 0 masks a pixel.",
     )
 
 

@@ -227,7 +227,7 @@ class Matlab5File:
             or values.shape != info.shape
             or values.dtype.kind not in "iufb"
         ):
-            raise SceneError(f"{self.source}: the variable '{name}' is not what its head says.")
+            raise SceneError(f"{self.source}: the variable '{name}' does not match its header.")
         return values.astype(info.dtype, copy=False)
 
     def _element_as_file(self, name: str) -> bytes:
@@ -290,7 +290,7 @@ def _fold(file: ArrayFile, variable: str | None, shape: tuple[int, int] | None) 
     ]
     if not matrices:
         raise SceneError(
-            f"{file.source} holds no matrix of {rows} x {columns} = {rows * columns} pixels.",
+            f"{file.source} does not hold a matrix of {rows} x {columns} = {rows * columns} pixels.",
             "Give the scene's size as shape=ROWS,COLUMNS.",
         )
     matrix = max(
@@ -308,7 +308,7 @@ def _parse_shape(shape: Sequence[int] | str | None) -> tuple[int, int] | None:
         )
     except (TypeError, ValueError) as error:
         raise SceneError(
-            f"The shape '{shape}' makes no sense.", "Give it as shape=ROWS,COLUMNS."
+            f"The shape '{shape}' is invalid.", "Give it as shape=ROWS,COLUMNS."
         ) from error
     return rows, columns
 
@@ -334,21 +334,21 @@ def _scan(path: Path) -> Iterator[tuple[ArrayInfo, int, int]]:
             kind, count = struct.unpack(f"{order}II", head) if len(head) == 8 else (0, 0)
             if kind not in {_COMPRESSED, _MATRIX} or position + 8 + count > size:
                 raise SceneError(
-                    f"{path.name} breaks off at byte {position} of {size}: an element of {count} bytes does not fit.",
+                    f"{path.name} is truncated at byte {position} of {size}: an element of {count} bytes does not fit.",
                     "The file is truncated or damaged.",
                 )
             info = _describe(_prefix(file, kind, count, path), order, kind, count, path)
             yield info, position, 8 + count
             position += 8 + count
             file.seek(position)
-    raise SceneError(f"{path.name} has more than {MAX_ARRAYS} variables.", "This is no scene.")
+    raise SceneError(f"{path.name} has more than {MAX_ARRAYS} variables.", "This is not a scene.")
 
 
 def _byte_order(header: bytes, path: Path) -> str:
     order = {b"IM": "<", b"MI": ">"}.get(header[126:128])
     if len(header) < _HEADER or order is None:
         raise SceneError(
-            f"{path.name} is no MAT file of version 5, 7 or 7.3.",
+            f"{path.name} is not a MAT file of version 5, 7 or 7.3.",
             "Save it in MATLAB with save(..., '-v7') or '-v7.3'.",
         )
     return order
@@ -370,7 +370,7 @@ def _prefix(file: BinaryIO, kind: int, count: int, path: Path) -> bytes:
 def _describe(content: bytes, order: str, kind: int, count: int, path: Path) -> ArrayInfo:
     """Return what one matrix element holds, its sizes checked against each other."""
     damaged = SceneError(
-        f"{path.name} has a variable whose head makes no sense.", "The file is damaged."
+        f"{path.name} has a variable with an invalid header.", "The file is damaged."
     )
     try:
         flags, at = _element(content, 0, order)
@@ -394,8 +394,8 @@ def _describe(content: bytes, order: str, kind: int, count: int, path: Path) -> 
     limit = count - start if kind == _MATRIX else DEFLATE_RATIO * (count + 1)
     if info.nbytes != nbytes or nbytes > limit:
         raise SceneError(
-            f"{path.name}: {info} needs {info.nbytes} bytes, but {nbytes} are announced and at most "
-            f"{limit} can be there.",
+            f"{path.name}: {info} needs {info.nbytes} bytes, but {nbytes} are declared and at most "
+            f"{limit} are possible.",
             "The file is damaged.",
         )
     return info
@@ -417,6 +417,6 @@ def _element(content: bytes, at: int, order: str) -> tuple[bytes, int]:
     """Return the data of the element at ``at`` and where the next one begins."""
     _, nbytes, start = _tag(content, at, order)
     if start + nbytes > len(content):
-        raise IndexError("the element does not end within the head")
+        raise IndexError("the element does not end within the header")
     end = at + 8 if start == at + 4 else start + (nbytes + 7) // 8 * 8
     return content[start : start + nbytes], end

@@ -193,7 +193,7 @@ class NpzFile:
         with self._opened() as archive:
             members = [m for m in archive.infolist() if m.filename.endswith(".npy")]
             if len(members) > MAX_ARRAYS:
-                raise SceneError(f"{self.source} has {len(members)} members, more than any scene.")
+                raise SceneError(f"{self.source} has {len(members)} members, too many for a scene.")
             return [self._describe(archive, member) for member in members]
 
     def read(self, name: str, key: Key | None = None) -> npt.NDArray[Any]:
@@ -269,8 +269,8 @@ def _read_header(file: IO[bytes], name: str, source: str) -> ArrayInfo:
         raise
     except Exception as error:  # numpy's parser raises many kinds for damaged bytes
         raise SceneError(
-            f"{source} is no NPY file, or its header is damaged: {str(error)[:200]}.",
-            "Write it again with numpy.save or numpy.savez.",
+            f"{source} is not an NPY file, or its header is damaged: {str(error)[:200]}.",
+            "Save it again with numpy.save or numpy.savez.",
         ) from error
     if any(n < 0 for n in shape):
         raise SceneError(f"{source}: {name} has the shape {shape}.", "The header is damaged.")

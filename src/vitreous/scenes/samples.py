@@ -102,7 +102,7 @@ def _tensorly_arrays(facts: dict[str, Any]) -> tuple[npt.NDArray[np.uint16], npt
         or not np.array_equal(values, cube)
     ):
         raise SceneError(
-            f"The installed tensorly has another scene than '{facts['name']}' as of version 0.9.",
+            f"The installed tensorly has a different version of the scene '{facts['name']}'.",
             "Install it with: pip install 'tensorly>=0.9,<0.11'",
         )
     return values, truth

@@ -172,8 +172,8 @@ def find_bands(path: Path) -> dict[str, list[Path]]:
         match = _BAND_FILE.fullmatch(path.name)
         if match is None:
             raise SceneError(
-                f"{path} is no band of a Sentinel-2 product.",
-                "Their names end in _B02.jp2, _B8A_20m.jp2 ...",
+                f"{path} is not a band of a Sentinel-2 product.",
+                "Band files end in _B02.jp2, _B8A_20m.jp2 and so on.",
             )
         tile = match["tile"].lower()
         # Level-2A keeps each resolution in a folder of its own.
@@ -187,7 +187,7 @@ def find_bands(path: Path) -> dict[str, list[Path]]:
     if not tiles:
         raise SceneError(
             f"{path} holds no Sentinel-2 bands.",
-            "Their names end in _B02.jp2, _B8A_20m.jp2 and so on.",
+            "Band files end in _B02.jp2, _B8A_20m.jp2 and so on.",
         )
     if len(tiles) > 1:
         raise SceneError(
@@ -263,7 +263,8 @@ def _inspect(path: Path, name: str) -> tuple[_File, Any, Any]:
         crs, transform = known_grid(dataset)
         if dataset.count != 1:
             raise SceneError(
-                f"{path} has {dataset.count} bands.", "A band file holds one; is it a preview?"
+                f"{path} has {dataset.count} bands.",
+                "A band file holds one band; this may be a preview.",
             )
         size = BANDS[name].resolution if transform is None else abs(transform.a)
         return _File(path, round(size), dataset.height, dataset.width), crs, transform
@@ -288,12 +289,13 @@ def _common_grid(chosen: Sequence[tuple[_File, Any, Any]], resolution: int) -> _
         covered = file.height * file.resolution, file.width * file.resolution
         if other_crs != crs or not same_corner or covered != extent:
             raise SceneError(
-                f"{file.path} covers another area than {first.path}.",
+                f"{file.path} does not cover the same area as {first.path}.",
                 "Its product is damaged or mixed.",
             )
     if extent[0] % resolution or extent[1] % resolution:
         raise SceneError(
-            f"{first.path} is no multiple of {resolution} m wide.", "Use a finer resolution."
+            f"The width of {first.path} is not a multiple of {resolution} m.",
+            "Use a finer resolution.",
         )
     height, width = extent[0] // resolution, extent[1] // resolution
     shape = check_shape((len(chosen), height, width), str(first.path))
@@ -364,8 +366,8 @@ def _bands_of(path: Path, said: _Metadata | None, names: Sequence[str]) -> dict[
     centres = said.centres if said else {}
     if unit not in _BANDS_OF and not set(names) <= centres.keys():
         warnings.warn(
-            f"{path} does not say {'its band centres' if unit else 'which Sentinel-2 measured it'}; those of Sentinel-2A"
-            " are taken, which differ by a few nm, in B12 by up to 17 nm.",
+            f"{path} does not say {'its band centres' if unit else 'which Sentinel-2 measured it'}; those of "
+            "Sentinel-2A are assumed, which differ by a few nm (up to 17 nm in B12).",
             stacklevel=3,
         )
     return {
@@ -383,8 +385,8 @@ def _offset_of(path: Path, band_file: Path) -> int:
     sensed = _SENSED.search(band_file.name)
     if sensed is None:
         warnings.warn(
-            f"{path} does not say when it was processed; counts are taken without offset."
-            " Pass offset=-1000 for products since January 2022.",
+            f"{path} does not give its processing date; counts are read without offset. Set offset=-1000 for "
+            "products since January 2022.",
             stacklevel=3,
         )
         return 0
@@ -397,8 +399,7 @@ def _offset_of(path: Path, band_file: Path) -> int:
 
 def _say_guess(path: Path, offset: int, why: str) -> None:
     warnings.warn(
-        f"{path} has no MTD_MSIL*.xml: counts are taken with the offset {offset} because of {why}"
-        " (offset=... says it).",
+        f"{path} has no MTD_MSIL*.xml: counts are read with offset {offset}, given {why} (set offset=... to override).",
         stacklevel=4,
     )
 
@@ -407,7 +408,7 @@ def _whole(name: str, value: Any) -> int:
     try:
         return int(value)
     except (TypeError, ValueError) as error:
-        raise SceneError(f"{name} is '{value}'.", "It must be a whole number.") from error
+        raise SceneError(f"{name} is '{value}'.", "It must be an integer.") from error
 
 
 class _Stack:

@@ -43,12 +43,12 @@ def open(  # the name that every reader has
     count = len(first.subdatasets)
     size = (first.height, first.width)
     if count > MOST_PAGES:
-        raise SceneError(f"{source} holds {count} images, more than any scene has bands.")
+        raise SceneError(f"{source} holds {count} images, more than a scene can have bands.")
     if first.count != 1 or not _alike(path, count, first):
         raise SceneError(
             f"{source} holds {count} images, the first of {first.count} bands of {size[0]} x {size[1]} pixels,"
             " and they are not the bands of one scene.",
-            f"Say which one: page=1 to page={count}.",
+            f"Choose one: page=1 to page={count}.",
         )
     shape = (count, *size)
     written = written_shape(first)

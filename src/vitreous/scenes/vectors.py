@@ -110,7 +110,7 @@ def open_features(
 def _say_lost(count: int, of: int, column: str, path: Path) -> None:
     if count:
         warnings.warn(
-            f"{path}: {count:,} of {of:,} features have no value of '{column}' and are left out.",
+            f"{path}: {count:,} of {of:,} features have no value of '{column}' and are ignored.",
             stacklevel=4,
         )
 
@@ -120,7 +120,7 @@ def _read(path: Path, layer: str | None, encoding: str | None) -> Any:
         head = file.read(256).removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
     if not head.startswith(_MAGIC[path.suffix.lower()]):
         raise SceneError(
-            f"{path} is no {path.suffix[1:]} file.", "It is damaged or of another kind."
+            f"{path} is not a {path.suffix[1:]} file.", "It is damaged or has the wrong suffix."
         )
     if path.suffix.lower() == ".shp":  # GDAL takes the features that a cut file lost as empty
         words = int.from_bytes(head[24:28], "big")
@@ -140,7 +140,7 @@ def _read(path: Path, layer: str | None, encoding: str | None) -> Any:
         if layer is None and len(layers) != 1:
             raise SceneError(
                 f"{path} has {len(layers)} layers with geometry: {', '.join(layers)}.",
-                "Say which with layer=NAME (--label-hints layer=NAME).",
+                "Choose one with layer=NAME (--label-hints layer=NAME).",
             )
         texts = {} if encoding is None else {"encoding": encoding}
         return geopandas.read_file(path, layer=layer or layers[0], engine="pyogrio", **texts)
@@ -171,7 +171,7 @@ def _dbf_encoding(path: Path) -> str | None:
     if page is None:
         page = "cp1252"
         warnings.warn(
-            f"{path} does not say how its texts are encoded; taken as Windows-1252 (encoding=... says it).",
+            f"{path} gives no text encoding; Windows-1252 is assumed (set encoding=... to override).",
             stacklevel=5,
         )
     return page
@@ -192,7 +192,7 @@ def _foreign_errors(path: Path) -> Iterator[None]:
 def _to_crs(features: Any, crs: Any, path: Path) -> Any:
     if features.crs is None or crs is None:
         warnings.warn(
-            f"{path} or its scene names no CRS; coordinates are taken as those of the scene.",
+            f"{path} or its scene has no CRS; coordinates are assumed to be those of the scene.",
             stacklevel=5,
         )
         return features
@@ -212,7 +212,7 @@ def _class_column(features: Any, attribute: str | None, path: Path) -> str:
         return columns[0]
     raise SceneError(
         f"{path} has {len(columns)} attributes: {', '.join(columns)}.",
-        "Say which one holds the classes with attribute=NAME (--label-attribute).",
+        "Choose the one that holds the classes with attribute=NAME (--label-attribute).",
     )
 
 
@@ -241,15 +241,15 @@ def _by_code(
     if out and unlabelled is None:
         shown = ", ".join(map(str, sorted(out)))
         warnings.warn(
-            f"{path}: {sum(found[v] for v in out):,} features with {shown} are taken as unlabelled; if that is a class,"
-            " say nodata=none (--label-hints).",
+            f"{path}: {sum(found[v] for v in out):,} features with {shown} are treated as unlabelled; if that is a "
+            "class, set nodata=none (--label-hints).",
             stacklevel=5,
         )
     codes = sorted(set(found) - out)
     if 0 in codes and unlabelled is None:
         warnings.warn(
-            f"{path}: 0 ({found[0]:,} features) is a class like the others; if it means unlabelled, say zero_class=false"
-            " (--label-hints).",
+            f"{path}: 0 ({found[0]:,} features) is treated as a class; if it means unlabelled, set zero_class=false "
+            "(--label-hints).",
             stacklevel=5,
         )
     texts = [str(code) for code in codes]
@@ -295,7 +295,7 @@ def _say_blanks(values: list[str], path: Path) -> None:
     )
     if padded:
         warnings.warn(
-            f"{path}: blanks around class names do not count ({', '.join(sorted(padded)[:6])}).",
+            f"{path}: spaces around class names are ignored ({', '.join(sorted(padded)[:6])}).",
             stacklevel=6,
         )
     capitals = Counter(
@@ -304,8 +304,7 @@ def _say_blanks(values: list[str], path: Path) -> None:
     twice = sorted(name for name, count in capitals.items() if count > 1)
     if twice:
         warnings.warn(
-            f"{path}: class names that differ only in capitals are classes of their own"
-            f" ({', '.join(twice[:6])}).",
+            f"{path}: class names that differ only in case are separate classes ({', '.join(twice[:6])}).",
             stacklevel=6,
         )
 
@@ -335,11 +334,11 @@ def _check_burnt(
         raise SceneError(
             f"No feature of {path} lies in {like.attrs.get('source') or 'the scene'}: they span"
             f" {west:.6g}..{east:.6g}, {south:.6g}..{north:.6g} in its CRS.",
-            "Check that both show the same place.",
+            "Check that both cover the same area.",
         )
     lost = sorted(set(np.unique(numbers)) - set(np.unique(values)))
     if lost:
         words = [classes.names[k - 1] if classes.names else str(classes.codes[k - 1]) for k in lost]
         warnings.warn(
-            f"{path}: no pixel of the scene shows class {', '.join(words)}.", stacklevel=4
+            f"{path}: no pixel of the scene is labelled as class {', '.join(words)}.", stacklevel=4
         )

@@ -63,7 +63,7 @@ def known_unit(unit: str | None) -> str | None:
     found = _UNITS.get(word) or _UNITS.get(word.removesuffix("s"))
     if found is None:
         raise SceneError(
-            f"'{unit}' is no unit of wavelengths.",
+            f"'{unit}' is not a wavelength unit.",
             f"Known units are nm, µm (um), {', '.join(name for name in _SPELLINGS if name not in {'nm', 'um'})}.",
         )
     return found
@@ -195,7 +195,8 @@ def _fitting_unit(numbers: Floats, stated: str | None, source: str, certain: boo
     if stated is None:
         guess = fits[0] if fits else "um" if numbers.size and np.nanmax(numbers) < 100 else "nm"
         warnings.warn(
-            f"{source} names no wavelength unit; {span} is taken as {guess} (wavelength_unit=... says it).",
+            f"{source} gives no wavelength unit; {span} is assumed to be {guess} (set wavelength_unit=... to "
+            "override).",
             stacklevel=4,
         )
         return guess
@@ -204,12 +205,12 @@ def _fitting_unit(numbers: Floats, stated: str | None, source: str, certain: boo
     if len(fits) == 1 and certain:
         raise SceneError(
             f"{source}: wavelengths of {span} {stated} lie outside the optical range.",
-            f"They fit in {fits[0]}: say wavelength_unit={fits[0]}.",
+            f"They would be valid in {fits[0]}: set wavelength_unit={fits[0]}.",
         )
     if len(fits) == 1:
         warnings.warn(
-            f"{source} gives wavelengths of {span} {stated}, outside the optical range; taken as {fits[0]}"
-            " (wavelength_unit=... says otherwise).",
+            f"{source} gives wavelengths of {span} {stated}, outside the optical range; assumed to be {fits[0]} (set "
+            "wavelength_unit=... to override).",
             stacklevel=4,
         )
         return fits[0]
@@ -234,7 +235,8 @@ def _fitting_width_unit(spans: Floats, stated: str, centres: Floats, source: str
     if suits(stated) or len(fits) != 1:
         return stated
     warnings.warn(
-        f"{source} gives band widths of {_span(spans)} {stated}, which do not suit its wavelengths; taken as {fits[0]}.",
+        f"{source} gives band widths of {_span(spans)} {stated}, which do not match its wavelengths; assumed to be "
+        f"{fits[0]}.",
         stacklevel=4,
     )
     return fits[0]

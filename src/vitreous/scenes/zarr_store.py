@@ -100,7 +100,7 @@ def write(scene: xr.DataArray, path: Path, *, zarr_format: int = 3) -> None:
 
     path = Path(path)
     if path.exists() and not _is_store(path):
-        raise VitreousError(f"{path} exists and is no Zarr store.", "Choose another name.")
+        raise VitreousError(f"{path} exists and is not a Zarr store.", "Choose another name.")
     with _atomic_folder(path) as folder:
         group = zarr.open_group(folder, mode="w", zarr_format=zarr_format)
         chunks = (scene.shape[0], min(_CHUNK, scene.shape[1]), min(_CHUNK, scene.shape[2]))
@@ -159,7 +159,7 @@ class ZarrFile:
         except Exception as error:  # zarr and its codecs raise many kinds for damaged bytes
             raise SceneError(
                 f"{self.source} cannot be read as a Zarr store: {str(error)[:200]}.",
-                "The store is damaged, incomplete or of another kind.",
+                "The store is damaged, incomplete or not Zarr.",
             ) from error
 
 
@@ -172,7 +172,7 @@ def _arrays(item: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, 
     members = list(item.members())
     if len(members) > MAX_ARRAYS:
         raise SceneError(
-            f"The group '{prefix or '/'}' has {len(members)} members, more than any scene."
+            f"The group '{prefix or '/'}' has {len(members)} members, too many for a scene."
         )
     for name, member in members:
         if isinstance(member, zarr.Array) or depth < _MAX_DEPTH:

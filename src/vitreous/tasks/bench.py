@@ -129,8 +129,8 @@ def run_folder(path: str | Path) -> Path:
         if (folder / CONFIG).is_file():
             return folder
     raise ConfigError(
-        f"{path} is no run, nor an export in the folder of one.",
-        "Accuracy is measured on a run's test pixels: name a run, or an export that lies in it.",
+        f"{path} is neither a run nor an export inside a run folder.",
+        "Accuracy is measured on the test pixels of a run: give a run, or an export inside its folder.",
     )
 
 

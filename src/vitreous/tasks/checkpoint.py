@@ -102,7 +102,7 @@ def read_safetensors(
             names = list(file.keys())
             if len(names) > MAX_TENSORS:
                 raise CheckpointError(
-                    f"{path} claims {len(names)} tensors.", "It is no checkpoint of ours."
+                    f"{path} claims {len(names)} tensors.", "It is not a vitreous checkpoint."
                 )
             header = parse((file.metadata() or {}).get("vitreous", "null"))
             return {name: file.get_tensor(name) for name in names}, header
@@ -127,7 +127,7 @@ def load_state(path: str | Path) -> dict[str, Any]:
         state: dict[str, Any] = _unpack(header, tensors)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{path} is no training state: {error!r}.", "Start the run again."
+            f"{path} is not a valid training state: {error!r}.", "Start the run again."
         ) from error
     return state
 
@@ -188,16 +188,16 @@ def load_exactly(model: torch.nn.Module, tensors: Mapping[str, Tensor], what: st
         f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
         for kind, names in (
             ("missing", missing),
-            ("left over", left_over),
-            ("of another shape", shapes),
-            ("of another type", types),
+            ("unexpected", left_over),
+            ("with a different shape", shapes),
+            ("with a different type", types),
         )
         if names
     ]
     if complaints:
         raise CheckpointError(
             f"The weights do not fit {what}: {'; '.join(complaints)}.",
-            "They belong to another model or other settings; nothing was loaded.",
+            "They belong to a different model or other settings; nothing was loaded.",
         )
     check_finite(tensors, f"The file of {what}")
     model.load_state_dict(dict(tensors), assign=True)

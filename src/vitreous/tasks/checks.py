@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vitreous.catalog.registry import card, check_system
 from vitreous.errors import ConfigError, SplitError
 from vitreous.recipe import Recipe
+
+FEWEST_NORMALISED = 8  # patches of a batch, for batch norms to know their statistics
 
 
 def check_models(recipe: Recipe) -> nn.Module | None:
@@ -27,18 +31,26 @@ def check_models(recipe: Recipe) -> nn.Module | None:
         # What a run starts from has a size of its own, which is compared with the recipe's when it is loaded.
         side = None if own and recipe.init is not None else size
         nets[name] = net = check_system(name, recipe.model_args if own else {}, image_size=side)
-        if net is not None and recipe.batch_size == 1 and recipe.mode != "dense":
-            _check_batch_norms(name, net)
+        if net is not None and recipe.mode != "dense":
+            _check_batch_norms(name, net, recipe.batch_size)
     return nets[recipe.model]
 
 
-def _check_batch_norms(name: str, net: nn.Module) -> None:
-    """Refuse to train batch norms on one sample: each image would be normalised by itself, and its level is lost."""
-    if any(isinstance(module, _BatchNorm) for module in net.modules()):
+def _check_batch_norms(name: str, net: nn.Module, batch_size: int) -> None:
+    """Refuse to train batch norms on one patch, whose level is lost then, and warn where few patches set them."""
+    few = batch_size < FEWEST_NORMALISED
+    if not few or not any(isinstance(module, _BatchNorm) for module in net.modules()):
+        return
+    if batch_size == 1:
         raise ConfigError(
-            f"'{name}' normalises over the batch (batch norm), which cannot be trained with --batch-size 1.",
-            "Give --batch-size 2 or more; 16 to 64 are usual.",
+            f"'{name}' uses batch normalization, which cannot be trained with --batch-size 1.",
+            "Use --batch-size 2 or more; 16 to 64 is usual.",
         )
+    warnings.warn(
+        f"'{name}' normalises over the batch (batch norm), and --batch-size is {batch_size}: its statistics will be "
+        "noisy and accuracy may suffer. 16 to 64 are usual.",
+        stacklevel=3,
+    )
 
 
 def explained(error: SplitError, recipe: Recipe, size: int) -> SplitError:
@@ -56,7 +68,8 @@ def explained(error: SplitError, recipe: Recipe, size: int) -> SplitError:
     else:
         reach = (size - recipe.patch_size) // 2
         origin = (
-            f"--patch-size {recipe.patch_size} and {reach} pixels on each side, which the front-end of "
-            f"'{recipe.model}' looks at in mode '{recipe.mode}'"
+            f"--patch-size {recipe.patch_size} plus {reach} pixels on each side: the receptive field of the "
+            "front-end of "
+            f"'{recipe.model}' in mode '{recipe.mode}'"
         )
     return SplitError(f"{error.problem} {size} x {size} comes from {origin}.", error.fix)

@@ -52,11 +52,10 @@ TASK = "classify"
 MAP = "map.tif"
 REFIT = "refit"  # folder of the second training, within the run's
 DECODER_WIDTH = 64  # of mode dense
-FEWEST_NORMALISED = 8  # pixels of a batch whose mean and deviation say something of all others
 LEVEL_PIXELS = 20_000  # training pixels that tell how bright they all are
 KINDS = ("model", "estimator")  # of systems that classify
 OTHER_KINDS = {
-    "method": "Name the model that it is applied to, and the method with --adapt or --reduce.",
+    "method": "Name the model to apply it to with --model, and the method with --adapt or --reduce.",
     "restorer": "Train it with 'vitreous restore'.",
     "filter": "Use it with 'vitreous restore'.",
 }
@@ -202,8 +201,8 @@ def draw_split(recipe: Recipe, data: LabelledScene) -> Split:
     for role, name in ((TRAIN, "training"), (TEST, "test")):
         if len(split.pixels(role)) == 0:
             raise VitreousError(
-                f"No {name} pixel with a valid measurement is left.",
-                "Check the scene's nodata value, or change the split.",
+                f"No {name} pixel has valid data.",
+                "Check the scene's no-data value, or change the split.",
             )
     return split
 
@@ -218,12 +217,12 @@ def _say_unmeasured(data: LabelledScene, split: Split, usable: npt.NDArray[np.bo
     before, after = (np.unique(labels[mask]) for mask in (chosen, chosen & usable))
     lost = int((chosen & ~usable).sum())
     words = (
-        f"{lost:,} of {int(chosen.sum()):,} labelled pixels have no measurement; {after.size} of {before.size} classes"
-        " are left"
+        f"{lost:,} of {int(chosen.sum()):,} labelled pixels have no valid data; {after.size} of {before.size} classes"
+        " remain"
     )
-    advice = "Check the scene's nodata value, mask and bands with 'vitreous info'."
+    advice = "Check the scene's no-data value, mask and bands with 'vitreous info'."
     if after.size == 1 < before.size:
-        raise VitreousError(f"{words}, and one class cannot be told from others.", advice)
+        raise VitreousError(f"{words}, and a classifier needs at least two.", advice)
     warnings.warn(f"{words}.", stacklevel=3)
 
 
@@ -362,7 +361,7 @@ def _describe(
     console.print(
         f"run {folder}\nsplit '{split.method}': {counts['train']} training, {counts['val']} validation, "
         f"{counts['test']} test pixels; {facts['split']['leakage']:.0%} of the test pixels lie inside a training patch"
-        + (" or on ground that the start has seen" if start else ""),
+        + (" or on ground that the initial weights have seen" if start else ""),
         highlight=False,
     )
     if facts["start"] is not None:
@@ -370,7 +369,7 @@ def _describe(
             console.print(f"[yellow]{sentence}[/yellow]", highlight=False)
     if facts["split"]["optimistic"]:
         console.print(
-            "[yellow]this split is optimistic: expect less on ground the model has not seen[/yellow]"
+            "[yellow]this split is optimistic: expect lower accuracy on unseen ground[/yellow]"
         )
 
 
@@ -444,14 +443,13 @@ def _fit_once(
     console = Console(stderr=True, quiet=not show)
     classifier, model_args = _make_classifier(recipe, data, split, contract, console)
     _freeze(classifier, recipe)
-    _check_batch(classifier, recipe)
     parameters, trainable = runs.parameter_counts(classifier)
     task = ClassifyTask(classifier, _training_data(recipe, data, split, classifier), recipe)
     fit(task, folder, resume=resume, show=show)
     result, choice = task.result(), task.choice
     if choice is not None:
         console.print(
-            f"weights of epoch {choice.epoch} of {choice.epochs}: OA {choice.val_oa:.2%} on the validation pixels",
+            f"kept the weights of epoch {choice.epoch} of {choice.epochs}: validation OA {choice.val_oa:.2%}",
             highlight=False,
         )
     return Trained(result, task.elapsed, parameters, trainable, model_args, choice)
@@ -494,7 +492,8 @@ def _make_classifier(
             reinstall(net, applied(net))  # the new head gets what the old one had
     if recipe.init is None and recipe.adapt.endswith("_only"):
         console.print(
-            f"[yellow]adapt '{recipe.adapt}' without --init: what is not trained stays random[/yellow]",
+            f"[yellow]adapt '{recipe.adapt}' without --init: frozen parameters keep their random initial "
+            "values[/yellow]",
             highlight=False,
         )
     net = _with_adapters(net, recipe)
@@ -521,8 +520,8 @@ def _with_adapters(net: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
     own = noted.get(method, {})  # an architecture with adapters of its own has noted none
     if any(key not in own or own[key] != value for key, value in recipe.adapt_args.items()):
         raise ModelError(
-            f"The network has adapters of '{method}' already, which {recipe.adapt_args} would not change.",
-            "Leave --adapt-args out, or start from a network without adapters.",
+            f"The network already has '{method}' adapters; {recipe.adapt_args} would not change them.",
+            "Omit --adapt-args, or start from a network without adapters.",
         )
     return net
 
@@ -535,19 +534,6 @@ def _freeze(classifier: runs.Network, recipe: Recipe) -> None:
     elif recipe.adapt_method is not None and recipe.adapt.endswith("_only"):
         mark = system_module(recipe.adapt_method).MARK
         freeze_base(classifier, mark, also_train="net.head.")
-
-
-def _check_batch(classifier: runs.Network, recipe: Recipe) -> None:
-    """Warn where batch normalisation would see too few pixels to know their statistics."""
-    norms = (torch.nn.modules.batchnorm._BatchNorm,)
-    if recipe.batch_size < FEWEST_NORMALISED and any(
-        isinstance(module, norms) for module in classifier.modules()
-    ):
-        warnings.warn(
-            f"{recipe.model} normalises over the batch, and batch_size is {recipe.batch_size}: what it learns may be "
-            f"worth nothing. Use at least {FEWEST_NORMALISED}.",
-            stacklevel=2,
-        )
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
@@ -577,7 +563,7 @@ def _start_from(
     if recipe.model_args not in ({}, start.model_args):
         raise ModelError(
             f"The run {recipe.init} has the model arguments {start.model_args}, not {recipe.model_args}.",
-            "Leave --model-args out: they come with the weights.",
+            "Omit --model-args: they come with the weights.",
         )
     own = start.classifier.contract
     if (own.wavelengths, own.unit, len(own.used)) != (
@@ -586,14 +572,14 @@ def _start_from(
         len(contract.used),
     ):
         raise ModelError(
-            f"The run {recipe.init} was trained on other bands or another unit.",
+            f"The run {recipe.init} was trained on different bands or another unit.",
             "Start from a run on this sensor, or train from scratch.",
         )
     own.check_values(scene)
     if has(start.classifier.net, "quantize"):
         raise ModelError(
-            f"The run {recipe.init} is quantized, and weights of few bits cannot be trained.",
-            "Start from the run that it was made of.",
+            f"The run {recipe.init} is quantized, and quantized weights cannot be trained.",
+            "Start from the run that was quantized.",
         )
     # Loaded weights may be read-only views of the file; training needs its own.
     start.classifier.load_state_dict(
@@ -622,7 +608,7 @@ def _pretrained_preprocess(init: str, data: LabelledScene) -> Preprocess:
     chosen, own = start.contract.select(data.scene), BandContract.of(data.scene)
     if list(chosen) != list(own.used):
         raise ModelError(
-            f"The run {init} was pre-trained on other bands than the scene's {len(own.used)} good ones.",
+            f"The run {init} was pre-trained on bands other than the scene's {len(own.used)} good bands.",
             f"Adapt its weights to them: --init {Path(init) / MODEL} --reduction none.",
         )
     start.contract.check_values(data.scene)
@@ -653,7 +639,7 @@ def _start_from_file(
     if recipe.model_args not in ({}, made.model_args):
         raise ModelError(
             f"{recipe.init} has the model arguments {made.model_args}, not {recipe.model_args}.",
-            "Leave --model-args out: they come with the weights.",
+            "Omit --model-args: they come with the weights.",
         )
     console.print(f"starting from {report}", highlight=False, markup=False, soft_wrap=True)
     return runs.with_decoder(net, settings), made.model_args

@@ -36,7 +36,7 @@ FEWEST_GATE_PIXELS = 100  # of a validation part that can say something about ha
 LATENCY_CALLS = 30
 ROUNDS = 2  # of measuring the speed of both in turn
 WINDOWS = 3  # classified on the clock in each round
-GAIN = 1.05  # times as fast, below which there is no gain to speak of
+GAIN = 1.05  # speed-up below which there is no gain to speak of
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def compress(
     complete_settings(method, settings or {})  # refuses what is no method, and unknown settings
     if stage(method) == "adapt":
         raise ConfigError(
-            f"'{method}' adapts a model by training.", "Use it with 'vitreous train --adapt'."
+            f"'{method}' adapts a model during training.", "Use it with 'vitreous train --adapt'."
         )
     job = _open(Path(path), method, settings or {}, images, Console(stderr=True, quiet=not show))
     after, report, backed_off = _within(job, max_drop)
@@ -167,7 +167,7 @@ def _open(path: Path, method: str, settings: dict[str, Any], images: int, consol
     run = runs.load_run(path)
     if not isinstance(run.classifier, runs.Network):
         raise ModelError(
-            f"{path} trained '{run.name}', which is no network.", "Compress a run of a network."
+            f"{path} holds '{run.name}', which is not a network.", "Compress a run of a network."
         )
     console.print(f"reading {run.recipe.scene}", highlight=False)
     data, split = classify.reopened(run)
@@ -228,7 +228,7 @@ def _within(job: _Job, max_drop: float) -> tuple[runs.Network, Report, list[str]
     before = job.accuracy(job.classifier)
     drop = before - job.accuracy(classifier)
     job.console.print(
-        f"{before:.2f} % of {len(job.gate)} pixels that choose, {-drop:+.2f} points",
+        f"OA on {len(job.gate)} validation pixels: {before:.2f} % → {before - drop:.2f} % ({-drop:+.2f})",
         highlight=False,
     )
     if drop <= max_drop:
@@ -236,7 +236,7 @@ def _within(job: _Job, max_drop: float) -> tuple[runs.Network, Report, list[str]
     if stage(job.method) != "quantize":
         raise VitreousError(
             f"{job.method} costs {drop:.2f} points of OA, more than {max_drop:g}.",
-            "Choose gentler settings, or allow more with --max-drop.",
+            "Choose less aggressive settings, or raise --max-drop.",
         )
     order = sensitivity(classifier, job.batches)
     count = 1
@@ -246,14 +246,15 @@ def _within(job: _Job, max_drop: float) -> tuple[runs.Network, Report, list[str]
         classifier, report = job.changed(skip=skip)
         drop = before - job.accuracy(classifier)
         job.console.print(
-            f"{count} of {len(order)} layers left as they are: {-drop:+.2f} points", highlight=False
+            f"with {count} of {len(order)} layers unquantized: {-drop:+.2f} points", highlight=False
         )
         if drop <= max_drop:
             return classifier, report, left
         count *= 2
     raise VitreousError(
-        f"{job.method} costs {drop:.2f} points of OA with half of the layers left as they are; {max_drop:g} are allowed.",
-        "Use more bits, or allow more with --max-drop.",
+        f"{job.method} costs {drop:.2f} points of OA even with half of the layers unquantized; {max_drop:g} are "
+        "allowed.",
+        "Use more bits, or raise --max-drop.",
     )
 
 
@@ -286,7 +287,7 @@ def _compare(
     job: _Job, after: runs.Network
 ) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
     """Measure both; return the table, and the rows of both for ``metrics.json``."""
-    job.console.print("measuring both", highlight=False)
+    job.console.print("measuring accuracy and speed before and after", highlight=False)
     both = {"before": job.classifier, "after": after}
     pixels = job.split.pixels(TEST)
     tests = {
@@ -305,10 +306,13 @@ def _compare(
     shares = {name: {key: 100 * tests[key][name] for key in both} for name in ("oa", "aa", "kappa")}
     rows = [
         *({"figure": f"{label}", **shares[name]} for name, label in _SHARES.items()),
-        {"figure": "weights at their bits, MiB", **{k: _weights(v) for k, v in both.items()}},
-        {"figure": "multiply-adds of an image, M", **{k: v / 1e6 for k, v in macs.items()}},
+        {
+            "figure": "weights at nominal bit width, MiB",
+            **{k: _weights(v) for k, v in both.items()},
+        },
+        {"figure": "multiply-adds per image, M", **{k: v / 1e6 for k, v in macs.items()}},
         {"figure": "pixels/s", **speed},
-        {"figure": "one image, ms", **{k: 1e3 * v for k, v in latency.items()}},
+        {"figure": "latency per image, ms", **{k: 1e3 * v for k, v in latency.items()}},
     ]
     parameters = {key: runs.parameter_counts(one)[0] for key, one in both.items()}
     names = {"before": job.run.name, "after": f"{job.run.name} + {job.method}"}
@@ -376,15 +380,15 @@ def _notes(job: _Job, rows: list[dict[str, Any]], backed_off: list[str]) -> list
     gain = speed["after"] / speed["before"]
     if stage(job.method) == "quantize":
         notes.append(
-            "In torch low-bit numbers are simulated: this run is no smaller and no faster. "
-            "'vitreous export' writes 8-bit models whose integer arithmetic is real."
+            "PyTorch only simulates low-bit arithmetic: this run is neither smaller nor faster. "
+            "'vitreous export' writes 8-bit models with real integer arithmetic."
         )
     elif gain < GAIN:
-        notes.append(f"No gain on this machine: {gain:.2f} times the speed.")
+        notes.append(f"No speed-up on this machine ({gain:.2f}x).")
     else:
-        notes.append(f"{gain:.2f} times as fast on this machine.")
+        notes.append(f"Speed-up on this machine: {gain:.2f}x.")
     if backed_off:
-        notes.append(f"Left as they are, to keep the accuracy: {', '.join(backed_off)}.")
+        notes.append(f"Not quantized, to preserve accuracy: {', '.join(backed_off)}.")
     return notes
 
 

@@ -50,8 +50,8 @@ def export_run(
     classifier = run.classifier
     if not isinstance(classifier, Network):
         raise ModelError(
-            f"'{run.name}' is no network, and only those are exported.",
-            "Map with the run itself: vitreous predict.",
+            f"'{run.name}' is not a network; only networks can be exported.",
+            "Use the run itself: vitreous predict.",
         )
     data = open_labelled(run.recipe)
     split = fitting(run.split, data)

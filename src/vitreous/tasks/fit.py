@@ -170,7 +170,7 @@ class ClassifyTask(Task):
     ) -> None:
         if recipe.devices > 1 and recipe.adapt == "pretrain_then_lora":
             raise ConfigError(
-                "pretrain_then_lora freezes weights half-way, which several processes cannot follow.",
+                "pretrain_then_lora does not support several devices, because it freezes weights during training.",
                 "Train two runs: --adapt scratch, then --adapt lora_only --init RUN.",
             )
         epochs = recipe.epochs or automatic_epochs(data.train, recipe)

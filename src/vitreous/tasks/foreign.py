@@ -62,8 +62,8 @@ def read_foreign(path: str | Path) -> Foreign:
         return _unwrapped(tensors, "", header)
     if path.suffix not in PICKLED:
         raise CheckpointError(
-            f"{path} has the suffix '{path.suffix}', which no weights have.",
-            f"Give a file of .safetensors, {', '.join(PICKLED)}.",
+            f"{path} has the suffix '{path.suffix}', which is not a weight file's.",
+            f"Give a .safetensors file, or one of {', '.join(PICKLED)}.",
         )
     _check_archive(path)
     tensors, part = _weights_in(_unpickle(path), path)
@@ -81,24 +81,24 @@ def _check_archive(path: Path) -> None:
     """Do the sums on sizes before anything is unpacked."""
     size = path.stat().st_size
     if size > MOST_BYTES:
-        raise CheckpointError(f"{path} has {size / 2**30:.0f} GiB, more than any model here.")
+        raise CheckpointError(f"{path} has {size / 2**30:.0f} GiB, more than any supported model.")
     if not zipfile.is_zipfile(path):  # PyTorch before 1.6; its values lie in the file as they are
         return
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}.", "Fetch it again.") from error
+        raise CheckpointError(f"{path} is damaged: {error}.", "Download it again.") from error
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise CheckpointError(
-            f"{path} was compressed, which PyTorch never does.",
-            "Unpack it first, if it is an archive.",
+            f"{path} is compressed, which PyTorch never does.",
+            "Unpack it first if it is an archive.",
         )
     if sum(entry.file_size for entry in entries) > size or any(
         entry.filename.endswith("data.pkl") and entry.file_size > MOST_PICKLE_BYTES
         for entry in entries
     ):
-        raise CheckpointError(f"{path} claims more than it can hold.", "Fetch it again.")
+        raise CheckpointError(f"{path} declares more data than it holds.", "Download it again.")
 
 
 def _unpickle(path: Path) -> Any:
@@ -125,7 +125,7 @@ def _unpickle(path: Path) -> Any:
         OverflowError,
     ) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise CheckpointError(f"{path} is damaged: {reason}.", "Fetch it again.") from error
+        raise CheckpointError(f"{path} is damaged: {reason}.", "Download it again.") from error
 
 
 def _refusal(path: Path, message: str) -> CheckpointError:
@@ -133,12 +133,12 @@ def _refusal(path: Path, message: str) -> CheckpointError:
     found = re.search(r"(?:GLOBAL|global:?|class|function|type)\s+`?([\w.]+\.[\w.]+)", message)
     if found is None:
         return CheckpointError(
-            f"{path} is no file of weights, or is damaged.",
-            "Fetch it again, or ask for safetensors.",
+            f"{path} is not a weight file, or is damaged.",
+            "Download it again, preferably as safetensors.",
         )
     return CheckpointError(
         f"{path} holds more than tensors: the Python object {found[1]}, which could run code. Nothing was read.",
-        "Ask for a safetensors file, or save its state_dict alone where you trust the file.",
+        "Get a safetensors file, or, if you trust this file, save only its state_dict.",
     )
 
 
@@ -156,7 +156,8 @@ def _weights_in(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:
             return tensors, part
         content, part = content[inner], f"{part}.{inner}".strip(".")
     raise CheckpointError(
-        f"{path} holds no table of weights.", f"It should be a state_dict, or keep one as {PARTS}."
+        f"{path} does not contain a state_dict.",
+        f"The file must be a state_dict, or hold one under {PARTS}.",
     )
 
 
@@ -167,10 +168,10 @@ def _check_claims(tensors: Mapping[str, Tensor], path: Path) -> None:
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
             raise CheckpointError(
                 f"The tensor {name} in {path} is sparse, quantised or empty.",
-                "Save it as a plain one.",
+                "Save it as a dense tensor.",
             )
         if tensor.numel() * tensor.element_size() > size:
             raise CheckpointError(
-                f"The tensor {name} in {path} claims {tuple(tensor.shape)}, more than the file holds.",
-                "Fetch it again.",
+                f"The tensor {name} in {path} declares the shape {tuple(tensor.shape)}, more than the file holds.",
+                "Download it again.",
             )

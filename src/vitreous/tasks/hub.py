@@ -36,7 +36,7 @@ def local(path: str | Path) -> Path:
     address = _ADDRESS.fullmatch(str(path).removeprefix(SCHEME))
     if address is None or ".." in str(path):
         raise VitreousError(
-            f"{path} is no address on the hub.",
+            f"{path} is not a Hugging Face hub address.",
             f"Write it as {SCHEME}user/name or {SCHEME}user/name/file.",
         )
     client = _client()
@@ -48,7 +48,7 @@ def local(path: str | Path) -> Path:
         )
     except (OSError, ValueError, client.utils.HfHubHTTPError) as error:
         raise VitreousError(
-            f"{path} cannot be fetched: {_first_line(error)}.",
+            f"{path} cannot be downloaded: {_first_line(error)}.",
             "Check the address and the connection, or sign in with 'hf auth login'.",
         ) from error
 
@@ -79,7 +79,9 @@ def check_repository(repository: str) -> None:
         VitreousError: no name of a repository, or the client is not installed.
     """
     if _REPOSITORY.fullmatch(repository) is None:
-        raise VitreousError(f"'{repository}' is no repository.", "Write it as user/name.")
+        raise VitreousError(
+            f"'{repository}' is not a valid repository name.", "Write it as user/name."
+        )
     _client()
 
 

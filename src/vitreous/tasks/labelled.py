@@ -118,7 +118,7 @@ def open_labelled(recipe: Recipe) -> LabelledScene:
         return _with_tests(sample.scene, sample.labels, recipe)
     if recipe.labels is None:
         raise ConfigError(
-            f"No labels are given for {recipe.scene}.", "Name a label file with --labels."
+            f"No labels are given for {recipe.scene}.", "Give a label file with --labels."
         )
     scene = without_dead_bands(open_scene(recipe.scene, **recipe.scene_hints))
     return _with_tests(scene, _labels(recipe.labels, scene, recipe), recipe)

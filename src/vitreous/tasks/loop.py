@@ -310,8 +310,8 @@ def fit(task: Task, folder: Path, *, resume: bool, show: bool = True) -> None:
         if state is None or keeper.begun:
             raise
         raise CheckpointError(
-            f"{state} does not fit this training: {shortened(repr(error), 200)}.",
-            "Delete the file: the training then begins anew, with the same settings.",
+            f"{state} does not match this training run: {shortened(repr(error), 200)}.",
+            "Delete the file to start the training over with the same settings.",
         ) from error
     if trainer.interrupted:
         raise KeyboardInterrupt
@@ -322,7 +322,7 @@ def fit(task: Task, folder: Path, *, resume: bool, show: bool = True) -> None:
 def diverged() -> VitreousError:
     """Return what to say of weights that are no numbers."""
     return VitreousError(
-        "Training diverged: the loss is no number.",
+        "Training diverged: the loss became NaN or infinite.",
         "Lower --learning-rate, or use --precision 32.",
     )
 

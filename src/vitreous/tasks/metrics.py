@@ -68,7 +68,7 @@ def oa_aa_kappa(confusion: Ints) -> tuple[float, float, float]:
     """
     if confusion.sum() == 0:
         raise VitreousError(
-            "There is no labelled pixel to measure accuracy on.", "Add test labels."
+            "There are no labelled pixels to measure accuracy on.", "Add test labels."
         )
     square = confusion[:, :-1]
     hits, rows, columns = np.diagonal(square), confusion.sum(axis=1), square.sum(axis=0)

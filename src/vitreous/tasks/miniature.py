@@ -135,6 +135,25 @@ def fit_steps(
     model.eval()
 
 
+def fit_task(
+    model: nn.Module, task: ImageTask, learning_rate: float, **settings: Any
+) -> dict[str, float]:
+    """Train on a task in place, and return the record of it: rate, validation and test accuracy.
+
+    Args:
+        model: the network; left in eval mode.
+        task: what to learn.
+        learning_rate: its peak.
+        settings: further ones of :func:`fit_images`.
+    """
+    fit_images(model, *task.train, learning_rate=learning_rate, **settings)
+    return {
+        "learning_rate": learning_rate,
+        "validation": accuracy(model, *task.validation),
+        "accuracy": accuracy(model, *task.test),
+    }
+
+
 @torch.inference_mode()
 def predict_images(
     model: nn.Module, images: Float[Tensor, "count bands height width"], batch_size: int = 256
@@ -445,6 +464,7 @@ def on_ground(
 # -- the built-in scene: averages of bands, crops, patches around pixels -------------------------------------
 
 HELD_OUT = 48  # rows of the scene that no network learns from
+VALIDATION_ROWS = 24  # the last of the others, where settings are chosen
 
 
 class Strips(NamedTuple):
@@ -452,7 +472,7 @@ class Strips(NamedTuple):
 
     Attributes:
         train: the rows to learn from.
-        test: the last :data:`HELD_OUT` rows, with a width that is a multiple of 16.
+        test: the rows below them, with a width that is a multiple of 16.
         ranges: what both are scaled by, found on the first part.
     """
 
@@ -476,8 +496,17 @@ def band_averages(
 
 
 def scaled_strips(cube: Float[Tensor, "bands height width"]) -> Strips:
-    """Divide a scene into rows to learn from and rows held out, and scale every band."""
-    train, test = cube[:, :-HELD_OUT], cube[:, -HELD_OUT:, : cube.shape[2] // 16 * 16]
+    """Divide a scene into rows to learn from and the :data:`HELD_OUT` rows held out, and scale every band."""
+    return _divided(cube, HELD_OUT)
+
+
+def validation_strips(cube: Float[Tensor, "bands height width"]) -> Strips:
+    """Divide the rows that :func:`scaled_strips` learns from once more: to choose settings on rows that are not reported."""
+    return _divided(cube[:, :-HELD_OUT], VALIDATION_ROWS)
+
+
+def _divided(cube: Tensor, held_out: int) -> Strips:
+    train, test = cube[:, :-held_out], cube[:, -held_out:, : cube.shape[2] // 16 * 16]
     ranges = BandRange.fit(train.flatten(1).T.numpy())
     return Strips(ranges(train), ranges(test), ranges)
 
@@ -485,7 +514,7 @@ def scaled_strips(cube: Float[Tensor, "bands height width"]) -> Strips:
 def strip_quality(
     strips: Strips, restored: Float[Tensor, "bands height width"], scale: int = 1
 ) -> dict[str, float]:
-    """Return PSNR, SSIM and SAM of the rows held out, as something restored them, see ``tasks/quality.py``.
+    """Return PSNR, SSIM and SAM of ``strips.test``, as something restored it, see ``tasks/quality.py``.
 
     Args:
         strips: the scene.

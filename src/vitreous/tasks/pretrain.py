@@ -99,7 +99,7 @@ def train(
             runs.check_unchanged(folder, scene)
         if val is None and recipe.val_fraction:
             console.print(
-                f"no validation: {recipe.val_fraction:.0%} of the scene are narrower than a crop of {crops.side} pixels",
+                f"no validation: {recipe.val_fraction:.0%} of the scene is narrower than a crop of {crops.side} pixels",
                 highlight=False,
             )
         task = PretrainTask(model, recipe, crops, val, preprocess)
@@ -133,7 +133,7 @@ def check_recipe(recipe: PretrainRecipe) -> None:
     if TASK not in entry.tasks:
         known = [name for other in cards() if TASK in other.tasks for name in other.variants]
         raise ConfigError(
-            f"'{recipe.model}' has no way to learn without labels.",
+            f"'{recipe.model}' does not support pre-training.",
             did_you_mean(recipe.model, known),
         )
     if recipe.init is None:
@@ -173,7 +173,8 @@ def load_run(path: str | Path) -> Pretrained:
     path = Path(path)
     if not (path / PREPROCESS).is_file():
         raise CheckpointError(
-            f"{path} holds no finished pre-training.", "Make one with 'vitreous pretrain'."
+            f"{path} does not hold a finished pre-training run.",
+            "Create one with 'vitreous pretrain'.",
         )
     tensors, header = load_tensors(path / PREPROCESS)
     with runs.readable_header(path / PREPROCESS, header):
@@ -214,7 +215,7 @@ def _pretrainer(
         if recipe.model_args not in ({}, report.made.model_args):
             raise ModelError(
                 f"{recipe.init} has the model arguments {report.made.model_args}, not {recipe.model_args}.",
-                "Leave --model-args out: they come with the weights.",
+                "Omit --model-args: they come with the weights.",
             )
     assert isinstance(encoder, Backbone)
     build = system_module(recipe.model).build_pretrainer

@@ -50,12 +50,12 @@ def quality(
         )
     if min(clean.shape[1:]) < FEWEST:
         raise VitreousError(
-            f"{clean.shape[1]} x {clean.shape[2]} pixels are too few to be compared.",
-            f"Keep at least {FEWEST} x {FEWEST} for the test: raise test_fraction.",
+            f"{clean.shape[1]} x {clean.shape[2]} pixels are too few for a comparison.",
+            f"Hold out at least {FEWEST} x {FEWEST} for testing: raise test_fraction.",
         )
     clean, valid = fill_invalid(clean)
     if not valid.any():
-        raise VitreousError("The reference has no valid pixel.", "Check its nodata value.")
+        raise VitreousError("The reference has no valid pixels.", "Check its no-data value.")
     restored = torch.where(valid, restored, clean)
     a, b = ranges(restored), ranges(clean)
     errors = (a - b)[:, valid].square().mean(1)

@@ -202,8 +202,8 @@ def check_recipe(recipe: RestoreRecipe) -> Degradation:
         _check_baseline(system, scale)
     if degrade.factor != scale:
         raise ConfigError(
-            f"{recipe.model} makes a scene {scale} times finer, and '{name}' makes it {degrade.factor} times coarser.",
-            "Take a model of that scale (for some: --model-args scale=2), or another degradation.",
+            f"The scale of {recipe.model} is {scale}, but '{name}' makes the scene {degrade.factor} times coarser.",
+            "Use a model of that scale (some take --model-args scale=2), or another degradation.",
         )
     return degrade
 
@@ -296,7 +296,7 @@ def _scale_of(name: str, model_args: dict[str, Any]) -> int:
     if entry.kind not in RESTORERS:
         known = [n for kind in RESTORERS for n in list_models(kind=kind)]
         raise ConfigError(
-            f"'{name}' is no restorer but a {entry.kind}.", f"Restorers: {', '.join(known)}."
+            f"'{name}' is not a restorer but a {entry.kind}.", f"Restorers: {', '.join(known)}."
         )
     net = check_system(name, model_args)
     assert isinstance(net, Restorer)
@@ -317,14 +317,14 @@ def _check_baseline(name: str, scale: int) -> None:
     """
     if card(name).kind != "filter":
         raise ConfigError(
-            f"'{name}' is no filter but a {card(name).kind}, which would have to be trained.",
+            f"'{name}' is not a filter but a {card(name).kind}, which needs training.",
             f"Filters: {', '.join(list_models(kind='filter'))}.",
         )
     takes_scale = "scale" in inspect.signature(system_module(name).build).parameters
     if takes_scale != (scale > 1):
         raise ConfigError(
-            f"The baseline '{name}' does not make a scene {scale} times finer.",
-            "Leave --baselines out: those that fit are chosen.",
+            f"The baseline '{name}' does not upsample by a factor of {scale}.",
+            "Omit --baselines to use the filters that apply.",
         )
     create_model(name, bands=1, **_baseline_args(scale))
 
@@ -350,8 +350,8 @@ def _areas(recipe: RestoreRecipe, scene: xr.DataArray, factor: int) -> list[Area
         )
     if not len(sample_spectra(scene, bands, place)):
         raise SceneError(
-            "There are next to no valid pixels in the test area.",
-            "Change test_fraction, or check the scene's nodata value with 'vitreous info'.",
+            "The test area has almost no valid pixels.",
+            "Change test_fraction, or check the scene's no-data value with 'vitreous info'.",
         )
     return areas
 

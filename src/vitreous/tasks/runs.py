@@ -169,7 +169,7 @@ def _alone(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise ConfigError(
                 f"Another process is training in {folder}.",
-                "Wait for it or stop it, or start a run of another --name.",
+                "Wait for it, stop it, or start a run with another --name.",
             ) from error
         yield
 
@@ -220,15 +220,15 @@ def prepared(recipe: R, console: Console, *, trained: bool, networks: bool) -> R
     gpus = torch.cuda.device_count()
     if recipe.accelerator == "gpu" and not (gpus or torch.backends.mps.is_available()):
         raise ConfigError(
-            "There is no GPU here that torch can use.",
-            "Leave --accelerator out, or see 'vitreous doctor'.",
+            "torch finds no usable GPU on this machine.",
+            "Omit --accelerator, or see 'vitreous doctor'.",
         )
     if networks:
         most, what = (gpus, "GPUs") if gpus and recipe.accelerator != "cpu" else (cores(), "cores")
         if recipe.devices > most:
             console.print(
-                f"[yellow]{recipe.devices} processes on {most} {what} would wait for one another: "
-                f"{most} are started[/yellow]",
+                f"[yellow]{recipe.devices} processes exceed the {most} {what} of this machine: "
+                f"starting {most}[/yellow]",
                 highlight=False,
             )
             recipe = recipe.model_copy(update={"devices": most})
@@ -268,8 +268,8 @@ def check_start(init: str | None, task: str, *others: str) -> None:
 def _check_task(path: Path, task: str) -> None:
     if (other := task_of(path)) != task:
         raise CheckpointError(
-            f"{path} is a run of the task '{other}', not of '{task}'.",
-            f"Name one that 'vitreous {VERBS[task]}' has made.",
+            f"{path} is a '{other}' run, not a '{task}' run.",
+            f"Give a run made by 'vitreous {VERBS[task]}'.",
         )
 
 
@@ -278,12 +278,12 @@ def _check_finished(path: Path, task: str) -> None:
         return
     if (path / CONFIG).is_file() and "compressed" in config_at(path):
         raise CheckpointError(
-            f"The run {path} was being made by 'vitreous compress', which was stopped.",
-            "Delete it, and compress the run again that it was made from.",
+            f"The run {path} is incomplete: 'vitreous compress' was stopped while writing it.",
+            "Delete it and compress the original run again.",
         )
     raise CheckpointError(
         f"The run {path} has not finished.",
-        f"Go on with 'vitreous {VERBS[task]} {path} --resume'.",
+        f"Resume it with 'vitreous {VERBS[task]} {path} --resume'.",
     )
 
 
@@ -323,7 +323,7 @@ def config_at(folder: Path) -> dict[str, Any]:
     """
     config = read_json(folder / CONFIG)
     if not isinstance(config, dict) or not isinstance(config.get("recipe"), dict):
-        raise ConfigError(f"{folder / CONFIG} holds no recipe.", "Start the run again.")
+        raise ConfigError(f"{folder / CONFIG} does not hold a recipe.", "Start the run again.")
     return config
 
 
@@ -345,8 +345,8 @@ def check_unchanged(folder: Path, scene: xr.DataArray, labels: str | None = None
     for name, found in now.items():
         if known.get(name, found) != found:
             raise ConfigError(
-                f"The {name} of the run {folder} changed after it began.",
-                "Restore the file as it was, or start a new run: figures of both would mean nothing together.",
+                f"The {name} of the run {folder} changed after it was started.",
+                "Restore the original file, or start a new run: results from two versions must not be mixed.",
             )
 
 
@@ -475,7 +475,7 @@ def checkpoint(path: Path, task: str) -> Iterator[tuple[dict[str, torch.Tensor],
     """
     if not path.is_dir():
         raise CheckpointError(
-            f"There is no run folder {path}.", f"Train one with 'vitreous {VERBS[task]}'."
+            f"The run folder {path} does not exist.", f"Train one with 'vitreous {VERBS[task]}'."
         )
     if (path / CONFIG).is_file():
         _check_task(path, task)
@@ -496,7 +496,7 @@ def readable_header(path: Path, header: Any) -> Iterator[None]:
     try:
         if header["schema"] != SCHEMA:
             raise CheckpointError(
-                f"{path} has the format {header['schema']}; this version reads {SCHEMA}.",
+                f"{path} has format {header['schema']}, but this version reads {SCHEMA}.",
                 "Update vitreous.",
             )
         yield

@@ -162,8 +162,8 @@ class LoadReport:
         """What keeps a load from being complete."""
         return {
             "missing": self.missing,
-            "left over": tuple(name for name in self.left_over if name not in self.unread),
-            "of another shape": self.misshapen,
+            "unexpected": tuple(name for name in self.left_over if name not in self.unread),
+            "with a different shape": self.misshapen,
         }
 
     @property
@@ -185,7 +185,7 @@ class LoadReport:
         if self.resized:
             parts.append(f"{len(self.resized)} resized")
         if self.reset:
-            parts.append(f"new head of {self.made.num_classes} classes")
+            parts.append(f"new head with {self.made.num_classes} classes")
         elif not self.made.num_classes:
             parts.append("without a head")
         parts += [f"{len(names)} {what}" for what, names in self.complaints.items() if names]
@@ -210,7 +210,7 @@ class PartialLoadError(CheckpointError):
             f"The weights in {report.source} do not fit {report.made.name}: {'; '.join(complaints)}. "
             "Nothing was loaded.",
             advice
-            or "Name the variant, arguments and image size that they belong to, or ask for a partial load.",
+            or "Give the variant, arguments and image size they belong to, or allow a partial load.",
         )
         self.report = report
 
@@ -242,7 +242,9 @@ def save_model(
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise ModelError(f"{path} is no name of a model file.", "End it in .safetensors.")
+        raise ModelError(
+            f"{path} is not a valid name for a model file.", "Use the suffix .safetensors."
+        )
     if push_to is not None:
         hub.check_repository(push_to)
     made = blueprint(model, bands)
@@ -269,12 +271,13 @@ def blueprint(model: Backbone, bands: Bands | None = None) -> Blueprint:
     """
     if model.variant is None:
         raise ModelError(
-            f"This {type(model).__name__} was not made by name, so a file could not say how to rebuild it.",
-            "Make it with create_model(NAME, ...).",
+            f"This {type(model).__name__} was not created by name, so it could not be rebuilt from a file.",
+            "Create it with create_model(NAME, ...).",
         )
     if bands is not None and bands.count != model.bands:
         raise ModelError(
-            f"The model reads {model.bands} bands, not {bands.count}.", "Describe its own bands."
+            f"The model reads {model.bands} bands, not {bands.count}.",
+            "Describe the bands of this model.",
         )
     return Blueprint(
         model.variant,
@@ -300,7 +303,7 @@ def load_model(
 
     Args:
         path: what :func:`save_model` or :func:`convert` wrote, or ``hf://user/name`` on the Hugging Face hub.
-        bands: the bands that it shall read, or how many; those of the file where None.
+        bands: the bands that it should read, or how many; those of the file where None.
         num_classes: classes; where they are not as many as the file's, the head is new.
         image_size: side of the images in pixels.
         method: how the first layer is made for other bands (:func:`~vitreous.layers.bands.adapt_bands`).
@@ -365,7 +368,7 @@ def convert(
     Args:
         path: a ``.pth``, ``.pt``, ``.bin``, ``.ckpt`` or ``.safetensors`` file, or ``hf://user/name/file``.
         name: the variant that the weights belong to.
-        bands: the bands that the model shall read, or how many; those of the weights where None. Needed where the
+        bands: the bands that the model should read, or how many; those of the weights where None. Needed where the
             weights do not depend on the number of bands.
         num_classes: classes; where the weights have other ones or no head, the head is new.
         image_size: side of the images in pixels; where None, a usual one that the weights fit, else 224.
@@ -383,11 +386,11 @@ def convert(
         ModelError: no such variant or argument, or bands that cannot be adapted or told from the weights.
     """
     if card(name).kind != "model":
-        raise ModelError(f"'{name}' is no network.", "Give the name of a model with weights.")
+        raise ModelError(f"'{name}' is not a network.", "Give the name of a model with weights.")
     file = hub.local(path)
     foreign = read_foreign(file)
     if foreign.header is not None:
-        raise CheckpointError(f"{path} was written by vitreous already.", "Use load_model.")
+        raise CheckpointError(f"{path} is already a vitreous file.", "Use load_model.")
     check_finite(foreign.tensors, str(path))
     count = bands.count if isinstance(bands, Bands) else bands
     probe = Blueprint(
@@ -406,12 +409,12 @@ def convert(
     own = source_bands if source_bands is not None else Bands(found)
     if own.count != found:
         raise ModelError(
-            f"The weights in {path} read {found} bands; {own.count} are described.",
+            f"The weights in {path} take {found} bands, but {own.count} are described.",
             "Describe the bands that they were trained on.",
         )
     classes = _count_classes(tensors, probe)
     if classes is None and num_classes is None:
-        raise CheckpointError(f"{path} has no head.", "Say how many classes a new one shall have.")
+        raise CheckpointError(f"{path} has no head.", "Give the number of classes of a new head.")
     made = replace(probe, bands=own, num_classes=probe.num_classes if classes is None else classes)
     wanted = replace(
         made,
@@ -453,7 +456,7 @@ def assemble(
     Args:
         tensors: weights under the model's own names.
         made: what they were made for.
-        wanted: what the model shall be.
+        wanted: what the model should be.
         source: where they come from, for messages.
         part: where in that file they were.
         method: how the first layer is made for other bands.
@@ -508,8 +511,8 @@ def assemble(
     if new_head or wanted.num_classes != made.num_classes:
         if has(model, "quantize"):
             raise ModelError(
-                f"{source} is quantized, and a new head would not be.",
-                "Start from the model that it was made of.",
+                f"{source} is quantized, but a new head would not be.",
+                "Start from the unquantized model.",
             )
         model.reset_head(wanted.num_classes)
         reinstall(model, applied(model))  # the new head gets what the old one had
@@ -541,8 +544,8 @@ def _described(header: Any, tensors: Mapping[str, Tensor], path: Path) -> Bluepr
     """Read a model file's header, and refuse one that claims more than its tensors can hold."""
     if not isinstance(header, dict) or header.get("kind") != KIND:
         raise CheckpointError(
-            f"{path} holds no bare architecture.",
-            "A trained run is loaded by its folder (load_run); others' weights go through convert.",
+            f"{path} does not hold a bare architecture.",
+            "Load a trained run by its folder (load_run), and other weights through convert.",
         )
     if header.get("schema") != SCHEMA:
         raise CheckpointError(
@@ -576,8 +579,8 @@ def _check_rebuilds(model: Backbone, made: Blueprint) -> None:
     changed = [key for key in {**own, **again} if own.get(key) != again.get(key)]
     if changed:
         raise ModelError(
-            f"The model is no plain {made.name} any more: {', '.join(changed[:3])} differ.",
-            "Save it before adapters are added or layers replaced, or keep it as a run.",
+            f"The model is no longer a plain {made.name}: {', '.join(changed[:3])} differ.",
+            "Save it before adding adapters or replacing layers, or keep it as a run.",
         )
 
 
@@ -598,8 +601,8 @@ def _renamed(tensors: dict[str, Tensor], probe: Blueprint, source: str) -> dict[
         renamed: dict[str, Tensor] = rename(tensors)
     except (LookupError, ValueError, RuntimeError, TypeError) as error:
         raise CheckpointError(
-            f"The weights in {source} have not the layout of {probe.name}: {error!r}.",
-            "Name the architecture that they belong to.",
+            f"The weights in {source} do not have the layout of {probe.name}: {error!r}.",
+            "Give the architecture they belong to.",
         ) from error
     return renamed
 
@@ -654,17 +657,19 @@ def _check_slug(layout: Layout | None, name: str, tensors: dict[str, Tensor], so
         return
     problem = f"{source} looks like {layout.title}, not like {name}."
     if layout.slug is None:
-        raise CheckpointError(problem, "vitreous does not have that architecture.")
+        raise CheckpointError(problem, "vitreous does not include that architecture.")
     other = card(layout.slug)
     if other.kind != "model":
-        raise CheckpointError(problem, f"'{other.slug}' is a {other.kind}; convert reads networks.")
+        raise CheckpointError(
+            problem, f"'{other.slug}' is a {other.kind}; convert supports networks only."
+        )
     renamed = _renamed(tensors, Blueprint(next(iter(other.variants)), {}, Bands(3), 2, 224), source)
     variant = _variant_like(other.slug, renamed)
     if variant is None:
         raise CheckpointError(
-            problem, f"Name the variant of {other.slug} that it is, with the arguments that differ."
+            problem, f"Give the matching variant of {other.slug}, with the arguments that differ."
         )
-    raise CheckpointError(problem, f"It has the shapes of {variant}: name that one.")
+    raise CheckpointError(problem, f"It has the shapes of {variant}: use that name.")
 
 
 def _read_settings(
@@ -717,11 +722,12 @@ def _advice(report: LoadReport, tensors: Mapping[str, Tensor], name: str) -> str
     slug = card(name).slug
     variant = _variant_like(slug, tensors)
     if variant is not None and variant != name:
-        return f"They look like {variant} ({report.found}); name that one."
+        return f"They look like {variant} ({report.found}); use that name."
     positions = [said for said in report.misshapen if "pos" in said.partition(" ")[0]]
     if positions and "grid" in inspect.signature(system_module(slug).build).parameters:
         return (
-            f"The file holds: {report.found}. If its images were not square, give the rows and columns of their tokens: "
+            f"The file holds: {report.found}. If it was trained on non-square images, give the rows and columns of "
+            "the token grid: "
             "grid=[ROWS, COLUMNS] among the model's arguments."
         )
     return (
@@ -815,10 +821,10 @@ def _no_bands(probe: Blueprint, source: str, found: str) -> VitreousError:
     if needed:
         return CheckpointError(
             f"{source} does not look like {probe.name}: it has no {needed[0]}. It holds: {found}.",
-            "Name the architecture that it belongs to.",
+            "Give the architecture it belongs to.",
         )
     return ModelError(
-        f"The weights of {probe.name} serve any number of bands.", "Say how many it shall read."
+        f"The weights of {probe.name} work with any number of bands.", "Give the number of bands."
     )
 
 
@@ -873,5 +879,5 @@ def _check_worth(shapes: Mapping[str, torch.Size], own: Mapping[str, Tensor], so
     if total > 2**24 and total > 10 * given:
         raise CheckpointError(
             f"{source} fills {given:,} of the model's {total:,} values.",
-            "Name the variant that it belongs to.",
+            "Give the variant it belongs to.",
         )

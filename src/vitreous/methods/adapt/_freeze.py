@@ -35,8 +35,8 @@ def freeze_base(
     """
     if not any(is_adapter(name, marks) for name, _ in model.named_parameters()):
         raise ModelError(
-            "The model carries no such adapter to train.",
-            "Apply a method of the stage 'adapt' first, such as 'lora'.",
+            "The model has no such adapters to train.",
+            "Apply an adaptation method first, such as 'lora'.",
         )
     for name, parameter in model.named_parameters():
         chosen = is_adapter(name, marks) or (bool(also_train) and name.startswith(also_train))

@@ -277,7 +277,7 @@ def _check(bottleneck: int, form: str, scale: float | str, layer_norm: str, drop
     """Refuse settings that make no adapter."""
     if bottleneck < 1:
         raise ModelError(
-            f"An adapter cannot have a bottleneck of {bottleneck}.", "Give 1 or more; 64 is usual."
+            f"bottleneck = {bottleneck} is out of range.", "Use 1 or more; 64 is common."
         )
     for key, value, known in (("form", form, FORMS), ("layer_norm", layer_norm, NORMS)):
         if value not in known:
@@ -290,7 +290,7 @@ def _check(bottleneck: int, form: str, scale: float | str, layer_norm: str, drop
             f"AdaptFormer cannot scale by '{scale}'.", f"Give a number, or '{LEARNED}'."
         )
     if not 0 <= dropout < 1:
-        raise ModelError(f"A dropout of {dropout} is out of range.", "Give 0 to below 1.")
+        raise ModelError(f"dropout = {dropout} is out of range.", "Use at least 0 and less than 1.")
 
 
 def _nothing_to_adapt(
@@ -302,7 +302,7 @@ def _nothing_to_adapt(
             f"Choose another pattern for 'targets'; the first block is '{seams[0][0].rpartition('.')[0]}'.",
         )
     return ModelError(
-        f"{type(model).__name__} has no feed-forward on tokens that AdaptFormer could stand beside.",
+        f"{type(model).__name__} has no token feed-forward layers for AdaptFormer's parallel adapters.",
         "Use 'lora', which adapts any linear layer.",
     )
 
@@ -314,8 +314,8 @@ def _normalise_head(model: nn.Module) -> None:
         return
     if not isinstance(model, Backbone) or not isinstance(head, nn.Linear):
         raise ModelError(
-            f"The classifier of {type(model).__name__} is no linear layer on one vector per image.",
-            "Leave head_norm out.",
+            f"The classifier of {type(model).__name__} is not a linear layer on one vector per image.",
+            "Omit head_norm.",
         )
     norm = FeatureNorm(head.in_features).to(head.weight.device, head.weight.dtype)
     model.head = nn.Sequential(norm, head).train(model.training)

@@ -72,7 +72,7 @@ def install(
     """
     if rank < 1:
         raise ModelError(
-            f"LoRA needs a rank of at least 1, not {rank}.", "Give 1 or more; 4 to 16 are usual."
+            f"LoRA needs a rank of at least 1, not {rank}.", "Use 1 or more; 4 to 16 is common."
         )
     found = [
         name

@@ -52,7 +52,7 @@ class Choice:
         inputs: makes that of the input of the layer of a name.
         weights: makes that of a weight, from the shape of its scales: ``(outputs, 1, ...)``.
         products: makes the quantized product of a name, which ends in ``matmul_qk`` or ``matmul_av``.
-        biased: names of linear layers that shall have a bias, also where they have none.
+        biased: names of linear layers that must have a bias, also where they have none.
     """
 
     inputs: Callable[[str], Quantizer]
@@ -104,7 +104,7 @@ def layers_to_quantize(model: nn.Module, skip: Sequence[str] = ()) -> list[tuple
     """
     if isinstance(skip, str):
         raise ModelError(
-            f"'skip' is a list of patterns, not the text '{skip}'.", f"Give ['{skip}']."
+            f"'skip' must be a list of patterns, not the string '{skip}'.", f"Give ['{skip}']."
         )
     found: list[tuple[str, nn.Module]] = []
     for name, module in model.named_modules():
@@ -116,11 +116,14 @@ def layers_to_quantize(model: nn.Module, skip: Sequence[str] = ()) -> list[tuple
     names = [name for name, _ in found]
     for pattern in skip:
         if not fnmatch.filter(names, pattern):
-            raise ModelError(f"'skip' names no layer: '{pattern}'.", did_you_mean(pattern, names))
+            raise ModelError(
+                f"The 'skip' pattern '{pattern}' matches no layer.", did_you_mean(pattern, names)
+            )
     left = [entry for entry in found if not any(fnmatch.fnmatch(entry[0], p) for p in skip)]
     if not left:
         raise ModelError(
-            "There is nothing to quantize.", "Give a network with linear layers, and skip fewer."
+            "There is nothing to quantize.",
+            "Use a network with linear layers, and skip fewer of them.",
         )
     return left
 
@@ -189,7 +192,8 @@ def join(batches: Sequence[Tensor]) -> Float[Tensor, "batch ..."]:
     shapes = {tuple(batch.shape[1:]) for batch in batches}
     if len(shapes) > 1:
         raise ModelError(
-            f"The calibration images differ in shape: {sorted(shapes)}.", "Give images of one size."
+            f"The calibration images have different shapes: {sorted(shapes)}.",
+            "Give images of equal size.",
         )
     return torch.cat(list(batches))
 
@@ -213,7 +217,7 @@ def check_same(before: Tensor, after: Tensor) -> None:
     """
     if (after - before).norm() > SLACK * before.norm():
         raise ModelError(
-            "A norm of this model is read by more than the layer after it, so scales cannot be folded into it.",
+            "A norm of this model feeds more than one layer, so scales cannot be folded into it.",
             "Use repq_vit with norm_scales='tensor', or ptq_percentile.",
         )
 
@@ -296,7 +300,8 @@ def check_pair(bits: Sequence[int]) -> tuple[int, int]:
     """
     if isinstance(bits, int) or len(bits) != 2:
         raise ModelError(
-            f"'bits' are those of weights and of activations, not {bits!r}.", "Give e.g. (8, 8)."
+            f"'bits' needs one value for weights and one for activations, not {bits!r}.",
+            "Give e.g. (8, 8).",
         )
     for number in bits:
         check_bits(number)

@@ -162,7 +162,7 @@ def install(
     shifted = behind_gelu(model) & set(layers)
     if not shifted and not any(name.endswith("matmul_av") for name in layers):
         raise ModelError(
-            "adalog is made for attention and for what leaves a GELU; this network has neither.",
+            "adalog needs attention or GELU outputs; this network has neither.",
             "Use ptq_percentile.",
         )
 
@@ -277,8 +277,8 @@ def search(
             handle.remove()
     if missing:
         raise ModelError(
-            f"The model's predictions do not use {', '.join(missing)}, so nothing can be measured there.",
-            "Name such layers in 'skip'.",
+            f"Inference does not use {', '.join(missing)}, so these layers cannot be calibrated.",
+            "List them in 'skip'.",
         )
 
 
@@ -323,7 +323,7 @@ def _check(
     both = check_pair(bits)
     if max(both) > MOST_BITS:
         raise ModelError(
-            f"adalog searches codes of at most {MOST_BITS} bits, not {max(both)}.",
+            f"adalog supports at most {MOST_BITS} bits, not {max(both)}.",
             "Use ptq_percentile for more.",
         )
     least = {"rounds": (rounds, 1), "steps": (steps, 1), "rows": (rows, 16)}
@@ -331,6 +331,6 @@ def _check(
     for setting, (value, minimum) in least.items():
         if value < minimum:
             raise ModelError(
-                f"adalog cannot work with {setting}={value}.", f"Give at least {minimum}."
+                f"adalog does not support {setting}={value}.", f"Give at least {minimum}."
             )
     return both

@@ -81,9 +81,7 @@ def install(
     """
     weight_bits, input_bits = check_pair(bits)
     if not 50 < percentile <= 100:
-        raise ModelError(
-            f"A range cannot end at the percentile {percentile:g}.", "Give 99.9 to 100."
-        )
+        raise ModelError(f"The percentile {percentile:g} is out of range.", "Use 99.9 to 100.")
     fold(model)
     activation = partial(UniformQuantizer, input_bits, quantiles=(percentile / 100,))
     choice = Choice(

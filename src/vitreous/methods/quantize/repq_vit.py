@@ -311,7 +311,7 @@ def _check_served(model: nn.Module, norm_scales: str) -> None:
     every = {name for name, _ in layers_to_quantize(model)}
     if norm_scales != "tensor" and not any(True for _ in pairs(model, every)):
         raise ModelError(
-            f"repq_vit found no LayerNorm in this {type(model).__name__} that one linear layer reads.",
+            f"repq_vit found no LayerNorm in this {type(model).__name__} that feeds a single linear layer.",
             "Use ptq_percentile or ptq_minmax.",
         )
 

@@ -32,12 +32,12 @@ def trunk(model: nn.Module, method: str, *, class_token: bool = False) -> Vision
         )
     if model.positions == "rotary":
         raise ModelError(
-            f"'{method}' cannot serve rotary positions: tokens lose their places in the grid.",
+            f"'{method}' does not support rotary positions: tokens lose their grid positions.",
             "Use a model with learned or sincos positions.",
         )
     if class_token and model.class_token is None:
         raise ModelError(
-            f"'{method}' goes by the attention of the class token, and this model pools by '{model.pool}'.",
+            f"'{method}' needs the attention of a class token, but this model pools by '{model.pool}'.",
             "Use a model with pool='class', or another method.",
         )
     return model
@@ -60,8 +60,8 @@ def check_blocks(blocks: Sequence[int], depth: int, method: str) -> None:
         or not 0 <= blocks[0] <= blocks[-1] < depth
     ):
         raise ModelError(
-            f"'{method}' cannot reduce in blocks {list(blocks)} of a model with {depth}.",
-            f"Give increasing numbers from 0 to {depth - 1}.",
+            f"'{method}' cannot reduce tokens in blocks {list(blocks)} of a model with {depth} blocks.",
+            f"Give increasing block indices from 0 to {depth - 1}.",
         )
 
 
@@ -96,7 +96,8 @@ def budget(
     for rate in rates:
         if not 0 < rate <= 1:
             raise ModelError(
-                f"'{method}' cannot keep a share of {rate:g}.", "Give more than 0, at most 1."
+                f"'{method}' cannot keep the fraction {rate:g} of the tokens.",
+                "Use a value above 0, at most 1.",
             )
     for count in counts:
         if count is not None and count < 1:

@@ -331,7 +331,7 @@ def adjacent(patches: int, device: torch.device) -> Bool[Tensor, "patches patche
     side = math.isqrt(patches)
     if side**2 != patches:
         raise ModelError(
-            f"The graph of 'gtp_vit' needs a square grid of tokens, and {patches} make none.",
+            f"The graph of 'gtp_vit' needs a square token grid; {patches} tokens do not form one.",
             "Give square images, or graph='semantic'.",
         )
     place = torch.arange(patches, device=device)
@@ -432,8 +432,8 @@ def install(
     }
     if sum(counts) - (propagation == "mean") * sum(n > 0 for n in counts) >= patches:
         raise ModelError(
-            f"The {depth} blocks of 'gtp_vit' would take {sum(counts)} of {patches} patches.",
-            f"Let at most {(patches - 1) // depth} leave in each.",
+            f"The {depth} blocks of 'gtp_vit' would remove {sum(counts)} of {patches} patches.",
+            f"Remove at most {(patches - 1) // depth} per block.",
         )
     put(network, reducers)
     return rows(network, reducers)
@@ -443,8 +443,8 @@ def _leaving(value: float, patches: int) -> int:
     """Return how many patches leave."""
     if value < 0 or (value > 1 and value != int(value)):
         raise ModelError(
-            f"'gtp_vit' cannot let {value:g} patches leave.",
-            "Give a whole number, or a share below 1.",
+            f"'gtp_vit' cannot remove {value:g} patches.",
+            "Give an integer, or a fraction below 1.",
         )
     return int(value) if value >= 1 or value == 0 else max(1, round(value * patches))
 
@@ -454,14 +454,14 @@ def _check(
 ) -> None:
     if not 0 < theta <= 1:
         raise ModelError(
-            f"theta is a share of the attention weights, not {theta:g}.",
-            "Give more than 0, at most 1.",
+            f"theta = {theta:g} is out of range.",
+            "Use a value above 0, at most 1.",
         )
     if not 0 <= alpha <= 1:
-        raise ModelError(f"alpha = {alpha:g} hands on no part.", "Give a factor from 0 to 1.")
+        raise ModelError(f"alpha = {alpha:g} is out of range.", "Use a factor from 0 to 1.")
     if neighbours < 1:
         raise ModelError(
-            f"{neighbours} neighbours link nothing.", "Give 1 or more, or graph='spatial'."
+            f"neighbours = {neighbours} is out of range.", "Use 1 or more, or graph='spatial'."
         )
     for what, value, known in (
         ("selection", selection, SELECTIONS),

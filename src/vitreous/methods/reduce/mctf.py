@@ -323,16 +323,14 @@ class Consistency:
         self, model: nn.Module, r_max: float, *, weight: float = 3.0, confidence: float = 0.4
     ) -> None:
         if r_max <= 0:
-            raise ModelError(
-                f"The teacher's r cannot be drawn from 0 to {r_max:g}.", "Give more than 0."
-            )
+            raise ModelError(f"r_max = {r_max:g} is out of range.", "Use a value above 0.")
         # The teacher's r must last until the backward pass, where checkpointing runs the blocks again: so it has
         # blocks of its own, around the same parameters.
         teacher = copy.deepcopy(model, {id(p): p for p in model.parameters()})
         self._reducers = [m for m in teacher.modules() if isinstance(m, Fusion) and m.r > 0]
         if not self._reducers or not isinstance(teacher, VisionTransformer):
             raise ModelError(
-                "The network merges no tokens, so that there is no student.",
+                "The network merges no tokens, so there is no student to train.",
                 "Apply the method 'mctf' first, with r above 0.",
             )
         self._teacher = teacher
@@ -387,7 +385,7 @@ def from_reference(
     if not kwargs["use_mctf"] or not kwargs["activate_layer"]:
         return model
     if pooling == 2:
-        raise ModelError("Tokens pooled by their maximum are not offered.", "Use another pooling.")
+        raise ModelError("Max pooling of merged tokens is not supported.", "Use another pooling.")
     reduced = apply(
         model,
         "mctf",
@@ -455,7 +453,8 @@ def _numbers(blocks: Sequence[int] | str, depth: int) -> list[int]:
         return quarters(depth)
     if isinstance(blocks, str):
         raise ModelError(
-            f"'mctf' knows no blocks '{blocks}'.", "Give 'all', 'quarters' or a list of numbers."
+            f"'mctf' does not support blocks='{blocks}'.",
+            "Give 'all', 'quarters' or a list of numbers.",
         )
     check_blocks(blocks, depth, "mctf")
     return list(blocks)
@@ -467,15 +466,15 @@ def _check(amounts: Sequence[float], tau: Sequence[float], pooling: str, attenti
         if r < 0 or (r > 1 and r != int(r)):
             raise ModelError(
                 f"'mctf' cannot merge {r:g} tokens.",
-                "Give r as a whole number, or below 1 as a share of the patches; 0 merges none.",
+                "Give r as an integer, or below 1 as a fraction of the patches; 0 merges none.",
             )
     if min(tau) < 0:
         raise ModelError(
-            f"'mctf' cannot have a temperature of {min(tau):g}.",
-            "Give more than 0, or 0 to leave the criterion out.",
+            f"The temperature tau = {min(tau):g} is out of range.",
+            "Use a value above 0, or 0 to disable the criterion.",
         )
     for value, known, name in ((pooling, POOLINGS, "pooling"), (attention, WAYS, "attention")):
         if value not in known:
             raise ModelError(
-                f"'mctf' knows no {name} '{value}'.", f"Choose one of {', '.join(known)}."
+                f"'mctf' has no {name} '{value}'.", f"Choose one of {', '.join(known)}."
             )

@@ -70,7 +70,7 @@ def install(model: nn.Module, *, r: int | Sequence[int] = 13) -> list[dict[str, 
         if amount < 0 or amount != int(amount):
             raise ModelError(
                 f"'tome' cannot merge {amount:g} tokens.",
-                "Give r as a whole number; 0 merges none.",
+                "Give r as an integer; 0 merges none.",
             )
     reducers = {
         number: Merging(int(amount), network.prefix) for number, amount in enumerate(amounts)
