@@ -158,7 +158,7 @@ def test_invalid_pixels_stay_invalid_and_place_and_unit_are_kept():
 def test_a_dead_band_does_not_take_the_scene():
     scene = fine(lambda nm: np.ones(nm.shape), step=10)
     scene.values[50] = np.nan
-    with pytest.warns(UserWarning, match="hold no measurement"):
+    with pytest.warns(UserWarning, match="hold no data"):
         got = resample(scene, "sentinel2a")
     assert np.isfinite(got.values).all()
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitreous.cli.options import MASK_HELP, scene_hints
+from vitreous.cli.options import MASK_HELP, UNTRUSTED_HELP, scene_hints
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -30,16 +30,17 @@ def info(
     mask: Annotated[
         str | None, typer.Option("--mask", metavar="FILE|scl|qa", help=MASK_HELP)
     ] = None,
+    untrusted: Annotated[bool, typer.Option("--untrusted", help=UNTRUSTED_HELP)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     preview: Annotated[
         Path | None,
         typer.Option(metavar="OUT.png", help="Also write a true- or false-colour preview."),
     ] = None,
 ) -> None:
-    """Show a scene's size, bands, wavelengths, unit and place without reading its pixels."""
+    """Show a scene's size, bands, wavelengths, unit and location without reading its pixels."""
     from vitreous.scenes.samples import open_named
 
-    opened = open_named(scene, scene_hints(hints, mask))
+    opened = open_named(scene, scene_hints(hints, mask), untrusted=untrusted)
     facts = describe(opened.scene)
     if opened.labels is not None:
         facts["labels"] = describe_labels(opened.labels)
@@ -55,10 +56,10 @@ def describe(scene: xr.DataArray) -> dict[str, Any]:
     """Return the facts of a scene as plain values; nothing of its pixels is read."""
     import numpy as np
 
-    from vitreous.scenes.cube import good_bands, wavelengths_of
+    from vitreous.scenes.cube import marked_good, wavelengths_of
 
     bands, height, width = (int(scene.sizes[dim]) for dim in ("band", "y", "x"))
-    good = set(good_bands(scene).tolist())
+    good = marked_good(scene)
     centres = wavelengths_of(scene)
     nodata = scene.attrs.get("nodata")
     return {
@@ -66,7 +67,7 @@ def describe(scene: xr.DataArray) -> dict[str, Any]:
         "width": width,
         "height": height,
         "bands": bands,
-        "bad_bands": [band + 1 for band in range(bands) if band not in good],
+        "bad_bands": [band + 1 for band in range(bands) if not good[band]],
         "wavelengths_nm": None
         if centres is None
         else [float(np.nanmin(centres)), float(np.nanmax(centres))],

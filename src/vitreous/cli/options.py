@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 ENCLOSED = re.compile(r"""\[.*?\]|\{.*?\}|'.*?'|".*?\"""")
 NEXT = re.compile(r",(?=\s*\w+=)")
 MASK_HELP = "Mask of pixels to exclude, e.g. clouds: a file, 'scl' or 'qa'."
+UNTRUSTED_HELP = "Read the file in a separate process with limits on memory and time."
 RUNTIMES = ("torch", "onnxruntime", "openvino")
 
 

@@ -10,6 +10,7 @@ import typer
 from vitreous.cli.options import (
     MASK_HELP,
     RUNTIMES,
+    UNTRUSTED_HELP,
     check_overwrite,
     check_run_or_export,
     check_runtime,
@@ -93,8 +94,9 @@ def predict(
     mask: Annotated[
         str | None, typer.Option("--mask", metavar="FILE|scl|qa", help=MASK_HELP)
     ] = None,
+    untrusted: Annotated[bool, typer.Option("--untrusted", help=UNTRUSTED_HELP)] = False,
 ) -> None:
-    """Map or restore a scene of any size, window by window, with flat memory."""
+    """Map or restore a scene of any size, window by window, with constant memory."""
     exported = check_run_or_export(run)
     check_runtime(runtime)
 
@@ -103,7 +105,7 @@ def predict(
 
     from vitreous.scenes.samples import open_named
 
-    opened = open_named(scene, scene_hints(hints, mask))
+    opened = open_named(scene, scene_hints(hints, mask), untrusted=untrusted)
     if restores:
         for option, value in (
             ("--probabilities", probabilities),

@@ -42,7 +42,7 @@ from vitreous.scenes.wavelengths import are_band_numbers, known_unit, spectral, 
 
 Key: TypeAlias = tuple[slice, ...]
 
-MAX_ARRAYS = 10_000  # a file that lists more arrays than this is no scene
+MAX_ARRAYS = 10_000  # a file that lists more arrays than this is not a scene
 DEFLATE_RATIO = 1032  # no deflate stream expands further: a header that claims more lies
 _LABEL_NAMES = {"labels", "label", "gt", "groundtruth", "classes", "classmap", "landcover"}
 
@@ -364,12 +364,14 @@ def parse_crs(wkt: str, source: str) -> Any:
     Raises:
         SceneError: it is no WKT that PROJ knows.
     """
+    from rasterio import Env
     from rasterio.crs import CRS
     from rasterio.errors import CRSError
 
     try:
-        return CRS.from_wkt(wkt)
-    except (CRSError, UnicodeEncodeError) as error:
+        with Env():  # sends GDAL's own messages to logging instead of the terminal
+            return CRS.from_wkt(wkt)
+    except (CRSError, UnicodeError) as error:
         raise SceneError(
             f"{source} has a coordinate system that cannot be parsed: {wkt[:80]!r}.",
             "Correct the WKT, or remove it.",
@@ -386,6 +388,10 @@ def plain(value: Any) -> Any:
         value = value.decode("utf-8", "replace")
     if isinstance(value, list):
         return [plain(item) for item in value]
+    if isinstance(
+        value, str
+    ):  # h5py keeps bytes that are not UTF-8 as surrogates, which no library encodes
+        return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return value if isinstance(value, str | int | float | bool) else None
 
 
@@ -454,6 +460,11 @@ def _choose_labels(file: ArrayFile, variable: str | None) -> ArrayInfo:
             raise SceneError(f"{file.source}: {info} is not a label image.", _say_variable(images))
         return info
     named = [a for a in images if is_named(a.name, _LABEL_NAMES) or a.base_name.endswith("_gt")]
+    if not images:
+        listed = ", ".join(str(a) for a in file.arrays[:12]) or "nothing that can be read"
+        raise SceneError(
+            f"{file.source} holds no label image, only {listed}.", "Labels have rows and columns."
+        )
     if len(images) == 1 or len(named) == 1:
         return named[0] if len(named) == 1 else images[0]
     raise SceneError(

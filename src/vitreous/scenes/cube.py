@@ -363,11 +363,27 @@ def class_palette(count: int) -> list[str]:
     return colors
 
 
-def good_bands(scene: xr.DataArray) -> npt.NDArray[np.int64]:
-    """Return the indices of the bands that may be used (all, where nothing is said)."""
+def marked_good(scene: xr.DataArray) -> npt.NDArray[np.bool_]:
+    """Return which bands may be used by what the file says (all, where it says nothing)."""
     if "good_band" in scene.coords:
-        return np.flatnonzero(scene["good_band"].values)
-    return np.arange(scene.sizes["band"])
+        return np.asarray(scene["good_band"].values, dtype=bool)
+    return np.ones(scene.sizes["band"], dtype=bool)
+
+
+def good_bands(scene: xr.DataArray) -> npt.NDArray[np.int64]:
+    """Return the indices of the bands that may be used (all, where nothing is said).
+
+    Raises:
+        SceneError: all are marked as bad.
+    """
+    good = np.flatnonzero(marked_good(scene))
+    if good.size == 0:
+        raise SceneError(
+            f"{scene.attrs.get('source') or 'The scene'} marks all of its {scene.sizes['band']} bands as bad.",
+            "Correct its list of bad bands (bbl, good_wavelengths), or name bands to use them all the same: bands=1-"
+            f"{scene.sizes['band']} (--hints).",
+        )
+    return good
 
 
 def wavelengths_of(scene: xr.DataArray) -> npt.NDArray[np.float64] | None:
@@ -566,7 +582,7 @@ def _check_wavelengths(scene: xr.DataArray, where: str) -> xr.DataArray:
     unused = centres == 0
     if not unused.any():
         return scene
-    good = np.isin(np.arange(centres.size), good_bands(scene))
+    good = marked_good(scene)
     newly = np.flatnonzero(unused & good) + 1
     if newly.size:
         warnings.warn(
@@ -587,7 +603,11 @@ def _place(image: xr.DataArray, crs: Any, transform: Any, where: str) -> xr.Data
     try:
         if crs is not None:
             image = image.rio.write_crs(crs)
-    except (CRSError, ProjError) as error:  # damaged WKT can pass one parser and fail in the other
+    except (
+        CRSError,
+        ProjError,
+        UnicodeError,
+    ) as error:  # damaged WKT can pass one parser and fail in the other
         raise SceneError(
             f"{where} has a coordinate system that cannot be parsed ({error}).",
             "Correct it in the file's header, or remove it.",

@@ -137,6 +137,7 @@ def _open_ortho(
             ("wavelengths", "wavelength"),
             ("fwhm", "fwhm"),
             ("good_band", "good_band"),
+            ("band_names", "band_name"),
         )
         if coordinate in measured.coords
     }

@@ -816,7 +816,7 @@ def _crs_of_wkt(wkt: str, source: str) -> Any:
             crs = CRS.from_wkt(wkt, morph_from_esri_dialect=True)
             code = crs.to_epsg()  # ESRI's names for the same system would compare as different
             return crs if code is None else CRS.from_epsg(code)
-    except CRSError:
+    except (CRSError, UnicodeError):
         warnings.warn(f"{source} has an unreadable coordinate system string.", stacklevel=3)
         return None
 

@@ -23,7 +23,7 @@ import xarray as xr
 
 from vitreous.errors import SceneError, did_you_mean, listed, shortened
 from vitreous.scenes.attributes import number_of, numbers
-from vitreous.scenes.cube import UNITS, BandCountError, LazyCube, make_scene
+from vitreous.scenes.cube import UNITS, BandCountError, LazyCube, make_scene, marked_good
 from vitreous.scenes.sensors import Sensor, banded
 from vitreous.scenes.stacks import Picked
 from vitreous.scenes.wavelengths import known_unit, spectral, unit_in_name
@@ -92,18 +92,22 @@ _KNOWN = (
 )
 
 
-def open_scene(path: str | Path | Sequence[str | Path], **hints: Any) -> xr.DataArray:
+def open_scene(
+    path: str | Path | Sequence[str | Path], *, untrusted: bool = False, **hints: Any
+) -> xr.DataArray:
     """Open a scene of any known format; nothing is read before a window is asked for.
 
     Args:
         path: a local file or folder, a list of files with one band each, or a pattern that names them
             (``B0[2-8].tif``, see :mod:`vitreous.scenes.band_files`).
+        untrusted: read the file in a process of its own under limits of memory and time, so that whatever it does to a
+            library ends with a message (:mod:`vitreous.scenes.apart`).
         **hints: what the file does not say or says wrongly; they replace what it says before that is looked at. Every
             format takes ``unit`` (``dn``, ``radiance``, ``reflectance``), ``scale`` (physical value = stored value x
             scale), ``nodata``, ``wavelengths`` and ``fwhm`` (lists, or a CSV file with a column ``wavelength``),
             ``wavelength_unit`` (``nm``, ``um``), ``sensor`` (``sentinel2a``: names, centres and widths of a scene with as
-            many bands, see :mod:`vitreous.scenes.sensors`; ``sentinel2a:B02,B03`` for some of them), ``bands`` (which to keep, by number from 1 on or by name: ``1-10,15``),
-            ``mask`` (an image of clouds and the like, see :mod:`vitreous.scenes.masks`) and ``mask_values``; the
+            many bands, see :mod:`vitreous.scenes.sensors`; ``sentinel2a:B02,B03`` for some of them), ``bands`` (which to
+            keep, by number from 1 on or by name: ``1-10,15``), ``mask`` (an image of clouds and the like, see :mod:`vitreous.scenes.masks`) and ``mask_values``; the
             readers' own are in their ``open``.
 
     Returns:
@@ -112,6 +116,10 @@ def open_scene(path: str | Path | Sequence[str | Path], **hints: Any) -> xr.Data
     Raises:
         SceneError: no such file, none of a known kind, a damaged one, or a hint that does not exist.
     """
+    if untrusted:
+        from vitreous.scenes.apart import open_apart
+
+        return open_apart(path, hints)
     file, reader = _reader_of(path)
     common = {name: value for name, value in hints.items() if name in COMMON_HINTS}
     own = {name: value for name, value in hints.items() if name not in COMMON_HINTS}
@@ -233,7 +241,7 @@ def call_reader(
         if name not in known:
             kind = function.__module__.rpartition(".")[2]
             raise SceneError(
-                f"Unknown reader option '{name}' for {kind} files.",
+                f"Unknown hint '{name}' for {kind} files.",
                 did_you_mean(name, {*known, *extra}),
             )
     try:
@@ -441,6 +449,8 @@ def read_table(path: Path, wanted: str) -> BandTable:
 def _with_bands(scene: xr.DataArray, given: Any) -> xr.DataArray:
     """Keep some bands of a scene, in the given order, by number from 1 on or by name."""
     index = _band_indices(scene, given)
+    if not marked_good(scene)[index].any():  # the user names them all the same
+        scene = scene.drop_vars("good_band")
     steps = set(np.diff(index))
     if steps <= {1}:
         return scene.isel(band=slice(int(index[0]), int(index[-1]) + 1))

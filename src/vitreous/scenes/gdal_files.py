@@ -46,7 +46,7 @@ def open_raster(path: Path, driver: str, page: int | None = None) -> Iterator[An
         with dataset:
             try:
                 yield dataset
-            except (RasterioError, CRSError, UnicodeDecodeError) as error:
+            except (RasterioError, CRSError, UnicodeError) as error:
                 raise SceneError(
                     f"{path} has metadata that cannot be read: {error}.",
                     "The file is damaged; download it again.",

@@ -7,7 +7,7 @@ machine into a scene.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -104,7 +104,7 @@ class Hdf5File:
         if str(attributes.get("NAME", "")).startswith(_BARE_DIMENSION):
             note = "a dimension without values"
         dtype = np.dtype(object) if note else dataset.dtype
-        dims = tuple(_dimension_name(dataset, axis) for axis in range(len(dataset.shape or ())))
+        dims = _dimension_names(dataset)
         shape = tuple(int(n) for n in dataset.shape or ())
         return ArrayInfo(name, shape, dtype, dims, attributes, note)
 
@@ -151,10 +151,38 @@ def _attributes(item: Any) -> dict[str, Any]:
     return found
 
 
-def _dimension_name(dataset: Any, axis: int) -> str:
-    dimension = dataset.dims[axis]
-    if dimension.label:
-        return str(dimension.label)
-    if len(dimension):
-        return str(dimension[0].name).rpartition("/")[2]
-    return ""
+def _dimension_names(dataset: Any) -> tuple[str, ...]:
+    """The name of each axis: its label, else its first dimension scale, else nothing.
+
+    Not by ``dataset.dims``: libhdf5 takes both attributes for what they should be, and dies of others.
+    """
+    import h5py
+
+    rank = len(dataset.shape or ())
+    labels = _per_axis(dataset, "DIMENSION_LABELS", lambda dtype: h5py.check_string_dtype(dtype))
+    scales = _per_axis(dataset, "DIMENSION_LIST", _are_lists_of_references)
+    names = []
+    for axis in range(rank):
+        label = plain(labels[axis]) if labels is not None else ""
+        scale: Any = [] if scales is None else scales[axis]
+        if not label and len(scale) and scale[0]:
+            label = str(dataset.file[scale[0]].name or "").rpartition("/")[2]
+        names.append(str(label or ""))
+    return tuple(names)
+
+
+def _per_axis(dataset: Any, name: str, fits: Callable[[Any], Any]) -> Any:
+    """An attribute with one entry per axis; None where there is none of this shape and type."""
+    if not dataset.shape or name not in dataset.attrs:
+        return None
+    attribute = dataset.attrs.get_id(name)
+    if attribute.shape != (len(dataset.shape),) or not fits(attribute.dtype):
+        return None
+    return dataset.attrs[name]
+
+
+def _are_lists_of_references(dtype: Any) -> bool:
+    import h5py
+
+    base = h5py.check_vlen_dtype(dtype)
+    return base is not None and h5py.check_ref_dtype(base) is h5py.Reference

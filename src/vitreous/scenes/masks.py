@@ -134,9 +134,8 @@ def _rule(path: Path, values: Any) -> dict[str, Any]:
     if _UDM.fullmatch(path.name):
         return {"hidden": (0,)}
     raise SceneError(
-        f"{path} is neither Sentinel-2 SCL, Landsat QA_PIXEL nor Planet UDM2: it is unknown which of its values mask a"
-        " pixel.",
-        "Set mask_values, e.g. mask_values=0 if 0 masks a pixel.",
+        f"{path} is not Sentinel-2 SCL, Landsat QA_PIXEL or Planet UDM2: it is unknown which of its values mask a pixel.",
+        "Set mask_values=0 if 0 masks a pixel, or mask_values=1 if 1 does.",
     )
 
 

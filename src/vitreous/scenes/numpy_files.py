@@ -194,6 +194,13 @@ class NpzFile:
             members = [m for m in archive.infolist() if m.filename.endswith(".npy")]
             if len(members) > MAX_ARRAYS:
                 raise SceneError(f"{self.source} has {len(members)} members, too many for a scene.")
+            names = [member.filename for member in members]
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                raise SceneError(
+                    f"{self.source} holds the member '{twice}' twice.",
+                    "Write it again with numpy.savez, each array once.",
+                )
             return [self._describe(archive, member) for member in members]
 
     def read(self, name: str, key: Key | None = None) -> npt.NDArray[Any]:

@@ -69,8 +69,13 @@ class NamedScene(NamedTuple):
     labels: xr.DataArray | None
 
 
-def open_named(scene: str, hints: dict[str, Any]) -> NamedScene:
+def open_named(scene: str, hints: dict[str, Any], *, untrusted: bool = False) -> NamedScene:
     """Open a scene file, or a built-in sample by its name; an existing path wins over a sample's name.
+
+    Args:
+        scene: the path or name.
+        hints: for the reader.
+        untrusted: as for :func:`vitreous.scenes.open_scene`.
 
     Raises:
         SceneError: nothing of that name, or a file that cannot be read.
@@ -80,7 +85,7 @@ def open_named(scene: str, hints: dict[str, Any]) -> NamedScene:
     if scene in SAMPLES and not Path(scene).exists():
         sample = load_sample(scene)
         return NamedScene(sample.scene, sample.labels)
-    return NamedScene(open_scene(scene, **hints), None)
+    return NamedScene(open_scene(scene, untrusted=untrusted, **hints), None)
 
 
 def _tensorly_arrays(facts: dict[str, Any]) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint8]]:

@@ -10,7 +10,9 @@ an allow-list are used.
 
 from __future__ import annotations
 
+import itertools
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -35,6 +37,9 @@ _CHUNK = (
 _DIMS = ("band", "y", "x")
 _COORDINATES = ("wavelength", "fwhm", "good_band")  # along the bands
 _MAX_DEPTH = 4
+_MANY_CHUNKS = 10_000  # looked for in no time
+_CHUNKS_PER_FILE = 100  # a scene of which less is there was not copied whole
+_METADATA = {"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"}
 _CODECS = {
     *("bytes", "transpose", "sharding_indexed", "crc32c", "vlen-utf8"),
     *("gzip", "zlib", "zstd", "blosc", "lz4", "bz2", "lzma"),
@@ -127,7 +132,7 @@ class ZarrFile:
     def arrays(self) -> list[ArrayInfo]:
         """What the store holds, from its metadata alone."""
         with self._reading():
-            return [_describe(name, array) for name, array in _arrays(self._root())]
+            return [_describe(name, array, self.path) for name, array in _arrays(self._root())]
 
     @cached_property
     def attrs(self) -> dict[str, Any]:
@@ -179,7 +184,7 @@ def _arrays(item: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, 
             yield from _arrays(member, f"{prefix}/{name}" if prefix else name, depth + 1)
 
 
-def _describe(name: str, array: Any) -> ArrayInfo:
+def _describe(name: str, array: Any, store: Path) -> ArrayInfo:
     forbidden = sorted(set(_codecs(array.metadata)) - _CODECS)
     attrs = {key: plain(value) for key, value in dict(array.attrs).items()}
     # Format 2 has no other place for xarray's _FillValue; 0 is what every array has that was given none.
@@ -191,9 +196,31 @@ def _describe(name: str, array: Any) -> ArrayInfo:
         note = f"encoded with {', '.join(forbidden)}, which is not allowed"
     elif array.dtype.kind not in "iufb":
         note = f"{array.dtype} values"
+    else:
+        note = _missing_chunks(array, store / name)
     dtype = np.dtype(object) if note else np.dtype(array.dtype)
     shape = tuple(int(n) for n in array.shape)
     return ArrayInfo(name, shape, dtype, tuple(str(d) for d in dims), attrs, note)
+
+
+def _missing_chunks(array: Any, folder: Path) -> str:
+    """What is wrong with an array of which hardly a chunk exists; "" where enough do, or it is small.
+
+    Chunks that are not stored hold the fill value, which is lawful. But a few bytes of metadata can claim millions,
+    and every one would be looked for.
+    """
+    chunks = array.shards or array.chunks
+    claimed = math.prod(-(-n // size) for n, size in zip(array.shape, chunks, strict=True) if size)
+    if claimed <= _MANY_CHUNKS:
+        return ""
+    needed = claimed // _CHUNKS_PER_FILE
+    present = sum(1 for _ in itertools.islice(_files(folder), needed))
+    return "" if present >= needed else f"{claimed:,} chunks, of which {present:,} exist"
+
+
+def _files(folder: Path) -> Iterator[str]:
+    for _, _, names in os.walk(folder):
+        yield from (name for name in names if name not in _METADATA)
 
 
 def _codecs(metadata: Any) -> Iterator[str]:

@@ -1,0 +1,124 @@
+"""Files of others are read in a process of their own: the same scenes, and a message where it crashes or hangs."""
+
+import os
+import pickle
+import signal
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from affine import Affine
+
+import vitreous
+from vitreous.errors import SceneError
+from vitreous.scenes import apart
+from vitreous.scenes.cube import make_scene
+
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/statm").exists(), reason="the memory limit needs Linux"
+)
+CUBE = np.arange(240, dtype=np.int16).reshape(6, 5, 8)
+
+
+@pytest.fixture
+def scene_file(tmp_path):
+    scene = make_scene(
+        CUBE,
+        wavelengths=[450, 550, 650, 850, 0, 2200],
+        fwhm=[10.0] * 6,
+        band_names=list("abcdef"),
+        unit="reflectance",
+        scale=1e-4,
+        nodata=-9999,
+        crs="EPSG:32633",
+        transform=Affine(10, 0, 600000, 0, -10, 5000000),
+    )
+    vitreous.write_scene(scene, tmp_path / "scene.tif")
+    return tmp_path / "scene.tif"
+
+
+def damaged_heap(path):
+    """A file whose string attribute lies in a global heap without sizes: libhdf5 loops there without end."""
+    with h5py.File(path, "w") as file:
+        file["cube"] = CUBE
+        file["cube"].attrs["note"] = "a string in the global heap"
+    content = bytearray(path.read_bytes())
+    at = content.index(b"GCOL") + 16  # behind the heap's own header
+    content[at : at + 16] = bytes(16)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_scene_is_the_same_as_without(scene_file):
+    usual = vitreous.open_scene(scene_file, bands="1-4,6")
+    apart_ = vitreous.open_scene(scene_file, untrusted=True, bands="1-4,6")
+    assert apart_.attrs == usual.attrs
+    assert apart_.dtype == usual.dtype
+    for name in ("wavelength", "fwhm", "good_band", "band_name"):
+        assert (name in apart_.coords) == (name in usual.coords), name
+        if name in usual.coords:
+            np.testing.assert_array_equal(apart_[name].values, usual[name].values)
+    assert apart_.rio.crs == usual.rio.crs
+    assert apart_.rio.transform(recalc=False) == usual.rio.transform(recalc=False)
+    np.testing.assert_array_equal(apart_.values, usual.values)
+    np.testing.assert_array_equal(apart_[::2, 1:4, ::3].values, usual[::2, 1:4, ::3].values)
+    again = pickle.loads(pickle.dumps(apart_))  # as workers of a data loader get it
+    np.testing.assert_array_equal(again[0].values, usual[0].values)
+
+
+def test_warnings_and_messages_come_through(scene_file):
+    with pytest.warns(UserWarning, match="gives no wavelength unit"):
+        vitreous.open_scene(scene_file, untrusted=True, wavelengths=[1, 2, 3, 4, 5, 6])
+    with pytest.raises(SceneError, match="Unknown hint 'varable'"):
+        vitreous.open_scene(scene_file, untrusted=True, varable="cube")
+
+
+def test_the_process_is_used_again(scene_file):
+    vitreous.open_scene(scene_file, untrusted=True)
+    first = apart._reader()._process.pid
+    start = time.perf_counter()
+    for _ in range(10):
+        vitreous.open_scene(scene_file, untrusted=True)
+    assert apart._reader()._process.pid == first
+    assert time.perf_counter() - start < 5  # a new one would need two seconds each
+
+
+def test_a_file_that_hangs_its_reader_is_told_of(tmp_path, monkeypatch, scene_file):
+    vitreous.open_scene(scene_file, untrusted=True)  # the libraries are loaded
+    monkeypatch.setattr(apart, "SECONDS", 2.0)
+    path = damaged_heap(tmp_path / "scene.nc")
+    start = time.perf_counter()
+    with pytest.raises(SceneError, match=r"scene\.nc was not read within 2 s"):
+        vitreous.open_scene(path, untrusted=True)
+    assert time.perf_counter() - start < 10
+    monkeypatch.undo()
+    assert vitreous.open_scene(scene_file, untrusted=True).shape == (6, 5, 8)  # by another process
+
+
+def test_a_file_that_crashes_its_reader_is_told_of(scene_file):
+    scene = vitreous.open_scene(scene_file, untrusted=True)
+    process = apart._reader()._process
+    os.kill(process.pid, signal.SIGSEGV)
+    process.poll = lambda: None  # as if it had ended just after it was asked
+    with pytest.raises(SceneError, match=r"scene\.tif ended the process that read it"):
+        scene[0].values  # noqa: B018
+    assert scene[0].values.shape == (5, 8)  # by another process
+
+
+def test_memory_is_limited(tmp_path):
+    with h5py.File(
+        tmp_path / "big.h5", "w"
+    ) as file:  # 6 GB of fill values in a file of a few kilobytes
+        file.create_dataset("cube", (6, 25_000, 20_000), "i2", chunks=(6, 2500, 2000))
+    scene = vitreous.open_scene(tmp_path / "big.h5", untrusted=True, axis_order="byx")
+    with pytest.raises(SceneError, match="memory"):
+        scene.values  # noqa: B018
+
+
+def test_the_command_line_reads_so(cli, tmp_path, scene_file):
+    done = cli("info", scene_file, "--untrusted", "--json")
+    assert done.returncode == 0, done.stderr
+    assert '"width": 8' in done.stdout
