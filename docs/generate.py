@@ -24,6 +24,7 @@ from records import ROOT, Record, folded, inline, table, tables
 
 from vitreous.data.degradations import KINDS
 from vitreous.recipe import PretrainRecipe, Recipe, RestoreRecipe, Settings
+from vitreous.scenes.products import products_table
 
 DOCS = ROOT / "docs"
 SECTION = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -172,6 +173,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "restore_settings": partial(settings_table, RestoreRecipe),
     "pretrain_settings": partial(settings_table, PretrainRecipe),
     "degradations": degradations,
+    "products": products_table,
     "compression": partial(result, "compression"),
     "integers": partial(result, "integers"),
     "leaderboard": partial(result, "leaderboard"),

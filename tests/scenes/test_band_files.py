@@ -43,7 +43,7 @@ def test_names_of_sentinel_2_on_ten_metres(tmp_path):
     for band in (2, 3, 4, 8):
         put(tmp_path / f"B{band:02d}.tif", 1000 * band)
     put(tmp_path / "B09.tif", 1)
-    with pytest.warns(UserWarning, match="taken as Sentinel-2's"):
+    with pytest.warns(UserWarning, match="treated as Sentinel-2"):
         scene = open_scene(str(tmp_path / "B0[2-8].tif"))
     assert list(scene.band_name.values) == ["B02", "B03", "B04", "B08"]
     np.testing.assert_allclose(scene.wavelength, [492.4, 559.8, 664.6, 832.8])

@@ -96,14 +96,22 @@ Wavelength = {{
 }
 
 
+def write_envi(folder, name):
+    """Write one of these files and return its path."""
+    dtype, header, _ = ENVI[name]
+    cube = (np.random.default_rng(0).random((ROWS, BANDS, COLUMNS)) * 100).astype(dtype)
+    cube.tofile(folder / name)
+    stem = name.rpartition(".")[0] or name
+    (folder / f"{stem}.hdr").write_text(HEAD + header)
+    return folder / name
+
+
 @pytest.mark.parametrize("name", ENVI)
 @pytest.mark.filterwarnings("ignore:.*names no wavelength unit")
 def test_envi_of_every_maker(tmp_path, name):
-    dtype, header, expected = ENVI[name]
-    cube = (np.random.default_rng(0).random((ROWS, BANDS, COLUMNS)) * 100).astype(dtype)
-    cube.tofile(tmp_path / name)
+    dtype, _, expected = ENVI[name]
+    cube = np.fromfile(write_envi(tmp_path, name), dtype).reshape(ROWS, BANDS, COLUMNS)
     stem = name.rpartition(".")[0] or name
-    (tmp_path / f"{stem}.hdr").write_text(HEAD + header)
     for asked in (name, f"{stem}.hdr"):
         scene = open_scene(tmp_path / asked)
         np.testing.assert_array_equal(scene.values, cube.transpose(1, 0, 2))
@@ -119,10 +127,10 @@ def test_envi_of_every_maker(tmp_path, name):
             assert np.flatnonzero(~scene.good_band.values).tolist() == expected["bad"]
 
 
-@pytest.mark.parametrize("unit", ["reflectance", "radiance"])
-def test_orthorectified_aviris_3(tmp_path, unit):
+def write_aviris_3(path, unit):
+    """Write an orthorectified file and return its cube."""
     cube = np.random.default_rng(0).random((BANDS, ROWS, COLUMNS)).astype("f4")
-    with h5py.File(tmp_path / "AV3_ORT.nc", "w") as file:
+    with h5py.File(path, "w") as file:
         group = file.create_group(unit)
         values = group.create_dataset(unit, data=cube)
         values.attrs["_FillValue"] = np.float32(-9999)
@@ -137,6 +145,12 @@ def test_orthorectified_aviris_3(tmp_path, unit):
         for axis, name in enumerate((f"{unit}/wavelength", "northing", "easting")):
             file[name].make_scale(name.rpartition("/")[2])
             values.dims[axis].attach_scale(file[name])
+    return cube
+
+
+@pytest.mark.parametrize("unit", ["reflectance", "radiance"])
+def test_orthorectified_aviris_3(tmp_path, unit):
+    cube = write_aviris_3(tmp_path / "AV3_ORT.nc", unit)
     scene = open_scene(tmp_path / "AV3_ORT.nc")
     np.testing.assert_array_equal(scene.values, cube)
     np.testing.assert_allclose(scene.wavelength, CENTRES, rtol=1e-6)

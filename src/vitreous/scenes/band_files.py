@@ -208,7 +208,7 @@ def _spectral(
         return {}  # radar
     warnings.warn(
         f"{source}: nothing says the band centres of {', '.join(f.name for f in files[:4])}{' ...' if files[4:] else ''}"
-        " (wavelengths=... says them).",
+        " (set wavelengths=...).",
         stacklevel=4,
     )
     return {}
@@ -235,8 +235,8 @@ def _table(
     sides = {round(abs(grid.a)) for crs, grid in places if crs is not None and grid is not None}
     if padded and sides and sides <= {10, 20}:
         warnings.warn(
-            f"{source}: pixels of 10 and 20 m and names such as {stems[0]} are taken as Sentinel-2's"
-            " (wavelengths=... says otherwise).",
+            f"{source}: pixels of 10 and 20 m and names such as {stems[0]} are treated as Sentinel-2"
+            " (if not, set wavelengths=...).",
             stacklevel=5,
         )
         return msi
@@ -251,7 +251,7 @@ def _common_values(
     if len(units) > 1 and "unit" not in known:
         raise SceneError(
             f"{source} mixes {' and '.join(sorted(units))}.",
-            "Say unit=..., or leave some files out.",
+            "Set unit=..., or leave some files out.",
         )
     scales = np.array([known.get("scale", image.attrs["scale"]) for image in images], dtype=float)
     given = [known.get("nodata", image.attrs["nodata"]) for image in images]

@@ -294,7 +294,11 @@ def make_labels(
         raise SceneError(
             f"{where} uses class {high} but names only {len(names)} classes.", "Name them all."
         )
-    colors = list(class_colors) if class_colors is not None else class_palette(len(names))
+    if class_colors is None:
+        from vitreous.scenes.legends import colors_of_names
+
+        class_colors = colors_of_names(names, class_palette(len(names)))
+    colors = list(class_colors)
     if len(colors) != len(names):
         raise SceneError(f"{where} has {len(names)} class names but {len(colors)} colours.")
     labels = xr.DataArray(values.astype(np.int32), dims=("y", "x"), name="labels")

@@ -188,8 +188,8 @@ def _values(
     if (bands.gain == bands.gain[0]).all() and not bands.offset.any():
         return "reflectance", bands.gain, bands.offset
     warnings.warn(
-        f"{path.name} gives a scale of its own for each band of reflectance; {_REFLECTANCE:g} is taken"
-        " (scale=... says otherwise).",
+        f"{path.name} gives a scale of its own for each band of reflectance; {_REFLECTANCE:g} is used"
+        " (if that is wrong, set scale=...).",
         stacklevel=4,
     )
     return "reflectance", np.full_like(bands.gain, _REFLECTANCE), np.zeros_like(bands.offset)

@@ -31,9 +31,10 @@ from vitreous.scenes.cube import (
 )
 from vitreous.scenes.formats import call_reader, find_reader, local_path
 from vitreous.scenes.grids import Grid, nearest
+from vitreous.scenes.legends import legend, legend_beside
 
 MOST_CLASSES = 1000  # no legend is longer: an image with more values is a measurement
-_OWN_HINTS = ("nodata", "zero_class", "class_names")
+_OWN_HINTS = ("nodata", "zero_class", "class_names", "classes")
 _CODE_LIMIT = 2**31 - 1  # maps hold no greater number
 _SENTINELS = (255, 65535)  # "unlabelled", the greatest number of a type, far beyond the classes
 _NO_CLASS = re.compile(
@@ -51,6 +52,7 @@ def open_labels(
     nodata: Any = None,
     zero_class: bool | None = None,
     class_names: Sequence[str] | Mapping[int, str] | str | None = None,
+    classes: str | Path | None = None,
     **hints: Any,
 ) -> xr.DataArray:
     """Read labels: an image of any known format, or polygons and points with a class attribute.
@@ -72,6 +74,9 @@ def open_labels(
         zero_class: whether 0 is a class, where the rule above is wrong.
         class_names: names of the classes by code, or in ascending order of their codes; for vectors with text attributes
             also their order, so that several files get the same numbers.
+        classes: a known scheme (``worldcover``, ``corine``, ``nlcd``, ``dynamic_world``) or a CSV, JSON or QML file with the
+            names and colours of an image's codes, see :mod:`vitreous.scenes.legends`. A file of the image's name is
+            found by itself.
         **hints: the reader's own, e.g. ``variable`` (MATLAB), ``layer`` (GeoPackage).
 
     Returns:
@@ -98,6 +103,13 @@ def open_labels(
             f"{file} is a scene, not a label image.", "Give an image of class numbers."
         )
     image: LabelImage = call_reader(reader.open_labels, file, hints, extra=_OWN_HINTS)
+    given = None if classes is None else legend(classes)
+    found = given or (None if image.class_names else legend_beside(file))
+    if found is not None:
+        image = image._replace(
+            class_names={**(image.class_names or {}), **found.names},
+            class_colors={**(image.class_colors or {}), **found.colors},
+        )
     coded = _coded(image, unlabelled, zero_class, str(file))
     return _numbered(coded if like is None else _fit(coded, like), names)
 

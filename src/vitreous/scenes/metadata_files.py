@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -30,9 +31,10 @@ def read_xml(path: Path) -> ElementTree.Element:
     """Return the root of an XML file, its tags without namespaces.
 
     Raises:
-        SceneError: it is damaged, or has a DOCTYPE, whose entities could expand without end.
+        SceneError: it is damaged, or defines entities, which could expand without end.
     """
-    text = read_text(path)
+    # A document type without definitions of its own, as in QGIS's files, can be left out.
+    text = re.sub(r"<!DOCTYPE[^\[<>]*>", "", read_text(path), count=1)
     if "<!" in text.replace("<!--", "").replace("<![CDATA[", ""):
         raise damaged(path)
     try:

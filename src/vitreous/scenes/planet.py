@@ -102,8 +102,8 @@ def _bands(file: Path, count: int) -> dict[str, Any]:
     instrument = _instrument(file)
     if not instrument:
         warnings.warn(
-            f"{file} has no metadata that say whether a Dove or a SuperDove measured it; its bands are taken as those of"
-            " a Dove (sensor=superdove:blue,green,red,nir says otherwise).",
+            f"{file} has no metadata that say whether a Dove or a SuperDove measured it; its bands are treated as those of"
+            " a Dove (if not, set sensor=superdove:blue,green,red,nir).",
             stacklevel=4,
         )
     if not instrument or instrument in _OLD:

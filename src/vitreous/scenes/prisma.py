@@ -37,7 +37,10 @@ _FULL = 65535  # the count that stands for the largest value
 def is_product(file: Hdf5File) -> bool:
     """Return whether an HDF5 file holds PRISMA's cubes and their band centres."""
     names = {key.lower() for key in file.attrs}
-    return {"list_cw_vnir", "list_cw_swir"} <= names and len(_cubes(file)) == 2
+    cubes = _cubes(file)
+    return (
+        len(cubes) == 2 and {"list_cw_vnir", "list_cw_swir"} <= names and _level(file) is not None
+    )
 
 
 def open_product(file: Hdf5File, known: Mapping[str, Any]) -> xr.DataArray:
@@ -120,10 +123,10 @@ def _cubes(file: Hdf5File) -> list[arrays.ArrayInfo]:
     return found
 
 
-def _level(file: Hdf5File) -> str:
-    """``1``, ``2B``, ``2C`` or ``2D``, as the swath is called."""
+def _level(file: Hdf5File) -> str | None:
+    """``1``, ``2B``, ``2C`` or ``2D``, as the swath is called; None where it is called otherwise."""
     groups = [part for info in _cubes(file) for part in info.name.split("/")]
-    return next((g.split("_")[1][1:].upper() for g in groups if g.startswith("PRS_L")), "2D")
+    return next((g.split("_")[1][1:].upper() for g in groups if g.startswith("PRS_L")), None)
 
 
 def _list(file: Hdf5File, name: str, count: int) -> npt.NDArray[np.float64] | None:
@@ -156,7 +159,7 @@ def _flags(file: Hdf5File, part: str, count: int) -> npt.NDArray[np.bool_]:
 
 
 def _coefficients(
-    file: Hdf5File, level: str, counts: list[int]
+    file: Hdf5File, level: str | None, counts: list[int]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Scale and offset of each band."""
     scales, offsets = [], []
