@@ -73,7 +73,7 @@ def eager(model: nn.Module) -> Callable[[Array], Array]:
 
 
 def measure(name: str, rounds: int) -> list[dict[str, Any]]:
-    """Build a network in all ways, and time them by turns."""
+    """Build a network in all ways, and time them interleaved."""
     bands, classes, side, batch = NETWORKS[name]
     torch.manual_seed(0)
     dense = create_model(name, bands=bands, num_classes=classes, image_size=side).eval()

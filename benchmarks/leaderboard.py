@@ -6,7 +6,7 @@ around each), patches of 15 x 15 pixels, 15 components, first weights scaled to 
 augmentation and the same small number of steps. This compares architectures at little cost; it does not rank what each
 could reach, and times are not compared: ``vitreous bench models`` measures them.
 
-What is already recorded is kept unless its settings have changed; a stopped run goes on where it was.
+What is already recorded is kept unless its settings have changed; a stopped run resumes where it stopped.
 """
 
 from __future__ import annotations

@@ -88,7 +88,13 @@ class Record:
     def made(self) -> str:
         """What measured it, where and when."""
         content = self.content
-        return f"Recorded with `{content['command']}` on {content['machine']}, {content['date']}."
+        made = f"Recorded with `{content['command']}` on {content['machine']}, {content['date']}."
+        if content["command"].startswith("vitreous reproduce") and not self.claims:
+            made += (
+                " An earlier record: one setting per arm, few seeds, and verdicts without intervals. It will be replaced"
+                " by a full run."
+            )
+        return made
 
     def plot(self) -> str | None:
         """Return the figure of a reproduction: its claims, or what each arm reached; None where there is nothing to draw."""

@@ -422,8 +422,20 @@ def test_each_claim_fails_where_what_it_requires_is_not_met(slug, system, change
 # -- what is recorded -------------------------------------------------------------------------------------------
 
 
+# Records of an earlier form, without intervals, which say so in the docs; a full run replaces them.
+EARLIER = {"channelvit"}
+
+
 def recorded_results() -> list[Path]:
+    return [path for path in every_result() if path.stem not in EARLIER]
+
+
+def every_result() -> list[Path]:
     return sorted((SCRIPTS / "results").glob("*.json"))
+
+
+def test_only_records_that_are_known_for_it_lack_claims():
+    assert {path.stem for path in every_result() if "claims" not in read_json(path)} == EARLIER
 
 
 @pytest.mark.parametrize("path", recorded_results(), ids=lambda p: p.stem)

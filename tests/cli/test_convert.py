@@ -56,7 +56,7 @@ def test_the_table_says_what_was_done(published):
     assert lines[0] == "vit_test: 5 bands, 2 classes, images of 33 x 33"
     assert lines[1] == "found: timm's ViT, 5,445 parameters, 5 classes"
     for told in ("bands adapted by 'repeat' │ 1 │ patch_embed.weight", "resized │ 1 │ pos_embed",
-                 "new head │ 2 │ head.weight, head.bias", "left over │ 0"):  # fmt: skip
+                 "new head │ 2 │ head.weight, head.bias", "unexpected │ 0"):  # fmt: skip
         assert any(told in line for line in lines), told
     assert lines[-1] == "o.safetensors"
 
@@ -66,7 +66,7 @@ def test_what_does_not_fit_ends_with_2_and_writes_nothing(published, cli, tmp_pa
     assert done.returncode == 2
     assert "do not fit vit_tiny" in done.stderr
     assert "120 missing" in done.stderr
-    assert "of another shape (class_token (1, 1, 16) instead of (1, 1, 192)" in done.stderr
+    assert "with a different shape (class_token (1, 1, 16) instead of (1, 1, 192)" in done.stderr
     assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["w.pth"]
 
@@ -77,7 +77,7 @@ def test_what_does_not_fit_ends_with_2_and_writes_nothing(published, cli, tmp_pa
         (["--model", "vit_tst"], "Did you mean"),
         (["--model", "vit_test", "--wavelengths", "red"], "not a list of numbers"),
         (["--model", "vit_test", "--wavelengths", "0.665,0.56,0.49"], "looks like micrometres"),
-        (["--model", "vit_test", "--wavelengths", "665,560"], "read 3 bands; 2 are described"),
+        (["--model", "vit_test", "--wavelengths", "665,560"], "take 3 bands, but 2 are described"),
         (["--model", "vit_test", "--bands", "5", "--method", "average"], "cannot be adapted"),
         (["--model", "vit_test", "--model-args", "dept=3"], "no argument 'dept'"),
         (["--model", "vit_test", "-o", "w.pth"], "is the input file"),
@@ -101,7 +101,7 @@ def test_training_starts_from_a_model_file(published, tmp_path, capsys):
     run = load_run(train(recipe))
     said = " ".join(capsys.readouterr().err.split())
     assert "starting from" in said
-    assert "bands adapted by 'repeat', 1 resized, new head of 3 classes" in said
+    assert "bands adapted by 'repeat', 1 resized, new head with 3 classes" in said
     net = run.classifier.net
     assert torch.equal(net.blocks[1].mlp.fc1.weight, published["blocks.1.mlp.fc1.weight"])
     first = published["patch_embed.proj.weight"]

@@ -66,7 +66,7 @@ def test_export_map_and_compare(place, run, tmp_path, monkeypatch):
     assert run_cli(*words).exit_code == 0
     assert (exported / "export.json").stat().st_mtime_ns == stamp
     said = json.loads((exported / "export.json").read_text())
-    (exported / "export.json").write_text(json.dumps({**said, "source": "different model"}))
+    (exported / "export.json").write_text(json.dumps({**said, "source": "another model"}))
     monkeypatch.setattr(vitreous.tasks.export, "export_run", refuse)
     done = run_cli(*words)
     assert "exported again" in done.output
@@ -101,7 +101,7 @@ def test_export_says_what_it_wrote(place, run, tmp_path):
     done = run_cli("export", run, "--format", "torch", "--output", tmp_path / "out")
     assert done.exit_code == 0, done.output
     assert "patches.pt2" in done.output
-    assert "100.00% equal classes" in done.output
+    assert "100.00% identical classes" in done.output
     refused = run_cli("predict", tmp_path / "out", place / "scene.npy", "-o", tmp_path / "m.tif")
     assert refused.exit_code == 2
     assert "--trust" in refused.output

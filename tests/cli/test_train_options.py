@@ -106,7 +106,7 @@ def test_every_method_that_adapts_can_be_trained():
 def test_settings_of_no_method(adapt):
     done = _run("--dry-run", "--adapt", adapt, "--adapt-args", "rank=2")
     assert done.exit_code == 2
-    assert f"adapt '{adapt}' uses none" in done.output
+    assert f"adapt '{adapt}' uses no method" in done.output
 
 
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):

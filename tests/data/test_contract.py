@@ -91,7 +91,7 @@ def test_bad_bands_are_left_out_by_place():
     scene = scene_of(None, bands=4, good_band=[True, False, True, False])
     assert BandContract.of(scene).used == (0, 2)
     np.testing.assert_array_equal(BandContract.of(scene).select(scene_of(None, bands=4)), [0, 2])
-    with pytest.raises(ModelError, match="no good bandss"):
+    with pytest.raises(ModelError, match="no good bands"):
         BandContract.of(scene_of(None, bands=2, good_band=[False, False]))
 
 

@@ -90,7 +90,7 @@ def test_crops_keep_to_where_most_pixels_are_valid():
 
 def test_a_scene_without_valid_pixels_is_told():
     scene = make_scene(np.full((2, 30, 20), np.nan, np.float32), source="p.tif")
-    with pytest.raises(SceneError, match=r"p\.tif has next to no valid pixels"):
+    with pytest.raises(SceneError, match=r"p\.tif has almost no valid pixels"):
         crops_of(scene).draw(1, seeded(), flips=False)
 
 

@@ -115,7 +115,7 @@ def test_a_margin_of_zeros_is_no_darkness_and_untagged_nodata_is_no_scale():
         ModelError, match="75% of the scene's pixels are more than 5 times brighter"
     ) as caught:
         CROPS.check_values(scene_of(cube))
-    assert "nodata" in caught.value.fix and "hint scale" not in caught.value.fix
+    assert "no-data" in caught.value.fix and "hint scale" not in caught.value.fix
 
 
 def test_absorption_bands_of_noise_decide_nothing():

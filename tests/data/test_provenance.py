@@ -165,7 +165,7 @@ def test_records_come_back_and_their_absence_is_unknown():
 def test_damaged_records_are_refused_in_words(change):
     kept = provenance_to_json(records())
     kept[2] = {**kept[2], **change}
-    with pytest.raises(CheckpointError, match="ground it was trained on is damaged") as caught:
+    with pytest.raises(CheckpointError, match="of its training ground is damaged") as caught:
         provenance_from_json(kept, "run")
     assert caught.value.fix
 

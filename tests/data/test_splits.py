@@ -146,7 +146,7 @@ def test_blocks_say_when_nothing_can_be_tested():
     labels = np.zeros((40, 40), dtype=np.int32)
     labels[10:13, 10:13] = 1
     labels[13:16, 10:13] = 2
-    with pytest.raises(SplitError, match="are are too close together"):
+    with pytest.raises(SplitError, match="are too close together"):
         quiet_blocks(labels, patch_size=15)
 
 
@@ -277,8 +277,8 @@ def test_files_train_where_both_are_labelled():
     with pytest.warns(UserWarning) as caught:
         split = split_from_files(train, test, val_fraction=0)
     messages = " ".join(str(w.message) for w in caught)
-    assert "1 pixels are in the training and in the test labels" in messages
-    assert "never trained, so always wrong: class 3" in messages
+    assert "1 pixels are in both the training and the test labels" in messages
+    assert "in the test labels only, which are always misclassified: class 3" in messages
     np.testing.assert_array_equal(split.roles, [[1, 1, 3, 3], [1, 1, 3, 0]])
 
 

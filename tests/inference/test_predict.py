@@ -204,7 +204,7 @@ def test_names_and_colours_must_fit_the_model(tmp_path):
 
 def test_a_folder_that_is_none(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(VitreousError, match="file is no folder"):
+    with pytest.raises(VitreousError, match="file is not a folder"):
         predict(BoxClassifier(), random_scene(), tmp_path / "file" / "map.tif")
 
 

@@ -323,7 +323,7 @@ def test_targets_choose_blocks():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"bottleneck": 0}, "bottleneck of 0"),
+        ({"bottleneck": 0}, "bottleneck = 0"),
         ({"bottleneck": "many"}, "many"),
         ({"form": "beside"}, "no form 'beside'"),
         ({"layer_norm": "both"}, "no layer_norm 'both'"),

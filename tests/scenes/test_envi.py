@@ -168,7 +168,7 @@ def test_wavelength_units_agree(tmp_path):
         fwhm="{10,10,20}",
     )
     np.testing.assert_allclose(open_scene(nm).wavelength, scene.wavelength)
-    with pytest.warns(UserWarning, match="taken as um"):
+    with pytest.warns(UserWarning, match="assumed to be um"):
         guess = open_scene(
             put(tmp_path, cube(), wavelength="{0.4, 0.5, 2.5}", fwhm="{.01,.01,.02}")
         )

@@ -136,20 +136,26 @@ def test_level_1_without_metadata_stays_counts_with_a_warning(tmp_path):
     with pytest.warns(UserWarning, match="no MTL file"):
         scene = open_scene(tmp_path)
     assert scene.attrs["unit"] == "dn"
-    assert scene.wavelength.values[0] == landsat.BANDS["ETM"]["B1"][0]
+    assert scene.wavelength.values[0] == 477.5
 
 
 @pytest.mark.parametrize(
-    ("name", "instrument"),
+    ("name", "centre"),
     [
-        ("LT05_L2SP_195028_19990612_20200621_02_T1_SR_B5.TIF", "TM"),
-        ("LM05_L1TP_195028_19830612_20200621_02_T2_B2.TIF", "MSS"),
-        ("LM02_L1TP_195028_19770612_20200621_02_T2_B5.TIF", "MSS of Landsat 1 to 3"),
+        ("LT05_L2SP_195028_19990612_20200621_02_T1_SR_B5.TIF", 1675.5),
+        ("LM05_L1TP_195028_19830612_20200621_02_T2_B2.TIF", 650),
+        ("LM02_L1TP_195028_19770612_20200621_02_T2_B5.TIF", 650),
+        ("LC09_L2SP_195028_20220612_20230621_02_T1_SR_B5.TIF", 864.6),
     ],
 )
-def test_bands_differ_between_instruments(tmp_path, name, instrument):
-    found = landsat.band_of(tmp_path / name)
-    assert found.instrument == instrument
+def test_bands_differ_between_instruments(tmp_path, name, centre):
+    assert landsat.band_of(tmp_path / name).band.centre == pytest.approx(centre, abs=2)
+
+
+@pytest.mark.parametrize("ending", ["B6_VCID_1", "ST_B6", "SR_QA_AEROSOL", "B8", "QA_PIXEL"])
+def test_other_files_are_no_part_of_the_scene(tmp_path, ending):
+    name = f"LE07_L{'2SP' if '_' in ending else '1TP'}_195028_20020612_20200621_02_T1_{ending}.TIF"
+    assert landsat.band_of(tmp_path / name) is None
 
 
 def test_quality_band_is_the_mask(tmp_path):

@@ -61,7 +61,7 @@ def test_labels_and_their_orientation(tmp_path: Path, save) -> None:
 
 def test_wavelengths_tell_the_band_axis(tmp_path: Path, save) -> None:
     save(tmp_path / "a.mat", cube=CUBE, wl=np.linspace(0.4, 1.0, 12)[None])
-    with pytest.warns(UserWarning, match="taken as um"):
+    with pytest.warns(UserWarning, match="assumed to be um"):
         scene = matlab.open(tmp_path / "a.mat")
     assert scene.shape == (12, 9, 20)
     np.testing.assert_allclose(scene.wavelength, np.linspace(400, 1000, 12))
@@ -245,7 +245,7 @@ def test_real_scenes(shared_data: Path) -> None:
 
 
 def test_salton_sea_reads_valid_pixels_although_bad_bands_are_nan(shared_data: Path) -> None:
-    with pytest.warns(UserWarning, match="taken as um"):
+    with pytest.warns(UserWarning, match="assumed to be um"):
         scene = matlab.open(shared_data / "salton_sea" / "salton_sea_roi.mat")
     assert scene.shape == (224, 51, 56)
     np.testing.assert_allclose(scene.wavelength[[0, -1]], [365.9136593, 2496.2236593])

@@ -161,7 +161,7 @@ def test_npz_finds_the_cube_its_wavelengths_and_its_labels(tmp_path: Path) -> No
         labels=labels,
         mean=np.ones(3),
     )
-    with pytest.warns(UserWarning, match="taken as nm"):
+    with pytest.warns(UserWarning, match="assumed to be nm"):
         scene = numpy_files.open(path)
     np.testing.assert_array_equal(
         scene.values, cube
@@ -183,7 +183,7 @@ def test_npz_with_several_cubes_asks_which(tmp_path: Path) -> None:
 
 def test_wavelengths_of_another_length_are_left_out_with_a_warning(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", cube=np.zeros((8, 9, 3)), wavelengths=np.arange(400.0, 405))
-    with pytest.warns(UserWarning, match="does not fit 3 bands"):
+    with pytest.warns(UserWarning, match="does not match 3 bands"):
         assert "wavelength" not in numpy_files.open(tmp_path / "a.npz").coords
 
 

@@ -59,7 +59,7 @@ def test_capitals_and_text_paths(tmp_path):
     ],
 )
 def test_only_local_files_are_opened(path):
-    with pytest.raises(SceneError, match="no local file"):
+    with pytest.raises(SceneError, match="not a local file"):
         open_scene(path)
 
 
@@ -81,7 +81,7 @@ def test_empty_unknown_and_strange_files(tmp_path):
     with pytest.raises(SceneError, match="Supported formats: ENVI"):
         open_scene(tmp_path / "x.txt")
     (tmp_path / "x.dat").write_text("hello")
-    with pytest.raises(SceneError, match=r"not an ENVI header.*x\.dat\.hdr or x\.hdr"):
+    with pytest.raises(SceneError, match=r"no ENVI header.*x\.dat\.hdr or x\.hdr"):
         open_scene(tmp_path / "x.dat")
     (tmp_path / "x.nc").write_bytes(b"CDF\x01" + bytes(90))
     with pytest.raises(SceneError, match="netCDF-3"):
@@ -146,7 +146,7 @@ def test_wavelengths_from_a_table(tmp_path, text, expected):
         ({"scale": "big"}, "number"),
         ({"nodata": "x"}, "number"),
         ({"wavelengths": [1, 2]}, "3 bands but 2 values of wavelength"),
-        ({"wavelengths": [500, -1, 600]}, "impossible"),
+        ({"wavelengths": [500, -1, 600]}, "are invalid"),
         ({"wavelengths": ["a", "b", "c"]}, "not a list"),
         ({"wavelengths": 5}, "not a list"),
         ({"wavelengths": "missing.csv"}, "does not exist"),

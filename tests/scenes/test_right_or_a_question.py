@@ -192,10 +192,10 @@ def test_every_source_keeps_its_own_unit(tmp_path, band_tags, imagery):
     ("values", "unit", "expected", "words"),
     [
         (NM, "nm", NM, ""),
-        (NM, "um", NM, "outside the optical range; taken as"),
-        ([0.45, 0.55, 0.65], "Nanometers", NM, "outside the optical range; taken as"),
+        (NM, "um", NM, "outside the optical range; assumed to be"),
+        ([0.45, 0.55, 0.65], "Nanometers", NM, "outside the optical range; assumed to be"),
         ([4.5e-7, 5.5e-7, 6.5e-7], "m", NM, ""),
-        ([4.5e-7, 5.5e-7, 6.5e-7], "nm", NM, "outside the optical range; taken as"),
+        ([4.5e-7, 5.5e-7, 6.5e-7], "nm", NM, "outside the optical range; assumed to be"),
         ([4500, 5500, 6500], "Angstrom", NM, ""),
         ([40, 60, 90], "nm", [40, 60, 90], "outside the optical range in any unit"),
         (NM, "", NM, "gives no wavelength unit"),
@@ -230,7 +230,7 @@ def test_units_are_compared_with_the_numbers(tmp_path, kind, values, unit, expec
 
 def test_a_unit_of_the_users_that_cannot_be_right_is_refused(tmp_path):
     path = put_tiff(tmp_path / "x.tif", band_tags={"wavelength": [0.45, 0.55, 0.65]})
-    with pytest.raises(SceneError, match="say wavelength_unit=um"):
+    with pytest.raises(SceneError, match="set wavelength_unit=um"):
         open_scene(path, wavelength_unit="nm")
     np.testing.assert_allclose(open_scene(path, wavelength_unit="um").wavelength, NM)
     with pytest.raises(SceneError, match="outside the optical range"):
@@ -728,9 +728,9 @@ def test_lists_of_envi_in_every_form(tmp_path, more):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ("450, 550, 650\n", "1 lines belong to no key"),
-        ("wavelenght = {450, 550, 650}\n", "is it 'wavelength'"),
-        ("data ignor value = 3\n", "is it 'data ignore value'"),
+        ("450, 550, 650\n", "1 lines do not belong to a key"),
+        ("wavelenght = {450, 550, 650}\n", "did you mean 'wavelength'"),
+        ("data ignor value = 3\n", "did you mean 'data ignore value'"),
     ],
 )
 def test_what_is_skipped_is_said(tmp_path, more, words):

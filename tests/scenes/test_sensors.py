@@ -61,7 +61,7 @@ def test_every_sensor_is_complete():
         assert bool(one.bands) != bool(one.ranges)
         assert len({band.name for band in one.bands}) == len(one.bands)
         for band in one.bands:
-            assert 350 < band.centre < 2600 and 1 < band.fwhm < 300
+            assert 350 < band.centre < 2600 and 1 < band.fwhm <= 300
 
 
 def test_names_are_found_in_any_spelling():

@@ -194,7 +194,7 @@ def test_too_many_tensors_are_refused(tmp_path, monkeypatch):
 )
 def test_a_state_that_refers_to_nothing_is_refused(tmp_path, header):
     save_tensors(tmp_path / "s", {"0": torch.zeros(1)}, header)
-    with pytest.raises(CheckpointError, match="no training state"):
+    with pytest.raises(CheckpointError, match="not a valid training state"):
         load_state(tmp_path / "s")
 
 
@@ -227,9 +227,9 @@ def test_only_a_perfect_fit_is_loaded():
     for part in (
         "do not fit the net",
         "1 missing (1.weight)",
-        "1 left over (head.weight)",
-        "1 of another shape (0.weight (2, 4) instead of (2, 3))",
-        "1 of another type (0.bias torch.float64 instead of torch.float32)",
+        "1 unexpected (head.weight)",
+        "1 with a different shape (0.weight (2, 4) instead of (2, 3))",
+        "1 with a different type (0.bias torch.float64 instead of torch.float32)",
     ):
         assert part in caught.value.problem
     assert same(dict(net.state_dict()), before)
@@ -238,7 +238,7 @@ def test_only_a_perfect_fit_is_loaded():
 
 
 def test_long_complaints_are_cut():
-    with pytest.raises(CheckpointError, match=r"10 left over \(0, 1, 2, \.\.\.\)"):
+    with pytest.raises(CheckpointError, match=r"10 unexpected \(0, 1, 2, \.\.\.\)"):
         load_exactly(nn.Identity(), {str(k): torch.ones(1) for k in range(10)}, "it")
 
 

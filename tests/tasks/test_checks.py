@@ -66,7 +66,7 @@ def test_baselines_and_larger_families_count_too(tmp_path):
         {"model": "vit_test", "baselines": ["efficientvit_test"]},
     ):
         recipe = tiny_recipe(tmp_path, **NOWHERE, batch_size=1, **{"patch_size": 15, **changes})
-        with pytest.raises(ConfigError, match="batch normalizationalization"):
+        with pytest.raises(ConfigError, match="batch normalization"):
             train(recipe, show=False)
     dense = {"mode": "dense", "tile_size": 16, "model": "efficientvit_test"}
     with pytest.raises(VitreousError, match="nowhere"):  # a tile has many pixels

@@ -235,7 +235,7 @@ def test_a_dark_band_is_no_missing_pixel(tmp_path):
 
 def test_a_scene_without_measurements_is_refused(tmp_path):
     cube = np.full_like(tiny_cube(tiny_labels()), np.nan)
-    with pytest.raises(VitreousError, match="No training pixel with a valid measurement"):
+    with pytest.raises(VitreousError, match="No training pixel has valid data"):
         run(tmp_path, **write_scene(tmp_path / "empty", cube=cube))
     assert not list((tmp_path / "runs" / "classify").iterdir())
 
@@ -552,7 +552,7 @@ def test_a_band_without_measurements_takes_no_pixel(tmp_path):
     cube[3] = -9999
     places = write_scene(tmp_path, labels, cube=cube)
     settings = {**places, "hints": {"nodata": -9999}, "model": "random_forest"}
-    with pytest.warns(UserWarning, match=r"1 of \d+ bands hold no measurement.*: 4"):
+    with pytest.warns(UserWarning, match=r"1 of \d+ bands hold no data.*: 4"):
         folder = run(tmp_path, **settings)
     used = load_run(folder).classifier.contract.used
     assert len(used) == len(cube) - 1 and 3 not in used
@@ -564,7 +564,7 @@ def test_labels_without_a_measurement_are_counted(tmp_path, lost, left):
     cube = tiny_cube(labels)
     cube[:, np.isin(labels, lost)] = np.nan
     places = write_scene(tmp_path, labels, cube=cube)
-    words = rf"labelled pixels have no valid data; {left} of 3 classes are left"
+    words = rf"labelled pixels have no valid data; {left} of 3 classes remain"
     if left == 1:
         with pytest.raises(VitreousError, match=words):
             run(tmp_path, **places, model="random_forest", split="random")

@@ -124,7 +124,7 @@ def test_convert_says_what_it_found(cli, tmp_path):
     done = cli("convert", "w.pth", "--model", "swin_tiny", "-o", "s.safetensors")
     assert done.returncode == 2
     assert "looks like timm's EfficientViT (MSRA), not like swin_tiny" in done.stderr
-    assert "efficientvit_m0: name that one" in done.stderr
+    assert "efficientvit_m0: use that name" in done.stderr
     assert not (tmp_path / "s.safetensors").exists()
     with pytest.raises(PartialLoadError, match="They look like efficientvit_m0"):
         convert(tmp_path / "w.pth", "efficientvit_m4")
@@ -285,7 +285,7 @@ def test_what_pretraining_and_authors_leave_in_files_is_told(tmp_path):
     satmae = create_model("satmae_pp_test", bands=10, num_classes=2, image_size=15)
     content = {**satmae.state_dict(), "decoder_pred.0.weight": torch.zeros(3), "odd": torch.ones(1)}
     torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(PartialLoadError, match=r"1 left over \(odd\)") as refused:
+    with pytest.raises(PartialLoadError, match=r"1 unexpected \(odd\)") as refused:
         convert(tmp_path / "w.pth", "satmae_pp_test", image_size=15, bands=10)
     assert refused.value.report.unread == ("decoder_pred.0.weight",)
 

@@ -174,7 +174,7 @@ def test_impossible_classes_are_refused(truth, predicted, message):
 
 
 def test_no_test_pixels_is_said():
-    with pytest.raises(VitreousError, match="no labelled pixelss"):
+    with pytest.raises(VitreousError, match="no labelled pixels"):
         scores(np.array([], dtype=int), np.array([], dtype=int), names(3))
     with pytest.raises(ValueError, match="0 bootstrap"):
         scores(np.array([1]), np.array([1]), names(3), bootstrap=0)

@@ -223,7 +223,7 @@ def test_no_training_starts_from_a_run_that_has_not_finished(trained, places, tm
     for start in (lambda: fine_tuned(tmp_path, places, init=str(begun)), lambda: run(tmp_path, scene=places["scene"], init=str(begun))):  # fmt: skip
         with pytest.raises(CheckpointError, match="has not finished") as caught:
             start()
-        assert caught.value.fix == f"Go on with 'vitreous pretrain {begun} --resume'."
+        assert caught.value.fix == f"Resume it with 'vitreous pretrain {begun} --resume'."
     assert not (tmp_path / "runs").exists()
 
 

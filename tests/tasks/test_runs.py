@@ -84,7 +84,7 @@ def test_weights_are_on_the_cpu_in_evaluation(trained):
 
 
 def test_another_schema_is_refused(copy):
-    with pytest.raises(CheckpointError, match="has the format 2; this version reads 1") as caught:
+    with pytest.raises(CheckpointError, match="has format 2, but this version reads 1") as caught:
         load_run(copy("network", lambda header: header.update(schema=2)))
     assert "Update" in caught.value.fix
 
@@ -171,7 +171,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(copy, trained):
     ):
         tensors["net.pos_embed"] = wrong
         save_tensors(folder / "model.safetensors", tensors, header)
-        with pytest.raises(CheckpointError, match=rf"1 of {complaint} \(net\.pos_embed"):
+        with pytest.raises(CheckpointError, match=rf"1 with a {complaint} \(net\.pos_embed"):
             load_run(folder)
 
 

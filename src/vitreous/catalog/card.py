@@ -33,7 +33,7 @@ class Card:
         published: rows of published or measured facts, e.g. parameter counts per variant.
         recipe: the paper's training settings.
         claim: the paper's claim in one sentence.
-        miniature: the claim at our scale, and the baseline it is held against.
+        miniature: the claim at our scale, and the baseline it is compared with.
         notes: decisions, assumptions, and differences from the reference.
     """
 

@@ -190,7 +190,7 @@ def _buildable(name: str) -> Card:
     entry = card(name)
     if entry.kind not in MODULES:
         raise ModelError(
-            f"'{name}' is not a network but a {entry.kind}.",
+            f"'{name}' is not a network (kind: {entry.kind}).",
             f"Networks: {listed(n for kind in MODULES for n in list_models(kind=kind))}.",
         )
     if name not in entry.variants:

@@ -2,7 +2,7 @@
 
 ``vitreous reproduce SLUG`` takes a few seeds and at most ten minutes on two cores, and records nothing. ``--full``
 takes all of them and is what is recorded. Every run of a full reproduction is kept as soon as it ends, in
-``results/unfinished/``: one that was stopped goes on where it was, as long as its settings are the same.
+``results/unfinished/``: a stopped one resumes there, as long as its settings are the same.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def models(
         Path | None, typer.Option(help="Also draw published accuracy against speed (PNG or SVG).")
     ] = None,
 ) -> None:
-    """Compare parameters, multiply-adds, speed and memory of networks, each in a process of its own."""
+    """Compare parameters, multiply-adds, speed and memory of networks, each in a separate process."""
     from rich.console import Console
     from rich.progress import track
 
@@ -97,9 +97,9 @@ def runs(
         Path | None, typer.Option(help="Also draw accuracy against time (PNG or SVG).")
     ] = None,
 ) -> None:
-    """Compare accuracy, speed, size and memory of trained runs and exports, each in a process of its own.
+    """Compare accuracy, speed, size and memory of trained runs and exports, each in a separate process.
 
-    A run is exported for a runtime that needs it, once, into its own folder.
+    A run is exported once into its own folder if a runtime needs that.
     """
     names = split_commas([runtimes]) if runtimes else [None]
     for name in names:

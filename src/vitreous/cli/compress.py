@@ -34,10 +34,10 @@ def compress(
         ),
     ] = 0.5,
 ) -> None:
-    """Apply a method to a trained run and write a new run, with what that cost and brought.
+    """Compress a trained run into a new run, and report accuracy, size and speed before and after.
 
-    Calibration and the accuracy gate only see training and validation pixels. Where quantization loses too much,
-    the layers that suffer most are left as they are; where that does not help either, nothing is written.
+    Only training and validation pixels are used to calibrate and to check accuracy. If quantization loses too much,
+    the most sensitive layers stay unquantized; if that does not help, nothing is written.
     """
     check_run(run)
 

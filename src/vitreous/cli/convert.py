@@ -91,9 +91,9 @@ def convert(
         bool, typer.Option("--json", help="Print the report of all tensors as JSON.")
     ] = False,
 ) -> None:
-    """Convert the weights that authors or timm published, and report on every tensor.
+    """Convert published weights (of the authors or timm) to a model file, and report on every tensor.
 
-    Nothing in the file is run. Weights that do not fill the model are refused.
+    No code in the file is executed. Weights that leave parts of the model uninitialised are refused.
     """
     from vitreous.catalog.registry import card
 
@@ -134,7 +134,7 @@ def described_bands(wavelengths: str | None) -> Bands | None:
     """Read the centres of bands from ``NM,NM,...``.
 
     Raises:
-        ConfigError: a word that is no number.
+        ConfigError: a word that is not a number.
     """
     if wavelengths is None:
         return None

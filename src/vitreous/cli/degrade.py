@@ -52,7 +52,7 @@ def degrade(
         str | None, typer.Option("--mask", metavar="FILE|scl|qa", help=MASK_HELP)
     ] = None,
 ) -> None:
-    """Add noise, stripes, dead columns or impulses to a scene, drop bands of it, or make it coarser."""
+    """Add noise, stripes, dead columns or impulses to a scene, drop bands, or reduce its resolution."""
     from vitreous.data.degradations import degradation, degraded_scene
     from vitreous.scenes import write_scene
     from vitreous.scenes.formats import find_writer

@@ -25,7 +25,7 @@ NEEDED_DRIVERS = ("GTiff", "COG", "ENVI", "JP2OpenJPEG")
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Check this installation and machine, with advice where something is amiss."""
+    """Check this installation and machine, with advice where something is wrong."""
     facts = examine()
     if as_json:
         typer.echo(json.dumps(facts, indent=1))

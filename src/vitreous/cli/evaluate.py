@@ -18,7 +18,7 @@ def evaluate(
         bool, typer.Option("--json", help="Print metrics.json instead of a table.")
     ] = False,
 ) -> None:
-    """Measure a trained run again on what it was not trained on."""
+    """Evaluate a trained run again on its test pixels."""
     check_run(run)
 
     from rich.console import Console

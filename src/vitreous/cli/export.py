@@ -33,9 +33,9 @@ def export(
         ),
     ] = False,
 ) -> None:
-    """Write a trained run as graphs that need neither torch nor vitreous, and check them on test pixels.
+    """Export a trained run to graphs that run without torch or vitreous, and check them on test pixels.
 
-    Preprocessing is part of them: they take raw physical values. 'vitreous predict FOLDER SCENE' maps with them.
+    The graphs include preprocessing and take physical values. 'vitreous predict FOLDER SCENE' runs them.
     """
     if form not in FORMATS:
         raise ConfigError(f"There is no format '{form}'.", f"Choose {', '.join(FORMATS)}.")

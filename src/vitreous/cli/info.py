@@ -37,7 +37,7 @@ def info(
         typer.Option(metavar="OUT.png", help="Also write a true- or false-colour preview."),
     ] = None,
 ) -> None:
-    """Show a scene's size, bands, wavelengths, unit and place without reading its pixels."""
+    """Show a scene's size, bands, wavelengths, unit and location without reading its pixels."""
     from vitreous.scenes.samples import open_named
 
     opened = open_named(scene, scene_hints(hints, mask), untrusted=untrusted)

@@ -13,7 +13,7 @@ def methods(
         typer.Argument(help="Name or pattern such as 'ptq*'; a single name shows its full card."),
     ] = "*",
 ) -> None:
-    """List what can be done to a model, in the order in which it is done."""
+    """List the methods (adapt, reduce, quantize) in the order in which they are applied."""
     from rich.table import Table
 
     from vitreous.catalog.registry import STAGES, cards, stage

@@ -96,7 +96,7 @@ def predict(
     ] = None,
     untrusted: Annotated[bool, typer.Option("--untrusted", help=UNTRUSTED_HELP)] = False,
 ) -> None:
-    """Map or restore a scene of any size, window by window, with flat memory."""
+    """Map or restore a scene of any size, window by window, with constant memory."""
     exported = check_run_or_export(run)
     check_runtime(runtime)
 

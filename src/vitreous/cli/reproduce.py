@@ -25,9 +25,9 @@ def reproduce(
         typer.Option(help="Test the claim on a folder of real images, one subfolder per class."),
     ] = None,
 ) -> None:
-    """Test the claim of a system's paper in miniature, in about ten minutes on two cores.
+    """Test the main claim of a system's paper at small scale, in about ten minutes on two cores.
 
-    A few seeds are trained and nothing is recorded, unless --full is given.
+    Without --full, only a few seeds are trained and nothing is recorded.
     """
     from vitreous.catalog import reproduce as reproductions
 

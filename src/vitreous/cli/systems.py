@@ -24,7 +24,7 @@ def systems(
     ] = "*",
     as_json: Annotated[bool, typer.Option("--json", help="Print the cards as JSON.")] = False,
 ) -> None:
-    """List the systems, or show everything about one."""
+    """List the systems, or show the full card of one."""
     from vitreous.catalog.registry import card, cards
     from vitreous.cli.tables import show
 

@@ -146,7 +146,8 @@ def _resolve(name: str, changes: dict[str, Any]) -> tuple[ModuleType, dict[str, 
     entry = card(name)
     if entry.kind != "method":
         raise ModelError(
-            f"'{name}' is not a method but a {entry.kind}.", "'vitreous methods' lists the methods."
+            f"'{name}' is not a method (kind: {entry.kind}).",
+            "'vitreous methods' lists the methods.",
         )
     if name not in entry.variants:
         raise ModelError(

@@ -117,7 +117,7 @@ class Attention(nn.Module):
 
     Args:
         dim: token width.
-        kind: ``essa``; or what it is held against, ``value`` (W_o v) or ``softmax`` (one head).
+        kind: ``essa``; or a baseline, ``value`` (W_o v) or ``softmax`` (one head).
     """
 
     def __init__(self, dim: int, kind: str = "essa") -> None:

@@ -292,7 +292,7 @@ class PatchMerging(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks on maps of one size, windows in place and shifted by turns.
+    """Blocks on maps of one size, regular and shifted windows alternating.
 
     Args:
         merge: what makes the maps from those of the stage before.

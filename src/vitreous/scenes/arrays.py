@@ -42,7 +42,7 @@ from vitreous.scenes.wavelengths import are_band_numbers, known_unit, spectral, 
 
 Key: TypeAlias = tuple[slice, ...]
 
-MAX_ARRAYS = 10_000  # a file that lists more arrays than this is no scene
+MAX_ARRAYS = 10_000  # a file that lists more arrays than this is not a scene
 DEFLATE_RATIO = 1032  # no deflate stream expands further: a header that claims more lies
 _LABEL_NAMES = {"labels", "label", "gt", "groundtruth", "classes", "classmap", "landcover"}
 
@@ -669,17 +669,19 @@ def _product_place(file: ArrayFile, place: dict[str, Any]) -> dict[str, Any]:
         place.setdefault("crs", crs)
     code = number(find(file.attrs, "epsg code", "epsg"))
     if place.get("crs") is None and code is not None and place.get("transform") is not None:
-        place["crs"] = epsg(int(code))
+        place["crs"] = epsg(code)
     return {name: value for name, value in place.items() if value is not None}
 
 
-def epsg(code: int) -> Any:
+def epsg(code: float) -> Any:
     """Return the rasterio CRS of an EPSG code, None where there is none."""
+    if not 0 < code < 2**31:  # NaN too
+        return None
     from rasterio.crs import CRS
     from rasterio.errors import CRSError
 
     try:
-        return CRS.from_epsg(code)
+        return CRS.from_epsg(int(code))
     except CRSError:
         return None
 

@@ -111,7 +111,7 @@ def number_of(name: str, value: Any) -> float:
     """Return the number that a hint gives, also as text.
 
     Raises:
-        SceneError: it is no number.
+        SceneError: it is not a number.
     """
     try:
         return float(value)

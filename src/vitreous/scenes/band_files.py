@@ -19,9 +19,10 @@ import numpy as np
 import xarray as xr
 
 from vitreous.errors import SceneError
-from vitreous.scenes import landsat, sentinel2
-from vitreous.scenes.cube import LazyCube, Window, make_scene, wavelengths_of
+from vitreous.scenes import hyperion, landsat, sentinel2
+from vitreous.scenes.cube import LazyCube, Window, georeference, make_scene, wavelengths_of
 from vitreous.scenes.gdal_files import RasterReader, known_grid, open_raster
+from vitreous.scenes.sensors import sensors
 from vitreous.scenes.stacks import stacked
 from vitreous.scenes.values import converted
 from vitreous.scenes.wavelengths import from_names
@@ -30,10 +31,8 @@ MOST_FILES = 2000
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _WILD = re.compile(r"[*?\[{]")
 _BAND = re.compile(r"(?:^|.*[^A-Za-z0-9])(B\d?\d|B8A)(?:_(?:10|20|60)m)?", re.I)
+_POLARISATION = re.compile(r"(?:.*[-_])?(VV|VH|HH|HV)(?:[-_.].*)?", re.I)
 _HLS = re.compile(r"HLS\.(L30|S30)\.", re.I)
-_OF_HLS = {  # bands of HLS's Landsat images: those of the instrument with two digits
-    f"B{int(name[1:]):02d}": facts for name, facts in landsat.BANDS["OLI"].items()
-}
 
 
 def pattern_of(paths: Sequence[str | os.PathLike[str]]) -> str:
@@ -92,7 +91,7 @@ def matching(pattern: str | os.PathLike[str]) -> list[Path]:
 def open(path: Path, **known: Any) -> xr.DataArray:
     """Open files with one band each as one scene.
 
-    Bands of one Sentinel-2 or Landsat product are opened as part of it, with its scale and offset. Other files keep
+    Bands of one Sentinel-2, Landsat or Hyperion product are opened as part of it, with its scale and offset. Other files keep
     what their tags say; where it differs, the scene is in floating point with NaN for nodata.
 
     Args:
@@ -110,6 +109,9 @@ def open(path: Path, **known: Any) -> xr.DataArray:
     of_landsat = [file for file in map(landsat.band_of, files) if file is not None]
     if len(of_landsat) == len(files):
         return landsat.open_files(of_landsat, path, known)
+    of_hyperion = [file for file in map(hyperion.band_of, files) if file is not None]
+    if len(of_hyperion) == len(files):
+        return hyperion.open_files(of_hyperion, path, known)
     if all(sentinel2.band_of(file) for file in files):
         return sentinel2.open_files(files, path, known)
     images = [_open_one(file) for file in files]
@@ -175,6 +177,8 @@ class _Jp2:
 def _name(image: xr.DataArray, file: Path) -> str:
     said = str(image["band_name"].values[0]) if "band_name" in image.coords else ""
     match = _BAND.fullmatch(file.stem)
+    polarisation = _POLARISATION.fullmatch(file.stem)
+    match = match or polarisation
     return said or (match[1].upper() if match else file.stem)
 
 
@@ -200,6 +204,8 @@ def _spectral(
             "wavelengths": [table[band][0] for band in bands],
             "fwhm": [table[band][1] for band in bands],
         }
+    if all(_POLARISATION.fullmatch(file.stem) for file in files):
+        return {}  # radar
     warnings.warn(
         f"{source}: nothing says the band centres of {', '.join(f.name for f in files[:4])}{' ...' if files[4:] else ''}"
         " (wavelengths=... says them).",
@@ -212,15 +218,21 @@ def _table(
     images: Sequence[xr.DataArray], files: Sequence[Path], source: str
 ) -> dict[str, tuple[float, float]] | None:
     """The bands of the sensor that names or pixels of 10 and 20 m give away."""
-    msi = {name: (band.centre, float(band.width)) for name, band in sentinel2.BANDS.items()}
+    msi = {band.name: (band.centre, band.fwhm) for band in sensors()["sentinel2a"].bands}
     stems = [file.stem for file in files]
     hls = {match[1].upper() for stem in stems if (match := _HLS.search(stem))}
     if hls:
-        return {"L30": _OF_HLS, "S30": msi}[hls.pop()] if len(hls) == 1 else None
+        # HLS gives the bands of Landsat two digits.
+        oli = {
+            f"B{int(band.name[1:]):02d}": (band.centre, band.fwhm)
+            for band in sensors()["landsat8"].bands
+        }
+        return {"L30": oli, "S30": msi}[hls.pop()] if len(hls) == 1 else None
     if any(re.search(r"B8A|S2[ABCD]_|T\d\d[A-Z]{3}_", stem, re.I) for stem in stems):
         return msi
     padded = all(re.search(r"B(0\d|1[0-2])$", stem, re.I) for stem in stems)
-    sides = {round(abs(image.rio.transform().a)) for image in images if image.rio.crs is not None}
+    places = [georeference(image) for image in images]
+    sides = {round(abs(grid.a)) for crs, grid in places if crs is not None and grid is not None}
     if padded and sides and sides <= {10, 20}:
         warnings.warn(
             f"{source}: pixels of 10 and 20 m and names such as {stems[0]} are taken as Sentinel-2's"

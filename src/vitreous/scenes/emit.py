@@ -20,13 +20,14 @@ import numpy.typing as npt
 import xarray as xr
 
 from vitreous.errors import SceneError
-from vitreous.scenes import arrays, prisma
+from vitreous.scenes import arrays, pace, prisma, tanager
 from vitreous.scenes.axes import Axes
 from vitreous.scenes.cube import LabelImage, LazyCube, Window, check_shape, make_scene
 from vitreous.scenes.hdf5 import Hdf5File
 
 GLT = ("location/glt_y", "location/glt_x")
 _CUBES = ("reflectance", "radiance")
+_PRODUCTS = (prisma, tanager, pace)  # with a layout of their own
 _TILE = 128  # a tile of the map grid is a small rhombus of the measured one; a whole row would be nearly all of it
 
 
@@ -54,9 +55,10 @@ def open(  # the name that every reader has
         SceneError: the file is damaged, holds no cube or several, or has no GLT where ``ortho`` asks for one.
     """
     file = Hdf5File(path)
-    if variable is None and prisma.is_product(file):
+    product = next((p for p in _PRODUCTS if variable is None and p.is_product(file)), None)
+    if product is not None:
         _check_grid(file, ortho)
-        return prisma.open_product(file, known)
+        return product.open_product(file, known)
     names = {a.name for a in file.arrays}
     if variable is None:
         variable = next((name for name in _CUBES if name in names), None)

@@ -91,6 +91,12 @@ _KEYS = {  # ENVI's own and ours
     ),
     *("timestamp", "vitreous unit", "vitreous scale"),
 }
+_FLOATS = {"4", "5"}  # data types
+# AVIRIS, AVIRIS-NG and AVIRIS-3 (ang..._rdn_v2_img), Specim IQ (REFLECTANCE_2018-09-11_001.dat).
+_NAMED_UNIT = re.compile(
+    r"(?:(?:ang\d{8}|av3\d{8}|f\d{6})t\w*?_(?P<kind>rdn|rfl|corr|refl)(?:[_.-].*)?|REFLECTANCE_\S+)",
+    re.I,
+)
 _UTM_BASE = {  # EPSG code = base + zone
     ("wgs84", "north"): 32600,
     ("wgs84", "south"): 32700,
@@ -180,6 +186,58 @@ def open(
         values = converted(stored, scales=scales, offsets=offsets, nodata=nodata)
         facts |= {"scale": 1.0, "nodata": math.nan}
     return make_scene(values, crs=crs, transform=transform, source=source, **{**known, **facts})
+
+
+class Library(NamedTuple):
+    """What an ENVI spectral library holds.
+
+    Attributes:
+        values: ``(spectra, bands)`` as stored.
+        names: of the spectra, where the header has them.
+        facts: wavelengths, widths and good bands, as arguments of :func:`make_scene`.
+        unit: as of a scene.
+        scale: likewise.
+        nodata: likewise.
+    """
+
+    values: npt.NDArray[Any]
+    names: list[str] | None
+    facts: dict[str, Any]
+    unit: str
+    scale: float
+    nodata: float | None
+
+
+def open_library(path: Path, wavelength_unit: str | None = None) -> Library:
+    """Read a spectral library (``.sli``): samples are its bands, lines its spectra.
+
+    Args:
+        path: the header or the library.
+        wavelength_unit: ``nm`` or ``um``, instead of what the header says.
+
+    Raises:
+        SceneError: no such pair of files, or a header that is no match for the data.
+    """
+    header_path, data_path = find_pair(path)
+    header = read_header(header_path)
+    source = str(data_path)
+    image = {key: value for key, value in header.items() if key not in {"file type", "band names"}}
+    cube = _map_cube(image, data_path, None)
+    if cube.shape[0] != 1:
+        raise SceneError(
+            f"{source} has {cube.shape[0]} bands, which no spectral library has.", "It is an image."
+        )
+    bands = cube.shape[2]
+    unit, scale = _radiometry(image, source)
+    facts = band_facts(image, bands, source, wavelength_unit, {})
+    names = _names(header, "spectra names")
+    if names is not None and len(names) != cube.shape[1]:
+        warnings.warn(
+            f"{source} has {cube.shape[1]} spectra but {len(names)} names; they are left out.",
+            stacklevel=3,
+        )
+        names = None
+    return Library(np.asarray(cube[0]), names, facts, unit, scale, nodata_of(image, source))
 
 
 def band_facts(
@@ -484,7 +542,8 @@ def _refuse_unsupported(header: Header, source: str) -> None:
     kind = header.get("file type", "ENVI Standard").lower()
     if kind == "envi spectral library":
         raise SceneError(
-            f"{source} is a spectral library.", "A scene has rows and columns; open an image."
+            f"{source} is a spectral library.",
+            "A scene has rows and columns; vitreous.scenes.spectra.read_spectra reads libraries.",
         )
     if kind not in {"envi standard", "envi classification", "envi", ""}:
         raise SceneError(
@@ -639,6 +698,17 @@ def _gains(
     return (gains, offsets) if changes else None
 
 
+def _said_unit(header: Header, source: str) -> str:
+    """What ``data units`` or the name of a product say of values that are no counts."""
+    stated = header.get("data units", "").strip().lower()
+    if stated in UNITS:
+        return stated
+    match = _NAMED_UNIT.fullmatch(Path(source).name)
+    if match is None:
+        return "dn"
+    return "radiance" if (match["kind"] or "").lower() == "rdn" else "reflectance"
+
+
 def _radiometry(header: Header, source: str) -> tuple[str, float]:
     unit, scale = "dn", 1.0
     factor = _number(header, "reflectance scale factor", float, source)
@@ -649,6 +719,8 @@ def _radiometry(header: Header, source: str) -> tuple[str, float]:
                 "It must be a positive number.",
             )
         unit, scale = "reflectance", 1.0 / factor
+    elif header.get("data type", "").strip() in _FLOATS:
+        unit = _said_unit(header, source)
     own_unit = header.get("vitreous unit", "")
     own_scale = _number(header, "vitreous scale", float, source)
     return (own_unit if own_unit in UNITS else unit), scale if own_scale is None else own_scale

@@ -79,7 +79,11 @@ _REFUSED = (  # first bytes, what it is, what to do
     ),
     (b"CDF\x01", "a netCDF-3 file", "Convert it to netCDF-4."),
     (b"CDF\x02", "a netCDF-3 file", "Convert it to netCDF-4."),
-    (b"\x0e\x03\x13\x01", "an HDF4 file", "Convert it to HDF5."),
+    (
+        b"\x0e\x03\x13\x01",
+        "an HDF4 file",
+        "Convert it to HDF5; of Hyperion take the GeoTIFFs of Level 1T.",
+    ),
     (b"EHFA_HEADER_TAG", "an ERDAS Imagine file", "Convert it to GeoTIFF."),
 )
 _KNOWN = (
@@ -237,7 +241,7 @@ def call_reader(
         if name not in known:
             kind = function.__module__.rpartition(".")[2]
             raise SceneError(
-                f"Unknown reader option '{name}' for {kind} files.",
+                f"Unknown hint '{name}' for {kind} files.",
                 did_you_mean(name, {*known, *extra}),
             )
     try:
@@ -253,11 +257,13 @@ def _parameters(function: Callable[..., Any]) -> set[str]:
 
 def _product_of(path: Path) -> str | None:
     """The product that a folder or file belongs to by its name and what lies beside it."""
-    from vitreous.scenes import dlr, landsat, sentinel2
+    from vitreous.scenes import dlr, hyperion, landsat, planet, sentinel1, sentinel2
 
     if _is_zarr(path):  # maybe a folder of very many files
         return None
-    readers = (landsat, dlr) if path.is_file() else (landsat, dlr, sentinel2)
+    readers: tuple[ModuleType, ...] = (landsat, dlr, planet)
+    if path.is_dir():
+        readers += (hyperion, sentinel2, sentinel1)
     found = (reader for reader in readers if reader.is_product(path))
     return next((reader.__name__.rpartition(".")[2] for reader in found), None)
 

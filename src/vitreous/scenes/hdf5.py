@@ -22,7 +22,7 @@ from vitreous.scenes.attributes import NODATA, find, key_of
 
 _MAX_DEPTH = 8
 _BARE_DIMENSION = "This is a netCDF dimension but not a netCDF variable"
-_TEXTS = {"mapinfo", "epsgcode"}  # NEON's place
+_TEXTS = {"mapinfo", "epsgcode", "structmetadata0"}  # NEON's place, and HDF-EOS's
 _MAX_ATTRIBUTE = 2**20
 
 
@@ -72,6 +72,24 @@ class Hdf5File:
                 if key_of(name.rpartition("/")[2]) in _TEXTS and dataset.shape == ()
             }
             return {**texts, **_attributes(file)}
+
+    def group_attrs(self, name: str) -> dict[str, Any]:
+        """Return the attributes of a group and its subgroups; empty where there is none."""
+        import h5py
+
+        with opened(self.path) as file:
+            group = file.get(name)
+            if not isinstance(group, h5py.Group):
+                return {}
+            within = [
+                group[key]
+                for key in group
+                if isinstance(group.get(key, getlink=True), h5py.HardLink)
+            ]
+            found: dict[str, Any] = {}
+            for item in (*(g for g in within if isinstance(g, h5py.Group)), group):
+                found |= _attributes(item)
+            return found
 
     def describe(self, name: str, dataset: Any) -> ArrayInfo:
         """Return what is known about one dataset."""

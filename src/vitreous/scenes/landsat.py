@@ -6,8 +6,6 @@ Control Book: 0 is fill; surface reflectance = count x 2.75e-5 - 0.2; reflectanc
 
 A scene has the bands of reflected light on the 30 m grid (Level 1: 60 m for MSS). The panchromatic band, the thermal
 bands and quality images are no part of it; ``mask=qa`` hides clouds by QA_PIXEL.
-
-Band centres and widths are those of ``sensors.py`` (OLI-2's differ from OLI's by less than 1 nm), of MSS nominal ones (USGS).
 """
 
 from __future__ import annotations
@@ -27,26 +25,16 @@ from vitreous.errors import SceneError
 from vitreous.scenes import geotiff
 from vitreous.scenes.cube import make_scene
 from vitreous.scenes.metadata_files import damaged, read_json, read_text, read_xml
-from vitreous.scenes.sensors import sensor
+from vitreous.scenes.sensors import SensorBand, sensors
 from vitreous.scenes.stacks import stacked
 from vitreous.scenes.values import converted
 
-
-def _bands_of(name: str) -> dict[str, tuple[float, float]]:
-    return {band.name: (band.centre, band.fwhm) for band in sensor(name).bands}
-
-
-BANDS: dict[str, dict[str, tuple[float, float]]] = {  # instrument: band: (centre, width) in nm
-    "OLI": _bands_of("landsat8"),
-    "ETM": _bands_of("landsat7"),
-    "TM": _bands_of("landsat5"),
-    "MSS": {"B1": (550, 100), "B2": (650, 100), "B3": (750, 100), "B4": (950, 300)},
-    "MSS of Landsat 1 to 3": {
-        "B4": (550, 100),
-        "B5": (650, 100),
-        "B6": (750, 100),
-        "B7": (950, 300),
-    },
+# By the letter and the number of a product's name: LT04 and LT05 are the Thematic Mapper.
+_SENSORS = {"T04": "landsat4", "T05": "landsat5", "E07": "landsat7"}
+_SENSORS |= {f"{letter}08": "landsat8" for letter in "CO"}
+_SENSORS |= {f"{letter}09": "landsat9" for letter in "CO"}
+_SENSORS |= {
+    f"M0{number}": "landsat1_mss" if number < 4 else "landsat4_mss" for number in range(1, 6)
 }
 SURFACE = (2.75e-5, -0.2)  # scale and offset of surface reflectance, the same for all Landsats
 _FILES_LIMIT = 20_000
@@ -65,9 +53,8 @@ Facts = dict[tuple[str, str], str]  # (group, key) to value
 class _File(NamedTuple):
     path: Path
     scene: str
-    instrument: str
     level: int
-    band: str
+    band: SensorBand
 
 
 def open(path: Path, **known: Any) -> xr.DataArray:
@@ -112,11 +99,10 @@ def open_files(files: Sequence[_File], path: Path, known: Mapping[str, Any]) -> 
         )
     images = [geotiff.open(file.path) for file in files]
     cube, grid = stacked(images, str(path))
-    table = BANDS[files[0].instrument]
     facts: dict[str, Any] = {
-        "wavelengths": [table[file.band][0] for file in files],
-        "fwhm": [table[file.band][1] for file in files],
-        "band_names": [file.band for file in files],
+        "wavelengths": [file.band.centre for file in files],
+        "fwhm": [file.band.fwhm for file in files],
+        "band_names": [file.band.name for file in files],
         "nodata": 0,
         "crs": grid.crs,
         "transform": grid.transform,
@@ -149,7 +135,7 @@ def find_bands(folder: Path) -> list[_File]:
         file = band_of(path)
         if file is not None:
             found.append(file)
-    return sorted(found, key=lambda file: (file.scene, file.band))
+    return sorted(found, key=lambda file: (file.scene, file.band.name))
 
 
 def band_of(path: Path) -> _File | None:
@@ -157,15 +143,10 @@ def band_of(path: Path) -> _File | None:
     match = _BAND_FILE.fullmatch(path.name)
     if match is None or (match["level"] == "2") != bool(match["surface"]):
         return None
-    number = int(match["number"])
-    letter = match["sensor"].upper()
-    instrument = {"C": "OLI", "O": "OLI", "E": "ETM", "T": "TM"}.get(letter, "MSS")
-    if instrument == "MSS" and number <= 3:
-        instrument = "MSS of Landsat 1 to 3"
-    band = match["band"].upper()
-    if band not in BANDS[instrument]:
-        return None
-    return _File(path, match["scene"], instrument, int(match["level"]), band)
+    named = _SENSORS.get(match["sensor"].upper() + match["number"])
+    bands = {band.name: band for band in sensors()[named].bands} if named else {}
+    band = bands.get(match["band"].upper())
+    return band and _File(path, match["scene"], int(match["level"]), band)
 
 
 def is_product(path: Path) -> bool:
@@ -200,7 +181,7 @@ def _coefficients(files: Sequence[_File], path: Path) -> list[tuple[float, float
         found = []
         for file in files:
             scale, offset = (
-                float(facts[group, f"REFLECTANCE_{kind}_BAND_{file.band[1:]}"])
+                float(facts[group, f"REFLECTANCE_{kind}_BAND_{file.band.name[1:]}"])
                 for kind in ("MULT", "ADD")
             )
             found.append((scale / sun, offset / sun))

@@ -1,10 +1,11 @@
 """Masks of cloud and the like from a file beside the scene, brought to its grid while a window is read.
 
-Known by their names: Sentinel-2's scene classification (SCL, Level-2A products) and the QA_PIXEL band of Landsat
-Collection 2. For any other image the values that hide a pixel must be given.
+Known by their names: Sentinel-2's scene classification (SCL, Level-2A products), the QA_PIXEL band of Landsat
+Collection 2, and Planet's usable data mask (UDM2). For any other image the values that hide a pixel must be given.
 
 Sources: ESA, Sentinel-2 Level-2A Algorithm Theoretical Basis Document (classes of the SCL); USGS, Landsat 8-9
-Collection 2 Level 2 Science Product Guide (bits of QA_PIXEL, the same for all Landsats).
+Collection 2 Level 2 Science Product Guide (bits of QA_PIXEL, the same for all Landsats); Planet, Usable Data Masks (its
+first band is 1 where a pixel is clear).
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import numpy.typing as npt
 import xarray as xr
 
 from vitreous.errors import SceneError
-from vitreous.scenes.cube import LazyCube, Window, make_scene
+from vitreous.scenes.cube import LazyCube, make_scene
 from vitreous.scenes.gdal_files import RasterReader, known_grid, open_raster
 from vitreous.scenes.grids import Grid, nearest_window
+from vitreous.scenes.stacks import Values
 from vitreous.scenes.values import Converted
 
 SCL_HIDDEN = (
@@ -35,7 +37,8 @@ SCL_HIDDEN = (
 QA_HIDDEN = 0b11111  # bits of fill, dilated cloud, cirrus, cloud, cloud shadow
 _SCL = re.compile(r"(?:.*_)?SCL(?:_\d\dm)?\.(?:jp2|tiff?)", re.I)
 _QA = re.compile(r".*QA_PIXEL\.tiff?", re.I)
-_WORDS = {"scl": _SCL, "qa": _QA, "qa_pixel": _QA}
+_UDM = re.compile(r".*_udm2(?:_clip)?\.tiff?", re.I)
+_WORDS = {"scl": _SCL, "qa": _QA, "qa_pixel": _QA, "udm2": _UDM}
 _FILES_LIMIT = 20_000
 
 
@@ -74,9 +77,9 @@ def with_mask(scene: xr.DataArray, mask: Any, values: Any, near: Path) -> xr.Dat
 
     Args:
         scene: the scene.
-        mask: the mask's file, or ``scl`` or ``qa`` for the one of the scene's product.
+        mask: the mask's file, or ``scl``, ``qa`` or ``udm2`` for the one of the scene's product.
         values: the values that hide a pixel (``8,9,10``), instead of those of the product; needed for other masks.
-        near: the scene's file or folder, in which ``scl`` and ``qa`` are looked for.
+        near: the scene's file or folder, in which those are looked for.
 
     Raises:
         SceneError: no such mask, one of another grid, or one of which nobody knows what hides a pixel.
@@ -84,7 +87,7 @@ def with_mask(scene: xr.DataArray, mask: Any, values: Any, near: Path) -> xr.Dat
     path = _find(str(mask), near)
     driver = "JP2OpenJPEG" if path.suffix.lower() == ".jp2" else "GTiff"
     with open_raster(path, driver) as dataset:
-        if dataset.count != 1:
+        if dataset.count != 1 and not _UDM.fullmatch(path.name):
             raise SceneError(
                 f"The mask {path} has {dataset.count} bands.", "A mask must have one band."
             )
@@ -103,7 +106,7 @@ def with_mask(scene: xr.DataArray, mask: Any, values: Any, near: Path) -> xr.Dat
     reads = Mask(RasterReader(path, driver), own, wanted, **_rule(path, values))
     nodata = scene.attrs["nodata"]
     keeps = nodata is not None and np.isfinite(nodata)
-    stored = LazyCube(scene.shape, scene.dtype, _Values(scene))
+    stored = LazyCube(scene.shape, scene.dtype, Values(scene))
     dtype = np.result_type(scene.dtype, np.float32)
     cube = LazyCube(
         scene.shape,
@@ -112,16 +115,6 @@ def with_mask(scene: xr.DataArray, mask: Any, values: Any, near: Path) -> xr.Dat
     )
     again = make_scene(cube, source=str(scene.attrs["source"]))
     return scene.copy(data=again.variable._data).assign_attrs({**scene.attrs, "nodata": np.nan})
-
-
-class _Values:
-    """Reads windows of a scene's stored values."""
-
-    def __init__(self, scene: xr.DataArray) -> None:
-        self._variable = scene.variable
-
-    def __call__(self, window: Window) -> npt.NDArray[Any]:
-        return np.asarray(self._variable[window].values)
 
 
 def _rule(path: Path, values: Any) -> dict[str, Any]:
@@ -138,9 +131,11 @@ def _rule(path: Path, values: Any) -> dict[str, Any]:
         return {"hidden": SCL_HIDDEN}
     if _QA.fullmatch(path.name):
         return {"bits": QA_HIDDEN}
+    if _UDM.fullmatch(path.name):
+        return {"hidden": (0,)}
     raise SceneError(
-        f"{path} is neither Sentinel-2 SCL nor Landsat QA_PIXEL: it is unknown which of its values mask a pixel.",
-        "Set mask_values, e.g. mask_values=0 if 0 masks a pixel.",
+        f"{path} is not Sentinel-2 SCL, Landsat QA_PIXEL or Planet UDM2: it is unknown which of its values mask a pixel.",
+        "Set mask_values=0 if 0 masks a pixel, or mask_values=1 if 1 does.",
     )
 
 

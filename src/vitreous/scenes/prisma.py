@@ -22,8 +22,9 @@ from vitreous.errors import SceneError
 from vitreous.scenes import arrays
 from vitreous.scenes.attributes import find, number, numbers
 from vitreous.scenes.axes import Axes
-from vitreous.scenes.cube import LazyCube, Window, check_shape, make_scene
+from vitreous.scenes.cube import LazyCube, check_shape, make_scene
 from vitreous.scenes.hdf5 import Hdf5File
+from vitreous.scenes.stacks import Joined
 from vitreous.scenes.values import converted
 from vitreous.scenes.wavelengths import joined
 
@@ -67,7 +68,16 @@ def open_product(file: Hdf5File, known: Mapping[str, Any]) -> xr.DataArray:
     level = _level(file)
     scales, offsets = _coefficients(file, level, counts)
     shape = check_shape((sum(counts), *sizes[0]), file.source)
-    cube = LazyCube(shape, cubes[0].dtype, _Joined(file, cubes, order))
+    cube = LazyCube(
+        shape,
+        cubes[0].dtype,
+        Joined(
+            [arrays.WindowReader(file, info, _AXES) for info in cubes],
+            counts,
+            order,
+            cubes[0].dtype,
+        ),
+    )
     facts: dict[str, Any] = {
         "wavelengths": centres[order],
         "good_band": (good & used & (centres > 0))[order],
@@ -209,33 +219,5 @@ def _place(file: Hdf5File, size: tuple[int, int]) -> dict[str, Any]:
     ):
         half = 0.0
     transform = Affine(_SIDE, 0, west - half, 0, -_SIDE, north + half)
-    crs = arrays.epsg(int(code))
+    crs = arrays.epsg(code)
     return {"transform": transform} if crs is None else {"crs": crs, "transform": transform}
-
-
-class _Joined:
-    """Reads windows of both cubes in the order of their wavelengths."""
-
-    def __init__(
-        self, file: Hdf5File, cubes: list[arrays.ArrayInfo], order: npt.NDArray[np.int64]
-    ) -> None:
-        self._readers = [arrays.WindowReader(file, info, _AXES) for info in cubes]
-        self._first = cubes[0].shape[1]
-        self._dtype = cubes[0].dtype
-        self._order = order
-
-    def __call__(self, window: Window) -> npt.NDArray[Any]:
-        bands, rows, columns = window
-        wanted = self._order[bands]
-        size = [len(range(part.start, part.stop, part.step)) for part in (rows, columns)]
-        values = np.empty((wanted.size, *size), dtype=self._dtype)
-        for reader, own, start in (
-            (self._readers[0], wanted < self._first, 0),
-            (self._readers[1], wanted >= self._first, self._first),
-        ):
-            if own.any() and values.size:
-                index = wanted[own] - start
-                low = int(index.min())
-                read = reader((slice(low, int(index.max()) + 1, 1), rows, columns))
-                values[own] = read[index - low]
-        return values

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from vitreous.errors import SceneError
-from vitreous.scenes.cube import LazyCube, Window, check_shape
+from vitreous.scenes.cube import LazyCube, ReadWindow, Window, check_shape
 from vitreous.scenes.grids import Grid, nearest_window
 
 
@@ -54,6 +54,21 @@ def stacked(images: Sequence[xr.DataArray], source: str) -> tuple[LazyCube, Grid
     return LazyCube(shape, dtype, _Stack(images, grids, wanted, dtype)), wanted
 
 
+class Values:
+    """Reads windows of a scene's stored values.
+
+    Args:
+        scene: the scene.
+    """
+
+    def __init__(self, scene: xr.DataArray) -> None:
+        self._variable = scene.variable
+
+    def __call__(self, window: Window) -> npt.NDArray[Any]:
+        """Read one window."""
+        return np.asarray(self._variable[window].values)
+
+
 class Picked:
     """Reads some bands of a scene, in any order.
 
@@ -74,6 +89,42 @@ class Picked:
         first = int(index.min())
         stored = self._variable[first : int(index.max()) + 1, rows, columns]
         return np.asarray(stored.values)[index - first]
+
+
+class Joined:
+    """Reads bands of several cubes of one size in a common order.
+
+    Args:
+        cubes: read windows of each.
+        counts: bands of each.
+        order: bands, counted through all cubes.
+        dtype: of the values.
+    """
+
+    def __init__(
+        self,
+        cubes: Sequence[ReadWindow],
+        counts: Sequence[int],
+        order: npt.NDArray[np.int64],
+        dtype: np.dtype[Any],
+    ) -> None:
+        self._cubes, self._order, self._dtype = cubes, order, dtype
+        self._starts = np.concatenate([[0], np.cumsum(counts)])
+
+    def __call__(self, window: Window) -> npt.NDArray[Any]:
+        """Read one window."""
+        bands, rows, columns = window
+        wanted = self._order[bands]
+        size = [len(range(part.start, part.stop, part.step)) for part in (rows, columns)]
+        values = np.empty((wanted.size, *size), dtype=self._dtype)
+        for read, start, stop in zip(self._cubes, self._starts, self._starts[1:], strict=False):
+            own = (wanted >= start) & (wanted < stop)
+            if own.any() and values.size:
+                index = wanted[own] - start
+                low = int(index.min())
+                stored = read((slice(low, int(index.max()) + 1, 1), rows, columns))
+                values[own] = stored[index - low]
+        return values
 
 
 def _pixel_size(grid: Grid) -> float:

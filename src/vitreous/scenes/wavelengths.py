@@ -138,29 +138,34 @@ def numbers_as_names(names: Sequence[str]) -> list[float] | None:
 
 
 def joined(
-    centres: npt.NDArray[np.float64], detector: npt.NDArray[np.int64]
+    centres: npt.NDArray[np.float64],
+    detector: npt.NDArray[np.int64],
+    usable: npt.NDArray[np.bool_] | None = None,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Return the order of the bands of two detectors by wavelength, and which are needed.
+    """Return the order of the bands of several detectors by wavelength, and which are needed.
 
-    Where the detectors overlap, the first keeps its bands below the middle of the overlap and the second those above:
+    Where one detector overlaps with the next, the first keeps its bands below the middle of the overlap and the second those above:
     the ends of a detector's range are its noisiest bands.
 
     Args:
         centres: ``(bands,)`` in nm, 0 for bands that are not used, which come last.
-        detector: ``(bands,)`` 0 or 1.
+        detector: ``(bands,)`` numbers from 0 on, by wavelength.
+        usable: ``(bands,)`` False for bands that are not; all with a centre when None.
 
     Returns:
         Indices ``(bands,)``, and True (in the order of ``centres``) for bands that are needed.
     """
     used = centres > 0
     order = np.argsort(np.where(used, centres, np.inf), kind="stable")
+    used = used if usable is None else used & usable
     good = used.copy()
-    first, second = (used & (detector == k) for k in (0, 1))
-    if first.any() and second.any():
-        low, high = centres[second].min(), centres[first].max()
-        middle = (low + high) / 2
-        if low < high:
-            good &= np.where(detector == 0, centres <= middle, centres > middle)
+    for k in range(int(detector.max(initial=0))):
+        first, second = used & (detector == k), used & (detector == k + 1)
+        if first.any() and second.any():
+            low, high = centres[second].min(), centres[first].max()
+            middle = (low + high) / 2
+            if low < high:
+                good &= ~((first & (centres > middle)) | (second & (centres <= middle)))
     return order, good
 
 

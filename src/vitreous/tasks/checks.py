@@ -68,7 +68,7 @@ def explained(error: SplitError, recipe: Recipe, size: int) -> SplitError:
     else:
         reach = (size - recipe.patch_size) // 2
         origin = (
-            f"--patch-size {recipe.patch_size} plus {reach} pixels on each side: the receptive field of the "
+            f"--patch-size {recipe.patch_size} and {reach} pixels on each side: the receptive field of the "
             "front-end of "
             f"'{recipe.model}' in mode '{recipe.mode}'"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -70,6 +70,7 @@ class _Job:
     batches: list[Tensor]
     console: Console
     gate: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    role: Literal["training", "validation"] = "validation"  # of the gate's pixels
 
     @property
     def classifier(self) -> runs.Network:
@@ -172,11 +173,10 @@ def _open(path: Path, method: str, settings: dict[str, Any], images: int, consol
     console.print(f"reading {run.recipe.scene}", highlight=False)
     data, split = classify.reopened(run)
     batches = calibration_batches(run.classifier, data, split, images, run.recipe.seed)
-    pixels = split.pixels(VAL)
-    if len(pixels) < FEWEST_GATE_PIXELS:
-        pixels = split.pixels(TRAIN)
-    gate = _some(pixels, GATE_PIXELS, run.recipe.seed)
-    return _Job(run, data, split, method, settings, batches, console, gate)
+    few = len(split.pixels(VAL)) < FEWEST_GATE_PIXELS
+    gate = _some(split.pixels(TRAIN if few else VAL), GATE_PIXELS, run.recipe.seed)
+    role: Literal["training", "validation"] = "training" if few else "validation"
+    return _Job(run, data, split, method, settings, batches, console, gate, role)
 
 
 def calibration_batches(
@@ -228,7 +228,7 @@ def _within(job: _Job, max_drop: float) -> tuple[runs.Network, Report, list[str]
     before = job.accuracy(job.classifier)
     drop = before - job.accuracy(classifier)
     job.console.print(
-        f"OA on {len(job.gate)} validation pixels: {before:.2f} % → {before - drop:.2f} % ({-drop:+.2f})",
+        f"OA on {len(job.gate)} {job.role} pixels: {before:.2f} % → {before - drop:.2f} % ({-drop:+.2f})",
         highlight=False,
     )
     if drop <= max_drop:

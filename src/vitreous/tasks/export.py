@@ -43,7 +43,7 @@ def export_run(
         single: one graph from the surroundings of a pixel to its class, for other software; maps with it are slower.
 
     Raises:
-        ModelError: the run is no network, or its export does not agree with it; nothing is left then.
+        ModelError: the run is not a network, or its export does not agree with it; nothing is left then.
         VitreousError: the run cannot be loaded, or its scene not be read.
     """
     run = load_run(path)

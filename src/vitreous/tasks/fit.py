@@ -421,7 +421,7 @@ class ClassifyTask(Task):
         """Return the classifier with the weights to use: the average that validated best, or else the last.
 
         Raises:
-            VitreousError: these are no numbers.
+            VitreousError: they are NaN or infinite.
         """
         if self.best is not None:
             self.average.load_state_dict(self.best)

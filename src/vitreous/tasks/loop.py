@@ -123,7 +123,7 @@ class Task(L.LightningModule):
         """Log the epoch and judge it.
 
         Raises:
-            VitreousError: the loss is no number any more.
+            VitreousError: the loss became NaN or infinite.
         """
         self.elapsed += time.perf_counter() - self._started
         row: Row = {
@@ -199,7 +199,7 @@ class Task(L.LightningModule):
         """Return the model with averaged weights.
 
         Raises:
-            VitreousError: these are no numbers.
+            VitreousError: they are NaN or infinite.
         """
         if not all(torch.isfinite(tensor).all() for tensor in self.average.state_dict().values()):
             raise diverged()
@@ -277,7 +277,7 @@ def fit(task: Task, folder: Path, *, resume: bool, show: bool = True) -> None:
     Raises:
         ConfigError: the recipe asks for what this machine or combination does not have.
         CheckpointError: the state in ``folder`` is damaged, or belongs to another training.
-        VitreousError: the loss is no number any more.
+        VitreousError: the loss became NaN or infinite.
     """
     recipe = task.settings
     _quiet()
@@ -320,7 +320,7 @@ def fit(task: Task, folder: Path, *, resume: bool, show: bool = True) -> None:
 
 
 def diverged() -> VitreousError:
-    """Return what to say of weights that are no numbers."""
+    """Return what to say of weights that are NaN or infinite."""
     return VitreousError(
         "Training diverged: the loss became NaN or infinite.",
         "Lower --learning-rate, or use --precision 32.",

@@ -108,7 +108,7 @@ def scores(
         class the pixels without a prediction.
 
     Raises:
-        VitreousError: there is no test pixel.
+        VitreousError: there are no test pixels.
         ValueError: see :func:`confusion_of`, or ``bootstrap`` is less than 1.
     """
     if bootstrap < 1:

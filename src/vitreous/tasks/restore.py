@@ -296,7 +296,7 @@ def _scale_of(name: str, model_args: dict[str, Any]) -> int:
     if entry.kind not in RESTORERS:
         known = [n for kind in RESTORERS for n in list_models(kind=kind)]
         raise ConfigError(
-            f"'{name}' is not a restorer but a {entry.kind}.", f"Restorers: {', '.join(known)}."
+            f"'{name}' is not a restorer (kind: {entry.kind}).", f"Restorers: {', '.join(known)}."
         )
     net = check_system(name, model_args)
     assert isinstance(net, Restorer)
@@ -304,7 +304,7 @@ def _scale_of(name: str, model_args: dict[str, Any]) -> int:
 
 
 def _degradation_name(recipe: RestoreRecipe, scale: int) -> str:
-    """Return what is undone: what the recipe says, or what fits a model of this scale."""
+    """Return the degradation to remove: that of the recipe, or one that fits a model of this scale."""
     return recipe.degradation or ("downsample" if scale > 1 else "gaussian")
 
 
@@ -317,13 +317,13 @@ def _check_baseline(name: str, scale: int) -> None:
     """
     if card(name).kind != "filter":
         raise ConfigError(
-            f"'{name}' is not a filter but a {card(name).kind}, which needs training.",
+            f"'{name}' is not a filter (kind: {card(name).kind}) and needs training.",
             f"Filters: {', '.join(list_models(kind='filter'))}.",
         )
     takes_scale = "scale" in inspect.signature(system_module(name).build).parameters
     if takes_scale != (scale > 1):
         raise ConfigError(
-            f"The baseline '{name}' does not upsample by a factor of {scale}.",
+            f"The baseline '{name}' does not work at scale {scale}.",
             "Omit --baselines to use the filters that apply.",
         )
     create_model(name, bands=1, **_baseline_args(scale))

@@ -227,7 +227,7 @@ def prepared(recipe: R, console: Console, *, trained: bool, networks: bool) -> R
         most, what = (gpus, "GPUs") if gpus and recipe.accelerator != "cpu" else (cores(), "cores")
         if recipe.devices > most:
             console.print(
-                f"[yellow]{recipe.devices} processes exceed the {most} {what} of this machine: "
+                f"[yellow]{recipe.devices} processes on {most} {what} would compete: "
                 f"starting {most}[/yellow]",
                 highlight=False,
             )

@@ -155,7 +155,7 @@ class CropTask(Task):
         """Return the model with averaged weights.
 
         Raises:
-            VitreousError: these are no numbers.
+            VitreousError: they are NaN or infinite.
         """
         self.find_statistics()
         return self.finite_average()
