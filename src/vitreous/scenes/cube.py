@@ -611,4 +611,12 @@ def _place(image: xr.DataArray, crs: Any, transform: Any, where: str) -> xr.Data
             f"{where} has a coordinate system that cannot be parsed ({error}).",
             "Correct it in the file's header, or remove it.",
         ) from error
-    return image if transform is None else image.rio.write_transform(transform)
+    if transform is None:
+        return image
+    if not np.isfinite(transform.determinant) or transform.determinant == 0:
+        warnings.warn(
+            f"{where} has a transform that cannot be right (pixels of size 0); it is ignored.",
+            stacklevel=3,
+        )
+        return image
+    return image.rio.write_transform(transform)
