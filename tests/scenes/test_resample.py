@@ -202,7 +202,7 @@ def test_memory_does_not_grow_with_the_scene(tmp_path):
     ("text", "words"),
     [
         ("wavelength,a\n400,1\n410,1\n", "no response curves"),
-        ("wavelength,a\n400,1\n410,x\n420,1\n", "no number"),
+        ("wavelength,a\n400,1\n410,x\n420,1\n", "not a number"),
         ("wavelength,a\n410,1\n400,1\n420,1\n", "must rise"),
         ("wavelength,a\n400,0\n410,0\n420,0\n", "0 everywhere"),
         ("wavelength,a,b\n400,1\n410,1,1\n420,1,1\n", "no response curves"),

@@ -317,7 +317,7 @@ def _curves(path: Path, rows: list[list[str]]) -> list[Response]:
     try:
         table = np.array([[float(cell or 0) for cell in row] for row in rows[1:]])
     except ValueError as error:
-        raise SceneError(f"{path} holds something that is no number ({error}).") from error
+        raise SceneError(f"{path} contains a value that is not a number ({error}).") from error
     nm = spectral(table[:, 0], None, unit_in_name(head[0]), str(path)).centres
     if nm is None or not np.all(np.isfinite(table)) or not np.all(np.diff(nm) > 0):
         raise SceneError(f"{path}: the wavelengths must rise from row to row.", "Sort the rows.")
@@ -329,7 +329,7 @@ def _curves(path: Path, rows: list[list[str]]) -> list[Response]:
 
 def _curve(name: str, nm: Floats, curve: Floats, path: Path) -> Response:
     if not curve.any():
-        raise SceneError(f"{path}: the response of '{name}' is 0 everywhere.", "Leave it out.")
+        raise SceneError(f"{path}: the response of '{name}' is 0 everywhere.", "Remove its column.")
     weights = curve * np.gradient(nm)
     above = np.flatnonzero(curve >= curve.max() / 2)
     # Half a step on each side: the flanks fall between two samples.
