@@ -163,7 +163,9 @@ def test_a_dead_band_does_not_take_the_scene():
     assert np.isfinite(got.values).all()
 
 
-def test_windows_agree_with_the_whole():
+@pytest.mark.parametrize("strip", [1, 1000, 2**22])
+def test_windows_agree_with_the_whole(strip, monkeypatch):
+    monkeypatch.setattr("vitreous.scenes.resample._STRIP", strip)
     rng = np.random.default_rng(2)
     nm = np.arange(400, 2501, 10.0)
     scene = make_scene(rng.random((nm.size, 9, 7), dtype=np.float32), wavelengths=nm)
