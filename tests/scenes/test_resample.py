@@ -163,7 +163,9 @@ def test_a_dead_band_does_not_take_the_scene():
     assert np.isfinite(got.values).all()
 
 
-def test_windows_agree_with_the_whole():
+@pytest.mark.parametrize("strip", [1, 1000, 2**22])
+def test_windows_agree_with_the_whole(strip, monkeypatch):
+    monkeypatch.setattr("vitreous.scenes.resample._STRIP", strip)
     rng = np.random.default_rng(2)
     nm = np.arange(400, 2501, 10.0)
     scene = make_scene(rng.random((nm.size, 9, 7), dtype=np.float32), wavelengths=nm)
@@ -202,7 +204,7 @@ def test_memory_does_not_grow_with_the_scene(tmp_path):
     ("text", "words"),
     [
         ("wavelength,a\n400,1\n410,1\n", "no response curves"),
-        ("wavelength,a\n400,1\n410,x\n420,1\n", "no number"),
+        ("wavelength,a\n400,1\n410,x\n420,1\n", "not a number"),
         ("wavelength,a\n410,1\n400,1\n420,1\n", "must rise"),
         ("wavelength,a\n400,0\n410,0\n420,0\n", "0 everywhere"),
         ("wavelength,a,b\n400,1\n410,1,1\n420,1,1\n", "no response curves"),

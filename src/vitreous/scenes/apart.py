@@ -110,13 +110,13 @@ class _Reader:
                 self.stop()
                 raise SceneError(
                     f"{path} was not read within {seconds:.0f} s.",
-                    "The file is damaged, or made to harm; fetch it again from its source.",
+                    "The file is damaged, or made to harm; download it again.",
                 ) from error
             except (OSError, EOFError, ValueError, TypeError) as error:
                 self.stop()
                 raise SceneError(
                     f"{path} ended the process that read it.",
-                    "The file is damaged, or made to harm; fetch it again from its source.",
+                    "The file is damaged, or made to harm; download it again.",
                 ) from error
         for message in reply.get("warnings", ()):
             warnings.warn(str(message), stacklevel=5)

@@ -58,7 +58,7 @@ class BandCountError(SceneError):
         self.source, self.bands = source, bands
         super().__init__(
             f"{source} has {bands} bands but {values} values of {name}.",
-            "Give one value per band, or leave it out.",
+            "Give one value per band, or omit the list.",
         )
 
 

@@ -47,7 +47,7 @@ def main() -> None:
             except Exception as error:  # whatever a library raises for damaged bytes
                 reply = {
                     "problem": f"{request['path']} cannot be read: {type(error).__name__}: {str(error)[:200]}.",
-                    "fix": "The file is damaged; fetch it again from its source.",
+                    "fix": "The file is damaged; download it again.",
                 }
         reply["warnings"] = [str(w.message) for w in said if w.category is UserWarning]
         _send(replies, reply, content)

@@ -38,6 +38,7 @@ from vitreous.scenes.wavelengths import spectral, unit_in_name
 
 LEAST_COVERED = 0.9  # of a target band's response
 NARROWEST = 0.5  # of the source's width
+_STRIP = 2**22  # values of the source that are read at a time
 _SIGMAS = 3.5  # beyond, a Gaussian holds less than 0.05 %
 _SAMPLES = 281  # of a Gaussian
 _PER_FWHM = 2 * np.sqrt(2 * np.log(2))  # fwhm = 2.355 sigma
@@ -157,18 +158,21 @@ class _Resampled:
         bands, rows, columns = window
         weights = self.weights[bands]
         used = np.flatnonzero((weights != 0).any(axis=0))
-        whole = [slice(part.start, part.stop) for part in (rows, columns)]
-        if not used.size or any(part.start >= part.stop for part in whole):
-            height, width = (
-                len(range(part.start, part.stop, part.step)) for part in (rows, columns)
-            )
-            return np.empty((weights.shape[0], height, width), dtype=np.float32)
-        values = read_window(self.scene, whole[0], whole[1], self.bands[used])
-        values = values[:, :: rows.step, :: columns.step]
-        # One target after another: their number does not multiply the memory of double precision.
-        return np.stack(
-            [np.tensordot(row, values, axes=1).astype(np.float32) for row in weights[:, used]]
-        )
+        height, width = (len(range(part.start, part.stop, part.step)) for part in (rows, columns))
+        result = np.empty((weights.shape[0], height, width), dtype=np.float32)
+        if result.size == 0:
+            return result
+        # The source has many more bands than the result: it is read in strips of rows.
+        strip = max(1, _STRIP // (used.size * (columns.stop - columns.start) * rows.step))
+        for top in range(0, height, strip):
+            first = rows.start + top * rows.step
+            last = min(first + strip * rows.step, rows.stop)
+            read = read_window(
+                self.scene, slice(first, last), slice(columns.start, columns.stop), self.bands[used]
+            )[:, :: rows.step, :: columns.step]
+            for band, row in enumerate(weights[:, used]):
+                result[band, top : top + strip] = np.tensordot(row, read, axes=1)
+        return result
 
 
 def _source_bands(scene: xr.DataArray, source: str) -> tuple[npt.NDArray[np.int64], Floats, Floats]:
@@ -317,7 +321,7 @@ def _curves(path: Path, rows: list[list[str]]) -> list[Response]:
     try:
         table = np.array([[float(cell or 0) for cell in row] for row in rows[1:]])
     except ValueError as error:
-        raise SceneError(f"{path} holds something that is no number ({error}).") from error
+        raise SceneError(f"{path} contains a value that is not a number ({error}).") from error
     nm = spectral(table[:, 0], None, unit_in_name(head[0]), str(path)).centres
     if nm is None or not np.all(np.isfinite(table)) or not np.all(np.diff(nm) > 0):
         raise SceneError(f"{path}: the wavelengths must rise from row to row.", "Sort the rows.")
@@ -329,7 +333,7 @@ def _curves(path: Path, rows: list[list[str]]) -> list[Response]:
 
 def _curve(name: str, nm: Floats, curve: Floats, path: Path) -> Response:
     if not curve.any():
-        raise SceneError(f"{path}: the response of '{name}' is 0 everywhere.", "Leave it out.")
+        raise SceneError(f"{path}: the response of '{name}' is 0 everywhere.", "Remove its column.")
     weights = curve * np.gradient(nm)
     above = np.flatnonzero(curve >= curve.max() / 2)
     # Half a step on each side: the flanks fall between two samples.

@@ -156,7 +156,7 @@ class ZarrFile:
                     raise
                 raise SceneError(
                     f"{self.source}: a chunk of {name or 'the array'} claims more than its {nbytes:,} bytes.",
-                    "The store is damaged; fetch it again.",
+                    "The store is damaged; download it again.",
                 ) from error
 
     def _root(self) -> Any:
