@@ -253,7 +253,7 @@ def _common_values(
     if len(units) > 1 and "unit" not in known:
         raise SceneError(
             f"{source} mixes {' and '.join(sorted(units))}.",
-            "Set unit=..., or leave some files out.",
+            "Set unit=..., or exclude some files.",
         )
     scales = np.array([known.get("scale", image.attrs["scale"]) for image in images], dtype=float)
     given = [known.get("nodata", image.attrs["nodata"]) for image in images]
