@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from vitreous.cli.info import describe, ranges, write_preview
 from vitreous.cli.main import app
 from vitreous.errors import VitreousError
+from vitreous.scenes import write_scene
 from vitreous.scenes.cube import LazyCube, make_scene
 
 COS, SIN = math.cos(math.radians(30)), math.sin(math.radians(30))
@@ -63,6 +65,11 @@ def test_table_says_the_same_in_words(envi):
     text = _info(envi)
     for words in ("7 x 4 pixels, 3 bands", "450.0 to 650.0 nm", "1: 2", "EPSG:32611", "30 x 30"):
         assert words in text
+
+
+def test_a_single_band_is_singular(tmp_path):
+    write_scene(make_scene(np.zeros((1, 4, 7), "uint8")), tmp_path / "one.npy")
+    assert re.search(r"7 x 4 pixels, 1 band\b", _info(str(tmp_path / "one.npy")))
 
 
 def test_hints_reach_the_reader(envi):

@@ -21,6 +21,7 @@ from vitreous.errors import VitreousError
 from vitreous.report import figures, pictures
 from vitreous.report.html import build_report, duration, percent, quantity, ratio
 from vitreous.report.markup import Markup, inline_svg, join, tag
+from vitreous.report.page import scene_facts
 from vitreous.report.record import plain, read_log, read_record
 from vitreous.report.spectra import class_spectra
 from vitreous.scenes.cube import LazyCube, class_palette, make_labels, make_scene
@@ -495,3 +496,27 @@ def test_log_with_holes_is_read_as_far_as_it_goes(tmp_path):
     np.testing.assert_array_equal(log["val_oa"], [0.5, np.nan, np.nan, np.nan])
     path.write_text("")
     assert read_log(path) is None
+
+
+@pytest.mark.parametrize(
+    ("centres", "bands"),
+    [
+        ([443, 492, 560, 665, 705, 842], "665, 560, 492 nm (bands 4, 3, 2)"),  # Sentinel-2
+        ([443, 482, 561, 655, 865], "655, 561, 482 nm (bands 4, 3, 2)"),  # Landsat 8
+        ([443, 490, 531, 565, 610, 665, 705, 865], "665, 565, 490 nm (bands 6, 4, 2)"),  # SuperDove
+    ],
+)
+def test_true_colour_takes_blue_and_not_the_coastal_band(centres, bands):
+    scene = make_scene(np.zeros((len(centres), 2, 3), "uint8"), wavelengths=centres)
+    assert pictures.scene_colours(scene) == f"True colour: {bands}"
+
+
+def test_sizes_are_width_by_height_as_in_the_terminal():
+    assert scene_facts(make_scene(np.zeros((2, 5, 7), "uint8")))[0] == "7 × 5 pixels"
+
+
+def test_rows_of_the_confusion_matrix_give_a_number_once():
+    pairs = [("corn", 10), ("class 40", 40), ("7201", 7201), ("class 4", 40)]
+    assert [figures._row_name(name, value) for name, value in pairs] == [
+        *("corn  10", "class 40", "7201", "class 4  40"),
+    ]

@@ -1,6 +1,7 @@
 """Files that are damaged or made to harm: each kind is answered in words, without a crash, hang or traceback."""
 
 import json
+import struct
 import subprocess
 import sys
 import time
@@ -10,10 +11,12 @@ import zipfile
 import h5py
 import numpy as np
 import pytest
+from affine import Affine
 
 import vitreous
 from vitreous.errors import SceneError
-from vitreous.scenes.cube import make_scene, read_window
+from vitreous.scenes import zarr_store
+from vitreous.scenes.cube import georeference, make_scene, read_window
 
 CUBE = np.arange(240, dtype=np.int16).reshape(5, 8, 6)
 
@@ -220,3 +223,25 @@ def test_an_envi_header_with_such_text_opens_with_a_warning(text, tmp_path):
     header.write_bytes(header.read_bytes() + b"coordinate system string = {" + text + b"}\n")
     with pytest.warns(UserWarning, match="coordinate system string"):
         vitreous.open_scene(header)
+
+
+@pytest.mark.parametrize("pixel", [(0, 0), (0, -10), (np.nan, -10), (np.inf, -10)])
+def test_a_transform_without_pixel_size_is_ignored_with_a_warning(pixel):
+    transform = Affine(pixel[0], 0, 600000, 0, pixel[1], 5000000)
+    with pytest.warns(UserWarning, match="cannot be right"):
+        scene = make_scene(CUBE, crs="EPSG:32633", transform=transform)
+    assert georeference(scene)[1] is None
+
+
+def test_a_zarr_chunk_that_claims_gigabytes_is_told_of(tmp_path):
+    zarr_store.write(make_scene(CUBE), tmp_path / "scene.zarr", zarr_format=2)
+    (chunk,) = (tmp_path / "scene.zarr" / "scene").glob("0*")
+    # The head of a blosc chunk: version, flags, bytes with and without compression.
+    head = struct.pack("<BBBBIII", 2, 1, 0x21, 2, 2**31 - 32, 2**18, chunk.stat().st_size)
+    meta = tmp_path / "scene.zarr" / "scene" / ".zarray"
+    told = json.loads(meta.read_text())
+    told["compressor"] = {"id": "blosc", "cname": "lz4", "clevel": 5, "shuffle": 1, "blocksize": 0}
+    meta.write_text(json.dumps(told))
+    chunk.write_bytes(head + chunk.read_bytes()[16:])
+    with pytest.raises(SceneError, match=r"scene\.zarr"):
+        read_window(vitreous.open_scene(tmp_path / "scene.zarr"), slice(0, 2), slice(0, 2))

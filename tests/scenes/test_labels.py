@@ -11,7 +11,7 @@ from vitreous import open_labels, open_scene
 from vitreous.errors import SceneError
 from vitreous.scenes import geotiff
 from vitreous.scenes.cube import georeference, make_labels, make_scene
-from vitreous.scenes.labels import with_common_classes
+from vitreous.scenes.labels import with_common_classes, with_occurring_classes
 
 geopandas = pytest.importorskip("geopandas")
 shapely = pytest.importorskip("shapely")
@@ -110,9 +110,27 @@ def test_lost_classes_are_named(tmp_path):
     with pytest.warns(UserWarning, match="class lost"):
         labels = open_labels(tmp_path / "x.gpkg", scene())
     assert labels.class_names == ["a", "lost"]
+    assert with_occurring_classes(labels).class_names == ["a"]
     features(["a"], [far]).to_file(tmp_path / "y.gpkg")
     with pytest.raises(SceneError, match="No feature"):
         open_labels(tmp_path / "y.gpkg", scene())
+
+
+def test_classes_without_a_pixel_can_be_left_out():
+    image = make_labels(
+        np.array([[4, 0], [2, 2]]),
+        class_names=["a", "b", "c", "d"],
+        class_colors=["#000001", "#000002", "#000003", "#000004"],
+        class_codes=[10, 20, 30, 40],
+    )
+    labels = with_occurring_classes(image)
+    np.testing.assert_array_equal(labels, [[2, 0], [1, 1]])
+    assert labels.attrs == image.attrs | {
+        "class_names": ["b", "d"],
+        "class_colors": ["#000002", "#000004"],
+        "class_codes": [20, 40],
+    }
+    assert with_occurring_classes(labels) is labels
 
 
 def test_attributes_are_asked_for(tmp_path):

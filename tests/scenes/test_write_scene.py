@@ -8,6 +8,7 @@ import signal
 import numpy as np
 import pytest
 from affine import Affine
+from rasterio.windows import Window
 
 from smooth_scene import Mixer, restorer_of, smooth_cube, smooth_scene
 from vitreous.errors import ModelError, SceneError, VitreousError
@@ -96,3 +97,14 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, name):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["r.tif", "r.hdr", "r.npy", "r.zarr"])
+def test_a_crop_by_rioxarray_is_written_in_its_place(tmp_path, name):
+    scene = make_scene(smooth_cube(3, 20, 30), crs="EPSG:32611", transform=TRANSFORM)
+    write_scene(scene, tmp_path / f"whole_{name}")
+    part = open_scene(tmp_path / f"whole_{name}").rio.isel_window(Window(7, 4, 10, 9))
+    write_scene(part, tmp_path / name)
+    again = open_scene(tmp_path / name)
+    np.testing.assert_array_equal(again.values, scene.values[:, 4:13, 7:17])
+    assert again.rio.transform().almost_equals(TRANSFORM @ Affine.translation(7, 4))

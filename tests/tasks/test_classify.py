@@ -599,3 +599,32 @@ def test_a_mask_hides_pixels_from_training(tmp_path):
     assert not Split.load(folder / "split.npz").roles[hidden[0] > 0].any()
     with rasterio.open(folder / "map.tif") as file:
         assert not file.read(1)[hidden[0] > 0].any()
+
+
+def test_a_class_outside_the_scene_is_not_trained(tmp_path):
+    """A network with an output for it would map it, although it was never shown a pixel of it."""
+    geopandas, shapely = pytest.importorskip("geopandas"), pytest.importorskip("shapely")
+    place = rasterio.Affine(10, 0, 500000, 0, -10, 4000000)
+    cube = tiny_cube(tiny_labels())
+    scene = make_scene(cube, wavelengths=NANOMETRES, crs="EPSG:32611", transform=place)
+    geotiff.write(scene, tmp_path / "scene.tif")
+    fields, codes = [], [10, 40, 80, 20]
+    for row in range(0, 24, 6):
+        for column in range(0, 28, 7):
+            left, top = 500000 + 10 * column, 4000000 - 10 * row
+            fields.append(shapely.box(left, top - 60, left + 70, top))
+    values = [codes[tiny_labels()[6 * (k // 4), 7 * (k % 4)] - 1] for k in range(16)]
+    far = shapely.box(0, 0, 10, 10)
+    frame = geopandas.GeoDataFrame(
+        {"code": [*values, 20]}, geometry=[*fields, far], crs="EPSG:32611"
+    )
+    frame.to_file(tmp_path / "fields.gpkg")
+    with pytest.warns(UserWarning, match="no pixel of the scene is labelled as class 20"):
+        done = run(
+            tmp_path, scene=str(tmp_path / "scene.tif"), labels=str(tmp_path / "fields.gpkg")
+        )
+        evaluate(done)
+    trained = load_run(done)
+    assert trained.classifier.num_classes == 3
+    metrics = json.loads((done / "metrics.json").read_text())
+    assert [entry["value"] for entry in metrics["classes"]] == [10, 40, 80]

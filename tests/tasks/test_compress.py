@@ -10,6 +10,7 @@ import torch
 
 import vitreous
 from tiny_scene import tiny_recipe, write_scene
+from vitreous.data.blocks import TRAIN
 from vitreous.errors import ConfigError, ModelError, VitreousError
 from vitreous.layers.quantize import quantized_layers
 from vitreous.tasks.classify import evaluate, train
@@ -136,6 +137,12 @@ def test_sensitivity_finds_the_layer_that_matters(base, quantized):
         assert first == "blocks.0.mlp.fc1"
         for batch, logits in zip(batches, before, strict=True):  # all quantizers are on again
             torch.testing.assert_close(run.classifier.net(batch), logits)
+
+
+def test_the_gate_says_on_which_pixels_it_measures(base, capsys):
+    compress(base, "ptq_minmax", max_drop=100)
+    count = len(load_run(base).split.pixels(TRAIN))  # fewer than a hundred are for validation
+    assert f"OA on {count} training pixels: " in capsys.readouterr().err
 
 
 def test_a_loss_beyond_the_gate_writes_nothing(base):

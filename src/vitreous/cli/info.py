@@ -166,11 +166,12 @@ def _print(facts: dict[str, Any]) -> None:
 
 def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the facts in words, one row each."""
+    noun = "band" if facts["bands"] == 1 else "bands"
     span, bounds, pixel = facts["wavelengths_nm"], facts["bounds"], facts["pixel_size"]
     bad = facts["bad_bands"]
     rotation = facts["rotation_degrees"] or 0
     return [
-        ("size", f"{facts['width']} x {facts['height']} pixels, {facts['bands']} bands"),
+        ("size", f"{facts['width']} x {facts['height']} pixels, {facts['bands']} {noun}"),
         ("values", f"{facts['data_type']}, {facts['megabytes']:,} MB"),
         ("wavelengths", f"{span[0]:.1f} to {span[1]:.1f} nm" if span else "not given"),
         ("bad bands", f"{len(bad)}: {ranges(bad)}" if bad else "none marked"),

@@ -69,6 +69,12 @@ def rate_figure(log: Log) -> Figure | None:
     return _curves(log, "Learning rate", [("learning_rate", "learning rate", MUTED, "-")])
 
 
+def _row_name(name: str, value: int) -> str:
+    """Return a class's name and number, the number once where the name is nothing else."""
+    shown = plain(name, NAME_LENGTH)
+    return shown if name in (str(value), f"class {value}") else f"{shown}  {value}"
+
+
 def confusion_figure(scores: Scores, names: Sequence[str], values: Sequence[int]) -> Figure:
     """Draw the confusion matrix: colours are shares of the true class, numbers are pixels.
 
@@ -82,9 +88,7 @@ def confusion_figure(scores: Scores, names: Sequence[str], values: Sequence[int]
     tested = matrix.sum(axis=1) + np.array(scores.unclassified or np.zeros(count), dtype=np.int64)
     share = matrix / np.maximum(tested, 1)[:, None]
     size = float(np.clip(150 / count, 4.2, 8))
-    rows = [
-        f"{plain(name, NAME_LENGTH)}  {value}" for name, value in zip(names, values, strict=True)
-    ]
+    rows = [_row_name(name, value) for name, value in zip(names, values, strict=True)]
     side, left = float(np.clip(0.36 * count, 2.4, 6.6)), _text_width(rows, size) + 0.35
     figure, axes = _placed(side, side, left=left, right=0.35, top=0.45, bottom=0.1)
     # Transparency instead of a colour scale: a light share is the page's own background in either theme.

@@ -87,7 +87,7 @@ def scene_facts(scene: xr.DataArray) -> list[str]:
     """Say how large a scene is, what it covers, in which unit and where."""
     bands = scene.sizes["band"]
     facts = [
-        f"{scene.sizes['y']:,} × {scene.sizes['x']:,} pixels",
+        f"{scene.sizes['x']:,} × {scene.sizes['y']:,} pixels",
         f"{bands:,} band" + ("s" if bands != 1 else ""),
     ]
     centres = wavelengths_of(scene)

@@ -12,7 +12,7 @@ import xarray as xr
 
 from vitreous.errors import VitreousError
 from vitreous.inference.maps import class_numbers
-from vitreous.scenes.cube import read_window, rgb_bands, wavelengths_of
+from vitreous.scenes.cube import RGB_NM, read_window, rgb_bands, wavelengths_of
 
 MAX_PIXELS = 800  # of a picture's longer side
 STRIP_BYTES = 32 * 2**20
@@ -92,7 +92,7 @@ def scene_colours(scene: xr.DataArray) -> str:
         return f"False colour: bands {numbers}"
     shown = centres[list(bands)]
     # Within 40 nm of red, green and blue the picture looks as the eye would see it.
-    kind = "True" if np.abs(shown - (650, 550, 450)).max() <= 40 else "False"
+    kind = "True" if np.abs(shown - RGB_NM).max() <= 40 else "False"
     return f"{kind} colour: {', '.join(f'{nm:.0f}' for nm in shown)} nm (bands {numbers})"
 
 

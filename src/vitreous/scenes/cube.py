@@ -30,6 +30,7 @@ from vitreous.errors import SceneError
 
 Unit: TypeAlias = Literal["dn", "radiance", "reflectance"]
 Padding: TypeAlias = Literal["reflect", "zero"]
+RGB_NM = (650, 550, 480)  # blue of Sentinel-2 and Landsat, not their coastal band at 443 nm
 UNITS: tuple[Unit, ...] = ("dn", "radiance", "reflectance")
 Window: TypeAlias = tuple[
     slice, slice, slice
@@ -507,16 +508,14 @@ def _mirror(positions: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64
 
 
 def rgb_bands(scene: xr.DataArray) -> tuple[int, int, int]:
-    """Return the bands for a picture: nearest to 650, 550 and 450 nm where the scene has visible bands.
+    """Return the bands for a picture: nearest to :data:`RGB_NM` where the scene has visible bands.
 
     Without wavelengths the names red, green and blue count. Scenes without visible light get a false colour of three evenly spread good bands; a single band is grey.
     """
     usable = good_bands(scene)
     centres = wavelengths_of(scene)
     if centres is not None and ((centres > 400) & (centres < 700)).sum() >= 3:
-        red, green, blue = (
-            int(usable[np.argmin(np.abs(centres[usable] - nm))]) for nm in (650, 550, 450)
-        )
+        red, green, blue = (int(usable[np.argmin(np.abs(centres[usable] - nm))]) for nm in RGB_NM)
         return red, green, blue
     names = (
         [str(name).lower() for name in scene["band_name"].values]
@@ -612,4 +611,12 @@ def _place(image: xr.DataArray, crs: Any, transform: Any, where: str) -> xr.Data
             f"{where} has a coordinate system that cannot be parsed ({error}).",
             "Correct it in the file's header, or remove it.",
         ) from error
-    return image if transform is None else image.rio.write_transform(transform)
+    if transform is None:
+        return image
+    if not np.isfinite(transform.determinant) or transform.determinant == 0:
+        warnings.warn(
+            f"{where} has a transform that cannot be right (pixels of size 0); it is ignored.",
+            stacklevel=3,
+        )
+        return image
+    return image.rio.write_transform(transform)

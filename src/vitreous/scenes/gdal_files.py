@@ -23,6 +23,14 @@ DRIVERS = ("GTiff", "JP2OpenJPEG", "PNG", "JPEG")
 BLOCK_LIMIT = 256 * 2**20  # bytes that GDAL may have to decode to give a single pixel
 
 
+def gdal_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
+    """Return what rasterio raises for damaged files: its own errors, GDAL's that it hands on as they are, and ``more``."""
+    from rasterio._err import CPLE_BaseError
+    from rasterio.errors import RasterioError
+
+    return RasterioError, CPLE_BaseError, *more
+
+
 @contextmanager
 def open_raster(path: Path, driver: str, page: int | None = None) -> Iterator[Any]:
     """Open a local file for reading and close it again.
@@ -39,14 +47,14 @@ def open_raster(path: Path, driver: str, page: int | None = None) -> Iterator[An
         SceneError: the driver cannot make sense of the file.
     """
     import rasterio
-    from rasterio.errors import CRSError, RasterioError
+    from rasterio.errors import CRSError
 
     with rasterio.Env():  # sends GDAL's own messages to logging instead of the terminal
         dataset = _open(path, driver, page)
         with dataset:
             try:
                 yield dataset
-            except (RasterioError, CRSError, UnicodeError) as error:
+            except gdal_errors(CRSError, UnicodeError) as error:
                 raise SceneError(
                     f"{path} has metadata that cannot be read: {error}.",
                     "The file is damaged; download it again.",
@@ -114,7 +122,7 @@ class RasterReader:
                     [band + 1 for band in bands],
                     window=Window(columns.start, rows.start, width, height),
                 )
-            except rasterio.errors.RasterioError as error:
+            except gdal_errors() as error:
                 raise SceneError(
                     f"{self.path} cannot be decoded at rows {rows.start}-{rows.stop}.",
                     "The file is truncated or damaged; download it again.",
@@ -145,7 +153,7 @@ class RasterReader:
                 mask = self._dataset().read_masks(
                     1, window=Window(columns.start, rows.start, width, height)
                 )
-            except rasterio.errors.RasterioError as error:
+            except gdal_errors() as error:
                 raise SceneError(
                     f"{self.path}: its mask cannot be decoded.", "The file is damaged."
                 ) from error
@@ -162,7 +170,7 @@ class RasterReader:
 
 def _open(path: Path, driver: str, page: int | None = None) -> Any:
     import rasterio
-    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+    from rasterio.errors import NotGeoreferencedWarning
 
     if driver not in DRIVERS:
         raise ValueError(f"{driver} is not an allowed driver")
@@ -172,7 +180,7 @@ def _open(path: Path, driver: str, page: int | None = None) -> Any:
             # An absolute path cannot be mistaken for a connection string such as GTIFF_DIR:1:x.
             name = path.resolve() if page is None else f"GTIFF_DIR:{page:d}:{path.resolve()}"
             dataset = rasterio.open(name, driver=driver)
-    except (RasterioError, UnicodeDecodeError, ValueError) as error:
+    except gdal_errors(ValueError) as error:
         raise SceneError(
             f"{path} cannot be read as {driver}: {error}.",
             "The file is damaged or not of the type its name suggests.",

@@ -136,6 +136,25 @@ def parse_unlabelled(nodata: Any) -> tuple[float, ...] | None:
     return tuple(number_of("nodata", value) for value in nodata)
 
 
+def with_occurring_classes(labels: xr.DataArray) -> xr.DataArray:
+    """Return a label image whose classes are those of its pixels, numbered anew from 1 on.
+
+    A vector file may name classes that lie outside the scene: nothing can be trained for them.
+    """
+    present = np.unique(labels.values)
+    kept = present[present > 0] - 1
+    if kept.size == len(labels.attrs["class_names"]):
+        return labels
+    number = np.zeros(len(labels.attrs["class_names"]) + 1, dtype=np.int32)
+    number[kept + 1] = np.arange(1, kept.size + 1)
+    again = labels.copy(data=number[labels.values])
+    again.attrs = dict(labels.attrs)
+    for key in ("class_names", "class_colors"):
+        again.attrs[key] = [labels.attrs[key][k] for k in kept]
+    again.attrs["class_codes"] = [class_codes(labels)[k] for k in kept]
+    return again
+
+
 def with_common_classes(
     first: xr.DataArray, second: xr.DataArray
 ) -> tuple[xr.DataArray, xr.DataArray]:

@@ -37,6 +37,7 @@ _CHUNK = (
 _DIMS = ("band", "y", "x")
 _COORDINATES = ("wavelength", "fwhm", "good_band")  # along the bands
 _MAX_DEPTH = 4
+_SMALL_CHUNK = 64 * 2**20  # bytes that a machine has left
 _MANY_CHUNKS = 10_000  # looked for in no time
 _CHUNKS_PER_FILE = 100  # a scene of which less is there was not copied whole
 _METADATA = {"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"}
@@ -148,7 +149,15 @@ class ZarrFile:
             # A shard may be opened piecewise, but a hostile store can make both the same.
             nbytes = math.prod(array.shards or array.chunks) * array.dtype.itemsize
             check_memory(nbytes, f"One chunk of {name or self.source}")
-            return np.asarray(array[... if key is None else key])
+            try:
+                return np.asarray(array[... if key is None else key])
+            except MemoryError as error:  # blosc allocates what the head of a chunk says
+                if nbytes > _SMALL_CHUNK:
+                    raise
+                raise SceneError(
+                    f"{self.source}: a chunk of {name or 'the array'} claims more than its {nbytes:,} bytes.",
+                    "The store is damaged; fetch it again.",
+                ) from error
 
     def _root(self) -> Any:
         import zarr

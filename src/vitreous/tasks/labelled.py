@@ -17,7 +17,7 @@ from vitreous.recipe import Recipe
 from vitreous.scenes import open_labels, open_scene
 from vitreous.scenes.cube import class_codes
 from vitreous.scenes.dead_bands import without_dead_bands
-from vitreous.scenes.labels import with_common_classes
+from vitreous.scenes.labels import with_common_classes, with_occurring_classes
 from vitreous.scenes.samples import SAMPLES, load_sample
 
 
@@ -125,7 +125,8 @@ def open_labelled(recipe: Recipe) -> LabelledScene:
 
 
 def _labels(path: str, scene: xr.DataArray, recipe: Recipe) -> xr.DataArray:
-    return open_labels(path, scene, recipe.label_attribute, **recipe.label_hints)
+    labels = open_labels(path, scene, recipe.label_attribute, **recipe.label_hints)
+    return with_occurring_classes(labels)
 
 
 def _with_tests(scene: xr.DataArray, labels: xr.DataArray, recipe: Recipe) -> LabelledScene:
