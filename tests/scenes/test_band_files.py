@@ -65,6 +65,13 @@ def test_hls_has_two_kinds_of_b04(tmp_path, product, centre):
     assert open_scene(tmp_path / "HLS*.tif").wavelength.values[1] == centre
 
 
+@pytest.mark.parametrize(("unit", "centre"), [("S2A", 2202.4), ("S2B", 2185.7)])
+def test_the_unit_of_sentinel_2_is_in_the_name(tmp_path, unit, centre):
+    for band in ("B11", "B12"):
+        put(tmp_path / f"{unit}_MSIL2A_20170617T113321_4_55_{band}.tif", 7, side=20)
+    assert open_scene(tmp_path / "S2*.tif").wavelength.values[1] == pytest.approx(centre)
+
+
 def test_a_list_keeps_its_order_and_reopens_by_its_source(tmp_path, monkeypatch):
     (tmp_path / "other").mkdir()
     files = [tmp_path / "red_650nm.tif", tmp_path / "other" / "blue_450nm.tif"]

@@ -90,3 +90,9 @@ def test_what_is_no_legend_is_said(tmp_path, monkeypatch, given):
     (tmp_path / "a.csv").write_text("x,y\n1,2\n")
     with pytest.raises(SceneError, match="no legend"):
         legend(given)
+
+
+def test_features_take_no_legend(tmp_path):
+    (tmp_path / "a.geojson").write_text('{"type": "FeatureCollection", "features": []}')
+    with pytest.raises(SceneError, match="class_names instead"):
+        open_labels(tmp_path / "a.geojson", classes="corine")

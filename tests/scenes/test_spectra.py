@@ -60,7 +60,7 @@ def test_texts_that_say_all(tmp_path, text, centres, values, names, unit):
 )
 def test_texts_without_a_unit_say_what_is_taken(tmp_path, text, values, names):
     (tmp_path / "a.txt").write_text(text)
-    with pytest.warns(UserWarning, match=" as nm"):
+    with pytest.warns(UserWarning, match="wavelength_unit="):
         spectra = read_spectra(tmp_path / "a.txt")
     np.testing.assert_allclose(spectra.wavelengths, [350, 351, 352])
     np.testing.assert_allclose(spectra.values, values)

@@ -228,6 +228,8 @@ def _table(
             for band in sensors()["landsat8"].bands
         }
         return {"L30": oli, "S30": msi}[hls.pop()] if len(hls) == 1 else None
+    if all(stem.upper().startswith("S2B_") for stem in stems):
+        return {band.name: (band.centre, band.fwhm) for band in sensors()["sentinel2b"].bands}
     if any(re.search(r"B8A|S2[ABCD]_|T\d\d[A-Z]{3}_", stem, re.I) for stem in stems):
         return msi
     padded = all(re.search(r"B(0\d|1[0-2])$", stem, re.I) for stem in stems)
@@ -251,7 +253,7 @@ def _common_values(
     if len(units) > 1 and "unit" not in known:
         raise SceneError(
             f"{source} mixes {' and '.join(sorted(units))}.",
-            "Set unit=..., or leave some files out.",
+            "Set unit=..., or exclude some files.",
         )
     scales = np.array([known.get("scale", image.attrs["scale"]) for image in images], dtype=float)
     given = [known.get("nodata", image.attrs["nodata"]) for image in images]

@@ -73,7 +73,7 @@ def open(path: Path, **known: Any) -> xr.DataArray:
     if image.sizes["band"] != bands.centre.size:
         raise SceneError(
             f"{file} has {image.sizes['band']} bands, {metadata.name} describes {bands.centre.size}.",
-            "They belong to different products; fetch the product again.",
+            "They belong to different products; download the product again.",
         )
     detector = np.cumsum(np.diff(bands.centre, prepend=bands.centre[0]) < 0)
     order, good = joined(bands.centre, np.minimum(detector, 1))
@@ -125,7 +125,9 @@ def _parts(path: Path) -> tuple[Path, Path]:
     if _IMAGE.fullmatch(path.name):
         metadata = _beside(path, _METADATA)
         if metadata is None:
-            raise SceneError(f"{path} has no METADATA.XML beside it.", "Fetch the whole product.")
+            raise SceneError(
+                f"{path} has no METADATA.XML beside it.", "Download the whole product."
+            )
         return metadata, path
     image = _beside(path, _IMAGE)
     if image is not None:
@@ -157,7 +159,7 @@ def _bands(root: ElementTree.Element, path: Path) -> _Bands:
         [] if table is None else [row for row in table if row.find(_TAGS["centre"][0]) is not None]
     )
     if not rows:
-        raise SceneError(f"{path} describes no bands.", "Fetch the product again.")
+        raise SceneError(f"{path} describes no bands.", "Download the product again.")
     try:
         columns = [
             np.array([_number(row, tags, 0.0 if key == "offset" else None) for row in rows])

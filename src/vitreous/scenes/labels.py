@@ -90,6 +90,11 @@ def open_labels(
     unlabelled = parse_unlabelled(nodata)
     names = _parse_names(class_names)
     if vectors.is_vector(file):
+        if classes is not None:
+            raise SceneError(
+                f"{file} holds features, whose names are in their attributes.",
+                "Set class_names instead of classes.",
+            )
         if zero_class is False:
             unlabelled = (*(unlabelled or ()), 0.0)
         return _of_features(file, like, attribute, unlabelled, names, hints)

@@ -188,12 +188,12 @@ def _coefficients(files: Sequence[_File], path: Path) -> list[tuple[float, float
     except KeyError as error:
         raise SceneError(
             f"{mtl} does not say {error.args[0][1]} in {error.args[0][0]}.",
-            "Fetch it again; only Collection 2 is read.",
+            "Download it again; only Collection 2 is read.",
         ) from error
     except (ValueError, ZeroDivisionError) as error:
         raise damaged(mtl) from error
     if not all(math.isfinite(offset) and scale > 0 for scale, offset in found):
-        raise SceneError(f"{mtl} has an impossible scale or sun elevation.", "Fetch it again.")
+        raise SceneError(f"{mtl} has an impossible scale or sun elevation.", "Download it again.")
     return found
 
 

@@ -60,4 +60,6 @@ def read_json(path: Path) -> Any:
 
 def damaged(path: Path) -> SceneError:
     """Return the error for metadata that make no sense."""
-    return SceneError(f"{path} cannot be read.", "Fetch the product again, or move that file away.")
+    return SceneError(
+        f"{path} cannot be read.", "Download the product again, or move that file away."
+    )

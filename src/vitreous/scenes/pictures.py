@@ -141,7 +141,7 @@ def _check_chunks(path: Path, handle: BinaryIO) -> None:
         if name == b"IEND" and position <= size:
             return
     raise SceneError(
-        f"{path} ends before its image does.", "The file is truncated; fetch it again."
+        f"{path} ends before its image does.", "The file is truncated; download it again."
     )
 
 

@@ -139,7 +139,7 @@ def _coefficients(file: Path, count: int) -> npt.NDArray[np.float64] | None:
         if sorted(found) != list(range(1, count + 1)):
             raise SceneError(
                 f"{path} gives {len(found)} reflectance coefficients for {count} bands.",
-                "Fetch it again, or move it away: the image opens as radiance then.",
+                "Download it again, or move it away: the image opens as radiance then.",
             )
         values = np.array([found[k] for k in range(1, count + 1)])
         if not (np.isfinite(values).all() and (values > 0).all()):

@@ -136,7 +136,7 @@ def _list(file: Hdf5File, name: str, count: int) -> npt.NDArray[np.float64] | No
     if len(values) != count:
         raise SceneError(
             f"{file.source}: {name} has {len(values)} values for {count} bands.",
-            "The file is damaged; fetch it again.",
+            "The file is damaged; download it again.",
         )
     return np.array(values)
 
@@ -174,7 +174,7 @@ def _coefficients(
             offsets.append(low)
     if not all(math.isfinite(scale) and scale > 0 for scale in scales):
         raise SceneError(
-            f"{file.source} has an impossible scale.", "The file is damaged; fetch it again."
+            f"{file.source} has an impossible scale.", "The file is damaged; download it again."
         )
     return np.repeat(scales, counts), np.repeat(offsets, counts)
 
@@ -186,7 +186,7 @@ def _number(file: Hdf5File, name: str, default: float | None = None) -> float:
     if value is None or not math.isfinite(value):
         raise SceneError(
             f"{file.source} does not say {name}, without which its counts mean nothing.",
-            "Fetch the file again; variable=... opens the counts of one cube.",
+            "Download the file again; variable=... opens the counts of one cube.",
         )
     return value
 

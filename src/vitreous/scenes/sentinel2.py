@@ -219,7 +219,7 @@ def open_files(files: Sequence[Path], path: Path, known: Mapping[str, Any]) -> x
     for file in files:
         match = _BAND_FILE.fullmatch(file.name)
         if match is None:
-            raise SceneError(f"{file} is no band of a Sentinel-2 product.")
+            raise SceneError(f"{file} is not a band of a Sentinel-2 product.")
         tiles.add(match["tile"].lower())
         if bands.setdefault(match["band"].upper(), file) != file:
             raise SceneError(f"{path} holds {match['band']} twice.", "Name each band once.")

@@ -168,7 +168,7 @@ def _read_table(file: Path) -> _Table:
     if across is not None:
         return across
     if start is None:
-        raise SceneError(f"{file} holds no rows of numbers.", "It is no text of spectra.")
+        raise SceneError(f"{file} holds no rows of numbers.", "It is not a text of spectra.")
     numbers = [_numbers(row) for row in rows[start:]]
     width = len(numbers[0] or ())
     for k, row in enumerate(numbers):

@@ -97,7 +97,7 @@ def _framing(group: Mapping[str, Any], file: Hdf5File) -> Mapping[str, Any]:
         framing = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise SceneError(
-            f"{file.source} has a damaged Planet_Ortho_Framing.", "Fetch the file again."
+            f"{file.source} has a damaged Planet_Ortho_Framing.", "Download the file again."
         ) from error
     return framing if isinstance(framing, dict) else {}
 
