@@ -119,7 +119,7 @@ def test_reproduce_hands_on_what_the_script_takes(tmp_path):
     with pytest.raises(VitreousError, match="not a folder of images"):
         reproduce("svm", data=tmp_path / "missing", scripts=tmp_path)
     (tmp_path / "svm.py").write_text("def main(quick=False): raise AssertionError")
-    with pytest.raises(ModelError, match="takes no --data"):
+    with pytest.raises(ModelError, match="has no --data"):
         reproduce("svm", data=photos, scripts=tmp_path)
 
 

@@ -70,7 +70,7 @@ def test_the_table_says_what_the_run_holds(base, quantized):
     saved = json.loads((quantized.path / "compress.json").read_text())
     assert saved["rows"] == quantized.rows
     assert saved["settings"]["bits"] == [8, 8]
-    assert any("simulated" in note for note in saved["notes"])
+    assert any("simulates" in note for note in saved["notes"])
 
 
 def test_the_report_shows_it(quantized):

@@ -186,7 +186,7 @@ def test_pretraining_goes_on_from_a_run_or_a_model_file(trained, places, tmp_pat
         ({"model": "satmae_pp"}, "several variants"),
         ({"model_args": {"dept": 1}}, "no argument 'dept'"),
         ({"pretrainer_args": {"mask_ration": 0.5}}, "Did you mean 'mask_ratio'"),
-        ({"pretrainer_args": {"mask_ratio": 2}}, "hides nothing, or all"),
+        ({"pretrainer_args": {"mask_ratio": 2}}, "masks none or all|mask_ratio"),
         ({"pretrainer_args": {"mask_ratio": "much"}}, "mask_ratio='much': it must be a number"),
         ({"pretrainer_args": {"encoder": 3}}, "no argument 'encoder'"),
         ({"image_size": 30}, "do not fit into an area"),
@@ -235,11 +235,11 @@ def test_training_that_cannot_begin_leaves_no_folder(trained, places, tmp_path):
 
 
 def test_runs_of_other_tasks_are_told(trained, tmp_path):
-    with pytest.raises(CheckpointError, match="task 'pretrain', not of 'restore'"):
+    with pytest.raises(CheckpointError, match="'pretrain' run, not a 'restore' run"):
         restore.load_run(trained)
     with pytest.raises(CheckpointError, match="does not hold a finished pre-training"):
         load_run(tmp_path)
-    with pytest.raises(VitreousError, match="task 'pretrain', not of 'classify'"):
+    with pytest.raises(VitreousError, match="'pretrain' run, not a 'classify' run"):
         classify.evaluate(trained)
 
 

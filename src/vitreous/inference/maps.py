@@ -139,7 +139,7 @@ def map_products(
         probability_target = (
             stack.enter_context(atomic_path(probabilities)) if probabilities else None
         )
-        folder = stack.enter_context(hidden_folder(path.parent, path.stem))
+        folder = stack.enter_context(hidden_folder(path.parent, path.name))
         stack.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE_MB))
         stack.enter_context(_readable_gdal_errors(path, folder))
         with ExitStack() as open_files:

@@ -47,7 +47,7 @@ def _check_batch_norms(name: str, net: nn.Module, batch_size: int) -> None:
             "Use --batch-size 2 or more; 16 to 64 is usual.",
         )
     warnings.warn(
-        f"'{name}' normalises over the batch (batch norm), and --batch-size is {batch_size}: its statistics will be "
+        f"'{name}' uses batch normalization, and --batch-size is {batch_size}: its statistics will be "
         "noisy and accuracy may suffer. 16 to 64 are usual.",
         stacklevel=3,
     )
