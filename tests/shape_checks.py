@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TypeVar
+from types import GenericAlias
+from typing import TypeVar, get_args, get_origin
 
 from beartype import beartype
 
@@ -20,7 +21,7 @@ def check_shapes(function: F) -> F:
     if isinstance(function, type):
         return function
     notes = getattr(function, "__annotations__", {})
-    shaped = {name: note for name, note in notes.items() if _has_shape(note)}
+    shaped = {name: _without_sizes(note) for name, note in notes.items() if _has_shape(note)}
     if not shaped:
         return function
     function.__annotations__ = shaped
@@ -32,3 +33,10 @@ def _has_shape(note: object) -> bool:
     if "Sequence[int]" in text:  # numbers or a tensor of them, as a user likes
         return False
     return bool(SHAPED.search(text)) or "jaxtyping" in text
+
+
+def _without_sizes(note: object) -> object:
+    """Leave numbers next to tensors in a tuple unchecked: while a graph is traced, sizes are tensors."""
+    if get_origin(note) is tuple:
+        return GenericAlias(tuple, tuple(_without_sizes(part) for part in get_args(note)))
+    return object if note is int else note
