@@ -30,9 +30,9 @@ CARD = Card(
     kind="model",
     summary="Patch classifier: 3-D convolutions over the spectrum, then window attention with a "
     "gated low-rank adapter on every projection.",
-    when="Hyperspectral patch classification with several hundred labelled pixels or more, "
-    "close to the area to be mapped: it was the most accurate network on the fixed split. "
-    "On held-out blocks an SVM on spectra is better.",
+    when="Hyperspectral patch classification with several hundred labelled pixels or more, close to "
+    "the area to be mapped: it was ahead of a plain ViT on the fixed split. On held-out blocks an "
+    "SVM on spectra is better.",
     paper="arXiv 2506.17759; Int. J. Applied Earth Observation and Geoinformation 144, 104924",
     year=2025,
     source_licence="none stated (non-commercial note in the README): re-implemented from the equations",
