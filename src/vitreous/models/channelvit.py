@@ -326,7 +326,8 @@ def stretch_positions(
         size: rows and columns wanted.
     """
     side = math.isqrt(int(table.shape[1]) - 1)
-    scale = [(length + 0.1) / side for length in size]
+    # Numbers, although sizes are tensors while a graph is traced: scale factors must be.
+    scale = [(int(length) + 0.1) / side for length in size]
     image = rearrange(table[:, 1:], "1 (h w) d -> 1 d h w", h=side)
     image = F.interpolate(image, scale_factor=scale, mode="bicubic", align_corners=False)
     return torch.cat([table[:, :1], rearrange(image, "1 d h w -> 1 (h w) d")], 1)
