@@ -136,7 +136,7 @@ def test_bad_input_is_refused_in_words():
     trunk = create_model("vit_test", bands=BANDS, num_classes=CLASSES, image_size=18)
     with pytest.raises(ModelError, match=r"no decoder .fpm.\. Did you mean .fpn."):
         DenseNet(trunk, "fpm")
-    with pytest.raises(ModelError, match="Linear has no maps"):
+    with pytest.raises(ModelError, match="Linear has no feature maps"):
         DenseNet(torch.nn.Linear(3, 3))
     with pytest.raises(ModelError, match="3 bands"):
         dense()(torch.zeros(1, BANDS + 1, 18, 18))

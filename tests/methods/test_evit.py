@@ -278,8 +278,8 @@ def test_random_dropping_keeps_each_place_alike():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"keep_rate": 0}, "share of 0"),
-        ({"keep_rate": 1.2}, "share of 1.2"),
+        ({"keep_rate": 0}, "cannot keep the fraction 0 of"),
+        ({"keep_rate": 1.2}, "cannot keep the fraction 1.2 of"),
         ({"keep_rate": [0.5, 0.6]}, "2 values of 'keep_rate' for 3 blocks"),
         ({"tokens": 0}, "keep 0 tokens"),
         ({"blocks": [4]}, "0 to 3"),

@@ -370,14 +370,14 @@ def test_steps_that_a_method_replaces_are_used():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"leaving": -1}, "-1 patches leave"),
-        ({"leaving": 2.5}, "2.5 patches leave"),
+        ({"leaving": -1}, "cannot remove -1 patches"),
+        ({"leaving": 2.5}, "cannot remove 2.5 patches"),
         ({"leaving": 12}, "36 of 36 patches.*at most 11"),
         ({"leaving": [1, 2]}, "2 values of 'leaving' for 3 blocks"),
         ({"theta": 0}, "theta"),
         ({"theta": 1.1}, "theta"),
         ({"alpha": -0.1}, "alpha"),
-        ({"neighbours": 0}, "0 neighbours"),
+        ({"neighbours": 0}, "neighbours = 0"),
         ({"selection": "mixed_maximum"}, "Did you mean 'mixed_max'"),
         ({"propagation": "graphs"}, "Did you mean 'graph'"),
         ({"graph": "spacial"}, "Did you mean 'spatial'"),

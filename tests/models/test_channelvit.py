@@ -262,7 +262,7 @@ def test_unknown_channels_are_refused(numbers):
     if numbers != [0.0, 1.0]:
         with pytest.raises(ModelError, match="Channels"):
             SampledInput(small())(images(2, 2, 12), numbers)
-    with pytest.raises(ModelError, match="not all 5 bands"):
+    with pytest.raises(ModelError, match="do not have all 5 bands"):
         SampledInput(small())(images(2, 2, 12))
 
 

@@ -379,7 +379,7 @@ def test_spectra_from_rgb():
     nn.init.zeros_(model.tail.weight)
     nn.init.zeros_(model.tail.bias)
     torch.testing.assert_close(model(x), F.leaky_relu(model.lift(x)))
-    with pytest.raises(ModelError, match="from 4"):
+    with pytest.raises(ModelError, match="3 bands, not 4"):
         model(images(1, 4, 9))
 
 

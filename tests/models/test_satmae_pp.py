@@ -498,10 +498,10 @@ def test_refuses_in_words(change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mask_ratio": 1.0}, "hides nothing, or all"),
-        ({"mask_ratio": 0.99}, "hides nothing, or all"),
+        ({"mask_ratio": 1.0}, "masks none or all"),
+        ({"mask_ratio": 0.99}, "masks none or all"),
         ({"scales": -1}, "out of range"),
-        ({"ms_weight": 1.5}, "weight 1.5"),
+        ({"ms_weight": 1.5}, "ms_weight = 1.5 is out of range"),
         ({"group_order": "reverse"}, "natural or published"),
         ({"decoder_width": 32, "decoder_heads": 3}, "decoder has width"),
     ],
