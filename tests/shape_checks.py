@@ -5,11 +5,12 @@ Plain types are mypy's matter, and what a user may give wrongly is refused in wo
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
-from types import GenericAlias
-from typing import TypeVar, get_args, get_origin
+from typing import TypeVar, cast
 
+import torch
 from beartype import beartype
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -17,15 +18,28 @@ SHAPED = re.compile(r"\[\s*(Tensor|torch\.Tensor|NDArray|np\.ndarray)\s*,")
 
 
 def check_shapes(function: F) -> F:
-    """Check a function's arguments and result against those annotations that have shapes."""
+    """Check a function's arguments and result against those annotations that have shapes.
+
+    Not while a graph is traced: sizes are symbols or tensors then, and comparing them would fix them in the graph.
+    """
     if isinstance(function, type):
         return function
     notes = getattr(function, "__annotations__", {})
-    shaped = {name: _without_sizes(note) for name, note in notes.items() if _has_shape(note)}
+    shaped = {name: note for name, note in notes.items() if _has_shape(note)}
     if not shaped:
         return function
     function.__annotations__ = shaped
-    return beartype(function)
+    checked = beartype(function)
+
+    @functools.wraps(function)
+    def call(*args: object, **kwargs: object) -> object:
+        return (function if _traced() else checked)(*args, **kwargs)
+
+    return cast(F, call)
+
+
+def _traced() -> bool:
+    return torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.compiler.is_exporting()
 
 
 def _has_shape(note: object) -> bool:
@@ -33,10 +47,3 @@ def _has_shape(note: object) -> bool:
     if "Sequence[int]" in text:  # numbers or a tensor of them, as a user likes
         return False
     return bool(SHAPED.search(text)) or "jaxtyping" in text
-
-
-def _without_sizes(note: object) -> object:
-    """Leave numbers next to tensors in a tuple unchecked: while a graph is traced, sizes are tensors."""
-    if get_origin(note) is tuple:
-        return GenericAlias(tuple, tuple(_without_sizes(part) for part in get_args(note)))
-    return object if note is int else note

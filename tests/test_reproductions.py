@@ -485,17 +485,17 @@ def test_recorded_words_and_table_follow_from_recorded_runs(path: Path):
 
 @pytest.mark.parametrize("path", recorded_results(), ids=lambda p: p.stem)
 def test_claims_can_fail(path: Path):
-    """Had ours been at the bottom of the scale, some claim would not hold, and at the top it would."""
+    """Had some system been at the bottom of the scale, a claim would not hold that holds with it at the top."""
     script, result = _load(SCRIPTS / f"{path.name.partition('.')[0]}.py"), read_json(path)
-    ours = getattr(script, "OURS", None)
     if not any("accuracy" in run for run in result["runs"]):
         pytest.skip("not a comparison of accuracies")
 
-    def failed(score: float) -> int:
+    def failed(system: str, score: float) -> int:
         runs = [
-            run | ({"accuracy": score} if run["system"] == ours else {}) for run in result["runs"]
+            run | ({"accuracy": score} if run["system"] == system else {}) for run in result["runs"]
         ]
         said = statement(script.summary, script.claims, None, runs, result)
         return [claim["verdict"] for claim in said["claims"]].count("does not hold")
 
-    assert failed(-1.0) > failed(2.0)
+    systems = {run["system"] for run in result["runs"]}
+    assert any(failed(system, -1.0) > failed(system, 2.0) for system in systems)
