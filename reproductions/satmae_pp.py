@@ -48,7 +48,7 @@ from vitreous.tasks.miniature import (
     turned,
 )
 
-STEPS, BATCH, RATES = 450, 32, (1e-3, 2e-3, 4e-3)
+STEPS, BATCH, RATES = 800, 32, (1e-3, 2e-3, 4e-3)
 TUNING_EPOCHS, TUNING_BATCH, TUNING_RATES = 18, 16, (5e-4, 1e-3, 2e-3)
 BANDS, CLASSES, CROP, SIDE = 10, 16, 32, 16
 SHAPE: dict[str, Any] = {"dim": 64, "depth": 4, "heads": 4, "token_size": 4, "pool": "mean"}
@@ -101,6 +101,7 @@ def main(quick: bool = False, full: bool = False) -> None:
         },
         quick=quick,
         full=full,
+        few=1,
     )
     length = Length(1, 1) if quick else Length(STEPS, TUNING_EPOCHS)
     data = cache(partial(divided, most=100 if quick else TEST_PIXELS))

@@ -13,7 +13,6 @@ import vitreous
 from fixtures_reader import load_fixture
 from vitreous import testing
 from vitreous.catalog.registry import card
-from vitreous.catalog.reproduce import SCRIPTS, _load
 from vitreous.errors import CheckpointError, ModelError
 from vitreous.inference.cost import count_cost
 from vitreous.layers.drop import DropPath
@@ -357,23 +356,3 @@ def test_a_head_that_takes_no_batch_norm_leaves_the_model_alone():
 @pytest.mark.parametrize("form", card("adaptformer").variants)
 def test_contract(form):
     testing.check_method(form, "vit_test")
-
-
-# -- the reproduction ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(not SCRIPTS.is_dir(), reason="installed without its checkout")
-@pytest.mark.parametrize(
-    ("ours", "full", "trained", "fails"),
-    [(0.84, 0.84, 15, 0), (0.82, 0.82, 15, 2), (0.84, 0.86, 15, 2), (0.84, 0.84, 30, 1)],
-)
-def test_the_reproduction_says_what_its_numbers_say(ours, full, trained, fails):
-    script = _load(SCRIPTS / "adaptformer.py")
-    found = {script.FULL: full, script.PROBE: 0.80, script.LORA: 0.83, script.OURS: ours}
-    records = [
-        {"labels": labels, "system": arm, "accuracy": oa, "parameters": 1000, "trained": trained}
-        for labels in script.LABELS
-        for arm, oa in found.items()
-    ]
-    words = script.conclude(records).replace("does not hold", "NO")
-    assert (words.count("NO"), words.count("holds")) == (fails, 5 - fails)
