@@ -15,6 +15,7 @@ import json
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -86,39 +87,34 @@ def restoring(network: str) -> list[dict[str, Any]]:
 
 
 def attending() -> list[dict[str, Any]]:
-    """Time both kinds of attention at several sizes, in turns."""
+    """Time both kinds of attention at several sizes, interleaved; processor time."""
     import torch
 
+    from vitreous.inference.bench import cpu_seconds
     from vitreous.models.essaformer import Attention
 
     torch.manual_seed(0)
     kinds = {kind: Attention(DIM, kind).eval() for kind in ("essa", "softmax")}
-    found: dict[tuple[str, int], list[float]] = {}
+    tokens = {side: torch.randn(1, side * side, DIM) for side in SIDES}
+    calls = {
+        (kind, side): partial(module, tokens[side])
+        for side in SIDES
+        for kind, module in kinds.items()
+    }
     with torch.inference_mode():
-        for repeat in range(REPEATS + 2):
-            for side in SIDES:
-                x = torch.randn(1, side * side, DIM)
-                for kind, module in kinds.items():
-                    started = time.process_time()
-                    module(x)
-                    if repeat >= 2:
-                        taken = time.process_time() - started
-                        found.setdefault((kind, side), []).append(taken)
-    rows = []
-    for kind in kinds:
-        for side in SIDES:
-            own = 1000 * median(found[kind, side])
-            rows.append(
-                {
-                    "attention": kind,
-                    "tokens": side * side,
-                    "milliseconds": round(own, 3),
-                    "times the one before": None
-                    if side == SIDES[0]
-                    else round(own / (1000 * median(found[kind, side // 2])), 2),
-                }
-            )
-    return rows
+        seconds = cpu_seconds(calls, REPEATS, typical=median)
+    return [
+        {
+            "attention": kind,
+            "tokens": side * side,
+            "milliseconds": round(1000 * seconds[kind, side], 3),
+            "times the one before": None
+            if side == SIDES[0]
+            else round(seconds[kind, side] / seconds[kind, side // 2], 2),
+        }
+        for kind in kinds
+        for side in SIDES
+    ]
 
 
 def conclude(scenes: list[dict[str, Any]], tokens: list[dict[str, Any]]) -> str:

@@ -43,7 +43,7 @@ from vitreous.tasks.miniature import (
     validation_strips,
 )
 
-STEPS, BATCH, CROP, RATES = 380, 4, 16, (2e-3, 5e-3, 1e-2)
+STEPS, BATCH, CROP, RATES = 380, 4, 16, (1e-3, 2e-3, 5e-3)
 FIRST, BANDS = 20, 31
 SIGMAS = (30.0, 50.0)  # of 255
 OURS, SELF, OWN, CNN = "HSDT", "HSDT, the cube's own queries", "SSA (no learned queries)", "CNN"

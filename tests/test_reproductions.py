@@ -323,6 +323,21 @@ DENOISED = {
     "wavelet_pca": {"psnr": 24.0, "sam": 1.8, "parameters": 0},
     "total_variation": {"psnr": 23.0, "sam": 2.5, "parameters": 0},
 }
+ADAPTED = {
+    "all weights": {"accuracy": 0.84, "parameters": 1000, "trained": 1000},
+    "head alone (linear probe)": {"accuracy": 0.80, "parameters": 1000, "trained": 2},
+    "LoRA and head": {"accuracy": 0.83, "parameters": 1000, "trained": 15},
+    "AdaptFormer": {"accuracy": 0.84, "parameters": 1000, "trained": 15},
+}
+MET["adaptformer"] = (
+    "accuracy",
+    {
+        f"{name}@{labels}": {**figures, "labels": labels}
+        for name, figures in ADAPTED.items()
+        for labels in (5, 10)
+    },
+    {},
+)
 MET["hsdt"] = (
     "psnr",
     {
@@ -419,6 +434,11 @@ def test_claims_hold_where_all_that_is_required_is_met(slug):
         ("satmae_pp", "not pre-trained", {"fine_tuned": 0.83}, [2]),
         ("satmae_pp", "one scale (SatMAE)", {"fine_tuned": 0.83}, [3]),
         ("satmae_pp", "two scales (SatMAE++)", {"finer_l1": 0.5}, [4]),
+        ("adaptformer", "head alone (linear probe)@5", {"accuracy": 0.82}, [0]),
+        ("adaptformer", "all weights@5", {"accuracy": 0.86}, [1]),
+        ("adaptformer", "head alone (linear probe)@10", {"accuracy": 0.82}, [2]),
+        ("adaptformer", "all weights@10", {"accuracy": 0.86}, [3]),
+        ("adaptformer", "AdaptFormer@5", {"trained": 30}, [4]),
         # Claims 1 to 7 are about noise of 30/255, 8 to 14 about 50/255.
         ("hsdt", "CNN@30.0", {"psnr": 27.9}, [1]),
         ("hsdt", "noisy@50.0", {"psnr": 20.5}, [9]),

@@ -17,8 +17,10 @@ from vitreous.tasks.miniature import (
     pixel_task,
     sample_cube,
     scaled_init,
+    scaled_strips,
     shifted,
     shifted_and_mirrored,
+    validation_strips,
 )
 
 ARCHITECTURES = [f"{card.slug}_test" for card in cards() if card.kind == "model"]
@@ -164,3 +166,17 @@ def test_patches_of_a_split_are_those_of_its_pixels():
         assert (
             torch.bincount(part.classes, minlength=16) <= torch.bincount(known, minlength=16)
         ).all()
+
+
+def test_settings_of_restorers_are_chosen_on_rows_that_are_not_reported():
+    cube = torch.arange(145.0)[None, :, None].expand(2, 145, 40)
+    reported, searched = scaled_strips(cube), validation_strips(cube)
+
+    def rows(strips, part):
+        return strips.ranges.inverse(part)[0, :, 0].round().int().tolist()
+
+    assert rows(reported, reported.train) == [*range(97)]
+    assert rows(reported, reported.test) == [*range(97, 145)]
+    assert rows(searched, searched.train) == [*range(73)]
+    assert rows(searched, searched.test) == [*range(73, 97)]
+    assert reported.test.shape[2] == searched.test.shape[2] == 32

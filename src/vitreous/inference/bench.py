@@ -164,10 +164,10 @@ def timed(call: Callable[[], object], repeats: int) -> list[float]:
 
 
 def cpu_seconds(
-    calls: dict[str, Callable[[], object]],
+    calls: Mapping[K, Callable[[], object]],
     runs: int,
     typical: Callable[[list[float]], float] = min,
-) -> dict[str, float]:
+) -> dict[K, float]:
     """Return the processor's time for each call, its smallest or another typical one; the calls take turns.
 
     Unlike the time on the clock it does not count what other programs do meanwhile.
