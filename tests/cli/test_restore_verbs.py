@@ -110,7 +110,7 @@ def test_help_shows_every_setting(verb):
         (["pretrain", "--epochs", 3], "--epochs"),
         (["pretrain", "--resume", "some/run"], "some/run"),
         (["degrade", "nowhere.tif", "-o", "o.tif"], "nowhere.tif"),
-        (["degrade", "indian_pines", "-o", "o.png"], "o.png suffix of a writable format"),
+        (["degrade", "indian_pines", "-o", "o.png"], "o.png does not have the suffix"),
         (["degrade", "indian_pines", "-o", "o.tif", "--kind", "gausian"], "gaussian"),
         (["degrade", "indian_pines", "-o", "o.tif", "--args", "sigma"], "KEY=VALUE"),
         (["degrade", "indian_pines", "-o", "o.tif", "--args", "sigma=-1"], "negative"),
@@ -145,8 +145,8 @@ def test_pretrain_prints_losses_and_what_comes_next(tmp_path, place):
     assert f"train loss: {metrics['train_loss']:.4f}" in text
     assert f"val loss: {metrics['val_loss']:.4f}" in text
     assert f"vitreous train --model satmae_pp_test --init {folder}" in text.replace("\n", " ")
-    assert "task 'pretrain', not of 'classify'" in refused("evaluate", folder)
-    assert "task 'pretrain', not of 'classify'" in refused("predict", folder, place)
+    assert "'pretrain' run, not a 'classify' run" in refused("evaluate", folder)
+    assert "'pretrain' run, not a 'classify' run" in refused("predict", folder, place)
 
 
 def test_evaluate_measures_a_restorer_again(trained):
@@ -176,11 +176,11 @@ def test_predict_writes_to_restored_tif_where_nothing_is_said(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--window", 64], "--window is for maps"),
-        (["--probabilities", "p.tif"], "--probabilities is for maps"),
-        (["--workers", 2], "--workers is for maps"),
-        (["--dask", "local"], "--dask is for maps"),
-        (["--runtime", "openvino"], "--runtime is for maps"),
+        (["--window", 64], "--window applies to maps only"),
+        (["--probabilities", "p.tif"], "--probabilities applies to maps only"),
+        (["--workers", 2], "--workers applies to maps only"),
+        (["--dask", "local"], "--dask applies to maps only"),
+        (["--runtime", "openvino"], "--runtime applies to maps only"),
         (["-o", "o.png"], "suffix of a writable format"),
         (["--hints", "unit=radiance"], "trained on reflectance, the scene holds radiance"),
         (["--hints", "unt=radiance"], "unit"),
