@@ -235,11 +235,11 @@ def test_training_that_cannot_begin_leaves_no_folder(trained, places, tmp_path):
 
 
 def test_runs_of_other_tasks_are_told(trained, tmp_path):
-    with pytest.raises(CheckpointError, match="task 'pretrain', not of 'restore'"):
+    with pytest.raises(CheckpointError, match="'pretrain' run, not a 'restore' run"):
         restore.load_run(trained)
     with pytest.raises(CheckpointError, match="does not hold a finished pre-training"):
         load_run(tmp_path)
-    with pytest.raises(VitreousError, match="task 'pretrain', not of 'classify'"):
+    with pytest.raises(VitreousError, match="'pretrain' run, not a 'classify' run"):
         classify.evaluate(trained)
 
 

@@ -376,12 +376,12 @@ def test_a_damaged_record_is_refused(trained, tmp_path, config):
 
 
 def test_runs_of_other_tasks_are_told(trained, tmp_path):
-    with pytest.raises(CheckpointError, match="task 'restore', not of 'classify'") as caught:
+    with pytest.raises(CheckpointError, match="'restore' run, not a 'classify' run") as caught:
         runs.load_run(trained)
     assert "vitreous train" in caught.value.fix
     other = shutil.copytree(trained, tmp_path / "run")
     (other / "config.json").write_text('{"task": "classify"}')
-    with pytest.raises(CheckpointError, match="task 'classify', not of 'restore'") as caught:
+    with pytest.raises(CheckpointError, match="'classify' run, not a 'restore' run") as caught:
         load_run(other)
     assert "vitreous restore" in caught.value.fix
     with pytest.raises(CheckpointError, match=r"run folder .* does not exist"):
