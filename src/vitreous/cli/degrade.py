@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vitreous.cli.options import MASK_HELP, check_overwrite, key_values, scene_hints
+from vitreous.cli.options import Hints, Mask, check_overwrite, key_values, scene_hints
 
 
 def degrade(
@@ -39,18 +39,8 @@ def degrade(
         ),
     ] = "band",
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Random seed.")] = 0,
-    hints: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--hints",
-            "--hint",
-            metavar="KEY=VALUE",
-            help="Reader option for the scene, e.g. unit=dn.",
-        ),
-    ] = None,
-    mask: Annotated[
-        str | None, typer.Option("--mask", metavar="FILE|scl|qa", help=MASK_HELP)
-    ] = None,
+    hints: Hints = None,
+    mask: Mask = None,
 ) -> None:
     """Add noise, stripes, dead columns or impulses to a scene, drop bands, or reduce its resolution."""
     from vitreous.data.degradations import degradation, degraded_scene

@@ -166,9 +166,10 @@ def _version(package: str) -> str | None:
 
 def _memory() -> int | None:
     """Return the memory that this process may use: the machine's, or its container's limit if that is less."""
-    try:
-        physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
+    from vitreous.catalog.results import physical_memory
+
+    physical = physical_memory()
+    if physical is None:
         return None
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()

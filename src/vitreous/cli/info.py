@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitreous.cli.options import MASK_HELP, UNTRUSTED_HELP, scene_hints
+from vitreous.cli.options import UNTRUSTED_HELP, Mask, scene_hints
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -27,9 +27,7 @@ def info(
             help="Reader option, e.g. variable=cube.",
         ),
     ] = None,
-    mask: Annotated[
-        str | None, typer.Option("--mask", metavar="FILE|scl|qa", help=MASK_HELP)
-    ] = None,
+    mask: Mask = None,
     untrusted: Annotated[bool, typer.Option("--untrusted", help=UNTRUSTED_HELP)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     preview: Annotated[

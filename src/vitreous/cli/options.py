@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 import yaml
 
 from vitreous.errors import CheckpointError, ConfigError
@@ -17,7 +18,23 @@ if TYPE_CHECKING:
 # What makes one value of several words, and the comma before what looks like a second setting.
 ENCLOSED = re.compile(r"""\[.*?\]|\{.*?\}|'.*?'|".*?\"""")
 NEXT = re.compile(r",(?=\s*\w+=)")
-MASK_HELP = "Mask of pixels to exclude, e.g. clouds: a file, 'scl' or 'qa'."
+Hints = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--hints",
+        "--hint",
+        metavar="KEY=VALUE",
+        help="Reader option for the scene, e.g. unit=dn.",
+    ),
+]
+Mask = Annotated[
+    str | None,
+    typer.Option(
+        "--mask",
+        metavar="FILE|scl|qa",
+        help="Mask of pixels to exclude, e.g. clouds: a file, 'scl' or 'qa'.",
+    ),
+]
 UNTRUSTED_HELP = "Read the file in a separate process with limits on memory and time."
 RUNTIMES = ("torch", "onnxruntime", "openvino")
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitreous.cli.options import (
-    MASK_HELP,
     RUNTIMES,
     UNTRUSTED_HELP,
+    Hints,
+    Mask,
     check_overwrite,
     check_run_or_export,
     check_runtime,
@@ -82,18 +83,8 @@ def predict(
             "--trust", help="Allow exports in torch format, which can run arbitrary code."
         ),
     ] = False,
-    hints: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--hints",
-            "--hint",
-            metavar="KEY=VALUE",
-            help="Reader option for the scene, e.g. unit=dn.",
-        ),
-    ] = None,
-    mask: Annotated[
-        str | None, typer.Option("--mask", metavar="FILE|scl|qa", help=MASK_HELP)
-    ] = None,
+    hints: Hints = None,
+    mask: Mask = None,
     untrusted: Annotated[bool, typer.Option("--untrusted", help=UNTRUSTED_HELP)] = False,
 ) -> None:
     """Map or restore a scene of any size, window by window, with constant memory."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vitreous.cli.options import MASK_HELP, check_overwrite, scene_hints
+from vitreous.cli.options import Mask, check_overwrite, scene_hints
 
 
 def resample(
@@ -27,9 +27,7 @@ def resample(
         list[str] | None,
         typer.Option("--hints", "--hint", metavar="KEY=VALUE", help="Hint for the scene's reader."),
     ] = None,
-    mask: Annotated[
-        str | None, typer.Option("--mask", metavar="FILE|scl|qa", help=MASK_HELP)
-    ] = None,
+    mask: Mask = None,
 ) -> None:
     """Compute a scene as another sensor would have measured it, by the spectral responses of its bands."""
     from vitreous.scenes import write_scene
