@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vitreous.catalog.registry import card, create_model, stage
 from vitreous.errors import ModelError
 from vitreous.layers.backbone import Backbone
-from vitreous.layers.quantize import Quantizer, rows_of
+from vitreous.layers.quantizers import Quantizer, rows_of
 from vitreous.layers.restorer import Restorer, pad_to_multiple
 from vitreous.methods._apply import Applied, applied, apply, reinstall
 from vitreous.methods.adapt._freeze import freeze_base
