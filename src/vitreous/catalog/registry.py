@@ -35,7 +35,9 @@ from vitreous.errors import CheckpointError, ModelError, did_you_mean, listed
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-STAGES = ("adapt", "reduce", "quantize")  # of methods, in the order in which they are applied
+# Of methods, in the order in which they are applied, and of those that act while a model is trained.
+STAGES = ("adapt", "prune", "reduce", "robust", "quantize")
+TRAINING_STAGES = ("distill", "pretrain")
 RESTORERS = ("restorer", "filter")  # kinds of systems that turn cubes into cubes
 MODULES = ("model", *RESTORERS)  # kinds of systems that are built by create_model
 DEFAULT_IMAGE_SIZE = 15
@@ -82,7 +84,7 @@ def system_module(name: str) -> ModuleType:
 
 
 def stage(name: str) -> str:
-    """Return the stage of a method, which its folder is named after: ``adapt``, ``reduce`` or ``quantize``."""
+    """Return the stage of a method, which its folder is named after (``STAGES``, ``TRAINING_STAGES``)."""
     return _catalogue()[1][card(name).slug].split(".")[-2]
 
 

@@ -46,6 +46,7 @@ from vitreous.inference.dense_classifier import DenseClassifier
 from vitreous.inference.integers import Quantization, integer_form
 from vitreous.inference.patch_classifier import PatchClassifier
 from vitreous.inference.pixels import probabilities_at
+from vitreous.layers.answers import joined
 from vitreous.methods._apply import applied
 
 Network: TypeAlias = PatchClassifier | DenseClassifier
@@ -183,7 +184,7 @@ class PatchGraph(nn.Module):
     ) -> Float[Tensor, "batch classes"]:
         """Classify."""
         normalised = self.classifier.normalise(patches.permute(0, 3, 1, 2))
-        return self.classifier.score(normalised).softmax(-1)
+        return joined(self.classifier.score(normalised)).softmax(-1)
 
 
 class PixelGraph(nn.Module):
