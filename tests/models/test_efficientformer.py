@@ -59,7 +59,7 @@ def test_equals_the_reference(fixture):
     torch.testing.assert_close(output, fixture["output"], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close((both[0] + both[1]) / 2, output)
     assert (both[0] - both[1]).abs().max() > 1e-3
-    assert model.image_size == 64 and model.grid == 2
+    assert model.image_size == 64 and model.grid == (2, 2)
 
 
 def test_a_partial_reference_is_refused(fixture):
