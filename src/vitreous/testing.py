@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vitreous.catalog.arguments import ImageSize
-from vitreous.catalog.registry import card, create_model, stage
+from vitreous.catalog.lookup import load
+from vitreous.catalog.registry import card, create_model, kind_of, sizes_for, stage
 from vitreous.errors import ModelError
 from vitreous.layers.backbone import Backbone
 from vitreous.layers.quantize import Quantizer, rows_of
@@ -37,16 +38,22 @@ BANDS = (1, 3, 13, 200)
 CLASSES = 5
 
 
+def checks_of(name: str) -> tuple[Callable[[str], None], ...]:
+    """Return the quick checks of a system's kind (:mod:`vitreous.catalog.kinds`), which take the name of a variant."""
+    path = kind_of(name).checks
+    return load(path) if path else ()
+
+
 def check_model(name: str) -> None:
-    """Run every quick check on a variant.
+    """Run every quick check of its kind on a variant: of an architecture, a restorer or a filter.
 
     Args:
         name: a registered variant; small ones (``*_test``) make this a matter of a second.
 
     Raises:
-        AssertionError: a promise of ``layers/backbone.py`` is broken; the message says which.
+        AssertionError: a promise of the kind's base class is broken; the message says which.
     """
-    for check in CHECKS:
+    for check in checks_of(name):
         check(name)
 
 
@@ -57,22 +64,19 @@ def make(name: str, *, bands: int = 4, image_size: ImageSize = 15, seed: int = 0
     return model
 
 
-def network(
-    name: str, *, bands: int = 4, image_size: ImageSize = 15, seed: int = 0
-) -> Backbone | Restorer:
+def network(name: str, *, bands: int = 4, image_size: ImageSize = 15, seed: int = 0) -> Any:
     """Build a variant of any kind with reproducible weights, every part of which shows in the output.
 
     A fresh network hides most of itself: LayerScale of 1e-5, zero-initialised adapters and last layers, weights of
     standard deviation 0.02 in narrow layers, batch norms that have seen nothing. Its output hardly depends on the
     image, and no check of it could fail. So weights are made as large as a trained network's (:func:`enliven`).
     """
-    sizes: dict[str, Any] = {"num_classes": CLASSES, "image_size": image_size}
+    sizes = sizes_for(name, num_classes=CLASSES, image_size=image_size)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = create_model(name, bands=bands, **(sizes if card(name).kind == "model" else {}))
-        assert isinstance(model, Backbone | Restorer), (
-            f"{name} is neither a Backbone nor a Restorer"
-        )
+        model = create_model(name, bands=bands, **sizes)
+        base = load(kind_of(name).base)
+        assert isinstance(model, base), f"{name} is not a {base.__name__}"
         # Restorers have few norms or none: what is amplified once stays so.
         enliven(model, 1.0 if isinstance(model, Restorer) else 1.2)
         _measure_batch_norms(model, images(32, bands, image_size, seed=3))
@@ -453,19 +457,6 @@ def check_golden(name: str, known: dict[str, list[list[float]]]) -> None:
 # -- restorers ----------------------------------------------------------------------------------------------
 
 
-def check_restorer(name: str) -> None:
-    """Run every quick check on a variant of a restorer.
-
-    Args:
-        name: a registered variant; small ones (``*_test``) make this a matter of a second.
-
-    Raises:
-        AssertionError: a promise of ``layers/restorer.py`` is broken; the message says which.
-    """
-    for check in RESTORER_CHECKS:
-        check(name)
-
-
 def make_restorer(name: str, *, bands: int = 4, seed: int = 0) -> Restorer:
     """Build a variant of a restorer as :func:`network` does."""
     model = network(name, bands=bands, seed=seed)
@@ -794,6 +785,8 @@ CHECKS: tuple[Callable[[str], None], ...] = (
     check_checkpointing,
     check_bfloat16,
 )
+
+FILTER_CHECKS: tuple[Callable[[str], None], ...] = (check_cubes, check_other_bands, check_tiles)
 
 RESTORER_CHECKS: tuple[Callable[[str], None], ...] = (
     check_cubes,

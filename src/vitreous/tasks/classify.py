@@ -14,7 +14,8 @@ import torch
 import xarray as xr
 from rich.console import Console
 
-from vitreous.catalog.registry import card, stage, system_module
+from vitreous.catalog.registry import card, check_task, stage, system_module
+from vitreous.catalog.tasks import build_report_of
 from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.contract import BandContract
 from vitreous.data.fingerprint import Ground
@@ -31,7 +32,8 @@ from vitreous.inference.pixels import classify_pixels
 from vitreous.inference.predict import Prediction, predict_scene
 from vitreous.layers.bands import Bands
 from vitreous.layers.preprocess import Preprocess
-from vitreous.methods._apply import applied, apply, complete_settings, has, reinstall
+from vitreous.methods import _apply as methods
+from vitreous.methods._apply import applied, complete_settings, has, reinstall
 from vitreous.methods.adapt._freeze import freeze_base, is_adapter
 from vitreous.models._pixel_estimator import PixelEstimator
 from vitreous.progress import progress_bar
@@ -53,12 +55,6 @@ MAP = "map.tif"
 REFIT = "refit"  # folder of the second training, within the run's
 DECODER_WIDTH = 64  # of mode dense
 LEVEL_PIXELS = 20_000  # training pixels that tell how bright they all are
-KINDS = ("model", "estimator")  # of systems that classify
-OTHER_KINDS = {
-    "method": "Name the model to apply it to with --model, and the method with --adapt or --reduce.",
-    "restorer": "Train it with 'vitreous restore'.",
-    "filter": "Use it with 'vitreous restore'.",
-}
 
 
 @dataclass
@@ -98,14 +94,14 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
         VitreousError: anything that the user can mend; the run folder keeps what was reached.
     """
     console = Console(stderr=True, quiet=not show)
-    systems = (recipe.model, *recipe.baselines)
-    for name in systems:
-        _check_system(name)
+    check_task(recipe.model, TASK)
+    for name in recipe.baselines:
+        check_task(name, TASK, baseline=True)
     recipe = runs.prepared(
         recipe,
         console,
         trained=runs.is_network(recipe.model),
-        networks=any(map(runs.is_network, systems)),
+        networks=any(map(runs.is_network, (recipe.model, *recipe.baselines))),
     )
     net = check_models(recipe)
     if net is not None:
@@ -115,7 +111,7 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
         complete_settings(recipe.adapt_method, recipe.adapt_args)  # refuses unknown ones
     if recipe.reduce is not None:
         _check_reducer(recipe)
-    runs.check_start(recipe.init, TASK, "pretrain")
+    runs.check_start(recipe.init, TASK)
     console.print(f"reading {recipe.scene}", highlight=False)
     data = open_labelled(recipe)
     start = start_provenance(recipe.init)
@@ -159,7 +155,7 @@ def evaluate(path: str | Path) -> dict[str, Any]:
     )
     row = {
         "name": run.name,
-        "kind": "model" if isinstance(run.classifier, runs.Network) else "estimator",
+        "kind": card(run.name).kind,
         "parameters": parameters,
         "trainable": None,
         "train_seconds": None,
@@ -167,6 +163,53 @@ def evaluate(path: str | Path) -> dict[str, Any]:
         **_test_figures(run.classifier, data, split, run.class_names),
     }
     return metrics_of(data, split, run.recipe, receptive_size(run.classifier), [row], run.start)
+
+
+def apply(
+    path: str | Path,
+    scene: xr.DataArray,
+    out: str | Path,
+    *,
+    probabilities: str | Path | None = None,
+    window: int | None = None,
+    workers: int | None = None,
+    dask: str | None = None,
+    runtime: str | None = None,
+    trust: bool = False,
+) -> Prediction:
+    """Map a scene with a run or an export of one.
+
+    Args:
+        path: a run folder, or the folder of an export.
+        scene: the scene.
+        out: the map, ``.tif``.
+        probabilities: also write class probabilities here.
+        window: largest side of a window in pixels.
+        workers: windows computed at a time.
+        dask: ``local`` or the address of a Dask scheduler.
+        runtime: what computes it (:func:`vitreous.tasks.export.load_for`).
+        trust: also run programs of torch.export that are not ours.
+
+    Raises:
+        VitreousError: what is there cannot be loaded, or the scene does not fit it.
+    """
+    from vitreous.tasks.export import load_for
+
+    trained = load_for(path, runtime, trust=trust)
+    with progress_bar("mapping") as advance:
+        return predict_scene(
+            trained.classifier,
+            scene,
+            out,
+            class_names=trained.class_names,
+            class_colors=trained.class_colors,
+            class_codes=trained.class_codes,
+            probabilities=probabilities,
+            window=window,
+            workers=workers,
+            dask=dask,
+            progress=advance,
+        )
 
 
 def reopened(run: runs.Run) -> tuple[LabelledScene, Split]:
@@ -273,20 +316,6 @@ def receptive_size(classifier: runs.Network | PixelEstimator) -> int:
 # -- steps of train ---------------------------------------------------------------------------------------
 
 
-def _check_system(name: str) -> None:
-    """Refuse what cannot be trained now, not after an hour of training something else."""
-    entry = card(name)
-    if entry.kind not in KINDS:
-        raise ConfigError(
-            f"'{name}' is a {entry.kind}, which does not classify.",
-            f"{OTHER_KINDS[entry.kind]} 'vitreous systems' lists what does.",
-        )
-    if name not in entry.variants:
-        raise ModelError(
-            f"'{name}' has several variants.", f"Choose one of {', '.join(entry.variants)}."
-        )
-
-
 def _check_reducer(recipe: Recipe) -> None:
     """Refuse as a token reduction what is none, and settings that it does not have."""
     assert recipe.reduce is not None
@@ -318,7 +347,7 @@ def fitting(split: Split, data: LabelledScene) -> Split:
 
 def _receptive_size(recipe: Recipe) -> int:
     builder = system_module(recipe.model).build
-    if card(recipe.model).kind == "estimator":
+    if not runs.is_network(recipe.model):
         return int(card(recipe.model).variants[recipe.model].get("spatial_window", 1))
     return recipe.patch_size + (2 * int(builder.stem_reach) if recipe.mode == "scene" else 0)
 
@@ -498,7 +527,7 @@ def _make_classifier(
         )
     net = _with_adapters(net, recipe)
     if recipe.reduce is not None:
-        net = apply(net, recipe.reduce, **recipe.reduce_args).model
+        net = methods.apply(net, recipe.reduce, **recipe.reduce_args).model
     return runs.make_classifier(net, preprocess, contract, settings), model_args
 
 
@@ -516,7 +545,7 @@ def _with_adapters(net: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
     if method not in noted and not any(
         is_adapter(name, mark) for name, _ in net.named_parameters()
     ):
-        return apply(net, method, **recipe.adapt_args).model
+        return methods.apply(net, method, **recipe.adapt_args).model
     own = noted.get(method, {})  # an architecture with adapters of its own has noted none
     if any(key not in own or own[key] != value for key, value in recipe.adapt_args.items()):
         raise ModelError(
@@ -761,10 +790,8 @@ def _measure(
     size = receptive_size(trained.classifier)
     write_json(folder / METRICS, metrics_of(data, split, recipe, size, rows, start))
     if recipe.report:
-        from vitreous.report.html import build_report
-
         console.print("writing the report", highlight=False)
-        build_report(folder, data.scene, data.labels, split)
+        build_report_of(TASK)(folder, data.scene, data.labels, split)
 
 
 def _test_figures(
