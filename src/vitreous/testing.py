@@ -16,11 +16,13 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import ImageSize
 from vitreous.catalog.registry import card, create_model, stage
 from vitreous.errors import ModelError
 from vitreous.layers.backbone import Backbone
 from vitreous.layers.quantize import Quantizer, rows_of
 from vitreous.layers.restorer import Restorer, pad_to_multiple
+from vitreous.layers.sizes import as_size
 from vitreous.methods._apply import Applied, applied, apply, reinstall
 from vitreous.methods.adapt._freeze import freeze_base
 
@@ -46,7 +48,7 @@ def check_model(name: str) -> None:
         check(name)
 
 
-def make(name: str, *, bands: int = 4, image_size: int = 15, seed: int = 0) -> Backbone:
+def make(name: str, *, bands: int = 4, image_size: ImageSize = 15, seed: int = 0) -> Backbone:
     """Build a variant of a model as :func:`network` does."""
     model = network(name, bands=bands, image_size=image_size, seed=seed)
     assert isinstance(model, Backbone), f"{name} is not a Backbone"
@@ -54,7 +56,7 @@ def make(name: str, *, bands: int = 4, image_size: int = 15, seed: int = 0) -> B
 
 
 def network(
-    name: str, *, bands: int = 4, image_size: int = 15, seed: int = 0
+    name: str, *, bands: int = 4, image_size: ImageSize = 15, seed: int = 0
 ) -> Backbone | Restorer:
     """Build a variant of any kind with reproducible weights, every part of which shows in the output.
 
@@ -62,7 +64,7 @@ def network(
     standard deviation 0.02 in narrow layers, batch norms that have seen nothing. Its output hardly depends on the
     image, and no check of it could fail. So weights are made as large as a trained network's (:func:`enliven`).
     """
-    sizes = {"num_classes": CLASSES, "image_size": image_size}
+    sizes: dict[str, Any] = {"num_classes": CLASSES, "image_size": image_size}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = create_model(name, bands=bands, **(sizes if card(name).kind == "model" else {}))
@@ -117,11 +119,12 @@ def _measure_batch_norms(model: nn.Module, x: Tensor) -> None:
         norm.momentum = momentum
 
 
-def images(count: int, bands: int, size: int, seed: int = 1) -> Tensor:
-    """Return random images ``(count, bands, size, size)``: noise around a spectrum of each one's own."""
+def images(count: int, bands: int, size: ImageSize, seed: int = 1) -> Tensor:
+    """Return random images ``(count, bands, height, width)``: noise around a spectrum of each one's own."""
     generator = torch.Generator().manual_seed(seed)
-    values = torch.randn(count, bands, size * size + 1, generator=generator)
-    return (values[..., :1] + values[..., 1:]).unflatten(-1, (size, size))
+    height, width = as_size(size)
+    values = torch.randn(count, bands, height * width + 1, generator=generator)
+    return (values[..., :1] + values[..., 1:]).unflatten(-1, (height, width))
 
 
 def spread(outputs: Tensor) -> float:

@@ -368,7 +368,9 @@ def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def resize(state_dict: Mapping[str, Tensor], model: ChannelViT) -> dict[str, Tensor]:
+def resize(
+    state_dict: Mapping[str, Tensor], model: ChannelViT, source: ChannelViT | None = None
+) -> dict[str, Tensor]:
     """Resample positions to the grid of ``model``, and the projection to its tokens."""
     side = model.token_size
     return {

@@ -662,7 +662,9 @@ def read_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def resize(state_dict: Mapping[str, Tensor], model: CrossViT) -> dict[str, Tensor]:
+def resize(
+    state_dict: Mapping[str, Tensor], model: CrossViT, source: CrossViT | None = None
+) -> dict[str, Tensor]:
     """Resample the branches' positions to the grids of ``model``."""
     resized = dict(state_dict)
     for number, grid in enumerate(model.grids):

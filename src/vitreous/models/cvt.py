@@ -516,7 +516,9 @@ def _check(lists: Sequence[Sequence[Any]], act: str, image_size: int) -> None:
 build = CvT
 
 
-def resize(state_dict: Mapping[str, Tensor], model: CvT) -> dict[str, Tensor]:
+def resize(
+    state_dict: Mapping[str, Tensor], model: CvT, source: CvT | None = None
+) -> dict[str, Tensor]:
     """Resample learned positions, where there are any, to the maps of ``model``."""
     own = model.state_dict()
     resized = dict(state_dict)

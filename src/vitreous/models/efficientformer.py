@@ -524,7 +524,9 @@ def read_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"distilled": "distillation_head.weight" in weights}
 
 
-def resize(state_dict: Mapping[str, Tensor], model: EfficientFormer) -> dict[str, Tensor]:
+def resize(
+    state_dict: Mapping[str, Tensor], model: EfficientFormer, source: EfficientFormer | None = None
+) -> dict[str, Tensor]:
     """Give the biases by distance the model's distances: dropped where too many, the last repeated where too few.
 
     Distances count cells, whose size in pixels stays; so nothing changes on images of the size that the weights were

@@ -460,7 +460,9 @@ def _check(lists: Sequence[Sequence[int]], kernels: Sequence[int], stride: int) 
 build = EfficientViT
 
 
-def resize(state_dict: Mapping[str, Tensor], model: EfficientViT) -> dict[str, Tensor]:
+def resize(
+    state_dict: Mapping[str, Tensor], model: EfficientViT, source: EfficientViT | None = None
+) -> dict[str, Tensor]:
     """Give the biases the windows of ``model``: a smaller window keeps the nearer offsets, a larger one repeats the farthest."""
     own = model.state_dict()
     resized = dict(state_dict)

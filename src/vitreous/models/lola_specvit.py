@@ -547,7 +547,9 @@ def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) 
     return model
 
 
-def resize(state_dict: Mapping[str, Tensor], model: LolaSpecViT) -> dict[str, Tensor]:
+def resize(
+    state_dict: Mapping[str, Tensor], model: LolaSpecViT, source: LolaSpecViT | None = None
+) -> dict[str, Tensor]:
     """Resample the positions to the patch size of ``model``."""
     resized = dict(state_dict)
     if "pos_embed" in resized:

@@ -841,7 +841,11 @@ def _autoencoder_name(key: str) -> str:
     return f"finer.blocks.{int(block) - 1}.{begin(_UPSAMPLING, part)}"
 
 
-def resize(state_dict: Mapping[str, Tensor], model: GroupedTransformer) -> dict[str, Tensor]:
+def resize(
+    state_dict: Mapping[str, Tensor],
+    model: GroupedTransformer,
+    source: GroupedTransformer | None = None,
+) -> dict[str, Tensor]:
     """Resample the table of places to the grid of ``model``."""
     table = resize_positions(state_dict["pos_embed"], (model.grid, model.grid), 1)
     return {**state_dict, "pos_embed": table}

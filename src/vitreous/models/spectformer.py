@@ -676,7 +676,9 @@ def _our_name(key: str) -> str:
     return key.replace(".dwconv.dwconv.", ".dwconv.")
 
 
-def resize(state_dict: Mapping[str, Tensor], model: SpectFormer) -> dict[str, Tensor]:
+def resize(
+    state_dict: Mapping[str, Tensor], model: SpectFormer, source: SpectFormer | None = None
+) -> dict[str, Tensor]:
     """Carry filters and positions to the grids of ``model``."""
     resized = dict(state_dict)
     for name, own in model.named_parameters():

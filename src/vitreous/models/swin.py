@@ -593,7 +593,9 @@ def read_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def resize(state_dict: Mapping[str, Tensor], model: SwinTransformer) -> dict[str, Tensor]:
+def resize(
+    state_dict: Mapping[str, Tensor], model: SwinTransformer, source: SwinTransformer | None = None
+) -> dict[str, Tensor]:
     """Resample position tables to the windows, and learned positions to the grid, of ``model``, bicubically."""
     resized = dict(state_dict)
     for name, module in model.named_modules():

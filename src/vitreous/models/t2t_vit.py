@@ -541,7 +541,9 @@ def _turn(key: str, value: Tensor) -> Tensor:
     return value
 
 
-def resize(state_dict: Mapping[str, Tensor], model: T2TViT) -> dict[str, Tensor]:
+def resize(
+    state_dict: Mapping[str, Tensor], model: T2TViT, source: T2TViT | None = None
+) -> dict[str, Tensor]:
     """Resample the fixed positions to the grid of ``model``, so that they stay what was trained with."""
     resized = dict(state_dict)
     if "positions" in resized:

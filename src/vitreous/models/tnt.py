@@ -455,7 +455,11 @@ def read_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def resize(state_dict: Mapping[str, Tensor], model: TransformerInTransformer) -> dict[str, Tensor]:
+def resize(
+    state_dict: Mapping[str, Tensor],
+    model: TransformerInTransformer,
+    source: TransformerInTransformer | None = None,
+) -> dict[str, Tensor]:
     """Resample the positions of the sentences to the grid of ``model``."""
     resized = dict(state_dict)
     if "outer_pos" in resized:

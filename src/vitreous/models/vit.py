@@ -552,7 +552,11 @@ def read_image_size(weights: Mapping[str, Tensor]) -> int | None:
     return sides[0] * weights["patch_embed.weight"].shape[-1] if sides else None
 
 
-def resize(state_dict: Mapping[str, Tensor], model: VisionTransformer) -> dict[str, Tensor]:
+def resize(
+    state_dict: Mapping[str, Tensor],
+    model: VisionTransformer,
+    source: VisionTransformer | None = None,
+) -> dict[str, Tensor]:
     """Resample learned positions to the grid of ``model``."""
     resized = dict(state_dict)
     if "pos_embed" in resized and model.pos_embed is not None:

@@ -233,7 +233,7 @@ def _pretrainer(
 def _crops(
     scene: xr.DataArray, bands: npt.NDArray[np.int64], areas: list[Area], model: Pretrainer
 ) -> tuple[Crops, Crops | None]:
-    side = model.encoder.image_size * model.finest
+    side = model.encoder.size[0] * model.finest  # crops are square
     crops = Crops(scene, bands, areas[0], side)
     return crops, Crops(scene, bands, areas[1], side) if min(areas[1].shape) >= side else None
 
