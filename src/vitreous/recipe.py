@@ -583,6 +583,11 @@ def load_recipe(
 ) -> Settings:
     """Read a YAML recipe and apply ``changes`` (flags win over the file).
 
+    Args:
+        path: the file.
+        changes: settings that replace those of the file.
+        kind: of which task.
+
     Raises:
         ConfigError: no such file, no YAML mapping, or a setting that :func:`make_recipe` refuses.
     """
