@@ -7,9 +7,7 @@ registry can read it from the source without importing the system or torch.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
-
-Kind = Literal["model", "restorer", "filter", "method", "estimator"]
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -19,9 +17,9 @@ class Card:
     Attributes:
         slug: the system's name, equal to its file's name.
         title: the paper's title, or a plain description where there is no paper.
-        kind: ``model`` (an architecture that classifies images), ``restorer`` (a network from a degraded cube to a
-            clean one), ``filter`` (a classical restorer, which learns nothing), ``method`` (something done to a
-            model) or ``estimator`` (a classical classifier on pixel features).
+        kind: one of :mod:`vitreous.catalog.kinds`: ``model`` (an architecture that classifies images), ``restorer`` (a
+            network from a degraded cube to a clean one), ``filter`` (a classical restorer, which learns nothing),
+            ``method`` (something done to a model) or ``estimator`` (a classical classifier on pixel features).
         summary: one sentence: what it is.
         when: one sentence: when to pick it.
         paper: where it was published.
@@ -39,7 +37,7 @@ class Card:
 
     slug: str
     title: str
-    kind: Kind
+    kind: str
     summary: str
     when: str
     paper: str = ""

@@ -28,16 +28,17 @@ from vitreous.catalog.arguments import (
     whole_number,
 )
 from vitreous.catalog.card import Card
+from vitreous.catalog.kinds import KINDS, Kind
+from vitreous.catalog.lookup import load
 from vitreous.catalog.results import physical_memory
+from vitreous.catalog.tasks import tasks
 from vitreous.catalog.tensors import check_finite, without_prefix
-from vitreous.errors import CheckpointError, ModelError, did_you_mean, listed
+from vitreous.errors import CheckpointError, ConfigError, ModelError, did_you_mean, listed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 STAGES = ("adapt", "reduce", "quantize")  # of methods, in the order in which they are applied
-RESTORERS = ("restorer", "filter")  # kinds of systems that turn cubes into cubes
-MODULES = ("model", *RESTORERS)  # kinds of systems that are built by create_model
 DEFAULT_IMAGE_SIZE = 15
 ORDINARY = 1024  # bands, classes or pixels, up to which every variant fits into any memory
 _ROOMS = ("models", "methods")
@@ -50,7 +51,10 @@ def cards() -> list[Card]:
 
 
 def card(name: str) -> Card:
-    """Return the card of a system, by its slug or by the name of one of its variants.
+    """Return the card of a system.
+
+    Args:
+        name: its slug, or the name of one of its variants.
 
     Raises:
         ModelError: no such system.
@@ -65,8 +69,22 @@ def card(name: str) -> Card:
     raise ModelError(f"There is no system named '{name}'.", did_you_mean(name, known))
 
 
+def kind_of(name: str) -> Kind:
+    """Return the kind of a system, by its slug or by the name of one of its variants.
+
+    Raises:
+        ModelError: no such system.
+    """
+    return KINDS[card(name).kind]
+
+
 def list_models(pattern: str = "*", kind: str | None = None) -> list[str]:
-    """Return the names of all variants that match a shell pattern such as ``lola*``."""
+    """Return the names of all variants that match a shell pattern such as ``lola*``.
+
+    Args:
+        pattern: of the names.
+        kind: only those of a kind (:mod:`vitreous.catalog.kinds`).
+    """
     return sorted(
         variant
         for entry in cards()
@@ -162,10 +180,17 @@ def check_system(
         ModelError: no such variant or argument, or a value that makes no model.
         ConfigError: an estimator cannot have these settings.
     """
-    entry = card(name)
-    if entry.kind == "estimator":
-        _check_estimator(name, {**entry.variants[name], **arguments})
-        return None
+    verify = kind_of(name).verify
+    if not verify:
+        raise _not_built(name)
+    found: nn.Module | None = load(verify)(name, arguments, bands, image_size)
+    return found
+
+
+def check_network(
+    name: str, arguments: Mapping[str, Any], bands: int | None, image_size: int | None
+) -> nn.Module:
+    """Do for networks and filters what :func:`check_system` says."""
     import torch
 
     _buildable(name)
@@ -173,13 +198,16 @@ def check_system(
     check_arguments(name, builder, arguments)
     about_bands = getattr(builder, "band_arguments", ()) if bands is None else ()
     known = {key: value for key, value in arguments.items() if key not in about_bands}
-    classifies = entry.kind == "model"
-    sizes: dict[str, Any] = {"num_classes": 2, "image_size": image_size} if classifies else {}
+    sizes = sizes_for(name, num_classes=2, image_size=image_size)
     with torch.device("meta"):
         return create_model(name, bands=bands or 8, **sizes, **known)
 
 
-def _check_estimator(name: str, settings: Mapping[str, Any]) -> None:
+def check_estimator(
+    name: str, arguments: Mapping[str, Any], bands: int | None, image_size: int | None
+) -> None:
+    """Do for classical estimators, which know no sizes, what :func:`check_system` says."""
+    settings = {**_variant(name).variants[name], **arguments}
     build = system_module(name).build
     known = inspect.signature(build.__self__).parameters
     check_values(name, build.__self__, {k: v for k, v in settings.items() if k in known})
@@ -187,19 +215,79 @@ def _check_estimator(name: str, settings: Mapping[str, Any]) -> None:
     build(num_classes=2, contract=None, **settings)
 
 
-def _buildable(name: str) -> Card:
-    """Return the card of a variant that :func:`create_model` builds."""
-    entry = card(name)
-    if entry.kind not in MODULES:
-        raise ModelError(
-            f"'{name}' is not a network (kind: {entry.kind}).",
-            f"Networks: {listed(n for kind in MODULES for n in list_models(kind=kind))}.",
+def sizes_for(name: str, **offered: Any) -> dict[str, Any]:
+    """Return those of the offered sizes that a system of this kind is built with."""
+    return {size: offered[size] for size in kind_of(name).sizes}
+
+
+def check_task(name: str, task: str, *, baseline: bool = False) -> None:
+    """Refuse a system that a task does not train, or does not compare with.
+
+    Args:
+        name: a variant.
+        task: the task.
+        baseline: whether it is compared with only.
+
+    Raises:
+        ConfigError: it is for something else; the message says for what.
+        ModelError: there is no such system, or it has several variants.
+    """
+    entry, kind, asked = card(name), kind_of(name), tasks()[task]
+    wanted = asked.baselines if baseline else asked.kinds
+    if kind.name in wanted and task in entry.tasks:
+        _variant(name)
+        return
+    suitable = (entry for entry in cards() if entry.kind in wanted and task in entry.tasks)
+    names = [n for other in suitable for n in other.variants if not n.endswith("_test")]
+    choice = f"one of {listed(names)} (see 'vitreous systems')."
+    what = f"'{name}' is {an(kind.title)}"
+    if baseline and kind.name in asked.kinds and task in entry.tasks:
+        raise ConfigError(
+            f"{what} and needs training; 'vitreous {asked.verb}' compares with systems that need none.",
+            f"Choose {choice}",
         )
+    verbs = [
+        f"Train it with 'vitreous {other.verb}'"
+        for other in tasks().values()
+        if kind.name in other.kinds and other.name in entry.tasks
+    ]
+    ways = [*verbs, kind.advice] if kind.advice else verbs
+    advice = f"{ways[0]}, or choose {choice}" if ways else f"Choose {choice}"
+    raise ConfigError(f"{what}, which does not {asked.deed}.", advice)
+
+
+def an(noun: str) -> str:
+    """Return a noun with its article."""
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def _variant(name: str) -> Card:
+    """Return the card of a variant.
+
+    Raises:
+        ModelError: it is the name of a system with several.
+    """
+    entry = card(name)
     if name not in entry.variants:
         raise ModelError(
             f"'{name}' has several variants.", f"Choose one of {', '.join(entry.variants)}."
         )
     return entry
+
+
+def _not_built(name: str) -> ModelError:
+    built = (kind.name for kind in KINDS.values() if kind.buildable)
+    return ModelError(
+        f"'{name}' is not a network (kind: {card(name).kind}).",
+        f"Networks: {listed(n for kind in built for n in list_models(kind=kind))}.",
+    )
+
+
+def _buildable(name: str) -> Card:
+    """Return the card of a variant that :func:`create_model` builds."""
+    if not kind_of(name).buildable:
+        raise _not_built(name)
+    return _variant(name)
 
 
 def _build(
@@ -256,26 +344,27 @@ def _ordinary(sizes: Mapping[str, ImageSize]) -> bool:
 def _sizes(
     entry: Card, name: str, bands: Any, num_classes: Any, image_size: Any
 ) -> dict[str, ImageSize]:
-    """Return the checked sizes; those of images and classes are only known to networks that classify."""
-    sizes: dict[str, ImageSize] = {"bands": whole_number(f"bands of {name}", bands, 1, MOST_BANDS)}
-    if entry.kind in RESTORERS:
-        if num_classes is not None or image_size is not None:
-            raise ModelError(
-                f"'{name}' restores cubes of any size and has no classes.",
-                "Omit num_classes and image_size.",
-            )
-        return sizes
-    if num_classes is None:
+    """Return the checked sizes that systems of this kind are built with."""
+    needed = KINDS[entry.kind].sizes
+    given = {"num_classes": num_classes, "image_size": image_size}
+    extra = [size for size, value in given.items() if value is not None and size not in needed]
+    if extra:
         raise ModelError(
-            f"'{name}' classifies.",
-            "Give the number of classes with num_classes=, or 0 for features.",
+            f"'{name}' is {an(KINDS[entry.kind].title)}, which has no {' and no '.join(extra)}.",
+            f"Omit {' and '.join(extra)}.",
         )
-    size = DEFAULT_IMAGE_SIZE if image_size is None else image_size
-    return {
-        **sizes,
-        "num_classes": whole_number(f"num_classes of {name}", num_classes, 0, MOST_CLASSES),
-        "image_size": checked_image_size(f"image_size of {name}", size),
-    }
+    sizes: dict[str, ImageSize] = {"bands": whole_number(f"bands of {name}", bands, 1, MOST_BANDS)}
+    if "num_classes" in needed:
+        if num_classes is None:
+            raise ModelError(
+                f"'{name}' classifies.",
+                "Give the number of classes with num_classes=, or 0 for features.",
+            )
+        sizes["num_classes"] = whole_number(f"num_classes of {name}", num_classes, 0, MOST_CLASSES)
+    if "image_size" in needed:
+        size = DEFAULT_IMAGE_SIZE if image_size is None else image_size
+        sizes["image_size"] = checked_image_size(f"image_size of {name}", size)
+    return sizes
 
 
 def from_reference(
@@ -358,6 +447,8 @@ def _read_card(path: Path) -> Card:
             and isinstance(node.value, ast.Call)
         ):
             entry = Card(**{str(k.arg): ast.literal_eval(k.value) for k in node.value.keywords})
+            if entry.kind not in KINDS:
+                raise RuntimeError(f"{path}: there is no kind '{entry.kind}'")
             if entry.slug != path.stem:
                 raise RuntimeError(
                     f"{path} holds the card of {entry.slug}: the file must be named after it"

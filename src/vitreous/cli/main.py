@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from vitreous._version import __version__
+from vitreous.catalog.tasks import tasks
 from vitreous.cli import (
     bench,
     compress,
@@ -19,19 +20,31 @@ from vitreous.cli import (
     info,
     methods,
     predict,
-    pretrain,
     reproduce,
     resample,
-    restore,
     sensors,
     systems,
-    train,
 )
 from vitreous.cli.boundary import BoundaryGroup
+from vitreous.cli.tasks import TaskCommand
+
+
+class Verbs(BoundaryGroup):
+    """The verbs, with those of all tasks among them, which are not made before they are called."""
+
+    def __init__(self, *words: Any, **named: Any) -> None:
+        super().__init__(*words, **named)
+        own = dict(self.commands)
+        self.commands.clear()
+        for name, command in own.items():
+            self.commands[name] = command
+            if name == "info":  # training follows upon looking
+                self.commands.update({task.verb: TaskCommand(task) for task in tasks().values()})
+
 
 app = typer.Typer(
     name="vitreous",
-    cls=BoundaryGroup,
+    cls=Verbs,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -64,9 +77,6 @@ def main(
 
 app.command("demo")(demo.demo)
 app.command("info")(info.info)
-app.command("train")(train.train)
-app.command("restore")(restore.restore)
-app.command("pretrain")(pretrain.pretrain)
 app.command("degrade")(degrade.degrade)
 app.command("resample")(resample.resample)
 app.command("evaluate")(evaluate.evaluate)

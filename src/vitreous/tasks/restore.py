@@ -20,13 +20,13 @@ from rich.console import Console
 from torch import Tensor
 
 from vitreous.catalog.registry import (
-    RESTORERS,
     card,
     check_system,
+    check_task,
     create_model,
-    list_models,
     system_module,
 )
+from vitreous.catalog.tasks import build_report_of
 from vitreous.data.contract import BandContract
 from vitreous.data.crops import Area, Crops, cut_scene, sample_spectra
 from vitreous.data.degradations import Degradation, degradation
@@ -50,6 +50,8 @@ from vitreous.recipe import RestoreRecipe
 from vitreous.scenes import write_scene
 from vitreous.scenes.cube import good_bands, like_scene, read_window, wavelengths_of
 from vitreous.scenes.dead_bands import without_dead_bands
+from vitreous.scenes.formats import find_writer
+from vitreous.scenes.overwrite import check_overwrite
 from vitreous.scenes.samples import open_named
 from vitreous.tasks import runs
 from vitreous.tasks.checkpoint import load_exactly, save_tensors
@@ -131,7 +133,7 @@ def train(
     """
     console = Console(stderr=True, quiet=not show)
     degrade = check_recipe(recipe)
-    trained = card(recipe.model).kind != "filter"
+    trained = runs.is_network(recipe.model)
     recipe = runs.prepared(recipe, console, trained=trained, networks=trained)
     runs.check_start(recipe.init, TASK)
     console.print(f"reading {recipe.scene}", highlight=False)
@@ -182,6 +184,49 @@ def evaluate(path: str | Path) -> dict[str, Any]:
     row, _ = measure(run.restorer, run.name, cube)
     begun = _start_leakage(run.start, scene, areas[2], degrade.factor)
     return _metrics(recipe, scene, areas, degrade, cube, [row, _untouched(cube)], begun)
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What became of a scene.
+
+    Attributes:
+        path: the file that was written.
+        pixels: of it.
+        seconds: from the call to the finished file.
+    """
+
+    path: Path
+    pixels: int
+    seconds: float
+
+    @property
+    def paths(self) -> list[Path]:
+        """Every file that was written."""
+        return [self.path]
+
+
+def apply(path: str | Path, scene: xr.DataArray, out: str | Path) -> Restored:
+    """Restore a scene with a run.
+
+    Args:
+        path: the run folder.
+        scene: the scene, with the bands that the restorer was trained on or others where it takes them.
+        out: a file of a format that scenes are written in.
+
+    Raises:
+        ConfigError: it would overwrite the scene itself.
+        VitreousError: the run cannot be loaded, or the scene does not fit it.
+    """
+    started = time.perf_counter()
+    find_writer(Path(out))
+    check_overwrite(Path(out), scene)
+    restorer = load_run(path).restorer
+    with progress_bar("restoring") as advance:
+        restored = restored_scene(restorer, scene, advance)
+        write_scene(restored, out)
+    pixels = restored.sizes["y"] * restored.sizes["x"]
+    return Restored(Path(out), pixels, time.perf_counter() - started)
 
 
 def check_recipe(recipe: RestoreRecipe) -> Degradation:
@@ -292,12 +337,7 @@ def _scale_of(name: str, model_args: dict[str, Any]) -> int:
     Raises:
         ConfigError: it does not restore.
     """
-    entry = card(name)
-    if entry.kind not in RESTORERS:
-        known = [n for kind in RESTORERS for n in list_models(kind=kind)]
-        raise ConfigError(
-            f"'{name}' is not a restorer (kind: {entry.kind}).", f"Restorers: {', '.join(known)}."
-        )
+    check_task(name, TASK)
     net = check_system(name, model_args)
     assert isinstance(net, Restorer)
     return net.scale
@@ -315,11 +355,7 @@ def _check_baseline(name: str, scale: int) -> None:
         ConfigError: it would have to be trained, or its scale is another one.
         ModelError: there is no such system, or its package is missing.
     """
-    if card(name).kind != "filter":
-        raise ConfigError(
-            f"'{name}' is not a filter (kind: {card(name).kind}) and needs training.",
-            f"Filters: {', '.join(list_models(kind='filter'))}.",
-        )
+    check_task(name, TASK, baseline=True)
     takes_scale = "scale" in inspect.signature(system_module(name).build).parameters
     if takes_scale != (scale > 1):
         raise ConfigError(
@@ -393,7 +429,7 @@ def _fit(
     show: bool,
 ) -> tuple[SceneRestorer, float]:
     """Return the trained restorer, and how many seconds it took."""
-    if card(recipe.model).kind == "filter":
+    if not runs.is_network(recipe.model):
         return fresh, 0.0
     bands = fresh.contract.select(scene)
     crops, val = (
@@ -487,10 +523,10 @@ def _measure(
                 restored_scene(restorer, scene, advance, check_values=False), folder / PRODUCT
             )
     if recipe.report:
-        from vitreous.report.restoration import build_report
-
         console.print("writing the report", highlight=False)
-        build_report(folder, scene, cube.clean.numpy(), cube.degraded.values, restored.numpy())
+        build_report_of(TASK)(
+            folder, scene, cube.clean.numpy(), cube.degraded.values, restored.numpy()
+        )
 
 
 def baselines_of(recipe: RestoreRecipe, degrade: Degradation) -> list[str]:
