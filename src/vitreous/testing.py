@@ -21,7 +21,7 @@ from vitreous.catalog.lookup import load
 from vitreous.catalog.registry import card, create_model, kind_of, sizes_for, stage
 from vitreous.errors import ModelError
 from vitreous.layers.backbone import Backbone
-from vitreous.layers.quantize import Quantizer, rows_of
+from vitreous.layers.quantizers import Quantizer, rows_of
 from vitreous.layers.restorer import Restorer, pad_to_multiple
 from vitreous.layers.sizes import as_size
 from vitreous.methods._apply import Applied, applied, apply, reinstall

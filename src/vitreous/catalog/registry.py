@@ -51,7 +51,10 @@ def cards() -> list[Card]:
 
 
 def card(name: str) -> Card:
-    """Return the card of a system, by its slug or by the name of one of its variants.
+    """Return the card of a system.
+
+    Args:
+        name: its slug, or the name of one of its variants.
 
     Raises:
         ModelError: no such system.

@@ -18,7 +18,8 @@ from vitreous.cli.options import (
     free_output,
     scene_hints,
 )
-from vitreous.tasks.dispatch import apply, check_options, check_product
+from vitreous.tasks.dispatch import check_options, check_product
+from vitreous.tasks.dispatch import predict as apply_run
 
 
 def predict(
@@ -97,7 +98,7 @@ def predict(
 
     check_options(task, run, options)
     opened = open_named(scene, scene_hints(hints, mask), untrusted=untrusted)
-    done = apply(run, opened.scene, out, **options)
+    done = apply_run(run, opened.scene, out, **options)
     typer.echo(
         f"{done.pixels:,} pixels in {done.seconds:.1f} s ({done.pixels / done.seconds:,.0f} pixels/s)"
     )

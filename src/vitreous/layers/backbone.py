@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vitreous.catalog.arguments import ImageSize
 from vitreous.errors import ModelError
+from vitreous.layers.frozen import hold_frozen
 from vitreous.layers.sizes import as_size, plain_size
 
 
@@ -54,6 +55,7 @@ class Backbone(nn.Module):
         band_axes: that axis by name, from 0, where it is not the second.
         band_tables: those of them that are tables of vectors, one per band.
         band_arguments: constructor arguments that say something about each band.
+        frozen: shell patterns of the names of modules or parameters that training leaves as they were loaded.
         variant: the name that it was made by, and
         arguments: what differs from that variant's own; ``create_model`` sets both.
         methods: what was applied to it (``methods/_apply.py``).
@@ -71,6 +73,7 @@ class Backbone(nn.Module):
     band_axes: ClassVar[Mapping[str, int]] = {}
     band_tables: ClassVar[tuple[str, ...]] = ()
     band_arguments: ClassVar[tuple[str, ...]] = ()
+    frozen: tuple[str, ...] = ()
     undecayed: ClassVar[
         tuple[str, ...]
     ] = ()  # ends of further names that weight decay leaves alone
@@ -112,6 +115,11 @@ class Backbone(nn.Module):
         return head
 
     # -- what follows from it -----------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation; what is frozen stays in evaluation mode, without gradients."""
+        super().train(mode)
+        return hold_frozen(self)
 
     def stem(
         self, x: Float[Tensor, "batch bands height width"]

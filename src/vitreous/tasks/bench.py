@@ -78,6 +78,29 @@ class RunFigures:
     peak_memory_mib: float
 
 
+def bench_run(
+    path: str | Path,
+    runtime: str | None = None,
+    *,
+    threads: int = 0,
+    repeats: int = 9,
+    pixels: int = 1000,
+) -> RunFigures:
+    """Measure accuracy, speed, size and memory of a trained run or an export, in a process of its own.
+
+    Args:
+        path: a run folder, or an export within one.
+        runtime: ``torch``, ``onnxruntime`` or ``openvino``; its own when None.
+        threads: threads of the processor; 0 for all.
+        repeats: calls on the clock.
+        pixels: test pixels that the accuracy is measured on; 0 for all.
+
+    Raises:
+        VitreousError: it cannot be loaded or exported, or the measurement failed.
+    """
+    return measure_apart(Entry(str(path), runtime, threads, repeats, pixels))
+
+
 def measure_apart(entry: Entry) -> RunFigures:
     """Measure in a process of its own: peak memory belongs to a process, and so do caches and threads.
 

@@ -55,27 +55,37 @@ def evaluate(path: str | Path) -> dict[str, Any]:
     return module_of(task).evaluate(path)
 
 
-def apply(
-    path: str | Path, scene: xr.DataArray, out: str | Path | None = None, **options: Any
+def predict(
+    path: str | Path,
+    scene: xr.DataArray | str | Path,
+    out: str | Path | None = None,
+    **options: Any,
 ) -> Product:
     """Apply a run of any task, or an export of one, to a scene, and write what becomes of it.
 
     Args:
         path: a run folder, or the folder of an export.
-        scene: the scene.
-        out: the file to write; the task's own (``map.tif``, ``restored.tif``) in this folder when None.
-        options: those of ``vitreous predict`` that the task knows; None stands for one that is not given.
+        scene: an opened scene, or what :func:`vitreous.open_scene` opens.
+        out: the file to write; the task's own (``map.tif``, ``restored.tif``) in the current folder when None.
+        options: those of ``vitreous predict`` that the task knows (see ``apply`` of its module); None stands for one
+            that is not given.
+
+    Returns:
+        What was written, with ``paths``, ``pixels`` and ``seconds``.
 
     Raises:
         ConfigError: runs of this task are not applied to scenes, or an option is not for them.
         CheckpointError: the folder holds no finished run.
         VitreousError: the scene does not fit the run.
     """
+    from vitreous.scenes import open_scene
+
     task = _task(path)
     check_product(task, path)
     check_options(task, path, options)
     given = {name: value for name, value in options.items() if value is not None}
-    return module_of(task).apply(path, scene, out or task.product, **given)
+    opened = open_scene(scene) if isinstance(scene, str | Path) else scene
+    return module_of(task).apply(path, opened, out or task.product, **given)
 
 
 def export(path: str | Path, form: str, folder: str | Path, **options: Any) -> Parity:

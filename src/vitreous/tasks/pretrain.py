@@ -151,6 +151,11 @@ class Pretrained:
     contract: BandContract
 
     @property
+    def provenance(self) -> Provenance:
+        """The ground that its weights have learned from."""
+        return start_provenance(str(self.path))
+
+    @property
     def recipe(self) -> PretrainRecipe:
         """The settings it was trained with."""
         return runs.recipe_of(self.path, PretrainRecipe)
