@@ -38,9 +38,19 @@ LONGEST_NAME = 100  # characters; file systems take 255, and numbers and suffixe
 PANELS = ("Data", "Split", "Model", "Preprocessing", "Degradation", "Training", "Run")
 
 
-def _setting(default: Any, panel: str, description: str, **limits: Any) -> Any:
+def setting(default: Any, panel: str, description: str, **limits: Any) -> Any:
+    """Return a field of a recipe.
+
+    Args:
+        default: of the setting.
+        panel: one of ``PANELS``, under which it is shown.
+        description: what it does, for ``--help`` and the documentation.
+        limits: of its values, as pydantic's ``Field`` takes them (``ge=1``).
+    """
     return Field(default, description=description, json_schema_extra={"panel": panel}, **limits)
 
+
+_setting = setting
 
 # Of METHOD, a method that adapts: it is looked up where it is needed.
 _THEN = "pretrain_then_"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from vitreous.errors import CheckpointError, ConfigError
 
@@ -46,6 +45,8 @@ def key_values(pairs: Iterable[str], option: str) -> dict[str, Any]:
     Raises:
         ConfigError: a word without ``=``, several settings in one word, or a value that is no YAML.
     """
+    import yaml
+
     values = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
