@@ -9,9 +9,9 @@ import typer
 
 from vitreous.cli.options import (
     RUNTIMES,
-    UNTRUSTED_HELP,
     Hints,
     Mask,
+    Untrusted,
     check_overwrite,
     check_run_or_export,
     check_runtime,
@@ -85,7 +85,7 @@ def predict(
     ] = False,
     hints: Hints = None,
     mask: Mask = None,
-    untrusted: Annotated[bool, typer.Option("--untrusted", help=UNTRUSTED_HELP)] = False,
+    untrusted: Untrusted = False,
 ) -> None:
     """Map or restore a scene of any size, window by window, with constant memory."""
     exported = check_run_or_export(run)
