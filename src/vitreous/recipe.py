@@ -81,6 +81,9 @@ class Settings(BaseModel):
         "Data",
         "Mask of pixels to exclude, e.g. clouds: a file, or the product's own 'scl' or 'qa' layer.",
     )
+    untrusted: bool = _setting(
+        False, "Data", "Read files in a separate process with limits on memory and time."
+    )
 
     model: str
     model_args: dict[str, Any] = _setting({}, "Model", "Overrides for the variant, e.g. dim=48.")
@@ -201,6 +204,11 @@ class Recipe(Settings):
     )
     label_hints: dict[str, Any] = _setting(
         {}, "Data", "Reader options for the labels, e.g. layer=fields, variable=gt, nodata=255."
+    )
+    classes: str | None = _setting(
+        None,
+        "Data",
+        "Names and colours of the classes of a label image: a CSV, JSON or QML file, or a known scheme, e.g. worldcover.",
     )
 
     split: Literal["blocks", "random", "fixed", "files"] = _setting(
