@@ -13,7 +13,10 @@ from plots import Point, scatter_plot
 from records import Record, Row, benchmark, folded, inline, reproductions, table, tables
 
 from vitreous.catalog.card import Card
+from vitreous.catalog.kinds import KINDS
+from vitreous.catalog.lookup import load
 from vitreous.catalog.registry import STAGES, cards, stage
+from vitreous.catalog.tasks import TASKS
 
 IMAGE_SIDE = costs.IMAGE["image_size"]
 NOTE_HEADINGS = (
@@ -26,13 +29,6 @@ NOTE_HEADINGS = (
     "Published figures",
     "Not included",
 )
-KINDS = {
-    "model": "architecture",
-    "restorer": "restoration network",
-    "filter": "classical filter",
-    "estimator": "classical classifier",
-    "method": "method",
-}
 Files = dict[str, str]  # below docs/, by their names
 
 
@@ -73,15 +69,20 @@ def page(card: Card) -> str:
     )
 
 
+STAGE_TITLES = {
+    "distill": "distillation",
+    "pretrain": "pre-training",
+    "adapt": "adaptation",
+    "prune": "pruning",
+    "reduce": "token reduction",
+    "robust": "robustness",
+    "quantize": "quantization",
+}
+
+
 def kind_of(card: Card) -> str:
     """Return the kind of a system as readers call it; of a method its stage."""
-    return (
-        {"adapt": "adaptation", "reduce": "token reduction", "quantize": "quantization"}[
-            stage(card.slug)
-        ]
-        if card.kind == "method"
-        else KINDS[card.kind]
-    )
+    return STAGE_TITLES[stage(card.slug)] if card.kind == "method" else KINDS[card.kind].title
 
 
 def tasks_of(card: Card) -> str:
@@ -107,15 +108,17 @@ def linked(paper: str) -> str:
 def _use(card: Card) -> str:
     variant = _smallest(card)
     if card.kind == "method":
+        train = "vitreous train --scene scene.hdr --labels fields.gpkg \\\n   "
         if stage(card.slug) == "adapt":
-            mode = "lora_only" if card.slug == "lora" else f"{card.slug}_only"
-            command = f"vitreous train --scene scene.hdr --labels fields.gpkg \\\n    --init RUN --adapt {mode}"
+            command = f"{train} --init RUN --adapt {card.slug}_only"
+        elif stage(card.slug) == "distill":
+            command = f"{train} --model vit_tiny_distilled --teacher RUN --distill {variant}"
         else:
             command = f"vitreous compress RUN --method {variant}"
-    elif "restore" in card.tasks:
-        command = f"vitreous restore --scene scene.hdr --model {variant}"
     else:
-        command = f"vitreous train --scene scene.hdr --labels fields.gpkg \\\n    --model {variant}"
+        task = TASKS[card.tasks[0]]
+        labels = " --labels fields.gpkg \\\n   " if "labels" in load(task.recipe).fields() else ""
+        command = f"vitreous {task.verb} --scene scene.hdr{labels} --model {variant}"
     served = ""
     if card.kind == "method":
         served = f"\nApplies to {serves(card)}.\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -51,7 +52,8 @@ class Backbone(nn.Module):
         any_size: whether other image sizes than ``image_size`` are accepted.
         least_size: height and width in pixels that an image must at least have to leave a token, or a cell on the last map.
         checkpointing: compute activations again in the backward pass instead of keeping them.
-        band_parameters: names of the parameters whose second axis counts bands (see ``layers/bands.py``).
+        band_parameters: names of the parameters that have an axis that counts bands (see ``layers/bands.py``).
+        band_axes: that axis by name, from 0, where it is not the second.
         band_tables: those of them that are tables of vectors, one per band.
         band_arguments: constructor arguments that say something about each band.
         frozen: shell patterns of the names of modules or parameters that training leaves as they were loaded.
@@ -70,6 +72,7 @@ class Backbone(nn.Module):
     least_size = 1
     stem_reach = 0
     band_parameters: ClassVar[tuple[str, ...]] = ()
+    band_axes: ClassVar[Mapping[str, int]] = {}
     band_tables: ClassVar[tuple[str, ...]] = ()
     band_arguments: ClassVar[tuple[str, ...]] = ()
     frozen: tuple[str, ...] = ()
@@ -181,6 +184,10 @@ class Backbone(nn.Module):
                 f"This {type(self).__name__} needs images of {self.least_size} pixels or more, not {height} x {width}.",
                 "Give larger images, or build it with a smaller stem (token_size, stem_stride).",
             )
+
+    def band_axis(self, name: str) -> int:
+        """Return which axis of a parameter counts bands."""
+        return self.band_axes.get(name, 1)
 
     def run(self, block: nn.Module, *inputs: Any) -> Any:
         """Call a block, computing its activations again in the backward pass where that is asked for."""
