@@ -59,6 +59,12 @@ _ADAPT = re.compile(rf"scratch|\w+_only|{_THEN}\w+")
 # Only of what is trained here, not of its baselines.
 _OF_THE_RUN = ("init", "devices", "accelerator", "precision", "tensorboard")
 
+# Methods that a network is trained with.
+_OF_THE_NETWORK = (
+    *("adapt", "adapt_args", "reduce", "reduce_args"),
+    *("teacher", "distill", "distill_args"),
+)
+
 R = TypeVar("R", bound="Settings")
 
 
@@ -268,6 +274,18 @@ class Recipe(Settings):
         {}, "Model", "Settings of the --reduce method, e.g. keep_rate=0.5."
     )
 
+    teacher: str | None = _setting(
+        None, "Model", "Run folder of a trained network to learn from (needs --distill)."
+    )
+    distill: str | None = _setting(
+        None,
+        "Model",
+        "Distillation method to learn from the --teacher with, e.g. deit_hard (see 'vitreous methods').",
+    )
+    distill_args: dict[str, Any] = _setting(
+        {}, "Model", "Settings of the --distill method, e.g. weight=0.3."
+    )
+
     reduction: Literal["pca", "none"] = _setting(
         "pca", "Preprocessing", "Spectral dimensionality reduction."
     )
@@ -390,15 +408,16 @@ class Recipe(Settings):
             raise ValueError(f"adapt_args has no effect: adapt '{self.adapt}' uses no method")
         if self.reduce_args and self.reduce is None:
             raise ValueError("reduce_args needs a method: set reduce")
+        if (self.teacher is None) != (self.distill is None):
+            raise ValueError("teacher and distill must be given together")
+        if self.distill_args and self.distill is None:
+            raise ValueError("distill_args needs a method: set distill")
         return self
 
     def _rules(self, trained: bool, networks: bool) -> dict[str, tuple[str, ...]]:
         rules = super()._rules(trained, networks)
         if not trained:
-            rules = {
-                reason: (*names, "adapt", "adapt_args", "reduce", "reduce_args")
-                for reason, names in rules.items()
-            }
+            rules = {reason: (*names, *_OF_THE_NETWORK) for reason, names in rules.items()}
         if not networks:
             for_networks = (
                 *self.panel("Model", "model", "model_args"),

@@ -37,7 +37,9 @@ from vitreous.errors import CheckpointError, ConfigError, ModelError, did_you_me
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-STAGES = ("adapt", "reduce", "quantize")  # of methods, in the order in which they are applied
+# Of methods, in the order in which they are applied, and of those that act while a model is trained.
+STAGES = ("adapt", "prune", "reduce", "robust", "quantize")
+TRAINING_STAGES = ("distill", "pretrain")
 DEFAULT_IMAGE_SIZE = 15
 ORDINARY = 1024  # bands, classes or pixels, up to which every variant fits into any memory
 _ROOMS = ("models", "methods")
@@ -105,7 +107,7 @@ def package_of(name: str) -> str:
 
 
 def stage(name: str) -> str:
-    """Return the stage of a method, which its folder is named after: ``adapt``, ``reduce`` or ``quantize``."""
+    """Return the stage of a method, which its folder is named after (``STAGES``, ``TRAINING_STAGES``)."""
     entry = card(name)
     return entry.stage or _catalogue()[1][entry.slug].module.split(".")[-2]
 
