@@ -27,6 +27,7 @@ from vitreous.data.tiles import TilePixels
 from vitreous.errors import ConfigError, ModelError, SplitError, VitreousError
 from vitreous.files import read_json, write_json
 from vitreous.inference.dense_classifier import DenseClassifier
+from vitreous.inference.export_format import sha256
 from vitreous.inference.maps import class_numbers, no_georeference_warning
 from vitreous.inference.pixels import classify_pixels
 from vitreous.inference.predict import Prediction, predict_scene
@@ -49,6 +50,7 @@ from vitreous.tasks.runs import CONFIG, METRICS, MODEL, PREPROCESS, SPLIT, STATE
 from vitreous.tasks.weights import is_model_file, load_model
 
 if TYPE_CHECKING:
+    from vitreous.inference.export import Parity
     from vitreous.tasks.fit import Choice
 
 TASK = "classify"
@@ -211,6 +213,43 @@ def apply(
             dask=dask,
             progress=advance,
         )
+
+
+def export(path: str | Path, form: str, folder: str | Path, *, single: bool = False) -> Parity:
+    """Write a run as graphs for other runtimes, and check them on test pixels of its scene.
+
+    Args:
+        path: the run folder.
+        form: ``onnx``, ``openvino`` or ``torch``.
+        folder: the folder to write.
+        single: one graph from the surroundings of a pixel to its class, for other software; maps with it are slower.
+
+    Raises:
+        ModelError: the run is not a network, or its export does not agree with it; nothing is left then.
+        VitreousError: the run cannot be loaded, or its scene not be read.
+    """
+    from vitreous.inference import export as graphs
+
+    run = load_run(path)
+    if not isinstance(run.classifier, runs.Network):
+        raise ModelError(
+            f"'{run.name}' is not a network; only networks can be exported.",
+            "Use the run itself: vitreous predict.",
+        )
+    data = open_labelled(run.recipe)
+    split = fitting(run.split, data)
+    product = graphs.Product(
+        run.classifier,
+        run.name,
+        run.class_names,
+        run.class_colors,
+        sha256(run.path / MODEL),
+        run.provenance,
+        run.class_codes,
+        TASK,
+    )
+    pixels = split.pixels(TEST)
+    return graphs.export(product, folder, form=form, scene=data.scene, pixels=pixels, single=single)
 
 
 def reopened(run: runs.Run) -> tuple[LabelledScene, Split]:
