@@ -5,8 +5,10 @@ import torch
 
 import vitreous
 from vitreous.errors import ModelError
+from vitreous.layers.decoders import DenseNet
 from vitreous.layers.matching import match
 from vitreous.layers.tokens import keep_left, keep_merged, returned, unmerged
+from vitreous.methods._apply import reinstall
 from vitreous.testing import images, make
 
 REDUCED = {
@@ -178,3 +180,30 @@ def test_spatial_graph_of_an_oblong_grid_and_of_several(name, grids):
             (grid, at), (other, to) = (divmod(k, rows * columns) for k in (a, b))
             apart = max(abs(at // columns - to // columns), abs(at % columns - to % columns))
             assert links[a, b] == (grid == other and apart == 1)
+
+
+@pytest.mark.parametrize("name", REDUCED)
+def test_what_labels_every_pixel_can_be_reduced(name):
+    torch.manual_seed(0)
+    plain = DenseNet(make("vit_test", image_size=(18, 27)), width=8)
+    dense, report = vitreous.apply(plain, name, **REDUCED[name])
+    tokens = []
+    for row in report.rows:
+        block = dense.get_submodule(row["layer"])
+        block.register_forward_hook(lambda *call: tokens.append(call[-1][0].shape[1]))
+    x = images(2, 4, (18, 27))
+    scores = dense.train()(x)
+    assert scores.shape == (2, 5, 18, 27)
+    assert tokens == [row["tokens after"] for row in report.rows]
+    assert report.rows[-1]["tokens after"] < report.rows[-1]["tokens before"]
+    scores.square().sum().backward()
+    silent = {n for n, p in dense.trunk.blocks.named_parameters() if not p.grad.abs().any()}
+    assert not silent
+    with torch.device("meta"):
+        bare = DenseNet(
+            vitreous.create_model("vit_test", bands=4, num_classes=5, image_size=(18, 27)), width=8
+        )
+        back = reinstall(bare, dense.methods)
+    back.load_state_dict(dense.state_dict(), assign=True)
+    with torch.no_grad():
+        assert torch.equal(back.eval()(x), dense.eval()(x))

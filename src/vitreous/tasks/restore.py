@@ -141,7 +141,9 @@ def train(
     recipe = runs.prepared(recipe, console, trained=trained, networks=trained)
     runs.check_start(recipe.init, TASK)
     console.print(f"reading {recipe.scene}", highlight=False)
-    scene = without_dead_bands(open_named(recipe.scene, recipe.scene_hints).scene)
+    scene = without_dead_bands(
+        open_named(recipe.scene, recipe.scene_hints, untrusted=recipe.untrusted).scene
+    )
     start = start_provenance(recipe.init)
     areas = _areas(recipe, scene, degrade.factor)
     done = resume and (Path(recipe.runs) / TASK / str(recipe.name) / MODEL).is_file()
@@ -181,7 +183,9 @@ def evaluate(path: str | Path) -> dict[str, Any]:
     run = load_run(path)
     recipe = run.recipe
     degrade = check_recipe(recipe)
-    scene = without_dead_bands(open_named(recipe.scene, recipe.scene_hints).scene)
+    scene = without_dead_bands(
+        open_named(recipe.scene, recipe.scene_hints, untrusted=recipe.untrusted).scene
+    )
     runs.check_unchanged(run.path, scene)
     areas = _areas(recipe, scene, degrade.factor)
     cube = test_cube(recipe, run.restorer, scene, areas[2], degrade)

@@ -8,13 +8,14 @@ from typing import Any, Protocol, TypeVar, cast
 from torch import nn
 
 from vitreous.errors import ModelError
+from vitreous.layers.decoders import DenseNet
 from vitreous.layers.trunk import Trunk
 
 T = TypeVar("T")
 
 
 def trunk(model: nn.Module, method: str, *, class_token: bool = False) -> Trunk:
-    """Return the model, if its tokens can be reduced.
+    """Return the model, or what stands before its decoder, if its tokens can be reduced.
 
     Args:
         model: any network.
@@ -24,6 +25,7 @@ def trunk(model: nn.Module, method: str, *, class_token: bool = False) -> Trunk:
     Raises:
         ModelError: its tokens cannot be reduced (``reducible``), or it lacks the class token.
     """
+    model = model.trunk if isinstance(model, DenseNet) else model
     bound = getattr(getattr(model, "positions", None), "bound", "")
     if bound:
         raise ModelError(
@@ -112,11 +114,6 @@ def put(model: Trunk, reducers: Mapping[int, nn.Module]) -> None:
         model.blocks[number].reducer = reducer.train(model.training)
 
 
-def row(number: int, before: int, after: int) -> dict[str, Any]:
-    """Return one line of a report: how many tokens a block takes in and hands on, at the model's image size."""
-    return {"layer": f"blocks.{number}", "tokens before": before, "tokens after": after}
-
-
 class Counting(Protocol):
     """A reducer that can tell what it will leave."""
 
@@ -125,10 +122,17 @@ class Counting(Protocol):
         ...
 
 
-def rows(model: Trunk, reducers: Mapping[int, Counting]) -> list[dict[str, Any]]:
-    """Return the lines of a report, block by block."""
-    lines, patches = [], model.patches
+def rows(
+    model: nn.Module, network: Trunk, reducers: Mapping[int, Counting]
+) -> list[dict[str, Any]]:
+    """Return the lines of a report: how many tokens each block takes in and hands on, at the model's image size."""
+    at = "trunk.blocks" if isinstance(model, DenseNet) else "blocks"
+    lines, patches = [], network.patches
     for number, reducer in reducers.items():
         before, patches = patches, reducer.after(patches)
-        lines.append(row(number, model.prefix + before, model.prefix + patches))
+        counts = {
+            "tokens before": network.prefix + before,
+            "tokens after": network.prefix + patches,
+        }
+        lines.append({"layer": f"{at}.{number}", **counts})
     return lines

@@ -63,6 +63,7 @@ CARD = Card(
         "final one. The paper's epochs 10 and 110 of 300 are 0.033 and 0.367 of the training.",
         "Usage: The class token's attention row is computed separately, so attention itself "
         "stays fused.",
+        "Usage: In mode dense, patches that were dropped return to the decoder's maps as they left.",
         "Differs from the reference: Only patches are dropped. The authors' code treats all "
         "tokens but the first as patches, so that it may drop a distillation token; here it is "
         "kept, and so are registers.",
@@ -195,7 +196,7 @@ def install(
         for number, (rate, count) in zip(numbers, shares, strict=True)
     }
     put(network, reducers)
-    return rows(network, reducers)
+    return rows(model, network, reducers)
 
 
 def reducers(model: nn.Module) -> Iterator[AttentiveTokens]:

@@ -59,6 +59,7 @@ CARD = Card(
         "Usage: theta and alpha are the README's for DeiT-B at P = 8; the paper searches them, "
         "and the neighbours M, for each P.",
         "Usage: Class, distillation and register tokens are never removed and have no links.",
+        "Usage: In mode dense, patches that were removed return to the decoder's maps as they left.",
         "Differs from the reference: A token has the same M nearest neighbours with and without "
         "a class token; in the authors' code the count shifts by one without it. A token without "
         "links propagates nothing.",
@@ -456,7 +457,7 @@ def install(
             f"Remove at most {(patches - 1) // depth} per block.",
         )
     put(network, reducers)
-    return rows(network, reducers)
+    return rows(model, network, reducers)
 
 
 def _leaving(value: float, patches: int) -> int:

@@ -72,6 +72,8 @@ CARD = Card(
         "counts once.",
         "Usage: Where 'qkv' has been replaced (adapter, quantizer), it is evaluated twice: for "
         "queries and keys, and for the values of the merged tokens.",
+        "Usage: In mode dense, every cell gets the token that stands for it before the decoder reads "
+        "the map.",
         "Differs from the reference: Distillation and register tokens are kept like the class "
         "token, the only one the authors have.",
         "Differs from the reference: Reused attention is not fused itself: A' V' is computed as "
@@ -148,7 +150,7 @@ def install(
         for number in range(numbers[0], depth)
     }
     put(network, reducers)
-    return rows(network, reducers)
+    return rows(model, network, reducers)
 
 
 class Fusion(nn.Module):

@@ -31,6 +31,7 @@ CARD = Card(
         "Usage: At inference all images lose the same positions, drawn from seed and block, so "
         "that predictions are repeatable and independent of the batch. In training every image "
         "loses its own, at every step anew.",
+        "Usage: In mode dense, patches that were dropped return to the decoder's maps as they left.",
         "Usage: Nothing is fused.",
     ],
 )
@@ -124,4 +125,4 @@ def install(
         for number, (rate, count) in zip(numbers, shares, strict=True)
     }
     put(network, reducers)
-    return rows(network, reducers)
+    return rows(model, network, reducers)

@@ -46,6 +46,8 @@ CARD = Card(
         "Usage: r = 13 in all blocks is the paper's setting for DeiT-S.",
         "Usage: In models with pooled patches a merged token counts once; the paper's MAE models "
         "weight it by size.",
+        "Usage: In mode dense, every cell gets the token that stands for it before the decoder reads "
+        "the map.",
         "Differs from the reference: Patches alternate between the two sets, prefix tokens are "
         "in neither. With a class token this is the paper's partition; with a distillation token "
         "the sets are swapped.",
@@ -79,7 +81,7 @@ def install(model: nn.Module, *, r: int | Sequence[int] = 13) -> list[dict[str, 
         number: Merging(int(amount), network.prefix) for number, amount in enumerate(amounts)
     }
     put(network, reducers)
-    return rows(network, reducers)
+    return rows(model, network, reducers)
 
 
 class Merging(nn.Module):
