@@ -7,6 +7,7 @@ so their names are the same everywhere and an unknown one is refused with the ne
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
@@ -51,6 +52,10 @@ def setting(default: Any, panel: str, description: str, **limits: Any) -> Any:
 
 _setting = setting
 
+# Of METHOD, a method that adapts: it is looked up where it is needed.
+_THEN = "pretrain_then_"
+_ADAPT = re.compile(rf"scratch|\w+_only|{_THEN}\w+")
+
 # Only of what is trained here, not of its baselines.
 _OF_THE_RUN = ("init", "devices", "accelerator", "precision", "tensorboard")
 
@@ -75,6 +80,9 @@ class Settings(BaseModel):
         None,
         "Data",
         "Mask of pixels to exclude, e.g. clouds: a file, or the product's own 'scl' or 'qa' layer.",
+    )
+    untrusted: bool = _setting(
+        False, "Data", "Read files in a separate process with limits on memory and time."
     )
 
     model: str
@@ -197,6 +205,11 @@ class Recipe(Settings):
     label_hints: dict[str, Any] = _setting(
         {}, "Data", "Reader options for the labels, e.g. layer=fields, variable=gt, nodata=255."
     )
+    classes: str | None = _setting(
+        None,
+        "Data",
+        "Names and colours of the classes of a label image: a CSV, JSON or QML file, or a known scheme, e.g. worldcover.",
+    )
 
     split: Literal["blocks", "random", "fixed", "files"] = _setting(
         "blocks",
@@ -239,12 +252,11 @@ class Recipe(Settings):
     decoder: Literal["fpn", "upernet"] = _setting(
         "fpn", "Model", "Segmentation decoder: feature pyramid (FPN) or UPerNet (mode 'dense')."
     )
-    adapt: Literal[
-        "scratch", "head_only", "lora_only", "adaptformer_only", "pretrain_then_lora"
-    ] = _setting(
+    adapt: str = _setting(
         "scratch",
         "Model",
-        "What to train: all parameters, the head only, adapters and head, or first all parameters and then adapters.",
+        "What to train: all parameters (scratch), the head (head_only), adapters and head (METHOD_only), or all "
+        "parameters first and then adapters (pretrain_then_METHOD); see 'vitreous methods'.",
     )
     adapt_args: dict[str, Any] = _setting(
         {}, "Model", "Settings of the --adapt method, e.g. bottleneck=8."
@@ -349,6 +361,15 @@ class Recipe(Settings):
     map: bool = _setting(True, "Run", "Write the map of the whole scene.")
     probabilities: bool = _setting(False, "Run", "Also write class probabilities.")
 
+    @field_validator("adapt")
+    @classmethod
+    def _known_form(cls, adapt: str) -> str:
+        if not _ADAPT.fullmatch(adapt):
+            raise ValueError(
+                f"'{adapt}' is not scratch, head_only, METHOD_only or pretrain_then_METHOD"
+            )
+        return adapt
+
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         if self.patch_size % 2 == 0:
@@ -413,10 +434,17 @@ class Recipe(Settings):
 
     @property
     def adapt_method(self) -> str | None:
-        """The method whose adapters are trained: ``lora`` for ``lora_only`` and ``pretrain_then_lora``."""
+        """The method whose adapters are trained, None where there are none."""
         if self.adapt in {"scratch", "head_only"}:
             return None
-        return self.adapt.removeprefix("pretrain_then_").removesuffix("_only")
+        if self.adapts_later:
+            return self.adapt.removeprefix(_THEN)
+        return self.adapt.removesuffix("_only")
+
+    @property
+    def adapts_later(self) -> bool:
+        """Whether adapters are trained alone in the second half of the training."""
+        return self.adapt.startswith(_THEN)
 
 
 class RestoreRecipe(Settings):

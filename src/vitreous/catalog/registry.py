@@ -20,8 +20,9 @@ from vitreous.catalog import plugins
 from vitreous.catalog.arguments import (
     MOST_BANDS,
     MOST_CLASSES,
-    MOST_IMAGE_SIZE,
+    ImageSize,
     check_values,
+    checked_image_size,
     plain,
     whole_number,
 )
@@ -114,7 +115,7 @@ def create_model(
     *,
     bands: int,
     num_classes: int | None = None,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     **changes: Any,
 ) -> nn.Module:
     """Build a model by the name of its variant, with fresh weights.
@@ -124,7 +125,7 @@ def create_model(
         bands: channels of the input.
         num_classes: classes to tell apart, or 0 for a network that returns the features its head would read;
             restorers tell none apart.
-        image_size: side of the image or patch in pixels, 15 when None; restorers take any.
+        image_size: side of the image or patch in pixels, or ``(height, width)``; 15 when None; restorers take any.
         changes: constructor arguments that differ from the variant's.
 
     Raises:
@@ -139,7 +140,7 @@ def create_model(
     build = functools.partial(
         _build, name, builder, {**entry.variants[name], **changes}, sizes, changes
     )
-    if changes or max(sizes.values()) > ORDINARY:
+    if changes or not _ordinary(sizes):
         _check_weights(name, build, changes)
     model: Any = build()
     model.variant, model.arguments = name, changes  # what a file needs to rebuild it
@@ -167,7 +168,7 @@ def check_system(
     arguments: Mapping[str, Any],
     *,
     bands: int | None = None,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
 ) -> nn.Module | None:
     """Refuse a system's arguments before anything is read: build it once without memory.
 
@@ -176,7 +177,7 @@ def check_system(
         arguments: what differs from the variant's own.
         bands: channels of the input; where they are not known yet, arguments that are about them are only checked
             for their type.
-        image_size: side of the image in pixels, of a network that classifies.
+        image_size: side of the image in pixels, or ``(height, width)``, of a network that classifies.
 
     Returns:
         The network on the meta device, None for an estimator.
@@ -299,7 +300,7 @@ def _build(
     name: str,
     builder: Callable[..., nn.Module],
     arguments: Mapping[str, Any],
-    sizes: Mapping[str, int],
+    sizes: Mapping[str, ImageSize],
     changes: Mapping[str, Any],
 ) -> nn.Module:
     """Build a network; what Python or torch has to say about impossible arguments is said with their names."""
@@ -340,7 +341,15 @@ def _check_weights(name: str, build: Callable[[], nn.Module], changes: Mapping[s
         )
 
 
-def _sizes(entry: Card, name: str, bands: Any, num_classes: Any, image_size: Any) -> dict[str, int]:
+def _ordinary(sizes: Mapping[str, ImageSize]) -> bool:
+    """Tell whether every variant of these sizes fits into any memory."""
+    numbers = ([size] if isinstance(size, int) else size for size in sizes.values())
+    return max(map(max, numbers)) <= ORDINARY
+
+
+def _sizes(
+    entry: Card, name: str, bands: Any, num_classes: Any, image_size: Any
+) -> dict[str, ImageSize]:
     """Return the checked sizes that systems of this kind are built with."""
     kind = kinds()[entry.kind]
     given = {"num_classes": num_classes, "image_size": image_size}
@@ -350,7 +359,7 @@ def _sizes(entry: Card, name: str, bands: Any, num_classes: Any, image_size: Any
             f"'{name}' is {an(kind.title)}, which has no {' and no '.join(extra)}.",
             f"Omit {' and '.join(extra)}.",
         )
-    sizes = {"bands": whole_number(f"bands of {name}", bands, 1, MOST_BANDS)}
+    sizes: dict[str, ImageSize] = {"bands": whole_number(f"bands of {name}", bands, 1, MOST_BANDS)}
     if "num_classes" in kind.sizes:
         if num_classes is None:
             raise ModelError(
@@ -359,8 +368,8 @@ def _sizes(entry: Card, name: str, bands: Any, num_classes: Any, image_size: Any
             )
         sizes["num_classes"] = whole_number(f"num_classes of {name}", num_classes, 0, MOST_CLASSES)
     if "image_size" in kind.sizes:
-        side = DEFAULT_IMAGE_SIZE if image_size is None else image_size
-        sizes["image_size"] = whole_number(f"image_size of {name}", side, 1, MOST_IMAGE_SIZE)
+        size = DEFAULT_IMAGE_SIZE if image_size is None else image_size
+        sizes["image_size"] = checked_image_size(f"image_size of {name}", size)
     return sizes
 
 

@@ -86,7 +86,9 @@ class TaskModule(Protocol):
     """What the module of a task offers.
 
     ``evaluate`` stands only where the task has a ``figure``, ``apply`` only where it has a ``product``. Keyword
-    arguments of ``apply`` are the options of ``vitreous predict`` that are known to the task; others are refused.
+    arguments of ``apply`` are the options of ``vitreous predict`` that are known to the task; others are refused. A
+    module whose runs can be written for other runtimes also offers ``export(path, form, folder, **options)``, which
+    returns the :class:`~vitreous.inference.export.Parity`; its options are those of ``vitreous export``.
     """
 
     def train(

@@ -31,7 +31,12 @@ Mask = Annotated[
         help="Mask of pixels to exclude, e.g. clouds: a file, 'scl' or 'qa'.",
     ),
 ]
-UNTRUSTED_HELP = "Read the file in a separate process with limits on memory and time."
+Untrusted = Annotated[
+    bool,
+    typer.Option(
+        "--untrusted", help="Read the file in a separate process with limits on memory and time."
+    ),
+]
 RUNTIMES = ("torch", "onnxruntime", "openvino")
 
 
