@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from vitreous.catalog.card import Card
-from vitreous.catalog.registry import cards
+from vitreous.catalog.registry import cards, kind_of
 
 COSTS = Path(__file__).parent / "costs.json"
-BUILT = {"model", "restorer"}
 IMAGE = {"bands": 3, "image_size": 224, "num_classes": 1000}
 PATCH = {"bands": 15, "image_size": 15, "num_classes": 16}  # a patch of a reduced scene
 CUBE = {"bands": 31, "image_size": 64}
@@ -26,7 +25,7 @@ def networks() -> dict[str, tuple[Card, dict[str, int]]]:
     return {
         name: (card, _input(card, name))
         for card in cards()
-        if card.kind in BUILT
+        if kind_of(card.slug).gradient
         for name in card.variants
         if not name.endswith("_test")
     }
@@ -51,14 +50,11 @@ def count(name: str, card: Card, shape: dict[str, int]) -> dict[str, Any]:
     """Build a variant on the meta device and count it."""
     import torch
 
-    from vitreous.catalog.registry import create_model
+    from vitreous.catalog.registry import create_model, sizes_for
     from vitreous.inference.cost import count_cost
 
-    known = {**shape}
-    if card.kind == "restorer":
-        known.pop("image_size")
     with torch.device("meta"):
-        model = create_model(name, **known)
+        model = create_model(name, bands=shape["bands"], **sizes_for(name, **shape))
     cost = count_cost(model, shape["bands"], shape["image_size"])
     return {
         "of": _fingerprint(card.variants[name], shape),
@@ -76,13 +72,12 @@ def _input(card: Card, name: str) -> dict[str, int]:
         rows if all("bands" in row for row in rows) else []
     )  # all are of the same kind of image
     row = next(iter(own or shared), {})
-    if card.kind == "restorer":
+    sizes = kind_of(card.slug).sizes
+    if not sizes:  # cubes of any size: one for all of them
         usual = CUBE
     else:
         usual = PATCH if name.endswith("_patch") or card.slug == "lola_specvit" else IMAGE
-    named = {key: row[key] for key in usual if row.get(key)}
-    if card.kind == "restorer":
-        named.pop("image_size", None)  # cubes of any size: one for all of them
+    named = {key: row[key] for key in ("bands", *sizes) if row.get(key)}
     return {**usual, **named}
 
 

@@ -22,8 +22,10 @@ import records
 import system_pages
 from records import ROOT, Record, folded, inline, table, tables
 
+from vitreous.catalog.lookup import load
+from vitreous.catalog.tasks import TASKS
 from vitreous.data.degradations import KINDS
-from vitreous.recipe import PretrainRecipe, Recipe, RestoreRecipe, Settings
+from vitreous.recipe import Settings
 from vitreous.scenes.products import products_table
 
 DOCS = ROOT / "docs"
@@ -169,9 +171,10 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "methods_table": partial(system_pages.short_table, _is_method, "docs/systems/"),
     "methods": partial(system_pages.short_table, _is_method, "systems/"),
     "systems_index": system_pages.index_table,
-    "settings_table": partial(settings_table, Recipe),
-    "restore_settings": partial(settings_table, RestoreRecipe),
-    "pretrain_settings": partial(settings_table, PretrainRecipe),
+    **{
+        f"{task.verb}_settings": partial(settings_table, load(task.recipe))
+        for task in TASKS.values()
+    },
     "degradations": degradations,
     "products": products_table,
     "compression": partial(result, "compression"),

@@ -13,7 +13,10 @@ from plots import Point, scatter_plot
 from records import Record, Row, benchmark, folded, inline, reproductions, table, tables
 
 from vitreous.catalog.card import Card
+from vitreous.catalog.kinds import KINDS
+from vitreous.catalog.lookup import load
 from vitreous.catalog.registry import STAGES, cards, stage
+from vitreous.catalog.tasks import TASKS
 
 IMAGE_SIDE = costs.IMAGE["image_size"]
 NOTE_HEADINGS = (
@@ -26,13 +29,6 @@ NOTE_HEADINGS = (
     "Published figures",
     "Not included",
 )
-KINDS = {
-    "model": "architecture",
-    "restorer": "restoration network",
-    "filter": "classical filter",
-    "estimator": "classical classifier",
-    "method": "method",
-}
 Files = dict[str, str]  # below docs/, by their names
 
 
@@ -80,7 +76,7 @@ def kind_of(card: Card) -> str:
             stage(card.slug)
         ]
         if card.kind == "method"
-        else KINDS[card.kind]
+        else KINDS[card.kind].title
     )
 
 
@@ -112,10 +108,10 @@ def _use(card: Card) -> str:
             command = f"vitreous train --scene scene.hdr --labels fields.gpkg \\\n    --init RUN --adapt {mode}"
         else:
             command = f"vitreous compress RUN --method {variant}"
-    elif "restore" in card.tasks:
-        command = f"vitreous restore --scene scene.hdr --model {variant}"
     else:
-        command = f"vitreous train --scene scene.hdr --labels fields.gpkg \\\n    --model {variant}"
+        task = TASKS[card.tasks[0]]
+        labels = " --labels fields.gpkg \\\n   " if "labels" in load(task.recipe).fields() else ""
+        command = f"vitreous {task.verb} --scene scene.hdr{labels} --model {variant}"
     served = ""
     if card.kind == "method":
         served = f"\nApplies to {serves(card)}.\n"

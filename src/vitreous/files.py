@@ -338,10 +338,12 @@ def checked(kind: type[M], value: Any, path: Path, fix: str) -> M:
         ) from error
 
 
-def task_of(run: Path) -> str:
-    """Return what a run was trained for: ``classify``, ``restore`` or ``pretrain``."""
-    config = read_json(run / "config.json")
-    return str(config.get("task", "classify")) if isinstance(config, dict) else "classify"
+def task_of(folder: Path) -> str:
+    """Return the name of the task that a run, or the run behind an export, was trained for."""
+    exported = folder / "export.json"
+    said = read_json(exported if exported.is_file() else folder / "config.json")
+    # Exports, and runs of the first versions, only knew one task.
+    return str(said.get("task", "classify")) if isinstance(said, dict) else "classify"
 
 
 def is_unfinished(run: Path) -> bool:

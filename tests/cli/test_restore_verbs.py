@@ -100,7 +100,7 @@ def test_help_shows_every_setting(verb):
         (["restore", "--steps", 0], "steps: Input should be greater than or equal to 1"),
         (["restore", "--loss", "l2"], "'l1'"),
         (["restore", "--degradation-args", "sigma=3"], "degradation_args needs a degradation"),
-        (["restore", "--model", "vit_tiny"], "not a restorer"),
+        (["restore", "--model", "vit_tiny"], "does not restore"),
         (["restore", "--model", "low_rank", "--degradation", "gausian"], "gaussian"),
         (["restore", "some/run"], "--resume"),
         (["restore", "some/run", "--resume"], "some/run"),
@@ -148,8 +148,10 @@ def test_pretrain_prints_losses_and_what_comes_next(tmp_path, place):
     assert f"train loss: {metrics['train_loss']:.4f}" in text
     assert f"val loss: {metrics['val_loss']:.4f}" in text
     assert f"vitreous train --model satmae_pp_test --init {folder}" in text.replace("\n", " ")
-    assert "is a 'pretrain' run, not a 'classify' run" in refused("evaluate", folder)
-    assert "is a 'pretrain' run, not a 'classify' run" in refused("predict", folder, place)
+    assert "is a 'pretrain' run, which cannot be evaluated" in refused("evaluate", folder)
+    assert "is a 'pretrain' run, which cannot be applied to a scene" in refused(
+        "predict", folder, place
+    )
 
 
 def test_evaluate_measures_a_restorer_again(trained):
@@ -179,11 +181,11 @@ def test_predict_writes_to_restored_tif_where_nothing_is_said(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--window", 64], "--window applies to maps only"),
-        (["--probabilities", "p.tif"], "--probabilities applies to maps only"),
-        (["--workers", 2], "--workers applies to maps only"),
-        (["--dask", "local"], "--dask applies to maps only"),
-        (["--runtime", "openvino"], "--runtime applies to maps only"),
+        (["--window", 64], "--window does not apply to"),
+        (["--probabilities", "p.tif"], "--probabilities does not apply to"),
+        (["--workers", 2], "--workers does not apply to"),
+        (["--dask", "local"], "--dask does not apply to"),
+        (["--runtime", "tflite"], "no runtime 'tflite'"),
         (["-o", "o.png"], "suffix of a writable format"),
         (["--hints", "unit=radiance"], "trained on reflectance, the scene holds radiance"),
         (["--hints", "unt=radiance"], "unit"),

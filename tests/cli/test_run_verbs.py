@@ -79,7 +79,7 @@ def trained(monkeypatch):
         class_colors=["#ff0000", "#00ff00", "#0000ff"],
         class_codes=[1, 2, 3],
     )
-    _stand_in(monkeypatch, "runs", load_run=lambda path: run)
+    monkeypatch.setattr("vitreous.tasks.export.load_for", lambda path, runtime, **how: run)
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")

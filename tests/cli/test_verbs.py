@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from vitreous.catalog.registry import cards
 from vitreous.catalog.reproduce import reproduce
+from vitreous.catalog.tasks import TASKS
 from vitreous.cli import doctor
 from vitreous.cli.main import app
 from vitreous.cli.tables import print_metrics, print_run
@@ -179,7 +180,7 @@ def test_products_are_listed_where_they_exist(tmp_path):
     (tmp_path / "map.tif").touch()
     (tmp_path / "report.html").touch()
     console = Console(width=300, record=True)
-    print_run(console, tmp_path)
+    print_run(console, tmp_path, TASKS["classify"])
     text = console.export_text()
     assert str(tmp_path / "report.html") in text
     assert "map.png" not in text

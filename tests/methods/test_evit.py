@@ -10,9 +10,9 @@ import vitreous
 from fixtures_reader import load_fixture
 from vitreous.errors import ModelError
 from vitreous.inference.cost import count_cost
-from vitreous.layers.tokens import attention_weights, gather_tokens
+from vitreous.layers.tokens import gather_tokens
+from vitreous.layers.transformer import Block
 from vitreous.methods.reduce import evit
-from vitreous.models.vit import Block
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_kept_and_fused_make_up_all_tokens():
     network, x = model(), torch.randn(2, 37, 16)
     block = network.blocks[1]
     trace = block.attn.project(block.norm1(x))
-    row = attention_weights(block.attn.core, trace.query, trace.key)[:, :, 0, 1:].mean(1)
+    row = block.attn.core.weights(trace.query, trace.key)[:, :, 0, 1:].mean(1)
     attended = block.attend(x)
     out, _ = evit.AttentiveTokens(0.7, prefix=1)(x, block, None)
     for image in range(2):
@@ -194,26 +194,33 @@ def test_another_image_size_has_its_own_counts():
 # -- training -----------------------------------------------------------------------------------------------
 
 
+def followed(network, done, **schedule):
+    """Tell the reducers how much of the training is done; return their keep rates."""
+    for reducer in evit.reducers(network):
+        for name, value in schedule.items():
+            setattr(reducer, name, value)
+        reducer.progress(done)
+    return [reducer.rate for reducer in evit.reducers(network)]
+
+
 def test_the_schedule_falls_along_half_a_cosine_and_only_in_training():
     network = vitreous.apply(model(), "evit", keep_rate=[0.5, 0.8], blocks=[0, 1]).model
 
     def rates(done):
-        evit.set_progress(network, done, start=0.1, shrink=0.4)
-        return [reducer.rate for reducer in evit.reducers(network)]
+        return followed(network, done, start=0.1, shrink=0.4)
 
     assert rates(0.0) == rates(0.1) == [1.0, 1.0]
     assert rates(0.2) == pytest.approx([0.75 + 0.25 * math.sqrt(0.5), 0.9 + 0.1 * math.sqrt(0.5)])
     assert rates(0.3) == pytest.approx([0.75, 0.9])
     assert rates(0.5) == rates(1.0) == [0.5, 0.8]
-    evit.set_progress(network, 0.0)
+    followed(network, 0.0)
     assert len(tokens_behind(network, images())[0][0]) == 1 + 18 + 1
     assert len(tokens_behind(network.train(), images())[0][0]) == 37
 
 
 def test_the_schedule_is_followed_at_once_where_it_takes_no_time():
     network = vitreous.apply(model(), "evit", keep_rate=0.5, blocks=[0]).model
-    evit.set_progress(network, 0.0, start=0.0, shrink=0.0)
-    assert [reducer.rate for reducer in evit.reducers(network)] == [0.5]
+    assert followed(network, 0.0, start=0.0, shrink=0.0) == [0.5]
 
 
 def test_gradients_reach_what_the_dropped_tokens_came_from():

@@ -7,9 +7,7 @@ registry can read it from the source without importing the system or torch.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
-
-Kind = Literal["model", "restorer", "filter", "method", "estimator"]
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -19,9 +17,9 @@ class Card:
     Attributes:
         slug: the system's name, equal to its file's name.
         title: the paper's title, or a plain description where there is no paper.
-        kind: ``model`` (an architecture that classifies images), ``restorer`` (a network from a degraded cube to a
-            clean one), ``filter`` (a classical restorer, which learns nothing), ``method`` (something done to a
-            model) or ``estimator`` (a classical classifier on pixel features).
+        kind: one of :mod:`vitreous.catalog.kinds`: ``model`` (an architecture that classifies images), ``restorer`` (a
+            network from a degraded cube to a clean one), ``filter`` (a classical restorer, which learns nothing),
+            ``method`` (something done to a model) or ``estimator`` (a classical classifier on pixel features).
         summary: one sentence: what it is.
         when: one sentence: when to pick it.
         paper: where it was published.
@@ -29,6 +27,8 @@ class Card:
         source_licence: licence of the authors' code (we re-implement; none of it is copied).
         tasks: what it can be trained for.
         models: of a method: the models that it serves, by shell patterns of their variants.
+        stage: of a method: what its folder is called, which a method of another package says here where it does not
+            lie in such a folder.
         variants: variant name (starts with the slug) to constructor arguments.
         published: rows of published or measured facts, e.g. parameter counts per variant.
         recipe: the paper's training settings.
@@ -39,7 +39,7 @@ class Card:
 
     slug: str
     title: str
-    kind: Kind
+    kind: str
     summary: str
     when: str
     paper: str = ""
@@ -47,6 +47,7 @@ class Card:
     source_licence: str = ""
     tasks: list[str] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
+    stage: str = ""
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     published: list[dict[str, Any]] = field(default_factory=list)
     recipe: dict[str, Any] = field(default_factory=dict)

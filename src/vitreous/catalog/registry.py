@@ -7,17 +7,16 @@ and no other. Names of variants begin with the slug.
 
 from __future__ import annotations
 
-import ast
 import fnmatch
 import functools
-import importlib
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
+from vitreous.catalog import plugins
 from vitreous.catalog.arguments import (
     MOST_BANDS,
     MOST_CLASSES,
@@ -28,16 +27,17 @@ from vitreous.catalog.arguments import (
     whole_number,
 )
 from vitreous.catalog.card import Card
+from vitreous.catalog.kinds import Kind, kinds
+from vitreous.catalog.lookup import load
 from vitreous.catalog.results import physical_memory
+from vitreous.catalog.tasks import tasks
 from vitreous.catalog.tensors import check_finite, without_prefix
-from vitreous.errors import CheckpointError, ModelError, did_you_mean, listed
+from vitreous.errors import CheckpointError, ConfigError, ModelError, did_you_mean, listed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 STAGES = ("adapt", "reduce", "quantize")  # of methods, in the order in which they are applied
-RESTORERS = ("restorer", "filter")  # kinds of systems that turn cubes into cubes
-MODULES = ("model", *RESTORERS)  # kinds of systems that are built by create_model
 DEFAULT_IMAGE_SIZE = 15
 ORDINARY = 1024  # bands, classes or pixels, up to which every variant fits into any memory
 _ROOMS = ("models", "methods")
@@ -50,7 +50,10 @@ def cards() -> list[Card]:
 
 
 def card(name: str) -> Card:
-    """Return the card of a system, by its slug or by the name of one of its variants.
+    """Return the card of a system.
+
+    Args:
+        name: its slug, or the name of one of its variants.
 
     Raises:
         ModelError: no such system.
@@ -65,8 +68,22 @@ def card(name: str) -> Card:
     raise ModelError(f"There is no system named '{name}'.", did_you_mean(name, known))
 
 
+def kind_of(name: str) -> Kind:
+    """Return the kind of a system, by its slug or by the name of one of its variants.
+
+    Raises:
+        ModelError: no such system.
+    """
+    return kinds()[card(name).kind]
+
+
 def list_models(pattern: str = "*", kind: str | None = None) -> list[str]:
-    """Return the names of all variants that match a shell pattern such as ``lola*``."""
+    """Return the names of all variants that match a shell pattern such as ``lola*``.
+
+    Args:
+        pattern: of the names.
+        kind: only those of a kind (:mod:`vitreous.catalog.kinds`).
+    """
     return sorted(
         variant
         for entry in cards()
@@ -78,12 +95,19 @@ def list_models(pattern: str = "*", kind: str | None = None) -> list[str]:
 
 def system_module(name: str) -> ModuleType:
     """Import the file of a system, by slug or variant name, and no other system."""
-    return importlib.import_module(_catalogue()[1][card(name).slug])
+    module: ModuleType = load(_catalogue()[1][card(name).slug].module)
+    return module
+
+
+def package_of(name: str) -> str:
+    """Return the distribution that a system came with, by slug or variant name."""
+    return _catalogue()[1][card(name).slug].package
 
 
 def stage(name: str) -> str:
     """Return the stage of a method, which its folder is named after: ``adapt``, ``reduce`` or ``quantize``."""
-    return _catalogue()[1][card(name).slug].split(".")[-2]
+    entry = card(name)
+    return entry.stage or _catalogue()[1][entry.slug].module.split(".")[-2]
 
 
 def create_model(
@@ -162,10 +186,17 @@ def check_system(
         ModelError: no such variant or argument, or a value that makes no model.
         ConfigError: an estimator cannot have these settings.
     """
-    entry = card(name)
-    if entry.kind == "estimator":
-        _check_estimator(name, {**entry.variants[name], **arguments})
-        return None
+    verify = kind_of(name).verify
+    if not verify:
+        raise _not_built(name)
+    found: nn.Module | None = load(verify)(name, arguments, bands, image_size)
+    return found
+
+
+def check_network(
+    name: str, arguments: Mapping[str, Any], bands: int | None, image_size: int | None
+) -> nn.Module:
+    """Do for networks and filters what :func:`check_system` says."""
     import torch
 
     _buildable(name)
@@ -173,13 +204,16 @@ def check_system(
     check_arguments(name, builder, arguments)
     about_bands = getattr(builder, "band_arguments", ()) if bands is None else ()
     known = {key: value for key, value in arguments.items() if key not in about_bands}
-    classifies = entry.kind == "model"
-    sizes: dict[str, Any] = {"num_classes": 2, "image_size": image_size} if classifies else {}
+    sizes = sizes_for(name, num_classes=2, image_size=image_size)
     with torch.device("meta"):
         return create_model(name, bands=bands or 8, **sizes, **known)
 
 
-def _check_estimator(name: str, settings: Mapping[str, Any]) -> None:
+def check_estimator(
+    name: str, arguments: Mapping[str, Any], bands: int | None, image_size: int | None
+) -> None:
+    """Do for classical estimators, which know no sizes, what :func:`check_system` says."""
+    settings = {**_variant(name).variants[name], **arguments}
     build = system_module(name).build
     known = inspect.signature(build.__self__).parameters
     check_values(name, build.__self__, {k: v for k, v in settings.items() if k in known})
@@ -187,19 +221,79 @@ def _check_estimator(name: str, settings: Mapping[str, Any]) -> None:
     build(num_classes=2, contract=None, **settings)
 
 
-def _buildable(name: str) -> Card:
-    """Return the card of a variant that :func:`create_model` builds."""
-    entry = card(name)
-    if entry.kind not in MODULES:
-        raise ModelError(
-            f"'{name}' is not a network (kind: {entry.kind}).",
-            f"Networks: {listed(n for kind in MODULES for n in list_models(kind=kind))}.",
+def sizes_for(name: str, **offered: Any) -> dict[str, Any]:
+    """Return those of the offered sizes that a system of this kind is built with."""
+    return {size: offered[size] for size in kind_of(name).sizes}
+
+
+def check_task(name: str, task: str, *, baseline: bool = False) -> None:
+    """Refuse a system that a task does not train, or does not compare with.
+
+    Args:
+        name: a variant.
+        task: the task.
+        baseline: whether it is compared with only.
+
+    Raises:
+        ConfigError: it is for something else; the message says for what.
+        ModelError: there is no such system, or it has several variants.
+    """
+    entry, kind, asked = card(name), kind_of(name), tasks()[task]
+    wanted = asked.baselines if baseline else asked.kinds
+    if kind.name in wanted and task in entry.tasks:
+        _variant(name)
+        return
+    suitable = (entry for entry in cards() if entry.kind in wanted and task in entry.tasks)
+    names = [n for other in suitable for n in other.variants if not n.endswith("_test")]
+    choice = f"one of {listed(names)} (see 'vitreous systems')."
+    what = f"'{name}' is {an(kind.title)}"
+    if baseline and kind.name in asked.kinds and task in entry.tasks:
+        raise ConfigError(
+            f"{what} and needs training; 'vitreous {asked.verb}' compares with systems that need none.",
+            f"Choose {choice}",
         )
+    verbs = [
+        f"Train it with 'vitreous {other.verb}'"
+        for other in tasks().values()
+        if kind.name in other.kinds and other.name in entry.tasks
+    ]
+    ways = [*verbs, kind.advice] if kind.advice else verbs
+    advice = f"{ways[0]}, or choose {choice}" if ways else f"Choose {choice}"
+    raise ConfigError(f"{what}, which does not {asked.deed}.", advice)
+
+
+def an(noun: str) -> str:
+    """Return a noun with its article."""
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def _variant(name: str) -> Card:
+    """Return the card of a variant.
+
+    Raises:
+        ModelError: it is the name of a system with several.
+    """
+    entry = card(name)
     if name not in entry.variants:
         raise ModelError(
             f"'{name}' has several variants.", f"Choose one of {', '.join(entry.variants)}."
         )
     return entry
+
+
+def _not_built(name: str) -> ModelError:
+    built = (kind.name for kind in kinds().values() if kind.buildable)
+    return ModelError(
+        f"'{name}' is not a network (kind: {card(name).kind}).",
+        f"Networks: {listed(n for kind in built for n in list_models(kind=kind))}.",
+    )
+
+
+def _buildable(name: str) -> Card:
+    """Return the card of a variant that :func:`create_model` builds."""
+    if not kind_of(name).buildable:
+        raise _not_built(name)
+    return _variant(name)
 
 
 def _build(
@@ -256,26 +350,27 @@ def _ordinary(sizes: Mapping[str, ImageSize]) -> bool:
 def _sizes(
     entry: Card, name: str, bands: Any, num_classes: Any, image_size: Any
 ) -> dict[str, ImageSize]:
-    """Return the checked sizes; those of images and classes are only known to networks that classify."""
-    sizes: dict[str, ImageSize] = {"bands": whole_number(f"bands of {name}", bands, 1, MOST_BANDS)}
-    if entry.kind in RESTORERS:
-        if num_classes is not None or image_size is not None:
-            raise ModelError(
-                f"'{name}' restores cubes of any size and has no classes.",
-                "Omit num_classes and image_size.",
-            )
-        return sizes
-    if num_classes is None:
+    """Return the checked sizes that systems of this kind are built with."""
+    kind = kinds()[entry.kind]
+    given = {"num_classes": num_classes, "image_size": image_size}
+    extra = [size for size, value in given.items() if value is not None and size not in kind.sizes]
+    if extra:
         raise ModelError(
-            f"'{name}' classifies.",
-            "Give the number of classes with num_classes=, or 0 for features.",
+            f"'{name}' is {an(kind.title)}, which has no {' and no '.join(extra)}.",
+            f"Omit {' and '.join(extra)}.",
         )
-    size = DEFAULT_IMAGE_SIZE if image_size is None else image_size
-    return {
-        **sizes,
-        "num_classes": whole_number(f"num_classes of {name}", num_classes, 0, MOST_CLASSES),
-        "image_size": checked_image_size(f"image_size of {name}", size),
-    }
+    sizes: dict[str, ImageSize] = {"bands": whole_number(f"bands of {name}", bands, 1, MOST_BANDS)}
+    if "num_classes" in kind.sizes:
+        if num_classes is None:
+            raise ModelError(
+                f"'{name}' classifies.",
+                "Give the number of classes with num_classes=, or 0 for features.",
+            )
+        sizes["num_classes"] = whole_number(f"num_classes of {name}", num_classes, 0, MOST_CLASSES)
+    if "image_size" in kind.sizes:
+        size = DEFAULT_IMAGE_SIZE if image_size is None else image_size
+        sizes["image_size"] = checked_image_size(f"image_size of {name}", size)
+    return sizes
 
 
 def from_reference(
@@ -328,39 +423,61 @@ def from_reference(
 
 
 @functools.cache
-def _catalogue() -> tuple[dict[str, Card], dict[str, str]]:
-    """Return cards by slug, and module names by slug."""
+def _catalogue() -> tuple[dict[str, Card], dict[str, plugins.Source]]:
+    """Return cards, and where their systems stand, by slug; those of other packages are the last."""
     found: dict[str, Card] = {}
-    modules: dict[str, str] = {}
-    for room in _ROOMS:
-        for path in sorted((_PACKAGE / room).rglob("*.py")):
-            if path.stem.startswith("_"):
-                continue
-            entry = _read_card(path)
-            if entry.slug in found:
-                raise RuntimeError(
-                    f"Two systems are called {entry.slug}: {path} and {modules[entry.slug]}"
-                )
-            found[entry.slug] = entry
-            modules[entry.slug] = ".".join(
-                ("vitreous", *path.relative_to(_PACKAGE).with_suffix("").parts)
+    places: dict[str, plugins.Source] = {}
+    for source in _own_sources():
+        entry = _read_card(source)
+        if entry.slug in found:
+            raise RuntimeError(
+                f"Two systems are called {entry.slug}: {source} and {places[entry.slug]}"
             )
-    return found, modules
+        found[entry.slug], places[entry.slug] = entry, source
+    for source in plugins.sources(plugins.SYSTEMS):
+        try:
+            entry = _read_card(source)
+            _check_foreign(entry, found)
+        except plugins.Unreadable as error:
+            plugins.leave_out(source.package, source.module, error)
+            continue
+        found[entry.slug], places[entry.slug] = entry, source
+    return found, places
 
 
-def _read_card(path: Path) -> Card:
-    """Evaluate the literal ``CARD = Card(...)`` in a source file without running it."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if (
-            isinstance(node, ast.Assign)
-            and isinstance(node.targets[0], ast.Name)
-            and node.targets[0].id == "CARD"
-            and isinstance(node.value, ast.Call)
-        ):
-            entry = Card(**{str(k.arg): ast.literal_eval(k.value) for k in node.value.keywords})
-            if entry.slug != path.stem:
-                raise RuntimeError(
-                    f"{path} holds the card of {entry.slug}: the file must be named after it"
-                )
-            return entry
-    raise RuntimeError(f"{path} has no literal CARD = Card(...) at its top")
+def _own_sources() -> Iterator[plugins.Source]:
+    """Yield the files of our own systems."""
+    for room in _ROOMS:
+        for path in plugins.system_files(_PACKAGE / room):
+            parts = path.relative_to(_PACKAGE).with_suffix("").parts
+            yield plugins.Source(".".join(("vitreous", *parts)), path, "vitreous")
+
+
+def _read_card(source: plugins.Source) -> Card:
+    """Read the card at the top of a file.
+
+    Raises:
+        Unreadable: there is none, or it contradicts the file or the table of kinds.
+    """
+    entry = plugins.read_literal(source.path, "CARD", Card)
+    if entry.slug != source.path.stem:
+        raise plugins.Unreadable(
+            f"{source.path} holds the card of {entry.slug}: the file must be named after it"
+        )
+    if entry.kind not in kinds():
+        raise plugins.Unreadable(f"{source.path}: there is no kind '{entry.kind}'")
+    return entry
+
+
+def _check_foreign(entry: Card, known: Mapping[str, Card]) -> None:
+    """Refuse a card of another package that would stand in the way of one that is there.
+
+    Raises:
+        Unreadable: its name or that of a variant is taken, or variants are not named after it.
+    """
+    taken = {*known, *(variant for other in known.values() for variant in other.variants)}
+    for name in (entry.slug, *entry.variants):
+        if name in taken:
+            raise plugins.Unreadable(f"there is a system named '{name}' already")
+        if not name.startswith(entry.slug):
+            raise plugins.Unreadable(f"the variant '{name}' is not named after '{entry.slug}'")

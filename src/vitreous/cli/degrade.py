@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vitreous.cli.options import Hints, Mask, Untrusted, check_overwrite, key_values, scene_hints
+from vitreous.cli.options import Hints, Mask, Untrusted, key_values, scene_hints
 
 
 def degrade(
@@ -47,6 +47,7 @@ def degrade(
     from vitreous.data.degradations import degradation, degraded_scene
     from vitreous.scenes import write_scene
     from vitreous.scenes.formats import find_writer
+    from vitreous.scenes.overwrite import check_overwrite
     from vitreous.scenes.samples import open_named
 
     find_writer(out)

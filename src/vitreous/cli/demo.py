@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitreous.recipe import make_recipe
+from vitreous.catalog.tasks import TASKS
 
 # With 695 training pixels none is spared to choose the model: it is trained to the end of its schedule.
 DEMO: dict[str, Any] = {
@@ -24,14 +24,16 @@ def demo(
 ) -> None:
     """Train on the built-in Indian Pines scene, map it and write the report (a few minutes)."""
     from vitreous.cli.recipes import hint_to_resume
-    from vitreous.cli.train import TASK, train_and_show
+    from vitreous.cli.tasks import train_and_show
+    from vitreous.recipe import make_recipe
 
     typer.echo(
         "Indian Pines: AVIRIS, 145 x 145 pixels, 200 bands, 16 classes (Baumgardner, Biehl and Landgrebe,"
     )
     typer.echo("doi:10.4231/R7RX991C, CC BY 3.0), with the standard split of 695 training pixels.")
     recipe = make_recipe({**DEMO, "runs": runs})
-    with hint_to_resume("train", TASK, recipe):
-        run = train_and_show(recipe)
+    task = TASKS["classify"]
+    with hint_to_resume(task.verb, task.name, recipe):
+        run = train_and_show(task, recipe)
     report = (run / "report.html").resolve()
     typer.echo(f"\nOpen the report in a browser: {report.as_uri()}")

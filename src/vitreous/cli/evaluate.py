@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
+from vitreous.catalog.lookup import load
+from vitreous.catalog.tasks import task_at
 from vitreous.cli.options import check_run
-from vitreous.files import task_of
 
 
 def evaluate(
@@ -18,19 +19,15 @@ def evaluate(
         bool, typer.Option("--json", help="Print metrics.json instead of a table.")
     ] = False,
 ) -> None:
-    """Evaluate a trained run again on its test pixels."""
+    """Evaluate a trained run again on its held-out test data."""
     check_run(run)
 
     from rich.console import Console
 
-    from vitreous.cli.tables import print_metrics, print_restoration
-    from vitreous.tasks import classify, restore
+    from vitreous.tasks import dispatch
 
-    if task_of(run) == restore.TASK:
-        metrics, show = restore.evaluate(run), print_restoration
-    else:
-        metrics, show = classify.evaluate(run), print_metrics
+    metrics = dispatch.evaluate(run)
     if as_json:
         typer.echo(json.dumps(metrics, indent=1))
     else:
-        show(Console(), metrics)
+        load(task_at(run).shown)(Console(), metrics)

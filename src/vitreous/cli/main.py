@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from vitreous._version import __version__
+from vitreous.catalog.tasks import TASKS, tasks
 from vitreous.cli import (
     bench,
     compress,
@@ -19,19 +20,49 @@ from vitreous.cli import (
     info,
     methods,
     predict,
-    pretrain,
     reproduce,
     resample,
-    restore,
     sensors,
     systems,
-    train,
 )
-from vitreous.cli.boundary import BoundaryGroup
+from vitreous.cli.boundary import BoundaryGroup, shown_warnings
+from vitreous.cli.tasks import TaskCommand
+
+
+class Verbs(BoundaryGroup):
+    """The verbs, with those of all tasks among them, which are not made before they are called."""
+
+    def __init__(self, *words: Any, **named: Any) -> None:
+        super().__init__(*words, **named)
+        own = dict(self.commands)
+        self.commands.clear()
+        for name, command in own.items():
+            self.commands[name] = command
+            if name == "info":  # training follows upon looking
+                self.commands.update({task.verb: TaskCommand(task) for task in TASKS.values()})
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of all verbs, those of other packages the last."""
+        return [*super().list_commands(ctx), *self._foreign()]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a verb, or None."""
+        return super().get_command(ctx, cmd_name) or self._foreign().get(cmd_name)
+
+    def _foreign(self) -> dict[str, TaskCommand]:
+        """Return the verbs of other packages' tasks, unless a verb is called so."""
+        with shown_warnings():
+            found = tasks()
+        return {
+            task.verb: TaskCommand(task)
+            for task in found.values()
+            if task.verb not in self.commands
+        }
+
 
 app = typer.Typer(
     name="vitreous",
-    cls=BoundaryGroup,
+    cls=Verbs,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -64,9 +95,6 @@ def main(
 
 app.command("demo")(demo.demo)
 app.command("info")(info.info)
-app.command("train")(train.train)
-app.command("restore")(restore.restore)
-app.command("pretrain")(pretrain.pretrain)
 app.command("degrade")(degrade.degrade)
 app.command("resample")(resample.resample)
 app.command("evaluate")(evaluate.evaluate)

@@ -5,15 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-import yaml
 
 from vitreous.errors import CheckpointError, ConfigError
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 # What makes one value of several words, and the comma before what looks like a second setting.
 ENCLOSED = re.compile(r"""\[.*?\]|\{.*?\}|'.*?'|".*?\"""")
@@ -54,6 +50,8 @@ def key_values(pairs: Iterable[str], option: str) -> dict[str, Any]:
     Raises:
         ConfigError: a word without ``=``, several settings in one word, or a value that is no YAML.
     """
+    import yaml
+
     values = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
@@ -115,27 +113,6 @@ def free_output(out: Path | None, default: str, overwrite: bool) -> Path:
             "Choose another file with -o, or replace it with --overwrite.",
         )
     return path
-
-
-def check_overwrite(out: Path, scene: xr.DataArray) -> None:
-    """Refuse to write over the scene that is being read.
-
-    Raises:
-        ConfigError: both are the same file, or share the ENVI header that tells what their pixels are.
-    """
-    source = str(scene.attrs.get("source") or "")
-    if source and _files(out) & _files(Path(source)):
-        raise ConfigError(f"{out} would overwrite the scene itself.", "Choose another name.")
-
-
-def _files(scene: Path) -> set[Path]:
-    """Return what a scene of this name consists of."""
-    path = scene.resolve()
-    pair = {path.with_suffix(".hdr"), path.with_suffix(".dat")}
-    envi = path in pair or (
-        path.suffix not in {".tif", ".npy"} and path.with_suffix(".hdr").is_file()
-    )
-    return {path} | (pair if envi else set())
 
 
 def check_run_or_export(path: Path) -> bool:

@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from vitreous.catalog.tasks import task_at
 from vitreous.cli.options import (
     RUNTIMES,
     Hints,
     Mask,
     Untrusted,
-    check_overwrite,
     check_run_or_export,
     check_runtime,
     free_output,
     scene_hints,
 )
-from vitreous.errors import ConfigError
-from vitreous.files import task_of
-
-if TYPE_CHECKING:
-    import xarray as xr
-
-    from vitreous.inference.runtimes import Exported
-    from vitreous.tasks.runs import Run
-
-MAP, RESTORED = "map.tif", "restored.tif"  # where no name is given
+from vitreous.tasks.dispatch import check_options, check_product
+from vitreous.tasks.dispatch import predict as apply_run
 
 
 def predict(
@@ -88,81 +80,27 @@ def predict(
     untrusted: Untrusted = False,
 ) -> None:
     """Map or restore a scene of any size, window by window, with constant memory."""
-    exported = check_run_or_export(run)
+    check_run_or_export(run)
     check_runtime(runtime)
-
-    restores = not exported and task_of(run) == "restore"
-    out = free_output(out, RESTORED if restores else MAP, overwrite)
+    task = task_at(run)
+    options = {
+        "probabilities": probabilities,
+        "window": window,
+        "workers": workers,
+        "dask": dask,
+        "runtime": runtime,
+        "trust": trust or None,
+    }
+    check_product(task, run)
+    out = free_output(out, task.product, overwrite)
 
     from vitreous.scenes.samples import open_named
 
+    check_options(task, run, options)
     opened = open_named(scene, scene_hints(hints, mask), untrusted=untrusted)
-    if restores:
-        for option, value in (
-            ("--probabilities", probabilities),
-            ("--window", window),
-            ("--workers", workers),
-            ("--dask", dask),
-            ("--runtime", runtime),
-        ):
-            if value is not None:
-                raise ConfigError(
-                    f"{option} applies to maps only, but {run} is a restorer.", "Omit it."
-                )
-        _restore(run, opened.scene, out)
-        return
-
-    from vitreous.inference.predict import predict_scene
-    from vitreous.progress import progress_bar
-
-    trained: Run | Exported
-    if exported or runtime not in {None, "torch"}:
-        from vitreous.tasks.export import load_for
-
-        trained = load_for(run, runtime, trust=trust)
-    else:
-        from vitreous.tasks.runs import load_run
-
-        trained = load_run(run)
-    with progress_bar("mapping") as advance:
-        done = predict_scene(
-            trained.classifier,
-            opened.scene,
-            out,
-            class_names=trained.class_names,
-            class_colors=trained.class_colors,
-            class_codes=trained.class_codes,
-            probabilities=probabilities,
-            window=window,
-            workers=workers,
-            dask=dask,
-            progress=advance,
-        )
+    done = apply_run(run, opened.scene, out, **options)
     typer.echo(
-        f"{done.pixels:,} pixels in {done.seconds:.1f} s ({done.pixels_per_second:,.0f} pixels/s)"
+        f"{done.pixels:,} pixels in {done.seconds:.1f} s ({done.pixels / done.seconds:,.0f} pixels/s)"
     )
     for path in done.paths:
         typer.echo(str(path))
-
-
-def _restore(run: Path, scene: xr.DataArray, out: Path) -> None:
-    """Restore a scene with a trained restorer."""
-    import time
-
-    from vitreous.inference.restore import restored_scene
-    from vitreous.progress import progress_bar
-    from vitreous.scenes import write_scene
-    from vitreous.scenes.formats import find_writer
-    from vitreous.tasks.restore import load_run
-
-    started = time.perf_counter()
-    find_writer(out)
-    check_overwrite(out, scene)
-    restorer = load_run(run).restorer
-    with progress_bar("restoring") as advance:
-        restored = restored_scene(restorer, scene, advance)
-        write_scene(restored, out)
-    seconds = time.perf_counter() - started
-    pixels = restored.sizes["y"] * restored.sizes["x"]
-    typer.echo(f"{pixels:,} pixels in {seconds:.1f} s ({pixels / seconds:,.0f} pixels/s)")
-    typer.echo(str(out))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vitreous.cli.options import Mask, Untrusted, check_overwrite, scene_hints
+from vitreous.cli.options import Mask, Untrusted, scene_hints
 
 
 def resample(
@@ -33,6 +33,7 @@ def resample(
     """Compute a scene as another sensor would have measured it, by the spectral responses of its bands."""
     from vitreous.scenes import write_scene
     from vitreous.scenes.formats import find_writer
+    from vitreous.scenes.overwrite import check_overwrite
     from vitreous.scenes.resample import resample as resampled
     from vitreous.scenes.samples import open_named
 

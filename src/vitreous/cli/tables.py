@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from vitreous.catalog.tasks import Task
+
 WIDEST = 10_000  # characters, of a line that nobody sees whole anyway
 _QUALITY = {"psnr": 2, "ssim": 3, "sam": 2, "ergas": 2}  # figures and their digits
 
@@ -100,15 +102,19 @@ def print_restoration(console: Console, metrics: dict[str, Any]) -> None:
         console.print(sentence, style="yellow", highlight=False, markup=False)
 
 
-def print_run(console: Console, run: Path) -> None:
+def print_pretraining(console: Console, metrics: dict[str, Any]) -> None:
+    """Print the losses of a pre-training run's ``metrics.json``."""
+    for name in ("train_loss", "val_loss"):
+        if metrics[name] is not None:
+            console.print(f"{name.replace('_', ' ')}: {metrics[name]:.4f}", highlight=False)
+
+
+def print_run(console: Console, run: Path, task: Task) -> None:
     """List the products that are in a run folder, the report last."""
     products = {
         "model": "model.safetensors",
-        "split": "split.npz",
+        **task.products,
         "metrics": "metrics.json",
-        "map": "map.tif",
-        "scene": "restored.tif",
-        "picture": "map.png",
         "report": "report.html",
     }
     for title, name in products.items():

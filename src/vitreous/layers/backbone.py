@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vitreous.catalog.arguments import ImageSize
 from vitreous.errors import ModelError
+from vitreous.layers.frozen import hold_frozen
 from vitreous.layers.sizes import as_size, plain_size
 
 
@@ -49,9 +51,11 @@ class Backbone(nn.Module):
         any_size: whether other image sizes than ``image_size`` are accepted.
         least_size: height and width in pixels that an image must at least have to leave a token, or a cell on the last map.
         checkpointing: compute activations again in the backward pass instead of keeping them.
-        band_parameters: names of the parameters whose second axis counts bands (see ``layers/bands.py``).
+        band_parameters: names of the parameters that have an axis that counts bands (see ``layers/bands.py``).
+        band_axes: that axis by name, from 0, where it is not the second.
         band_tables: those of them that are tables of vectors, one per band.
         band_arguments: constructor arguments that say something about each band.
+        frozen: shell patterns of the names of modules or parameters that training leaves as they were loaded.
         variant: the name that it was made by, and
         arguments: what differs from that variant's own; ``create_model`` sets both.
         methods: what was applied to it (``methods/_apply.py``).
@@ -66,8 +70,10 @@ class Backbone(nn.Module):
     least_size = 1
     stem_reach = 0
     band_parameters: ClassVar[tuple[str, ...]] = ()
+    band_axes: ClassVar[Mapping[str, int]] = {}
     band_tables: ClassVar[tuple[str, ...]] = ()
     band_arguments: ClassVar[tuple[str, ...]] = ()
+    frozen: tuple[str, ...] = ()
     undecayed: ClassVar[
         tuple[str, ...]
     ] = ()  # ends of further names that weight decay leaves alone
@@ -109,6 +115,11 @@ class Backbone(nn.Module):
         return head
 
     # -- what follows from it -----------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation; what is frozen stays in evaluation mode, without gradients."""
+        super().train(mode)
+        return hold_frozen(self)
 
     def stem(
         self, x: Float[Tensor, "batch bands height width"]
@@ -170,6 +181,10 @@ class Backbone(nn.Module):
                 f"This {type(self).__name__} needs images of {self.least_size} pixels or more, not {height} x {width}.",
                 "Give larger images, or build it with a smaller stem (token_size, stem_stride).",
             )
+
+    def band_axis(self, name: str) -> int:
+        """Return which axis of a parameter counts bands."""
+        return self.band_axes.get(name, 1)
 
     def run(self, block: nn.Module, *inputs: Any) -> Any:
         """Call a block, computing its activations again in the backward pass where that is asked for."""

@@ -12,7 +12,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitreous.catalog.arguments import Amount, Depths, Positive, Share, Size, Sizes
+from vitreous.catalog.arguments import Amount, Depths, ImageSize, Positive, Share, Size, Sizes
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.adapter import AdapterSeam
@@ -322,7 +322,7 @@ class LolaSpecViT(Backbone):
     Args:
         bands: channels of the input; any number, the weights do not depend on it.
         num_classes: classes.
-        image_size: side of the patch.
+        image_size: side of the patch, or its height and width.
         dim: width of the first level; doubles with each level.
         depths: blocks per level.
         heads: heads per level.
@@ -352,7 +352,7 @@ class LolaSpecViT(Backbone):
         self,
         bands: int = 15,
         num_classes: int = 9,
-        image_size: int = 15,
+        image_size: ImageSize = 15,
         *,
         dim: Size = 96,
         depths: Depths = (3, 4, 19),
@@ -372,7 +372,7 @@ class LolaSpecViT(Backbone):
         init_std: Positive = 0.02,
     ) -> None:
         super().__init__(bands, num_classes, image_size)
-        _check(dim, depths, heads, windows, stem_channels, image_size)
+        _check(dim, depths, heads, windows, stem_channels, self.size)
         linear = partial(
             LoRALinear, rank=rank, alpha=alpha, gate=gate, residual=residual, zero_init=zero_init
         )
@@ -383,7 +383,8 @@ class LolaSpecViT(Backbone):
         self.patch_embed = nn.Sequential(
             nn.Conv2d(dim, dim, 4, stride=2, padding=1), nn.BatchNorm2d(dim), nn.SiLU()
         )
-        self.pos_embed = nn.Parameter(torch.empty(1, image_size // 2, image_size // 2, dim))
+        height, width = self.size
+        self.pos_embed = nn.Parameter(torch.empty(1, height // 2, width // 2, dim))
         self.pos_drop = nn.Dropout(drop)
         rates = linear_rates(drop_path, sum(depths))
         self.levels = nn.ModuleList()
@@ -431,7 +432,7 @@ class LolaSpecViT(Backbone):
         return self.band_dropout(self.spectral(x[:, None])).mean(2)
 
     def patch_features(
-        self, stem: Float[Tensor, "batch dim size size"]
+        self, stem: Float[Tensor, "batch dim height width"]
     ) -> Float[Tensor, "batch h w features"]:
         """Return the last level's normalised tokens from patches of the stem's output."""
         x = self._embed(stem)
@@ -441,7 +442,7 @@ class LolaSpecViT(Backbone):
         return self.norm(x)
 
     def forward_features(
-        self, x: Float[Tensor, "batch bands size size"]
+        self, x: Float[Tensor, "batch bands height width"]
     ) -> Float[Tensor, "batch h w features"]:
         """Return the last level's normalised tokens."""
         return self.patch_features(self.stem(x))
@@ -453,13 +454,13 @@ class LolaSpecViT(Backbone):
         return self.head(features.mean((1, 2)))
 
     def forward_patches(
-        self, stem: Float[Tensor, "batch dim size size"]
+        self, stem: Float[Tensor, "batch dim height width"]
     ) -> Float[Tensor, "batch classes"]:
         """Classify patches of the stem's output."""
         return self.forward_head(self.patch_features(stem))
 
     def level_maps(
-        self, x: Float[Tensor, "batch bands size size"]
+        self, x: Float[Tensor, "batch bands height width"]
     ) -> list[Float[Tensor, "batch channels h w"]]:
         """Return the map of each level, before it is reduced; the last one normalised."""
         x = self._embed(self.stem(x))
@@ -471,7 +472,9 @@ class LolaSpecViT(Backbone):
                 x = self.run(block, x)
         return [m.permute(0, 3, 1, 2) for m in (*maps, self.norm(x))]
 
-    def _embed(self, stem: Float[Tensor, "batch dim size size"]) -> Float[Tensor, "batch h w dim"]:
+    def _embed(
+        self, stem: Float[Tensor, "batch dim height width"]
+    ) -> Float[Tensor, "batch h w dim"]:
         x = self.patch_embed(self.spectral_attention(stem)).permute(0, 2, 3, 1)
         return self.pos_drop(x + self.pos_embed)
 
@@ -489,7 +492,7 @@ def _check(
     heads: Sequence[int],
     windows: Sequence[int],
     stem_channels: Sequence[int],
-    image_size: int,
+    size: tuple[int, int],
 ) -> None:
     if len(stem_channels) != 2:
         raise ModelError(
@@ -506,9 +509,9 @@ def _check(
             raise ModelError(
                 f"Level {level} of lola_specvit has width {dim * 2**level}, not divisible by {count} heads."
             )
-    if image_size < 4:
+    if min(size) < 4:
         raise ModelError(
-            f"lola_specvit needs patches of at least 4 x 4 pixels, not {image_size}.",
+            f"lola_specvit needs patches of at least 4 x 4 pixels, not {size[0]} x {size[1]}.",
             "Give larger patches.",
         )
 
@@ -553,8 +556,11 @@ def resize(
     """Resample the positions to the patch size of ``model``."""
     resized = dict(state_dict)
     if "pos_embed" in resized:
+        _, *given, _ = resized["pos_embed"].shape
         size = (model.pos_embed.shape[1], model.pos_embed.shape[2])
-        tokens = resize_positions(resized["pos_embed"].flatten(1, 2), size)
+        tokens = resize_positions(
+            resized["pos_embed"].flatten(1, 2), size, grid=(given[0], given[1])
+        )
         resized["pos_embed"] = tokens.unflatten(1, size)
     return resized
 

@@ -7,7 +7,7 @@ import warnings
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vitreous.catalog.registry import card, check_system
+from vitreous.catalog.registry import check_system, kind_of
 from vitreous.errors import ConfigError, SplitError
 from vitreous.recipe import Recipe
 
@@ -63,7 +63,7 @@ def explained(error: SplitError, recipe: Recipe, size: int) -> SplitError:
     """
     if size == recipe.patch_size or f"{size} x {size}" not in error.problem:
         return error
-    if card(recipe.model).kind == "estimator":
+    if not kind_of(recipe.model).gradient:
         origin = f"the spatial_window of '{recipe.model}'"
     else:
         reach = (size - recipe.patch_size) // 2

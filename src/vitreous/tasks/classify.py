@@ -14,7 +14,8 @@ import torch
 import xarray as xr
 from rich.console import Console
 
-from vitreous.catalog.registry import card, stage, system_module
+from vitreous.catalog.registry import card, check_task, stage, system_module
+from vitreous.catalog.tasks import build_report_of
 from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.contract import BandContract
 from vitreous.data.fingerprint import Ground
@@ -26,12 +27,15 @@ from vitreous.data.tiles import TilePixels
 from vitreous.errors import ConfigError, ModelError, SplitError, VitreousError
 from vitreous.files import read_json, write_json
 from vitreous.inference.dense_classifier import DenseClassifier
+from vitreous.inference.export_format import sha256
 from vitreous.inference.maps import class_numbers, no_georeference_warning
 from vitreous.inference.pixels import classify_pixels
 from vitreous.inference.predict import Prediction, predict_scene
 from vitreous.layers.bands import Bands
+from vitreous.layers.frozen import hold_frozen
 from vitreous.layers.preprocess import Preprocess
-from vitreous.methods._apply import applied, apply, complete_settings, has, reinstall
+from vitreous.methods import _apply as methods
+from vitreous.methods._apply import applied, complete_settings, has, reinstall
 from vitreous.methods.adapt._freeze import freeze_base, is_adapter
 from vitreous.models._pixel_estimator import PixelEstimator
 from vitreous.progress import progress_bar
@@ -46,6 +50,7 @@ from vitreous.tasks.runs import CONFIG, METRICS, MODEL, PREPROCESS, SPLIT, STATE
 from vitreous.tasks.weights import is_model_file, load_model
 
 if TYPE_CHECKING:
+    from vitreous.inference.export import Parity
     from vitreous.tasks.fit import Choice
 
 TASK = "classify"
@@ -53,12 +58,6 @@ MAP = "map.tif"
 REFIT = "refit"  # folder of the second training, within the run's
 DECODER_WIDTH = 64  # of mode dense
 LEVEL_PIXELS = 20_000  # training pixels that tell how bright they all are
-KINDS = ("model", "estimator")  # of systems that classify
-OTHER_KINDS = {
-    "method": "Name the model to apply it to with --model, and the method with --adapt or --reduce.",
-    "restorer": "Train it with 'vitreous restore'.",
-    "filter": "Use it with 'vitreous restore'.",
-}
 
 
 @dataclass
@@ -98,24 +97,24 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
         VitreousError: anything that the user can mend; the run folder keeps what was reached.
     """
     console = Console(stderr=True, quiet=not show)
-    systems = (recipe.model, *recipe.baselines)
-    for name in systems:
-        _check_system(name)
+    check_task(recipe.model, TASK)
+    for name in recipe.baselines:
+        check_task(name, TASK, baseline=True)
     recipe = runs.prepared(
         recipe,
         console,
         trained=runs.is_network(recipe.model),
-        networks=any(map(runs.is_network, systems)),
+        networks=any(map(runs.is_network, (recipe.model, *recipe.baselines))),
     )
     net = check_models(recipe)
     if net is not None:
         with torch.device("meta"):
             runs.with_decoder(net, _settings(recipe))
     if recipe.adapt_method is not None:
-        complete_settings(recipe.adapt_method, recipe.adapt_args)  # refuses unknown ones
+        _check_method(recipe.adapt_method, recipe.adapt_args, "adapt", "adapt the model")
     if recipe.reduce is not None:
-        _check_reducer(recipe)
-    runs.check_start(recipe.init, TASK, "pretrain")
+        _check_method(recipe.reduce, recipe.reduce_args, "reduce", "reduce tokens")
+    runs.check_start(recipe.init, TASK)
     console.print(f"reading {recipe.scene}", highlight=False)
     data = open_labelled(recipe)
     start = start_provenance(recipe.init)
@@ -159,7 +158,7 @@ def evaluate(path: str | Path) -> dict[str, Any]:
     )
     row = {
         "name": run.name,
-        "kind": "model" if isinstance(run.classifier, runs.Network) else "estimator",
+        "kind": card(run.name).kind,
         "parameters": parameters,
         "trainable": None,
         "train_seconds": None,
@@ -167,6 +166,90 @@ def evaluate(path: str | Path) -> dict[str, Any]:
         **_test_figures(run.classifier, data, split, run.class_names),
     }
     return metrics_of(data, split, run.recipe, receptive_size(run.classifier), [row], run.start)
+
+
+def apply(
+    path: str | Path,
+    scene: xr.DataArray,
+    out: str | Path,
+    *,
+    probabilities: str | Path | None = None,
+    window: int | None = None,
+    workers: int | None = None,
+    dask: str | None = None,
+    runtime: str | None = None,
+    trust: bool = False,
+) -> Prediction:
+    """Map a scene with a run or an export of one.
+
+    Args:
+        path: a run folder, or the folder of an export.
+        scene: the scene.
+        out: the map, ``.tif``.
+        probabilities: also write class probabilities here.
+        window: largest side of a window in pixels.
+        workers: windows computed at a time.
+        dask: ``local`` or the address of a Dask scheduler.
+        runtime: what computes it (:func:`vitreous.tasks.export.load_for`).
+        trust: also run programs of torch.export that are not ours.
+
+    Raises:
+        VitreousError: what is there cannot be loaded, or the scene does not fit it.
+    """
+    from vitreous.tasks.export import load_for
+
+    trained = load_for(path, runtime, trust=trust)
+    with progress_bar("mapping") as advance:
+        return predict_scene(
+            trained.classifier,
+            scene,
+            out,
+            class_names=trained.class_names,
+            class_colors=trained.class_colors,
+            class_codes=trained.class_codes,
+            probabilities=probabilities,
+            window=window,
+            workers=workers,
+            dask=dask,
+            progress=advance,
+        )
+
+
+def export(path: str | Path, form: str, folder: str | Path, *, single: bool = False) -> Parity:
+    """Write a run as graphs for other runtimes, and check them on test pixels of its scene.
+
+    Args:
+        path: the run folder.
+        form: ``onnx``, ``openvino`` or ``torch``.
+        folder: the folder to write.
+        single: one graph from the surroundings of a pixel to its class, for other software; maps with it are slower.
+
+    Raises:
+        ModelError: the run is not a network, or its export does not agree with it; nothing is left then.
+        VitreousError: the run cannot be loaded, or its scene not be read.
+    """
+    from vitreous.inference import export as graphs
+
+    run = load_run(path)
+    if not isinstance(run.classifier, runs.Network):
+        raise ModelError(
+            f"'{run.name}' is not a network; only networks can be exported.",
+            "Use the run itself: vitreous predict.",
+        )
+    data = open_labelled(run.recipe)
+    split = fitting(run.split, data)
+    product = graphs.Product(
+        run.classifier,
+        run.name,
+        run.class_names,
+        run.class_colors,
+        sha256(run.path / MODEL),
+        run.provenance,
+        run.class_codes,
+        TASK,
+    )
+    pixels = split.pixels(TEST)
+    return graphs.export(product, folder, form=form, scene=data.scene, pixels=pixels, single=single)
 
 
 def reopened(run: runs.Run) -> tuple[LabelledScene, Split]:
@@ -273,28 +356,11 @@ def receptive_size(classifier: runs.Network | PixelEstimator) -> int:
 # -- steps of train ---------------------------------------------------------------------------------------
 
 
-def _check_system(name: str) -> None:
-    """Refuse what cannot be trained now, not after an hour of training something else."""
-    entry = card(name)
-    if entry.kind not in KINDS:
-        raise ConfigError(
-            f"'{name}' is a {entry.kind}, which does not classify.",
-            f"{OTHER_KINDS[entry.kind]} 'vitreous systems' lists what does.",
-        )
-    if name not in entry.variants:
-        raise ModelError(
-            f"'{name}' has several variants.", f"Choose one of {', '.join(entry.variants)}."
-        )
-
-
-def _check_reducer(recipe: Recipe) -> None:
-    """Refuse as a token reduction what is none, and settings that it does not have."""
-    assert recipe.reduce is not None
-    complete_settings(recipe.reduce, recipe.reduce_args)
-    if stage(recipe.reduce) != "reduce":
-        raise ConfigError(
-            f"'{recipe.reduce}' does not reduce tokens.", "'vitreous methods' lists what does."
-        )
+def _check_method(name: str, settings: dict[str, Any], wanted: str, does: str) -> None:
+    """Refuse a method of another stage, and settings that it does not have."""
+    complete_settings(name, settings)
+    if stage(name) != wanted:
+        raise ConfigError(f"'{name}' does not {does}.", "'vitreous methods' lists what does.")
 
 
 def _split(recipe: Recipe, data: LabelledScene, folder: Path) -> Split:
@@ -318,7 +384,7 @@ def fitting(split: Split, data: LabelledScene) -> Split:
 
 def _receptive_size(recipe: Recipe) -> int:
     builder = system_module(recipe.model).build
-    if card(recipe.model).kind == "estimator":
+    if not runs.is_network(recipe.model):
         return int(card(recipe.model).variants[recipe.model].get("spatial_window", 1))
     return recipe.patch_size + (2 * int(builder.stem_reach) if recipe.mode == "scene" else 0)
 
@@ -490,7 +556,7 @@ def _make_classifier(
         if start.num_classes != count:
             net.reset_head(count)  # type: ignore[operator]
             reinstall(net, applied(net))  # the new head gets what the old one had
-    if recipe.init is None and recipe.adapt.endswith("_only"):
+    if recipe.init is None and recipe.adapt != "scratch" and not recipe.adapts_later:
         console.print(
             f"[yellow]adapt '{recipe.adapt}' without --init: frozen parameters keep their random initial "
             "values[/yellow]",
@@ -498,7 +564,7 @@ def _make_classifier(
         )
     net = _with_adapters(net, recipe)
     if recipe.reduce is not None:
-        net = apply(net, recipe.reduce, **recipe.reduce_args).model
+        net = methods.apply(net, recipe.reduce, **recipe.reduce_args).model
     return runs.make_classifier(net, preprocess, contract, settings), model_args
 
 
@@ -512,12 +578,10 @@ def _with_adapters(net: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
     if method is None:
         return net
     noted = {card(entry["name"]).slug: entry["settings"] for entry in applied(net)}
-    mark = system_module(method).MARK
-    if method not in noted and not any(
-        is_adapter(name, mark) for name, _ in net.named_parameters()
-    ):
-        return apply(net, method, **recipe.adapt_args).model
-    own = noted.get(method, {})  # an architecture with adapters of its own has noted none
+    slug = card(method).slug
+    if slug not in noted and not any(is_adapter(name, slug) for name, _ in net.named_parameters()):
+        return methods.apply(net, method, **recipe.adapt_args).model
+    own = noted.get(slug, {})  # an architecture with adapters of its own has noted none
     if any(key not in own or own[key] != value for key, value in recipe.adapt_args.items()):
         raise ModelError(
             f"The network already has '{method}' adapters; {recipe.adapt_args} would not change them.",
@@ -531,9 +595,9 @@ def _freeze(classifier: runs.Network, recipe: Recipe) -> None:
     if recipe.adapt == "head_only":
         classifier.requires_grad_(False)
         classifier.net.get_submodule("head").requires_grad_(True)
-    elif recipe.adapt_method is not None and recipe.adapt.endswith("_only"):
-        mark = system_module(recipe.adapt_method).MARK
-        freeze_base(classifier, mark, also_train="net.head.")
+    elif recipe.adapt_method is not None and not recipe.adapts_later:
+        freeze_base(classifier, recipe.adapt_method, also_train="net.head.")
+    hold_frozen(classifier)
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
@@ -761,10 +825,8 @@ def _measure(
     size = receptive_size(trained.classifier)
     write_json(folder / METRICS, metrics_of(data, split, recipe, size, rows, start))
     if recipe.report:
-        from vitreous.report.html import build_report
-
         console.print("writing the report", highlight=False)
-        build_report(folder, data.scene, data.labels, split)
+        build_report_of(TASK)(folder, data.scene, data.labels, split)
 
 
 def _test_figures(

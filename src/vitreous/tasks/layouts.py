@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from vitreous.catalog.registry import cards, system_module
+from vitreous.catalog.registry import cards, kind_of, system_module
 
 # A layout's patterns: each matches the name of some tensor, and those that begin with "!" match none.
 Patterns = Sequence[str]
@@ -68,7 +68,7 @@ def _known() -> Mapping[Layout, Patterns]:
     ours = {
         Layout(title, card.slug): patterns
         for card in cards()
-        if card.kind in ("model", "restorer")
+        if kind_of(card.slug).gradient
         for title, patterns in getattr(system_module(card.slug), "LAYOUTS", {}).items()
     }
     return {**ours, **{Layout(title, None): patterns for title, patterns in ELSEWHERE.items()}}

@@ -17,18 +17,18 @@ import xarray as xr
 from rich.console import Console
 
 from vitreous.catalog.registry import (
-    card,
-    cards,
     check_arguments,
     check_system,
+    check_task,
     create_model,
     system_module,
 )
+from vitreous.catalog.tasks import build_report_of
 from vitreous.data.contract import BandContract
 from vitreous.data.crops import Area, Crops, cut_scene, sample_spectra
 from vitreous.data.fingerprint import Ground
 from vitreous.data.provenance import Provenance, Seen, start_leakage
-from vitreous.errors import CheckpointError, ConfigError, ModelError, did_you_mean
+from vitreous.errors import CheckpointError, ModelError
 from vitreous.files import write_json
 from vitreous.layers.backbone import Backbone
 from vitreous.layers.bands import Bands
@@ -116,10 +116,8 @@ def train(
         own = Seen.values(TASK, Path(recipe.scene).name, ground, areas[0])
         _keep(folder, recipe, task, trained, contract, (*start, own), seen)
         if recipe.report:
-            from vitreous.report.pretraining import build_report
-
             console.print("writing the report", highlight=False)
-            build_report(folder, scene, _pictures(task, trained))
+            build_report_of(TASK)(folder, scene, _pictures(task, trained))
         (folder / STATE).unlink(missing_ok=True)
     return folder
 
@@ -131,13 +129,7 @@ def check_recipe(recipe: PretrainRecipe) -> None:
         ConfigError: the system does not say how.
         ModelError: there is no such system, or its arguments make none.
     """
-    entry = card(recipe.model)
-    if TASK not in entry.tasks:
-        known = [name for other in cards() if TASK in other.tasks for name in other.variants]
-        raise ConfigError(
-            f"'{recipe.model}' does not support pre-training.",
-            did_you_mean(recipe.model, known),
-        )
+    check_task(recipe.model, TASK)
     if recipe.init is None:
         check_system(recipe.model, recipe.model_args, image_size=recipe.image_size)
     build = system_module(recipe.model).build_pretrainer
@@ -159,6 +151,11 @@ class Pretrained:
     weights: Path
     preprocess: Preprocess
     contract: BandContract
+
+    @property
+    def provenance(self) -> Provenance:
+        """The ground that its weights have learned from."""
+        return start_provenance(str(self.path))
 
     @property
     def recipe(self) -> PretrainRecipe:

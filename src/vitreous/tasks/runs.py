@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 from torch import nn
 
-from vitreous.catalog.registry import card, create_model, system_module
+from vitreous.catalog.registry import create_model, kind_of, system_module
 from vitreous.catalog.results import versions
+from vitreous.catalog.tasks import tasks, verb_of
 from vitreous.data.contract import BandContract
 from vitreous.data.fingerprint import scene_fingerprint
 from vitreous.data.provenance import Provenance, Seen, provenance_from_json, provenance_to_json
@@ -51,7 +52,6 @@ MODEL, STATE, SPLIT, CONFIG, METRICS, LOG = (
 )
 PREPROCESS = "preprocess.safetensors"  # of a pre-trained run, beside its model file
 PROVENANCE = "provenance"  # in the header of every model file
-VERBS = {"classify": "train", "restore": "restore", "pretrain": "pretrain"}  # that train for a task
 RUN_FOLDER = "VITREOUS_RUN_FOLDER"  # tells the further processes of DDP where the first one writes
 
 
@@ -246,13 +246,12 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def check_start(init: str | None, task: str, *others: str) -> None:
-    """Refuse, before anything is made, to start from a run that is of another task or has not finished.
+def check_start(init: str | None, task: str) -> None:
+    """Refuse, before anything is made, to start from a run that has not finished, or that this task cannot start from.
 
     Args:
         init: a run folder; what is none is left to its reader, and None starts from nothing.
         task: what is trained now.
-        others: tasks whose runs it may start from as well.
 
     Raises:
         CheckpointError: the run cannot be started from.
@@ -261,7 +260,7 @@ def check_start(init: str | None, task: str, *others: str) -> None:
         return
     path = Path(init)
     found = task_of(path)
-    _check_task(path, found if found in others else task)
+    _check_task(path, found if found in tasks()[task].starts_from else task)
     _check_finished(path, found)
 
 
@@ -269,7 +268,7 @@ def _check_task(path: Path, task: str) -> None:
     if (other := task_of(path)) != task:
         raise CheckpointError(
             f"{path} is a '{other}' run, not a '{task}' run.",
-            f"Give a run made by 'vitreous {VERBS[task]}'.",
+            f"Give a run made by '{verb_of(task)}'.",
         )
 
 
@@ -283,7 +282,7 @@ def _check_finished(path: Path, task: str) -> None:
         )
     raise CheckpointError(
         f"The run {path} has not finished.",
-        f"Resume it with 'vitreous {VERBS[task]} {path} --resume'.",
+        f"Resume it with '{verb_of(task)} {path} --resume'.",
     )
 
 
@@ -440,21 +439,12 @@ def load_run(path: str | Path) -> Run:
     """
     path = Path(path)
     with checkpoint(path, "classify") as (tensors, header):
-        kind = NetworkHeader if header["kind"] == "model" else EstimatorHeader
-        checked(kind, header, path / MODEL, "Restore the file, or train again.")
+        form, build = _FORMS[header["kind"]]
+        checked(form, header, path / MODEL, "Restore the file, or train again.")
         contract = BandContract.from_json(header["contract"])
-        classifier = (
-            _network(header, tensors, contract)
-            if header["kind"] == "model"
-            else system_module(header["name"]).from_state(
-                {key: value.numpy() for key, value in tensors.items()},
-                header["estimator"],
-                contract,
-            )
-        )
         return Run(
             path,
-            classifier,
+            build(header, tensors, contract),
             header["class_names"],
             header["class_colors"],
             # Older runs only knew classes that are numbered from 1.
@@ -475,7 +465,7 @@ def checkpoint(path: Path, task: str) -> Iterator[tuple[dict[str, torch.Tensor],
     """
     if not path.is_dir():
         raise CheckpointError(
-            f"The run folder {path} does not exist.", f"Train one with 'vitreous {VERBS[task]}'."
+            f"The run folder {path} does not exist.", f"Create one with '{verb_of(task)}'."
         )
     if (path / CONFIG).is_file():
         _check_task(path, task)
@@ -536,6 +526,23 @@ def _network(
     return classifier.eval()
 
 
+def _estimator(
+    header: dict[str, Any], tensors: dict[str, torch.Tensor], contract: BandContract
+) -> PixelEstimator:
+    arrays = {key: value.numpy() for key, value in tensors.items()}
+    made: PixelEstimator = system_module(header["name"]).from_state(
+        arrays, header["estimator"], contract
+    )
+    return made
+
+
+# What the header of a classifier's checkpoint must hold, and what builds it, by what the header says it is.
+_FORMS: dict[str, tuple[type[BaseModel], Callable[..., Network | PixelEstimator]]] = {
+    "model": (NetworkHeader, _network),
+    "estimator": (EstimatorHeader, _estimator),
+}
+
+
 def make_net(
     name: str, settings: dict[str, Any], *, bands: int, num_classes: int, **model_args: Any
 ) -> nn.Module:
@@ -589,4 +596,4 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
 
 def is_network(name: str) -> bool:
     """Tell whether a system is trained by gradient descent."""
-    return card(name).kind == "model"
+    return kind_of(name).gradient

@@ -812,9 +812,11 @@ def _usual_size(tensors: Mapping[str, Tensor], probe: Blueprint) -> Blueprint:
 
 def _count_bands(tensors: Mapping[str, Tensor], probe: Blueprint) -> int | None:
     """Return the number of bands that the weights read, or None where they do not tell."""
-    for name in probe.build_empty().band_parameters:
-        if name in tensors and tensors[name].ndim > 1:
-            return int(tensors[name].shape[1])
+    model = probe.build_empty()
+    for name in model.band_parameters:
+        axis = model.band_axis(name)
+        if name in tensors and tensors[name].ndim > axis:
+            return int(tensors[name].shape[axis])
     return None
 
 
@@ -850,10 +852,11 @@ def _adapt(
     how: str | None = None
     unmatched: tuple[int, ...] = ()
     for name in model.band_parameters:
-        if name not in done or done[name].ndim < 2 or done[name].shape[1] != source.count:
+        axis = model.band_axis(name)
+        if name not in done or done[name].ndim <= axis or done[name].shape[axis] != source.count:
             continue  # told as left over
         done[name], made, unmatched = adapt_bands(
-            done[name], source, target, method, table=name in model.band_tables
+            done[name], source, target, method, table=name in model.band_tables, axis=axis
         )
         if made != "same":
             names.append(name)
@@ -885,7 +888,7 @@ def _resize(
         except (RuntimeError, LookupError, ValueError, TypeError):
             done = dict(tensors)  # weights of another model: told as left over
     for key in model.band_parameters:
-        if key in done and done[key].ndim == len(shapes[key]) == 4:
+        if model.band_axis(key) == 1 and key in done and done[key].ndim == len(shapes[key]) == 4:
             rows, columns = shapes[key][2:]
             done[key] = resize_kernel(done[key], (rows, columns))
     changed = [

@@ -1,0 +1,177 @@
+"""Runs of any task: loaded, measured again and applied by the module of their task."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitreous.catalog.tasks import Product, Task, module_of, task_at, tasks
+from vitreous.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from vitreous.inference.export import Parity
+
+
+def load_run(path: str | Path) -> Any:
+    """Load a run of any task.
+
+    Args:
+        path: the run folder.
+
+    Returns:
+        What the task's module says: a :class:`~vitreous.tasks.runs.Run` (``classify``), a
+        :class:`~vitreous.tasks.restore.RestoreRun` or a :class:`~vitreous.tasks.pretrain.Pretrained`; each has
+        ``path``, ``recipe`` and ``provenance``.
+
+    Raises:
+        CheckpointError: the folder holds no finished run, its files are damaged, or nobody here knows its task.
+    """
+    return module_of(_task(path)).load_run(path)
+
+
+def evaluate(path: str | Path) -> dict[str, Any]:
+    """Measure a run of any task again, on the test part of the scene that it was trained on.
+
+    Args:
+        path: the run folder.
+
+    Returns:
+        The metrics of ``metrics.json``.
+
+    Raises:
+        ConfigError: runs of this task have nothing to be measured by.
+        CheckpointError: the folder holds no finished run.
+        VitreousError: the scene or the labels have changed.
+    """
+    task = _task(path)
+    if not task.figure:
+        raise ConfigError(
+            f"{path} is a '{task.name}' run, which cannot be evaluated.", _how_to_go_on(task, path)
+        )
+    return module_of(task).evaluate(path)
+
+
+def predict(
+    path: str | Path,
+    scene: xr.DataArray | str | Path,
+    out: str | Path | None = None,
+    **options: Any,
+) -> Product:
+    """Apply a run of any task, or an export of one, to a scene, and write what becomes of it.
+
+    Args:
+        path: a run folder, or the folder of an export.
+        scene: an opened scene, or what :func:`vitreous.open_scene` opens.
+        out: the file to write; the task's own (``map.tif``, ``restored.tif``) in the current folder when None.
+        options: those of ``vitreous predict`` that the task knows (see ``apply`` of its module); None stands for one
+            that is not given.
+
+    Returns:
+        What was written, with ``paths``, ``pixels`` and ``seconds``.
+
+    Raises:
+        ConfigError: runs of this task are not applied to scenes, or an option is not for them.
+        CheckpointError: the folder holds no finished run.
+        VitreousError: the scene does not fit the run.
+    """
+    from vitreous.scenes import open_scene
+
+    task = _task(path)
+    check_product(task, path)
+    check_options(task, path, options)
+    given = {name: value for name, value in options.items() if value is not None}
+    opened = open_scene(scene) if isinstance(scene, str | Path) else scene
+    return module_of(task).apply(path, opened, out or task.product, **given)
+
+
+def export(path: str | Path, form: str, folder: str | Path, **options: Any) -> Parity:
+    """Write a run of any task as graphs for other runtimes, and check them.
+
+    Args:
+        path: the run folder.
+        form: ``onnx``, ``openvino`` or ``torch``.
+        folder: the folder to write.
+        options: those of ``vitreous export`` that the task knows; None stands for one that is not given.
+
+    Raises:
+        ConfigError: runs of this task are not exported, or an option is not for them.
+        CheckpointError: the folder holds no finished run.
+        VitreousError: the run cannot be written so, or not be loaded; nothing is left.
+    """
+    task = _task(path)
+    write = getattr(module_of(task), "export", None)
+    if write is None:
+        raise ConfigError(
+            f"{path} is a '{task.name}' run, which cannot be exported.", _how_to_go_on(task, path)
+        )
+    check_options(task, path, options, write)
+    given = {name: value for name, value in options.items() if value is not None}
+    parity: Parity = write(path, form, folder, **given)
+    return parity
+
+
+def check_product(task: Task, path: str | Path) -> None:
+    """Refuse to apply a run of a task whose runs are not applied to scenes.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    if not task.product:
+        raise ConfigError(
+            f"{path} is a '{task.name}' run, which cannot be applied to a scene.",
+            _how_to_go_on(task, path),
+        )
+
+
+def check_options(
+    task: Task,
+    path: str | Path,
+    options: dict[str, Any],
+    function: Callable[..., Any] | None = None,
+) -> None:
+    """Refuse options that a task does not know; None stands for one that is not given.
+
+    Args:
+        task: the task.
+        path: of the run or export, for the message.
+        options: by the name of the argument.
+        function: what they are for; the task's ``apply`` when None.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    known = inspect.signature(function or module_of(task).apply).parameters
+    for name, value in options.items():
+        if value is not None and name not in known:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} does not apply to {path}, a '{task.name}' run.",
+                "Omit it.",
+            )
+
+
+def _task(path: str | Path) -> Task:
+    """Return the task of a run or export.
+
+    Raises:
+        CheckpointError: there is none in this folder, or its task is not known here.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        verbs = " or ".join(f"'vitreous {task.verb}'" for task in tasks().values())
+        raise CheckpointError(
+            f"The run folder {folder} does not exist.", f"Create a run with {verbs}."
+        )
+    if not any((folder / name).is_file() for name in ("config.json", "export.json")):
+        raise CheckpointError(
+            f"{folder} is not a run folder: it has no config.json.",
+            "Give a run folder made by vitreous, such as runs/classify/demo.",
+        )
+    return task_at(folder)
+
+
+def _how_to_go_on(task: Task, path: str | Path) -> str:
+    return task.next.format(run=path, model="NAME") + "." if task.next else ""
