@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import rasterio
 from PIL import Image
-from tiny_images import folder_of_pictures, folder_of_rasters, picture, raster
 
+from tiny_images import folder_of_pictures, folder_of_rasters, picture, raster
 from vitreous.data import image_collection
 from vitreous.data.image_collection import draw_part, open_images, open_unlabelled
 from vitreous.data.image_files import read_image
@@ -72,14 +72,13 @@ def several(tmp_path, rows=8):
 
 def test_several_labels_in_csv_and_parquet_are_alike(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
+    parquet = pytest.importorskip("pyarrow.parquet")
     made = several(tmp_path)
     rows = [{"image": name, "labels": ";".join(labels)} for name, labels in made]
     one = open_images(table(tmp_path / "one.csv", rows))
     assert open_images(tmp_path).fingerprint == one.fingerprint  # its only table
     columns = {"image": [n for n, _ in made], "labels": [labels for _, labels in made]}
-    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "two.parquet")
+    parquet.write_table(pyarrow.table(columns), tmp_path / "two.parquet")
     two = open_images(tmp_path / "two.parquet")
     assert one.several and one.class_names == ["sea", "sky"]
     assert one.fingerprint == two.fingerprint
@@ -219,7 +218,7 @@ def test_one_class_and_classes_that_cannot_be_divided_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["", "nowhere"])
 def test_nothing_to_read_is_refused(tmp_path, name):
-    with pytest.raises(ConfigError, match="no images in class folders|no folder or table"):
+    with pytest.raises(ConfigError, match=r"no images in class folders|no folder or table"):
         open_images(tmp_path / name)
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_images import folder_of_pictures, folder_of_rasters, picture
 
+from tiny_images import folder_of_pictures, folder_of_rasters, picture
 from vitreous.catalog.registry import create_model
 from vitreous.data.provenance import SeenImages
 from vitreous.errors import ConfigError, ModelError, VitreousError
