@@ -228,7 +228,8 @@ class Attention(nn.Module):
         qkv = rearrange(self.qkv(x), "b n (g d) -> b g n d", g=self.heads)
         query, key, value = qkv.split(self.widths, -1)
         bias = self.bias(height, width).to(query.dtype)
-        return self.proj(rearrange(self.core(query, key, value, bias), "b g n d -> b n (g d)"))
+        mixed = self.core(query, key, value, bias, (height, width))
+        return self.proj(rearrange(mixed, "b g n d -> b n (g d)"))
 
 
 class TokenBlock(nn.Module):

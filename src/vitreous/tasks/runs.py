@@ -23,7 +23,13 @@ from vitreous.catalog.results import versions
 from vitreous.catalog.tasks import tasks, verb_of
 from vitreous.data.contract import BandContract
 from vitreous.data.fingerprint import scene_fingerprint
-from vitreous.data.provenance import Provenance, Seen, provenance_from_json, provenance_to_json
+from vitreous.data.provenance import (
+    Provenance,
+    Seen,
+    SeenImages,
+    provenance_from_json,
+    provenance_to_json,
+)
 from vitreous.data.splits import Split
 from vitreous.errors import CheckpointError, ConfigError, VitreousError
 from vitreous.files import checked, hidden_folder, locked, read_json, task_of, write_json
@@ -107,7 +113,7 @@ def before(provenance: Provenance, recipe: Settings) -> Provenance:
         provenance: what they have learned from now, the run's own training last.
         recipe: its settings.
     """
-    if not provenance or isinstance(provenance[-1], Seen):
+    if not provenance or isinstance(provenance[-1], Seen | SeenImages):
         return provenance[:-1]
     # A run of a version that recorded nothing; whether it started from nothing is known all the same.
     return () if recipe.init is None else provenance
