@@ -46,6 +46,8 @@ class Task:
             measured again.
         figure_label: the score's name and unit, for tables.
         figure_scale: what it is multiplied with for that unit.
+        subject: path of the class that opens its runs to compress them (``tasks/compress.py: Subject``); empty where they
+            cannot be compressed.
         next: what to do with a finished run; ``{run}`` and ``{model}`` stand for its folder and model.
     """
 
@@ -67,6 +69,7 @@ class Task:
     figure: str = ""
     figure_label: str = ""
     figure_scale: float = 1.0
+    subject: str = ""
     next: str = ""
 
     def serves(self, task_names: Collection[str]) -> bool:
@@ -136,6 +139,7 @@ TASKS = {
             figure="oa",
             figure_label="OA, %",
             figure_scale=100,
+            subject="vitreous.tasks.compress_scene:SceneSubject",
         ),
         Task(
             "restore",
@@ -153,6 +157,7 @@ TASKS = {
             products={"scene": "restored.tif"},
             figure="psnr",
             figure_label="PSNR, dB",
+            subject="vitreous.tasks.compress_restorer:RestorerSubject",
         ),
         Task(
             "recognize",

@@ -14,29 +14,60 @@ from vitreous.cli.options import check_run, key_values
 
 def compress(
     run: Annotated[Path, typer.Argument(help="Run folder of a trained network (left unchanged).")],
-    method: Annotated[str, typer.Option(help="Compression method (see 'vitreous methods').")],
+    method: Annotated[
+        list[str],
+        typer.Option(
+            help="Compression method (see 'vitreous methods'); several are applied one after the other."
+        ),
+    ],
     settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="Setting of the method, e.g. 'bits=[4, 4]'."
+            "--set",
+            metavar="KEY=VALUE",
+            help="Setting of a method, e.g. 'bits=[4, 4]' or 'ptq_minmax.bits=[4, 4]'.",
         ),
     ] = None,
     images: Annotated[
         int,
         typer.Option(
-            min=8, max=1_000_000, metavar="N", help="Number of training pixels for calibration."
+            min=8,
+            max=1_000_000,
+            metavar="N",
+            help="Number of training pixels, crops or images for calibration.",
         ),
     ] = 64,
     max_drop: Annotated[
         float,
         typer.Option(
-            min=0, max=100, metavar="POINTS", help="Largest accepted loss of overall accuracy."
+            min=0,
+            max=100,
+            metavar="LOSS",
+            help="Largest accepted loss: OA, top-1 or mAP in points, PSNR in dB.",
         ),
     ] = 0.5,
+    tune_epochs: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=1_000_000,
+            metavar="N",
+            help="Epochs of training after each method but quantization (0: none).",
+        ),
+    ] = 0,
+    tune_rate: Annotated[
+        float,
+        typer.Option(
+            min=1e-6,
+            max=100,
+            metavar="SHARE",
+            help="Learning rate of that training, as a share of the run's.",
+        ),
+    ] = 0.1,
 ) -> None:
     """Compress a trained run into a new run, and report accuracy, size and speed before and after.
 
-    Only training and validation pixels are used to calibrate and to check accuracy. If quantization loses too much,
+    Only training and validation data are used to calibrate, to train and to check accuracy. If quantization loses too much,
     the most sensitive layers stay unquantized; if that does not help, nothing is written.
     """
     check_run(run)
@@ -52,6 +83,8 @@ def compress(
         key_values(settings or [], "--set"),
         images=images,
         max_drop=max_drop,
+        tune_epochs=tune_epochs,
+        tune_rate=tune_rate,
         command=shlex.join(["vitreous", *sys.argv[1:]]),
     )
     console = Console()

@@ -203,4 +203,5 @@ class RestorerHeader(Description):
     name: Name
     contract: dict[str, Any]
     model_args: dict[str, Any]
+    methods: list[MethodEntry] = []  # older files have none
     settings: RestorerSettings

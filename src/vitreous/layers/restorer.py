@@ -32,6 +32,7 @@ class Restorer(nn.Module):
         checkpointing: compute activations again in the backward pass instead of keeping them.
         variant: the name that it was made by, and
         arguments: what differs from that variant's own; ``create_model`` sets both.
+        methods: what was applied to it (``methods/_apply.py``).
     """
 
     scale = 1
@@ -46,6 +47,7 @@ class Restorer(nn.Module):
         self.checkpointing = False
         self.variant: str | None = None
         self.arguments: dict[str, Any] = {}
+        self.methods: list[dict[str, Any]] = []
 
     def restore(
         self, x: Float[Tensor, "batch bands height width"]

@@ -585,6 +585,42 @@ def _fit_once(
     return Trained(result, task.elapsed, parameters, trainable, model_args, choice)
 
 
+def train_further(
+    recipe: Recipe,
+    data: LabelledScene,
+    split: Split,
+    classifier: runs.Network,
+    folder: Path,
+    *,
+    show: bool,
+) -> runs.Network:
+    """Train a network on as it is, and return it with the weights to use.
+
+    Args:
+        recipe: the settings of this training.
+        data: the scene and its labels.
+        split: who trains.
+        classifier: changed in place.
+        folder: for the state while it trains.
+        show: print progress.
+    """
+    from vitreous.tasks.fit import ClassifyTask
+    from vitreous.tasks.loop import fit
+
+    torch.manual_seed(recipe.seed)
+    _own_weights(classifier)
+    task = ClassifyTask(classifier, _training_data(recipe, data, split, classifier, None), recipe)
+    fit(task, folder, resume=False, show=show)
+    return task.result()
+
+
+def _own_weights(classifier: runs.Network) -> None:
+    """Let loaded weights be trained: they may be read-only views of the file."""
+    own = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
+    classifier.load_state_dict(own, assign=True)
+    classifier.requires_grad_(True).train()
+
+
 def _drop_states(folder: Path) -> None:
     """Delete what an interrupted training would have gone on from."""
     for place in (folder, folder / REFIT):
@@ -709,11 +745,8 @@ def _start_from(
             f"The run {recipe.init} is quantized, and quantized weights cannot be trained.",
             "Start from the run that was quantized.",
         )
-    # Loaded weights may be read-only views of the file; training needs its own.
-    start.classifier.load_state_dict(
-        {name: t.clone() for name, t in start.classifier.state_dict().items()}, assign=True
-    )
-    return start.classifier.requires_grad_(True), start.model_args
+    _own_weights(start.classifier)
+    return start.classifier, start.model_args
 
 
 def _fit_preprocess(

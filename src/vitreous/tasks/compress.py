@@ -1,46 +1,39 @@
-"""Making a trained run smaller or faster, and telling what that cost: a new run beside the old one."""
+"""Making a trained run smaller or faster, and telling what that cost: a new run beside the old one.
+
+What is done is the same for runs of every task. What belongs to one, its calibration data, the figure that its gate looks
+at, its files, is a :class:`Subject`, which the task's row in ``catalog/tasks.py`` names.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from vitreous.catalog.registry import card, stage
+from vitreous.catalog.lookup import load
+from vitreous.catalog.registry import TRAINING_STAGES, card, stage
 from vitreous.catalog.results import versions
-from vitreous.data.blocks import TEST, TRAIN, VAL
-from vitreous.data.regions import reduce_scene
-from vitreous.data.splits import Split
-from vitreous.errors import ConfigError, ModelError, VitreousError
+from vitreous.catalog.tasks import Task, task_at, tasks
+from vitreous.errors import ConfigError, VitreousError, listed
 from vitreous.files import hidden_folder, write_json
 from vitreous.inference.bench import timed
 from vitreous.inference.cost import count_cost
-from vitreous.inference.pixels import classify_pixels
-from vitreous.layers.quantize import (
-    QuantMatMul,
-    quantized_layers,
-    set_enabled,
-)
-from vitreous.methods._apply import Report, apply, complete_settings
-from vitreous.tasks import classify, runs
-from vitreous.tasks.bench import throughput
-from vitreous.tasks.labelled import LabelledScene
+from vitreous.layers.quantize import QuantMatMul, quantized_layers, set_enabled
+from vitreous.methods._apply import Calibration, Report, apply, complete_settings
+from vitreous.tasks import runs
 
 TABLE = "compress.json"
-BATCH = 32  # images of one calibration batch
-GATE_PIXELS = 2000  # the accuracy gate looks at no more
-FEWEST_GATE_PIXELS = 100  # of a validation part that can say something about half a point
 LATENCY_CALLS = 30
 ROUNDS = 2  # of measuring the speed of both in turn
-WINDOWS = 3  # classified on the clock in each round
 GAIN = 1.05  # speed-up below which there is no gain to speak of
+TUNE_RATE = 0.1  # of the run's own learning rate
 
 
 @dataclass(frozen=True)
@@ -50,7 +43,7 @@ class Compressed:
     Attributes:
         path: the new run folder.
         rows: the table, one row per figure: ``figure``, ``before``, ``after``.
-        layers: what the method says of each part it touched.
+        layers: what the methods say of each part they touched.
         backed_off: layers that were left as they are, to keep the accuracy.
         notes: what a user should know, in sentences.
     """
@@ -62,215 +55,306 @@ class Compressed:
     notes: list[str]
 
 
+class Subject(Protocol):
+    """A run that is compressed, and its data. ``trained`` is whatever has a network in ``net``.
+
+    Attributes:
+        path: of the run.
+        name: of its system.
+        trained: what it trained.
+        looked_at: what the gate looks at, in words, e.g. ``412 validation pixels``.
+        rate: what its throughput counts, e.g. ``pixels/s``.
+        report: whether a report is written.
+    """
+
+    path: Path
+    name: str
+    trained: Any
+    looked_at: str
+    rate: str
+    report: bool
+
+    def calibration(self) -> list[Calibration]:
+        """Return inputs of its network, from training data."""
+        ...
+
+    def with_net(self, net: nn.Module) -> Any:
+        """Return what was trained around another network."""
+        ...
+
+    def gate(self, trained: Any) -> float:
+        """Return the task's figure on validation data, or on training data where there is too little of it."""
+        ...
+
+    def tuned(self, trained: Any, epochs: int, rate: float, folder: Path, show: bool) -> Any:
+        """Train for some more epochs at a share of the run's learning rate."""
+        ...
+
+    def test(self, trained: Any) -> dict[str, Any]:
+        """Return the scores of test data, as ``metrics.json`` holds them."""
+        ...
+
+    def figures(self, scores: Mapping[str, Any]) -> dict[str, float]:
+        """Return the rows of the table that come from such scores, the task's own figure first."""
+        ...
+
+    def throughput(self, trained: Any) -> float:
+        """Return how many pixels or images a second it computes."""
+        ...
+
+    def write(self, folder: Path, trained: Any, rows: list[dict[str, Any]], command: str) -> None:
+        """Write the files of the new run but for its ``config.json``; ``rows`` are those of its metrics."""
+        ...
+
+    def write_report(self, folder: Path) -> None:
+        """Write the report of the new run."""
+        ...
+
+
 @dataclass
 class _Job:
-    """One run, its data, and what is to be done to it."""
+    """A run, and what is to be done to it."""
 
-    run: runs.Run
-    data: LabelledScene
-    split: Split
-    method: str
-    settings: dict[str, Any]
-    batches: list[Tensor]
+    subject: Subject
+    task: Task
+    methods: list[str]
+    settings: list[dict[str, Any]]
+    batches: list[Calibration]
+    tune_epochs: int
+    tune_rate: float
     console: Console
-    gate: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    role: Literal["training", "validation"] = "validation"  # of the gate's pixels
+    show: bool
 
     @property
-    def classifier(self) -> runs.Network:
-        """The trained classifier."""
-        assert isinstance(self.run.classifier, runs.Network)
-        return self.run.classifier
+    def figure(self) -> str:
+        """The figure's name, e.g. ``OA``."""
+        return self.task.figure_label.rpartition(", ")[0]
 
-    def accuracy(self, classifier: runs.Network) -> float:
-        """Return the share of the gate's pixels that are right, in percent."""
-        found = classify_pixels(classifier, self.data.scene, self.gate)
-        return 100 * float((found == self.data.classes_at(self.gate)).mean())
+    @property
+    def unit(self) -> str:
+        """Its unit, e.g. ``%`` or ``dB``."""
+        return self.task.figure_label.rpartition(", ")[2]
 
-    def changed(self, **more: Any) -> tuple[runs.Network, Report]:
-        """Return the classifier with the method applied."""
-        net, report = apply(
-            self.classifier.net, self.method, calibration=self.batches, **self.settings, **more
-        )
-        return with_net(self.classifier, net), report
+    def lost(self, drop: float) -> str:
+        """Say how much of the figure is lost."""
+        return f"{drop:.2f} {'points' if self.unit == '%' else self.unit} of {self.figure}"
 
 
 def compress(
     path: str | Path,
-    method: str,
+    method: str | Sequence[str],
     settings: dict[str, Any] | None = None,
     *,
     images: int = 64,
     max_drop: float = 0.5,
+    tune_epochs: int = 0,
+    tune_rate: float = TUNE_RATE,
     command: str = "",
     show: bool = True,
 ) -> Compressed:
-    """Apply a method to a trained run, and write a new run with what it cost and brought.
+    """Apply one or more methods to a trained run, and write a new run with what they cost and brought.
 
-    The method is calibrated on training pixels. The gate compares both networks on the run's validation pixels, on
-    training pixels where there are too few, never on test pixels: those only tell the result.
+    Methods are calibrated on training data. With ``tune_epochs`` the network is trained further behind each method that
+    leaves it trainable, so that one call prunes, fine-tunes and quantizes. The gate compares the first and the last
+    network by the task's own figure on validation data, or on training data where there is too little, never on test
+    data: that only tells the result.
 
     Args:
         path: the run's folder, which is left as it is.
-        method: a method's name, of the stage ``reduce`` or ``quantize``.
-        settings: the method's settings that differ from its variant's.
-        images: training pixels (or tiles, in mode ``dense``) to calibrate on.
-        max_drop: points of overall accuracy that may be lost on the gate's pixels.
+        method: a method's name, or several in the order of their stages (``prune``, ``reduce``, ``robust``, ``quantize``).
+        settings: the methods' settings that differ from their variants'; where two methods have a setting, it is
+            named ``METHOD.setting``.
+        images: training pixels, tiles, crops or images to calibrate on.
+        max_drop: how much of the task's figure may be lost (OA, top-1 and mAP in points, PSNR in dB).
+        tune_epochs: epochs of training behind each method but quantization; 0: none.
+        tune_rate: learning rate of that training, as a share of the run's.
         command: the command line, kept for the report.
         show: print progress.
 
     Raises:
-        ModelError: the method cannot serve the model.
-        VitreousError: the accuracy cannot be kept, even with the sensitive half of the layers left as they are.
+        ModelError: a method cannot serve the model.
+        ConfigError: methods that cannot be applied so, or a task whose runs cannot be compressed.
+        VitreousError: the figure cannot be kept, even with the sensitive half of the layers left as they are.
     """
-    complete_settings(method, settings or {})  # refuses what is no method, and unknown settings
-    if stage(method) == "adapt":
-        raise ConfigError(
-            f"'{method}' adapts a model during training.", "Use it with 'vitreous train --adapt'."
-        )
-    job = _open(Path(path), method, settings or {}, images, Console(stderr=True, quiet=not show))
-    after, report, backed_off = _within(job, max_drop)
-    rows, row_before, row_after = _compare(job, after)
+    methods = [method] if isinstance(method, str) else list(method)
+    own = _settings_of(methods, settings or {})
+    _check_methods(methods, tune_epochs)
+    job = _open(Path(path), methods, own, images, tune_epochs, tune_rate, show)
+    after, reports, backed_off = _within(job, max_drop)
+    rows, metrics = _compare(job, after)
     notes = _notes(job, rows, backed_off)
-    own = job.run.path.resolve()
-    folder = own.with_name(f"{own.name}-{method}")
+    source = job.subject.path.resolve()
+    folder = source.with_name("-".join([source.name, *methods]))
     # Under its own name when everything is there: a run that looks finished is.
     with hidden_folder(folder.parent, folder.name) as made:
-        _write(job, made, after, report, [row_after, row_before], command)
+        _write(job, made, after, reports, metrics, command)
         rows += _sizes(job, made)
+        layers = [row for report in reports for row in report.rows]
         table = {
             "schema": 1,
-            "from": str(job.run.path),
-            "method": method,
-            "settings": report.settings,
+            "from": str(job.subject.path),
+            "method": " + ".join(methods),
+            "settings": _noted(reports),
             "rows": rows,
-            "layers": report.rows,
+            "layers": layers,
             "backed_off": backed_off,
             "notes": notes,
         }
         write_json(made / TABLE, table)
-        if job.run.recipe.report:
-            from vitreous.report.html import build_report
-
-            build_report(made, job.data.scene, job.data.labels, job.split)
+        if job.subject.report:
+            job.subject.write_report(made)
         folder = runs.publish(made, folder)
-    return Compressed(folder, rows, report.rows, backed_off, notes)
+    return Compressed(folder, rows, layers, backed_off, notes)
 
 
-def with_net(classifier: runs.Network, net: nn.Module) -> runs.Network:
-    """Return the same classifier around another network."""
-    own = runs.make_classifier(
-        net, classifier.preprocess, classifier.contract, classifier.settings()
-    )
-    return own.eval()
+# -- what is asked for --------------------------------------------------------------------------------------
 
 
-# -- calibration --------------------------------------------------------------------------------------------
+def _settings_of(methods: list[str], given: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the settings of each method, refusing what is no method and unknown settings.
 
-
-def _open(path: Path, method: str, settings: dict[str, Any], images: int, console: Console) -> _Job:
-    run = runs.load_run(path)
-    if not isinstance(run.classifier, runs.Network):
-        raise ModelError(
-            f"{path} holds '{run.name}', which is not a network.", "Compress a run of a network."
-        )
-    console.print(f"reading {run.recipe.scene}", highlight=False)
-    data, split = classify.reopened(run)
-    batches = calibration_batches(run.classifier, data, split, images, run.recipe.seed)
-    few = len(split.pixels(VAL)) < FEWEST_GATE_PIXELS
-    gate = _some(split.pixels(TRAIN if few else VAL), GATE_PIXELS, run.recipe.seed)
-    role: Literal["training", "validation"] = "training" if few else "validation"
-    return _Job(run, data, split, method, settings, batches, console, gate, role)
-
-
-def calibration_batches(
-    classifier: runs.Network, data: LabelledScene, split: Split, images: int, seed: int
-) -> list[Tensor]:
-    """Return batches of what the network is given in training: images around some of the training pixels.
-
-    Returns:
-        ``(batch, channels, side, side)`` each: patches, or in mode ``dense`` tiles.
+    Raises:
+        ModelError: there is no such method or setting.
+        ConfigError: a setting that several methods have.
     """
-    pixels = _some(split.pixels(TRAIN), images, seed)
-    side = runs.image_size(classifier.settings())
-    cube = reduce_scene(
-        data.scene,
-        classifier.contract.select(data.scene),
-        classifier.preprocess,
-        pixels,
-        reach=side // 2,
-        padding=classifier.padding,
-    )
-    rows, columns = np.divmod(
-        pixels, data.scene.sizes["x"]
-    )  # also where the crops begin: the border shifts both
-    crops = [
-        cube[:, r : r + side, c : c + side]
-        for r, c in zip(rows.tolist(), columns.tolist(), strict=True)
-    ]
-    return list(torch.stack(crops).split(BATCH))
+    own: list[dict[str, Any]] = [{} for _ in methods]
+    known = [complete_settings(name, {}) for name in methods]
+    for key, value in given.items():
+        owner, dot, plain = key.partition(".")
+        if dot and owner in methods:
+            own[methods.index(owner)][plain] = value
+            continue
+        owners = [number for number, settings in enumerate(known) if key in settings]
+        if len(owners) > 1:
+            names = [f"{methods[number]}.{key}" for number in owners]
+            raise ConfigError(f"Several methods have a setting '{key}'.", f"Give {listed(names)}.")
+        own[owners[0] if owners else -1][key] = value
+    for name, settings in zip(methods, own, strict=True):
+        complete_settings(name, settings)
+    return own
 
 
-def _some(pixels: npt.NDArray[np.int64], most: int, seed: int) -> npt.NDArray[np.int64]:
-    """Return at most so many of the pixels, in their order."""
-    if len(pixels) <= most:
-        return pixels
-    return np.sort(np.random.default_rng(seed).choice(pixels, most, replace=False))
+def _check_methods(methods: list[str], tune_epochs: int) -> None:
+    """Refuse methods that are not applied to finished runs, and training that would come too late.
+
+    Raises:
+        ConfigError: says which.
+    """
+    for name in methods:
+        if stage(name) in {"adapt", *TRAINING_STAGES}:
+            does = "adapts a model" if stage(name) == "adapt" else "acts"
+            raise ConfigError(
+                f"'{name}' {does} during training.",
+                f"Use it with 'vitreous train --{stage(name)}'.",
+            )
+    if tune_epochs and all(stage(name) == "quantize" for name in methods):
+        raise ConfigError(
+            "Quantized weights are not trained further.",
+            "Omit --tune-epochs, or prune or reduce first.",
+        )
+
+
+def _open(
+    path: Path,
+    methods: list[str],
+    settings: list[dict[str, Any]],
+    images: int,
+    tune_epochs: int,
+    tune_rate: float,
+    show: bool,
+) -> _Job:
+    """Open the run.
+
+    Raises:
+        ConfigError: runs of its task cannot be compressed.
+    """
+    task = task_at(path)
+    if not task.subject:
+        able = [own.name for own in tasks().values() if own.subject]
+        raise ConfigError(
+            f"{path} is a '{task.name}' run, which cannot be compressed.",
+            f"Give a run of {listed(able)}.",
+        )
+    console = Console(stderr=True, quiet=not show)
+    subject: Subject = load(task.subject)(path, images, console)
+    batches = subject.calibration()
+    return _Job(subject, task, methods, settings, batches, tune_epochs, tune_rate, console, show)
 
 
 # -- the gate -----------------------------------------------------------------------------------------------
 
 
-def _within(job: _Job, max_drop: float) -> tuple[runs.Network, Report, list[str]]:
-    """Apply the method, backing off layer by layer until the accuracy holds.
+def _within(job: _Job, max_drop: float) -> tuple[Any, list[Report], list[str]]:
+    """Apply the methods, backing off layer by layer from the last one until the figure holds.
 
     Raises:
         VitreousError: it does not hold.
     """
-    job.console.print(f"applying {job.method}", highlight=False)
-    classifier, report = job.changed()
-    before = job.accuracy(job.classifier)
-    drop = before - job.accuracy(classifier)
+    trained, reports = job.subject.trained, []
+    for name, settings in zip(job.methods[:-1], job.settings[:-1], strict=True):
+        trained, report = _changed(job, trained, name, settings)
+        reports.append(report)
+    start, last, settings = trained, job.methods[-1], job.settings[-1]
+    trained, report = _changed(job, start, last, settings)
+    before = job.subject.gate(job.subject.trained)
+    drop = before - job.subject.gate(trained)
+    unit = f" {job.unit}"
     job.console.print(
-        f"OA on {len(job.gate)} {job.role} pixels: {before:.2f} % → {before - drop:.2f} % ({-drop:+.2f})",
+        f"{job.figure} on {job.subject.looked_at}: {before:.2f}{unit} → {before - drop:.2f}{unit} ({-drop:+.2f})",
         highlight=False,
     )
     if drop <= max_drop:
-        return classifier, report, []
-    if stage(job.method) != "quantize":
+        return trained, [*reports, report], []
+    if stage(last) != "quantize":
         raise VitreousError(
-            f"{job.method} costs {drop:.2f} points of OA, more than {max_drop:g}.",
-            "Choose less aggressive settings, or raise --max-drop.",
+            f"{' + '.join(job.methods)} costs {job.lost(drop)}, more than {max_drop:g}.",
+            "Choose less aggressive settings, train further with --tune-epochs, or raise --max-drop.",
         )
-    order = sensitivity(classifier, job.batches)
+    order = sensitivity(trained, [batch.images for batch in job.batches])
     count = 1
     while 2 * count <= len(order):
         left = order[:count]
-        skip = [*job.settings.get("skip", []), *left]
-        classifier, report = job.changed(skip=skip)
-        drop = before - job.accuracy(classifier)
+        skip = [*settings.get("skip", []), *left]
+        trained, report = _changed(job, start, last, {**settings, "skip": skip})
+        drop = before - job.subject.gate(trained)
         job.console.print(
-            f"with {count} of {len(order)} layers unquantized: {-drop:+.2f} points", highlight=False
+            f"with {count} of {len(order)} layers unquantized: {-drop:+.2f} "
+            f"{'points' if job.unit == '%' else job.unit}",
+            highlight=False,
         )
         if drop <= max_drop:
-            return classifier, report, left
+            return trained, [*reports, report], left
         count *= 2
     raise VitreousError(
-        f"{job.method} costs {drop:.2f} points of OA even with half of the layers unquantized; {max_drop:g} are "
-        "allowed.",
+        f"{' + '.join(job.methods)} costs {job.lost(drop)} even with half of the layers unquantized; {max_drop:g} "
+        "are allowed.",
         "Use more bits, or raise --max-drop.",
     )
 
 
+def _changed(job: _Job, trained: Any, method: str, settings: dict[str, Any]) -> tuple[Any, Report]:
+    """Apply a method, and train further where that is asked for and possible."""
+    job.console.print(f"applying {method}", highlight=False)
+    net, report = apply(trained.net, method, calibration=job.batches, **settings)
+    changed = job.subject.with_net(net)
+    if job.tune_epochs and stage(method) != "quantize":
+        job.console.print(f"training for {job.tune_epochs} epochs", highlight=False)
+        with TemporaryDirectory(prefix="vitreous-tune-") as folder:
+            changed = job.subject.tuned(
+                changed, job.tune_epochs, job.tune_rate, Path(folder), job.show
+            )
+    return changed, report
+
+
 @torch.inference_mode()
-def sensitivity(classifier: runs.Network, batches: Sequence[Tensor]) -> list[str]:
+def sensitivity(trained: Any, batches: Sequence[Tensor]) -> list[str]:
     """Name the quantized layers, the one first that by itself changes the network's output most.
 
     Args:
-        classifier: with a quantized network.
+        trained: with a quantized network.
         batches: its inputs, ``(batch, channels, side, side)``.
     """
-    net = classifier.net
+    net = trained.net
     layers = dict(quantized_layers(net))
     set_enabled(net, False)
     plain = [net(batch) for batch in batches]
@@ -287,61 +371,49 @@ def sensitivity(classifier: runs.Network, batches: Sequence[Tensor]) -> list[str
 # -- before and after ---------------------------------------------------------------------------------------
 
 
-def _compare(
-    job: _Job, after: runs.Network
-) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
-    """Measure both; return the table, and the rows of both for ``metrics.json``."""
+def _compare(job: _Job, after: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Measure both; return the table, and the rows of both for ``metrics.json``, the new one first."""
     job.console.print("measuring accuracy and speed before and after", highlight=False)
-    both = {"before": job.classifier, "after": after}
-    pixels = job.split.pixels(TEST)
-    tests = {
-        key: classify.score_pixels(
-            job.data,
-            job.split,
-            pixels,
-            classify_pixels(one, job.data.scene, pixels),
-            job.run.class_names,
-        )
-        for key, one in both.items()
-    }
-    speed = _in_turns(both, lambda one: throughput(one, job.data.scene, WINDOWS), max)
-    latency = _in_turns(both, lambda one: _latency(one, job.batches[0][:1]), min)
-    macs = {key: _macs(one, job.batches[0]) for key, one in both.items()}
-    shares = {name: {key: 100 * tests[key][name] for key in both} for name in ("oa", "aa", "kappa")}
+    subject, both = job.subject, {"before": job.subject.trained, "after": after}
+    image = job.batches[0].images[:1]
+    tests = {key: subject.test(one) for key, one in both.items()}
+    figures = {key: subject.figures(scores) for key, scores in tests.items()}
+    speed = _in_turns(both, subject.throughput, max)
+    latency = _in_turns(both, lambda one: _latency(one.net, image), min)
+    macs = {key: count_cost(one.net, *image.shape[1:]).macs for key, one in both.items()}
     rows = [
-        *({"figure": f"{label}", **shares[name]} for name, label in _SHARES.items()),
+        *(
+            {"figure": label, **{key: figures[key][label] for key in both}}
+            for label in figures["before"]
+        ),
         {
             "figure": "weights at nominal bit width, MiB",
-            **{k: _weights(v) for k, v in both.items()},
+            **{key: _weights(one) for key, one in both.items()},
         },
         {"figure": "multiply-adds per image, M", **{k: v / 1e6 for k, v in macs.items()}},
-        {"figure": "pixels/s", **speed},
+        {"figure": subject.rate, **speed},
         {"figure": "latency per image, ms", **{k: 1e3 * v for k, v in latency.items()}},
     ]
-    parameters = {key: runs.parameter_counts(one)[0] for key, one in both.items()}
-    names = {"before": job.run.name, "after": f"{job.run.name} + {job.method}"}
-    row_before, row_after = (
+    names = {"before": subject.name, "after": " + ".join([subject.name, *job.methods])}
+    metrics = [
         {
             "name": names[key],
-            "kind": card(job.run.name).kind,
-            "parameters": parameters[key],
+            "kind": card(subject.name).kind,
+            "parameters": sum(p.numel() for p in both[key].parameters()),
             "trainable": None,
             "train_seconds": None,
-            "pixels_per_second": speed[key],
+            subject.rate.replace("/s", "_per_second"): speed[key],
             "val": None,
             "test": tests[key],
         }
-        for key in both
-    )
-    return rows, row_before, row_after
-
-
-_SHARES = {"oa": "OA, %", "aa": "AA, %", "kappa": "kappa x 100"}
+        for key in ("after", "before")
+    ]
+    return rows, metrics
 
 
 def _in_turns(
-    both: dict[str, runs.Network],
-    measure: Callable[[runs.Network], float],
+    both: dict[str, Any],
+    measure: Callable[[Any], float],
     best: Callable[[list[float]], float],
 ) -> dict[str, float]:
     """Measure both in turn, so that whatever else the machine does hits both alike."""
@@ -352,88 +424,76 @@ def _in_turns(
     return {key: best(values) for key, values in found.items()}
 
 
-def _latency(classifier: runs.Network, image: Tensor) -> float:
-    """Return the median seconds of one image through the network."""
+def _latency(net: nn.Module, image: Tensor) -> float:
+    """Return the median seconds of one image through a network."""
     with torch.inference_mode():
-        return float(np.median(timed(lambda: classifier.net(image), LATENCY_CALLS)))
+        return float(np.median(timed(lambda: net(image), LATENCY_CALLS)))
 
 
-def _weights(classifier: runs.Network) -> float:
+def _weights(trained: nn.Module) -> float:
     """Return what the weights take in MiB when each is stored in as many bits as it was rounded to."""
-    bits = 32 * sum(p.numel() for p in classifier.parameters())
-    for _, layer in quantized_layers(classifier):
+    bits = 32 * sum(p.numel() for p in trained.parameters())
+    for _, layer in quantized_layers(trained):
         if not isinstance(layer, QuantMatMul):
             bits -= (32 - layer.weight_quantizer.bits) * layer.weight.numel()
     return bits / 8 / 2**20
 
 
-def _macs(classifier: runs.Network, batch: Tensor) -> int:
-    return count_cost(classifier.net, *batch.shape[1:]).macs
-
-
 def _sizes(job: _Job, folder: Path) -> list[dict[str, Any]]:
     """Return the row of the table that says how large the model files are."""
-    sizes = [(path / runs.MODEL).stat().st_size / 2**20 for path in (job.run.path, folder)]
+    sizes = [(path / runs.MODEL).stat().st_size / 2**20 for path in (job.subject.path, folder)]
     return [{"figure": "model file, MiB", "before": sizes[0], "after": sizes[1]}]
 
 
 def _notes(job: _Job, rows: list[dict[str, Any]], backed_off: list[str]) -> list[str]:
     """Say in words what the figures mean for a user."""
     notes = []
-    speed = next(row for row in rows if row["figure"] == "pixels/s")
+    speed = next(row for row in rows if row["figure"] == job.subject.rate)
     gain = speed["after"] / speed["before"]
-    if stage(job.method) == "quantize":
+    if stage(job.methods[-1]) == "quantize":
         notes.append(
-            "PyTorch only simulates low-bit arithmetic: this run is neither smaller nor faster. "
-            "'vitreous export' writes 8-bit models with real integer arithmetic."
+            "PyTorch only simulates low-bit arithmetic: "
+            + (
+                "this run is neither smaller nor faster"
+                if len(job.methods) == 1
+                else "quantization makes this run neither smaller nor faster"
+            )
+            + ". 'vitreous export' writes 8-bit models with real integer arithmetic."
         )
     elif gain < GAIN:
         notes.append(f"No speed-up on this machine ({gain:.2f}x).")
     else:
         notes.append(f"Speed-up on this machine: {gain:.2f}x.")
+    if job.tune_epochs:
+        notes.append(f"Trained for {job.tune_epochs} epochs behind each method but quantization.")
     if backed_off:
         notes.append(f"Not quantized, to preserve accuracy: {', '.join(backed_off)}.")
     return notes
 
 
+def _noted(reports: Sequence[Report]) -> dict[str, Any]:
+    """Return the methods' settings, of several each under its name."""
+    if len(reports) == 1:
+        return reports[0].settings
+    return {report.method: report.settings for report in reports}
+
+
 def _write(
     job: _Job,
     folder: Path,
-    after: runs.Network,
-    report: Report,
+    after: Any,
+    reports: Sequence[Report],
     rows: list[dict[str, Any]],
     command: str,
 ) -> None:
-    """Write the new run: the model, what it was made from, and its metrics and map."""
-    recipe = job.run.recipe
-    config = runs.config_at(job.run.path)
+    """Write the new run: what it was made from, the model, and its metrics and products."""
+    config = runs.config_at(job.subject.path)
     config |= {"versions": versions(), "command": command, "finished": True}
     config["compressed"] = {
-        "from": str(job.run.path),
-        "method": job.method,
-        "settings": report.settings,
+        "from": str(job.subject.path),
+        "method": " + ".join(job.methods),
+        "settings": _noted(reports),
+        "tune_epochs": job.tune_epochs,
     }
     write_json(folder / runs.CONFIG, config)
-    job.split.save(folder / runs.SPLIT)
-    if recipe.map:
-        prediction = classify.map_scene(folder, recipe, after, job.data, job.console)
-        rows[0]["pixels_per_second"] = prediction.pixels_per_second
-    metrics = classify.metrics_of(
-        job.data,
-        job.split,
-        recipe,
-        classify.learned_size(job.run),
-        rows,
-        job.run.start,
-    )
-    write_json(folder / runs.METRICS, metrics)
-    runs.save_run_model(
-        folder,
-        after,
-        name=job.run.name,
-        model_args=job.run.model_args,
-        class_names=job.run.class_names,
-        class_colors=job.run.class_colors,
-        provenance=job.run.provenance,
-        class_codes=job.run.class_codes,
-    )
+    job.subject.write(folder, after, rows, command)

@@ -46,6 +46,7 @@ from vitreous.inference.export_format import sha256
 from vitreous.inference.restore import TILE, SceneRestorer, restored_scene
 from vitreous.layers.ranges import BandRange, fill_invalid
 from vitreous.layers.restorer import Restorer
+from vitreous.methods._apply import applied, reinstall
 from vitreous.progress import progress_bar
 from vitreous.recipe import RestoreRecipe
 from vitreous.scenes import write_scene
@@ -181,17 +182,53 @@ def evaluate(path: str | Path) -> dict[str, Any]:
         The metrics of ``metrics.json``, for the trained system and the degraded scene.
     """
     run = load_run(path)
+    opened = reopened(run)
+    cube = opened.test_cube(run.restorer)
+    row, _ = measure(run.restorer, run.name, cube)
+    return opened.metrics(run, cube, [row, _untouched(cube)])
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The scene of a finished run, opened again.
+
+    Attributes:
+        recipe: the run's settings.
+        scene: the scene.
+        areas: where it trained, validated and tests.
+        degrade: what it undoes.
+    """
+
+    recipe: RestoreRecipe
+    scene: xr.DataArray
+    areas: list[Area]
+    degrade: Degradation
+
+    def test_cube(self, restorer: SceneRestorer) -> TestCube:
+        """Return what the run is measured on."""
+        return test_cube(self.recipe, restorer, self.scene, self.areas[2], self.degrade)
+
+    def metrics(
+        self, run: RestoreRun, cube: TestCube, rows: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Return what ``metrics.json`` holds, with some rows of systems."""
+        begun = _start_leakage(run.start, self.scene, self.areas[2], self.degrade.factor)
+        return _metrics(self.recipe, self.scene, self.areas, self.degrade, cube, rows, begun)
+
+
+def reopened(run: RestoreRun) -> Opened:
+    """Open the scene of a finished run again.
+
+    Raises:
+        VitreousError: it is another one than it was trained on.
+    """
     recipe = run.recipe
     degrade = check_recipe(recipe)
     scene = without_dead_bands(
         open_named(recipe.scene, recipe.scene_hints, untrusted=recipe.untrusted).scene
     )
     runs.check_unchanged(run.path, scene)
-    areas = _areas(recipe, scene, degrade.factor)
-    cube = test_cube(recipe, run.restorer, scene, areas[2], degrade)
-    row, _ = measure(run.restorer, run.name, cube)
-    begun = _start_leakage(run.start, scene, areas[2], degrade.factor)
-    return _metrics(recipe, scene, areas, degrade, cube, [row, _untouched(cube)], begun)
+    return Opened(recipe, scene, _areas(recipe, scene, degrade.factor), degrade)
 
 
 @dataclass(frozen=True)
@@ -309,6 +346,7 @@ def load_run(path: str | Path) -> RestoreRun:
         contract = BandContract.from_json(header["contract"])
         with torch.device("meta"):
             net = create_model(header["name"], bands=len(contract.used), **header["model_args"])
+            reinstall(net, header.get("methods", []))  # older files have none
             ranges = BandRange(len(contract.used))
         assert isinstance(net, Restorer)
         restorer = SceneRestorer(net, ranges, contract, **header["settings"])
@@ -448,9 +486,7 @@ def _untrained(recipe: RestoreRecipe, scene: xr.DataArray, areas: list[Area]) ->
         contract = contract.measured(spectra)
     else:  # its bands and ranges come along, in its order
         run = _start(recipe)
-        # Loaded weights may be read-only views of the file; training needs its own.
-        own = {name: t.clone() for name, t in run.restorer.state_dict().items()}
-        run.restorer.load_state_dict(own, assign=True)
+        _own_weights(run.restorer)
         start, bands = run.restorer.fitted(scene)
         start.contract.check_values(scene)
         net, ranges = start.net, start.ranges
@@ -493,6 +529,49 @@ def _fit(
     return restorer, task.elapsed
 
 
+def train_further(
+    recipe: RestoreRecipe,
+    restorer: SceneRestorer,
+    opened: Opened,
+    folder: Path,
+    *,
+    epochs: int,
+    rate: float,
+    show: bool,
+) -> SceneRestorer:
+    """Train a restorer on as it is.
+
+    Args:
+        recipe: the settings it was trained with.
+        restorer: changed in place.
+        opened: its scene.
+        folder: for the state while it trains.
+        epochs: of training.
+        rate: learning rate, as a share of the recipe's.
+        show: print progress.
+    """
+    from vitreous.tasks.unlabelled import EPOCH_STEPS
+
+    changes = {
+        "steps": epochs * EPOCH_STEPS,
+        "learning_rate": rate * recipe.learning_rate,
+        "devices": 1,
+    }
+    _own_weights(restorer)
+    torch.manual_seed(recipe.seed)
+    own = recipe.model_copy(update=changes)
+    scene, areas, degrade = opened.scene, opened.areas, opened.degrade
+    trained, _ = _fit(own, restorer, scene, areas, degrade, folder, resume=False, show=show)
+    return trained
+
+
+def _own_weights(restorer: SceneRestorer) -> None:
+    """Let loaded weights be trained: they may be read-only views of the file."""
+    own = {name: tensor.clone() for name, tensor in restorer.state_dict().items()}
+    restorer.load_state_dict(own, assign=True)
+    restorer.requires_grad_(True).train()
+
+
 def _start(recipe: RestoreRecipe) -> RestoreRun:
     """Load the run to start from, and refuse another model."""
     start = load_run(str(recipe.init))
@@ -525,11 +604,23 @@ def _keep(
     config = read_json(folder / CONFIG)
     config["model"] = {"name": recipe.model, "train_seconds": seconds}
     write_json(folder / CONFIG, config)
+    save_restorer(folder, restorer, recipe.model, recipe.model_args, provenance)
+
+
+def save_restorer(
+    folder: Path,
+    restorer: SceneRestorer,
+    name: str,
+    model_args: dict[str, Any],
+    provenance: Provenance,
+) -> None:
+    """Write ``model.safetensors``: everything that is needed to restore a raw scene."""
     header = {
         "schema": runs.SCHEMA,
-        "kind": card(recipe.model).kind,
-        "name": recipe.model,
-        "model_args": recipe.model_args,
+        "kind": card(name).kind,
+        "name": name,
+        "model_args": model_args,
+        "methods": applied(restorer.net),
         "contract": restorer.contract.to_json(),
         "settings": restorer.settings(),
         runs.PROVENANCE: provenance_to_json(provenance),
@@ -561,15 +652,46 @@ def _measure(
         rows.append(_baseline(name, cube))
     write_json(folder / METRICS, _metrics(recipe, scene, areas, degrade, cube, rows, begun))
     if recipe.product:
-        with progress_bar("restoring", console) as advance:
-            write_scene(
-                restored_scene(restorer, scene, advance, check_values=False), folder / PRODUCT
-            )
+        _write_product(folder, restorer, scene, console)
     if recipe.report:
         console.print("writing the report", highlight=False)
         build_report_of(TASK)(
             folder, scene, cube.clean.numpy(), cube.degraded.values, restored.numpy()
         )
+
+
+def _write_product(
+    folder: Path, restorer: SceneRestorer, scene: xr.DataArray, console: Console
+) -> None:
+    with progress_bar("restoring", console) as advance:
+        restored = restored_scene(restorer, scene, advance, check_values=False)
+        write_scene(restored, folder / PRODUCT)
+
+
+def write_products(
+    folder: Path,
+    run: RestoreRun,
+    restorer: SceneRestorer,
+    opened: Opened,
+    cube: TestCube,
+    rows: list[dict[str, Any]],
+    console: Console,
+) -> None:
+    """Write the metrics and the restored scene of a run that was made from another one.
+
+    Args:
+        folder: of the new run.
+        run: that it was made from.
+        restorer: the new one.
+        opened: its scene.
+        cube: what both were measured on.
+        rows: of the systems; that of the degraded scene is added.
+        console: where to show progress.
+    """
+    own = rows if opened.degrade.factor > 1 else [*rows, _untouched(cube)]
+    write_json(folder / METRICS, opened.metrics(run, cube, own))
+    if opened.recipe.product:
+        _write_product(folder, restorer, opened.scene, console)
 
 
 def baselines_of(recipe: RestoreRecipe, degrade: Degradation) -> list[str]:

@@ -1,0 +1,145 @@
+"""Runs of ``restore`` that are compressed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from vitreous.catalog.tasks import TASKS, build_report_of
+from vitreous.data.crops import Area, Crops
+from vitreous.data.degradations import spoil
+from vitreous.errors import ModelError
+from vitreous.inference.restore import SceneRestorer
+from vitreous.layers.ranges import fill_invalid
+from vitreous.layers.restorer import Restorer
+from vitreous.methods._apply import Calibration
+from vitreous.tasks import restore, runs
+from vitreous.tasks.quality import FEWEST
+from vitreous.tasks.streams import VALIDATED, stream
+
+BATCH = 8  # crops of one calibration batch
+TIMED = 3  # passes over the gate's area on the clock
+_OTHERS = {"ssim": "SSIM", "sam": "SAM, degrees", "ergas": "ERGAS"}
+
+
+class RestorerSubject:
+    """A network that restores a scene (``tasks/compress.py: Subject``).
+
+    Args:
+        path: the run folder.
+        images: crops of the training area to calibrate on.
+        console: where to say what is done.
+
+    Raises:
+        ModelError: the run holds no network.
+        VitreousError: it cannot be loaded, or its scene has changed.
+    """
+
+    rate = "pixels/s"
+
+    def __init__(self, path: Path, images: int, console: Console) -> None:
+        self.run = restore.load_run(path)
+        if not runs.is_network(self.run.name):
+            raise ModelError(
+                f"{path} holds '{self.run.name}', which is not a network.",
+                "Compress a run of a network.",
+            )
+        console.print(f"reading {self.run.recipe.scene}", highlight=False)
+        self.console, self.images = console, images
+        self.path, self.name, self.report = path, self.run.name, self.run.recipe.report
+        self.trained: SceneRestorer = self.run.restorer
+        self.opened = restore.reopened(self.run)
+        train, val, _ = self.opened.areas
+        few = min(val.shape) < FEWEST
+        self.gated = restore.test_cube(
+            self.run.recipe,
+            self.trained,
+            self.opened.scene,
+            _end_of(train) if few else val,
+            self.opened.degrade,
+        )
+        self.tested = self.opened.test_cube(self.trained)
+        count = self.gated.clean[0].numel()
+        self.looked_at = f"{count} {'training' if few else 'validation'} pixels"
+
+    def calibration(self) -> list[Calibration]:
+        """Return degraded crops of the training area, as training sees them."""
+        generator = stream(self.run.recipe.seed, VALIDATED)
+        crops = self._crops().draw(self.images, generator, self.run.recipe.flips)
+        own, _ = self.trained.fitted(self.opened.scene)
+        clean = own.ranges(torch.stack([fill_invalid(crop)[0] for crop in crops]))
+        spoilt: Tensor = spoil(self.opened.degrade, clean, generator)
+        return [Calibration(part) for part in spoilt.split(BATCH)]
+
+    def _crops(self) -> Crops:
+        side = self.run.recipe.crop * self.opened.degrade.factor
+        bands = self.trained.contract.select(self.opened.scene)
+        return Crops(self.opened.scene, bands, self.opened.areas[0], side)
+
+    def with_net(self, net: nn.Module) -> SceneRestorer:
+        """Return the same restorer around another network."""
+        assert isinstance(net, Restorer)
+        own = self.trained
+        return SceneRestorer(net, own.ranges, own.contract, **own.settings()).eval()
+
+    def gate(self, trained: SceneRestorer) -> float:
+        """Return the PSNR of the validation area, in dB."""
+        row, _ = restore.measure(trained, self.name, self.gated)
+        return float(row["test"][TASKS[restore.TASK].figure])
+
+    def tuned(
+        self, trained: SceneRestorer, epochs: int, rate: float, folder: Path, show: bool
+    ) -> SceneRestorer:
+        """Train for some more epochs of 25 steps on the training area."""
+        return restore.train_further(
+            self.run.recipe, trained, self.opened, folder, epochs=epochs, rate=rate, show=show
+        )
+
+    def test(self, trained: SceneRestorer) -> dict[str, Any]:
+        """Return the quality of the test area."""
+        row, _ = restore.measure(trained, self.name, self.tested)
+        scores: dict[str, Any] = row["test"]
+        return scores
+
+    def figures(self, scores: Mapping[str, Any]) -> dict[str, float]:
+        """Return PSNR, SSIM, SAM and ERGAS."""
+        row = TASKS[restore.TASK]
+        labels = {row.figure: row.figure_label, **_OTHERS}
+        return {label: scores[name] for name, label in labels.items() if scores[name] is not None}
+
+    def throughput(self, trained: SceneRestorer) -> float:
+        """Return pixels a second."""
+        pixels = self.gated.clean[0].numel()
+        started = time.perf_counter()
+        for _ in range(TIMED):
+            restore.measure(trained, self.name, self.gated)
+        return TIMED * pixels / (time.perf_counter() - started)
+
+    def write(
+        self, folder: Path, trained: SceneRestorer, rows: list[dict[str, Any]], command: str
+    ) -> None:
+        """Write model, metrics and the restored scene."""
+        run = self.run
+        restore.write_products(folder, run, trained, self.opened, self.tested, rows, self.console)
+        restore.save_restorer(folder, trained, run.name, run.model_args, run.provenance)
+
+    def write_report(self, folder: Path) -> None:
+        """Write the report."""
+        written = restore.load_run(folder).restorer
+        _, restored = restore.measure(written, self.name, self.tested)
+        cube = self.tested
+        build_report_of(restore.TASK)(
+            folder, self.opened.scene, cube.clean.numpy(), cube.degraded.values, restored.numpy()
+        )
+
+
+def _end_of(area: Area) -> Area:
+    """Return a part of an area that can be measured; all of it where it is small."""
+    spans = [slice(max(span.start, span.stop - 4 * FEWEST), span.stop) for span in area]
+    return Area(*spans)

@@ -1,0 +1,189 @@
+"""Runs of ``classify`` that are compressed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from vitreous.catalog.tasks import TASKS, build_report_of
+from vitreous.data.blocks import TEST, TRAIN, VAL
+from vitreous.data.regions import reduce_scene
+from vitreous.data.splits import Split
+from vitreous.errors import ModelError
+from vitreous.files import write_json
+from vitreous.inference.pixels import classify_pixels
+from vitreous.methods._apply import Calibration
+from vitreous.tasks import classify, runs
+from vitreous.tasks.bench import throughput
+from vitreous.tasks.labelled import LabelledScene
+
+BATCH = 32  # images of one calibration batch
+GATE_PIXELS = 2000  # the accuracy gate looks at no more
+FEWEST_GATE_PIXELS = 100  # of a validation part that can say something about half a point
+WINDOWS = 3  # classified on the clock in each round
+_SHARES = {"aa": "AA, %", "kappa": "kappa x 100"}
+
+
+class SceneSubject:
+    """A network that classifies the pixels of a scene (``tasks/compress.py: Subject``).
+
+    Args:
+        path: the run folder.
+        images: training pixels (or tiles, in mode ``dense``) to calibrate on.
+        console: where to say what is done.
+
+    Raises:
+        ModelError: the run holds no network.
+        VitreousError: it cannot be loaded, or its data have changed.
+    """
+
+    rate = "pixels/s"
+
+    def __init__(self, path: Path, images: int, console: Console) -> None:
+        self.run = runs.load_run(path)
+        if not isinstance(self.run.classifier, runs.Network):
+            raise ModelError(
+                f"{path} holds '{self.run.name}', which is not a network.",
+                "Compress a run of a network.",
+            )
+        console.print(f"reading {self.run.recipe.scene}", highlight=False)
+        self.console, self.images = console, images
+        self.path, self.name, self.report = path, self.run.name, self.run.recipe.report
+        self.trained: runs.Network = self.run.classifier
+        self.data, self.split = classify.reopened(self.run)
+        few = len(self.split.pixels(VAL)) < FEWEST_GATE_PIXELS
+        self.pixels = _some(
+            self.split.pixels(TRAIN if few else VAL), GATE_PIXELS, self.run.recipe.seed
+        )
+        self.looked_at = f"{len(self.pixels)} {'training' if few else 'validation'} pixels"
+
+    def calibration(self) -> list[Calibration]:
+        """Return what the network is given in training, around some of the training pixels."""
+        seed = self.run.recipe.seed
+        return calibration_batches(self.trained, self.data, self.split, self.images, seed)
+
+    def with_net(self, net: nn.Module) -> runs.Network:
+        """Return the same classifier around another network."""
+        own = self.trained
+        made = runs.make_classifier(net, own.preprocess, own.contract, own.settings())
+        return made.eval()
+
+    def gate(self, trained: runs.Network) -> float:
+        """Return the share of the gate's pixels that are right, in percent."""
+        found = classify_pixels(trained, self.data.scene, self.pixels)
+        return 100 * float((found == self.data.classes_at(self.pixels)).mean())
+
+    def tuned(
+        self, trained: runs.Network, epochs: int, rate: float, folder: Path, show: bool
+    ) -> runs.Network:
+        """Train for some more epochs on the run's training pixels."""
+        recipe = self.run.recipe
+        changes = {
+            "epochs": epochs,
+            "learning_rate": rate * recipe.learning_rate,
+            "warmup_epochs": 0,
+            "patience": 0,
+            "adapt": "scratch",
+            "teacher": None,
+            "distill": None,
+            "devices": 1,
+        }
+        own = recipe.model_copy(update=changes)
+        return classify.train_further(own, self.data, self.split, trained, folder, show=show)
+
+    def test(self, trained: runs.Network) -> dict[str, Any]:
+        """Return the scores of the test pixels."""
+        pixels = self.split.pixels(TEST)
+        found = classify_pixels(trained, self.data.scene, pixels)
+        return classify.score_pixels(self.data, self.split, pixels, found, self.run.class_names)
+
+    def figures(self, scores: Mapping[str, Any]) -> dict[str, float]:
+        """Return OA, AA and kappa."""
+        row = TASKS[classify.TASK]
+        labels = {row.figure: row.figure_label, **_SHARES}
+        return {label: 100 * scores[name] for name, label in labels.items()}
+
+    def throughput(self, trained: runs.Network) -> float:
+        """Return pixels a second."""
+        return throughput(trained, self.data.scene, WINDOWS)
+
+    def write(
+        self, folder: Path, trained: runs.Network, rows: list[dict[str, Any]], command: str
+    ) -> None:
+        """Write model, split, map and metrics."""
+        run = self.run
+        self.split.save(folder / runs.SPLIT)
+        if run.recipe.map:
+            prediction = classify.map_scene(folder, run.recipe, trained, self.data, self.console)
+            rows[0]["pixels_per_second"] = prediction.pixels_per_second
+        size = classify.learned_size(run)
+        metrics = classify.metrics_of(self.data, self.split, run.recipe, size, rows, run.start)
+        write_json(folder / runs.METRICS, metrics)
+        runs.save_run_model(
+            folder,
+            trained,
+            name=run.name,
+            model_args=run.model_args,
+            class_names=run.class_names,
+            class_colors=run.class_colors,
+            provenance=run.provenance,
+            class_codes=run.class_codes,
+        )
+
+    def write_report(self, folder: Path) -> None:
+        """Write the report."""
+        build_report_of(classify.TASK)(folder, self.data.scene, self.data.labels, self.split)
+
+
+def calibration_batches(
+    classifier: runs.Network, data: LabelledScene, split: Split, images: int, seed: int
+) -> list[Calibration]:
+    """Return batches of what the network is given in training: images around some of the training pixels.
+
+    Returns:
+        Images ``(batch, channels, side, side)``, patches with their class or in mode ``dense`` tiles with the classes of
+        their training pixels.
+    """
+    pixels = _some(split.pixels(TRAIN), images, seed)
+    settings = classifier.settings()
+    side = runs.image_size(settings)
+    cube = reduce_scene(
+        data.scene,
+        classifier.contract.select(data.scene),
+        classifier.preprocess,
+        pixels,
+        reach=side // 2,
+        padding=classifier.padding,
+    )
+    # Also where the crops begin: the border shifts both.
+    rows, columns = np.divmod(pixels, data.scene.sizes["x"])
+    crops = _crops(cube, rows, columns, side)
+    if settings["mode"] == "dense":
+        known = np.where(split.roles == TRAIN, np.asarray(data.labels.values).astype(np.int64), 0)
+        padded = torch.from_numpy(np.pad(known - 1, side // 2, constant_values=-1))[None]
+        classes = _crops(padded, rows, columns, side)[:, 0]
+    else:
+        classes = torch.from_numpy(data.classes_at(pixels) - 1)
+    parts = zip(crops.split(BATCH), classes.split(BATCH), strict=True)
+    return [Calibration(*part) for part in parts]
+
+
+def _crops(
+    cube: Tensor, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64], side: int
+) -> Tensor:
+    corners = zip(rows.tolist(), columns.tolist(), strict=True)
+    return torch.stack([cube[:, r : r + side, c : c + side] for r, c in corners])
+
+
+def _some(pixels: npt.NDArray[np.int64], most: int, seed: int) -> npt.NDArray[np.int64]:
+    """Return at most so many of the pixels, in their order."""
+    if len(pixels) <= most:
+        return pixels
+    return np.sort(np.random.default_rng(seed).choice(pixels, most, replace=False))
