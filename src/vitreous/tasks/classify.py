@@ -144,7 +144,7 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
                 recipe, data, split, contract, folder, teacher, resume=resume, show=show
             )
             if not first:
-                raise SystemExit(0)  # this process was started by the first one, to train with it
+                return folder  # the first process does the rest
             _keep(folder, recipe, trained, data, split, start)
         else:
             trained = _fit_estimator(recipe.model, recipe, data, split, contract)

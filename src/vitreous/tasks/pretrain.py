@@ -107,7 +107,7 @@ def train(
         task = PretrainTask(model, recipe, crops, val, preprocess)
         fit(task, folder, resume=resume, show=show)
         if not first:
-            raise SystemExit(0)  # this process was started by the first one, to train with it
+            return folder  # the first process does the rest
         trained = task.result()
         assert isinstance(trained, Pretrainer)
         console.print(f"run {folder}", highlight=False)

@@ -162,7 +162,7 @@ def train(
                 recipe, fresh, scene, areas, degrade, folder, resume=resume, show=show
             )
             if not first:
-                raise SystemExit(0)  # this process was started by the first one, to train with it
+                return folder  # the first process does the rest
             own = Seen.values(TASK, Path(recipe.scene).name, Ground.of(scene), areas[0])
             _keep(folder, recipe, restorer, seconds, (*start, own))
         console.print(f"run {folder}", highlight=False)

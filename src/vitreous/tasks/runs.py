@@ -42,6 +42,7 @@ from vitreous.methods._apply import applied, reinstall
 from vitreous.models._pixel_estimator import PixelEstimator
 from vitreous.recipe import R, Recipe, Settings, make_recipe
 from vitreous.tasks.checkpoint import load_exactly, load_tensors, save_tensors
+from vitreous.tasks.processes import RUN_FOLDER, is_helper, kept_environment
 
 Network: TypeAlias = PatchClassifier | DenseClassifier
 
@@ -58,7 +59,6 @@ MODEL, STATE, SPLIT, CONFIG, METRICS, LOG = (
 )
 PREPROCESS = "preprocess.safetensors"  # of a pre-trained run, beside its model file
 PROVENANCE = "provenance"  # in the header of every model file
-RUN_FOLDER = "VITREOUS_RUN_FOLDER"  # tells the further processes of DDP where the first one writes
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,9 @@ def started_folder(
     A fresh one appears with its ``config.json`` in it, so that a run which is killed can always be resumed, and is
     removed again where the block fails before training has begun. At the end the run is noted as finished.
 
+    A further process of a training on several devices (:mod:`vitreous.tasks.processes`) gets the folder that the first
+    one has made.
+
     Args:
         recipe: the settings.
         config: what :func:`config_of` returns for a fresh run.
@@ -138,7 +141,7 @@ def started_folder(
         ConfigError: there is no such run, or another process is training in its folder.
         VitreousError: the folder cannot be made.
     """
-    if RUN_FOLDER in os.environ and int(os.environ.get("LOCAL_RANK", "0")) > 0:
+    if is_helper():
         yield Path(os.environ[RUN_FOLDER]), False
         return
     folder = Path(recipe.runs) / config["task"] / (recipe.name or name.lstrip("."))
@@ -149,8 +152,7 @@ def started_folder(
         with hidden_folder(folder.parent, folder.name) as made:
             write_json(made / CONFIG, config)
             folder = publish(made, folder)
-    os.environ[RUN_FOLDER] = str(folder.resolve())
-    with _alone(folder):
+    with _alone(folder), kept_environment(**{RUN_FOLDER: str(folder.resolve())}):
         if resume:
             _remove_leftovers(folder)
         try:
