@@ -15,7 +15,6 @@ A method of the stage ``distill`` is a file with its card and
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from vitreous.data.provenance import Provenance
 from vitreous.data.regions import gather_patches, orient, patch_index, reduce_scene
 from vitreous.errors import ConfigError, ModelError
 from vitreous.inference.dense_classifier import DenseClassifier
+from vitreous.inference.export_format import sha256
 from vitreous.layers.answers import Answer, Targets
 from vitreous.methods._apply import complete_settings
 from vitreous.recipe import Recipe
@@ -91,12 +91,6 @@ def frozen(network: nn.Module) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 class SceneTeacher:
     """A finished run of ``classify`` that is asked about the training pixels of a student.
 
@@ -118,7 +112,7 @@ class SceneTeacher:
             )
         self.classifier: runs.Network = self.run.classifier
         frozen(self.classifier)
-        self.hash = file_hash(self.path / runs.MODEL)
+        self.hash = sha256(self.path / runs.MODEL)
         if isinstance(self.classifier, DenseClassifier) and (
             recipe.mode != "dense" or recipe.tile_size != self.classifier.tile_size
         ):
