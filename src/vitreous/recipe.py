@@ -47,9 +47,19 @@ PANELS = (
 )
 
 
-def _setting(default: Any, panel: str, description: str, **limits: Any) -> Any:
+def setting(default: Any, panel: str, description: str, **limits: Any) -> Any:
+    """Return a field of a recipe.
+
+    Args:
+        default: of the setting.
+        panel: one of ``PANELS``, under which it is shown.
+        description: what it does, for ``--help`` and the documentation.
+        limits: of its values, as pydantic's ``Field`` takes them (``ge=1``).
+    """
     return Field(default, description=description, json_schema_extra={"panel": panel}, **limits)
 
+
+_setting = setting
 
 # Of METHOD, a method that adapts: it is looked up where it is needed.
 _THEN = "pretrain_then_"
@@ -57,6 +67,12 @@ _ADAPT = re.compile(rf"scratch|\w+_only|{_THEN}\w+")
 
 # Only of what is trained here, not of its baselines.
 _OF_THE_RUN = ("init", "devices", "accelerator", "precision", "tensorboard")
+
+# Methods that a network is trained with.
+_OF_THE_NETWORK = (
+    *("adapt", "adapt_args", "reduce", "reduce_args"),
+    *("teacher", "distill", "distill_args"),
+)
 
 R = TypeVar("R", bound="Settings")
 
@@ -185,6 +201,9 @@ class SceneSettings(Settings):
         "Data",
         "Mask of pixels to exclude, e.g. clouds: a file, or the product's own 'scl' or 'qa' layer.",
     )
+    untrusted: bool = _setting(
+        False, "Data", "Read files in a separate process with limits on memory and time."
+    )
     flips: bool = _setting(True, "Training", "Augment with random flips and 90-degree rotations.")
 
     @property
@@ -205,6 +224,11 @@ class Recipe(SceneSettings):
     )
     label_hints: dict[str, Any] = _setting(
         {}, "Data", "Reader options for the labels, e.g. layer=fields, variable=gt, nodata=255."
+    )
+    classes: str | None = _setting(
+        None,
+        "Data",
+        "Names and colours of the classes of a label image: a CSV, JSON or QML file, or a known scheme, e.g. worldcover.",
     )
 
     split: Literal["blocks", "random", "fixed", "files"] = _setting(
@@ -262,6 +286,18 @@ class Recipe(SceneSettings):
     )
     reduce_args: dict[str, Any] = _setting(
         {}, "Model", "Settings of the --reduce method, e.g. keep_rate=0.5."
+    )
+
+    teacher: str | None = _setting(
+        None, "Model", "Run folder of a trained network to learn from (needs --distill)."
+    )
+    distill: str | None = _setting(
+        None,
+        "Model",
+        "Distillation method to learn from the --teacher with, e.g. deit_hard (see 'vitreous methods').",
+    )
+    distill_args: dict[str, Any] = _setting(
+        {}, "Model", "Settings of the --distill method, e.g. weight=0.3."
     )
 
     reduction: Literal["pca", "none"] = _setting(
@@ -386,15 +422,16 @@ class Recipe(SceneSettings):
             raise ValueError(f"adapt_args has no effect: adapt '{self.adapt}' uses no method")
         if self.reduce_args and self.reduce is None:
             raise ValueError("reduce_args needs a method: set reduce")
+        if (self.teacher is None) != (self.distill is None):
+            raise ValueError("teacher and distill must be given together")
+        if self.distill_args and self.distill is None:
+            raise ValueError("distill_args needs a method: set distill")
         return self
 
     def _rules(self, trained: bool, networks: bool) -> dict[str, tuple[str, ...]]:
         rules = super()._rules(trained, networks)
         if not trained:
-            rules = {
-                reason: (*names, "adapt", "adapt_args", "reduce", "reduce_args")
-                for reason, names in rules.items()
-            }
+            rules = {reason: (*names, *_OF_THE_NETWORK) for reason, names in rules.items()}
         if not networks:
             for_networks = (
                 *self.panel("Model", "model", "model_args"),

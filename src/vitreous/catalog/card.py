@@ -27,6 +27,8 @@ class Card:
         source_licence: licence of the authors' code (we re-implement; none of it is copied).
         tasks: what it can be trained for.
         models: of a method: the models that it serves, by shell patterns of their variants.
+        stage: of a method: what its folder is called, which a method of another package says here where it does not
+            lie in such a folder.
         variants: variant name (starts with the slug) to constructor arguments.
         published: rows of published or measured facts, e.g. parameter counts per variant.
         recipe: the paper's training settings.
@@ -45,6 +47,7 @@ class Card:
     source_licence: str = ""
     tasks: list[str] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
+    stage: str = ""
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     published: list[dict[str, Any]] = field(default_factory=list)
     recipe: dict[str, Any] = field(default_factory=dict)

@@ -7,17 +7,16 @@ and no other. Names of variants begin with the slug.
 
 from __future__ import annotations
 
-import ast
 import fnmatch
 import functools
-import importlib
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
+from vitreous.catalog import plugins
 from vitreous.catalog.arguments import (
     MOST_BANDS,
     MOST_CLASSES,
@@ -28,7 +27,7 @@ from vitreous.catalog.arguments import (
     whole_number,
 )
 from vitreous.catalog.card import Card
-from vitreous.catalog.kinds import KINDS, Kind
+from vitreous.catalog.kinds import Kind, kinds
 from vitreous.catalog.lookup import load
 from vitreous.catalog.results import physical_memory
 from vitreous.catalog.tasks import tasks
@@ -38,7 +37,9 @@ from vitreous.errors import CheckpointError, ConfigError, ModelError, did_you_me
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-STAGES = ("adapt", "reduce", "quantize")  # of methods, in the order in which they are applied
+# Of methods, in the order in which they are applied, and of those that act while a model is trained.
+STAGES = ("adapt", "prune", "reduce", "robust", "quantize")
+TRAINING_STAGES = ("distill", "pretrain")
 DEFAULT_IMAGE_SIZE = 15
 ORDINARY = 1024  # bands, classes or pixels, up to which every variant fits into any memory
 _ROOMS = ("models", "methods")
@@ -75,7 +76,7 @@ def kind_of(name: str) -> Kind:
     Raises:
         ModelError: no such system.
     """
-    return KINDS[card(name).kind]
+    return kinds()[card(name).kind]
 
 
 def list_models(pattern: str = "*", kind: str | None = None) -> list[str]:
@@ -96,12 +97,19 @@ def list_models(pattern: str = "*", kind: str | None = None) -> list[str]:
 
 def system_module(name: str) -> ModuleType:
     """Import the file of a system, by slug or variant name, and no other system."""
-    return importlib.import_module(_catalogue()[1][card(name).slug])
+    module: ModuleType = load(_catalogue()[1][card(name).slug].module)
+    return module
+
+
+def package_of(name: str) -> str:
+    """Return the distribution that a system came with, by slug or variant name."""
+    return _catalogue()[1][card(name).slug].package
 
 
 def stage(name: str) -> str:
-    """Return the stage of a method, which its folder is named after: ``adapt``, ``reduce`` or ``quantize``."""
-    return _catalogue()[1][card(name).slug].split(".")[-2]
+    """Return the stage of a method, which its folder is named after (``STAGES``, ``TRAINING_STAGES``)."""
+    entry = card(name)
+    return entry.stage or _catalogue()[1][entry.slug].module.split(".")[-2]
 
 
 def create_model(
@@ -276,7 +284,7 @@ def _variant(name: str) -> Card:
 
 
 def _not_built(name: str) -> ModelError:
-    built = (kind.name for kind in KINDS.values() if kind.buildable)
+    built = (kind.name for kind in kinds().values() if kind.buildable)
     return ModelError(
         f"'{name}' is not a network (kind: {card(name).kind}).",
         f"Networks: {listed(n for kind in built for n in list_models(kind=kind))}.",
@@ -345,23 +353,23 @@ def _sizes(
     entry: Card, name: str, bands: Any, num_classes: Any, image_size: Any
 ) -> dict[str, ImageSize]:
     """Return the checked sizes that systems of this kind are built with."""
-    needed = KINDS[entry.kind].sizes
+    kind = kinds()[entry.kind]
     given = {"num_classes": num_classes, "image_size": image_size}
-    extra = [size for size, value in given.items() if value is not None and size not in needed]
+    extra = [size for size, value in given.items() if value is not None and size not in kind.sizes]
     if extra:
         raise ModelError(
-            f"'{name}' is {an(KINDS[entry.kind].title)}, which has no {' and no '.join(extra)}.",
+            f"'{name}' is {an(kind.title)}, which has no {' and no '.join(extra)}.",
             f"Omit {' and '.join(extra)}.",
         )
     sizes: dict[str, ImageSize] = {"bands": whole_number(f"bands of {name}", bands, 1, MOST_BANDS)}
-    if "num_classes" in needed:
+    if "num_classes" in kind.sizes:
         if num_classes is None:
             raise ModelError(
                 f"'{name}' classifies.",
                 "Give the number of classes with num_classes=, or 0 for features.",
             )
         sizes["num_classes"] = whole_number(f"num_classes of {name}", num_classes, 0, MOST_CLASSES)
-    if "image_size" in needed:
+    if "image_size" in kind.sizes:
         size = DEFAULT_IMAGE_SIZE if image_size is None else image_size
         sizes["image_size"] = checked_image_size(f"image_size of {name}", size)
     return sizes
@@ -417,41 +425,61 @@ def from_reference(
 
 
 @functools.cache
-def _catalogue() -> tuple[dict[str, Card], dict[str, str]]:
-    """Return cards by slug, and module names by slug."""
+def _catalogue() -> tuple[dict[str, Card], dict[str, plugins.Source]]:
+    """Return cards, and where their systems stand, by slug; those of other packages are the last."""
     found: dict[str, Card] = {}
-    modules: dict[str, str] = {}
-    for room in _ROOMS:
-        for path in sorted((_PACKAGE / room).rglob("*.py")):
-            if path.stem.startswith("_"):
-                continue
-            entry = _read_card(path)
-            if entry.slug in found:
-                raise RuntimeError(
-                    f"Two systems are called {entry.slug}: {path} and {modules[entry.slug]}"
-                )
-            found[entry.slug] = entry
-            modules[entry.slug] = ".".join(
-                ("vitreous", *path.relative_to(_PACKAGE).with_suffix("").parts)
+    places: dict[str, plugins.Source] = {}
+    for source in _own_sources():
+        entry = _read_card(source)
+        if entry.slug in found:
+            raise RuntimeError(
+                f"Two systems are called {entry.slug}: {source} and {places[entry.slug]}"
             )
-    return found, modules
+        found[entry.slug], places[entry.slug] = entry, source
+    for source in plugins.sources(plugins.SYSTEMS):
+        try:
+            entry = _read_card(source)
+            _check_foreign(entry, found)
+        except plugins.Unreadable as error:
+            plugins.leave_out(source.package, source.module, error)
+            continue
+        found[entry.slug], places[entry.slug] = entry, source
+    return found, places
 
 
-def _read_card(path: Path) -> Card:
-    """Evaluate the literal ``CARD = Card(...)`` in a source file without running it."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if (
-            isinstance(node, ast.Assign)
-            and isinstance(node.targets[0], ast.Name)
-            and node.targets[0].id == "CARD"
-            and isinstance(node.value, ast.Call)
-        ):
-            entry = Card(**{str(k.arg): ast.literal_eval(k.value) for k in node.value.keywords})
-            if entry.kind not in KINDS:
-                raise RuntimeError(f"{path}: there is no kind '{entry.kind}'")
-            if entry.slug != path.stem:
-                raise RuntimeError(
-                    f"{path} holds the card of {entry.slug}: the file must be named after it"
-                )
-            return entry
-    raise RuntimeError(f"{path} has no literal CARD = Card(...) at its top")
+def _own_sources() -> Iterator[plugins.Source]:
+    """Yield the files of our own systems."""
+    for room in _ROOMS:
+        for path in plugins.system_files(_PACKAGE / room):
+            parts = path.relative_to(_PACKAGE).with_suffix("").parts
+            yield plugins.Source(".".join(("vitreous", *parts)), path, "vitreous")
+
+
+def _read_card(source: plugins.Source) -> Card:
+    """Read the card at the top of a file.
+
+    Raises:
+        Unreadable: there is none, or it contradicts the file or the table of kinds.
+    """
+    entry = plugins.read_literal(source.path, "CARD", Card)
+    if entry.slug != source.path.stem:
+        raise plugins.Unreadable(
+            f"{source.path} holds the card of {entry.slug}: the file must be named after it"
+        )
+    if entry.kind not in kinds():
+        raise plugins.Unreadable(f"{source.path}: there is no kind '{entry.kind}'")
+    return entry
+
+
+def _check_foreign(entry: Card, known: Mapping[str, Card]) -> None:
+    """Refuse a card of another package that would stand in the way of one that is there.
+
+    Raises:
+        Unreadable: its name or that of a variant is taken, or variants are not named after it.
+    """
+    taken = {*known, *(variant for other in known.values() for variant in other.variants)}
+    for name in (entry.slug, *entry.variants):
+        if name in taken:
+            raise plugins.Unreadable(f"there is a system named '{name}' already")
+        if not name.startswith(entry.slug):
+            raise plugins.Unreadable(f"the variant '{name}' is not named after '{entry.slug}'")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitreous.cli.options import UNTRUSTED_HELP, Mask, scene_hints
+from vitreous.cli.options import Mask, Untrusted, scene_hints
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -28,7 +28,7 @@ def info(
         ),
     ] = None,
     mask: Mask = None,
-    untrusted: Annotated[bool, typer.Option("--untrusted", help=UNTRUSTED_HELP)] = False,
+    untrusted: Untrusted = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     preview: Annotated[
         Path | None,

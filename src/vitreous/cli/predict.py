@@ -10,9 +10,9 @@ import typer
 from vitreous.catalog.tasks import task_at
 from vitreous.cli.options import (
     RUNTIMES,
-    UNTRUSTED_HELP,
     Hints,
     Mask,
+    Untrusted,
     check_run_or_export,
     check_runtime,
     free_output,
@@ -94,7 +94,7 @@ def predict(
     ] = None,
     hints: Hints = None,
     mask: Mask = None,
-    untrusted: Annotated[bool, typer.Option("--untrusted", help=UNTRUSTED_HELP)] = False,
+    untrusted: Untrusted = False,
 ) -> None:
     """Map or restore a scene of any size, window by window, with constant memory, or classify images."""
     check_run_or_export(run)

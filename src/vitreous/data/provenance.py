@@ -313,6 +313,7 @@ class StartLeakage:
         share: test pixels of any of these kinds.
         sources: where that ground is known from, as ``task of scene``.
         unknown: files whose provenance is unknown.
+        who: has seen it, in words.
     """
 
     labelled: float
@@ -321,6 +322,7 @@ class StartLeakage:
     share: float
     sources: tuple[str, ...]
     unknown: tuple[str, ...]
+    who: str = "the initial weights"
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -338,15 +340,16 @@ class StartLeakage:
     def sentences(self) -> list[str]:
         """What a user should be told, in sentences; none where nothing was seen and all is known."""
         told = []
+        who = self.who[0].upper() + self.who[1:]
         if self.patches:
             told.append(
-                f"The initial weights were trained with labels on this ground: {self.patches:.0%} of "
+                f"{who} were trained with labels on this ground: {self.patches:.0%} of "
                 f"the test pixels lie inside their training patches, {self.labelled:.0%} are pixels whose labels were "
                 "used."
             )
         if self.unlabelled:
             told.append(
-                f"The initial weights were pre-trained on this ground without labels: "
+                f"{who} were pre-trained on this ground without labels: "
                 f"{self.unlabelled:.0%} of the test pixels lie in it."
             )
         if self.unknown:
@@ -357,13 +360,16 @@ class StartLeakage:
         return told
 
 
-def start_leakage(start: Provenance, pixels: Ints, ground: Ground) -> tuple[StartLeakage, Mask]:
+def start_leakage(
+    start: Provenance, pixels: Ints, ground: Ground, who: str = "the initial weights"
+) -> tuple[StartLeakage, Mask]:
     """Say what a training's start has seen of its test pixels.
 
     Args:
         start: the provenance of the weights that it starts from.
         pixels: flat indices of the test pixels.
         ground: of their scene.
+        who: has learned from it, in words.
 
     Returns:
         The shares, and the test pixels that were seen, in the order of ``pixels``.
@@ -392,6 +398,7 @@ def start_leakage(start: Provenance, pixels: Ints, ground: Ground) -> tuple[Star
         share(either),
         tuple(dict.fromkeys(sources)),
         unknown,
+        who,
     )
     return found, either
 

@@ -19,6 +19,7 @@ from vitreous.errors import ModelError
 from vitreous.layers import backbone
 from vitreous.layers.adapter import AdapterSeam
 from vitreous.layers.backbone import Backbone, FeatureInfo, linear_rates
+from vitreous.layers.channelnorm import ChannelNorm
 from vitreous.layers.drop import DropPath
 from vitreous.layers.mlp import Mlp
 from vitreous.layers.pooling import TIMM_POOLS, check_pool, pool_cells
@@ -112,17 +113,6 @@ CARD = Card(
         "others are ImageNet-1k only. The published GFLOPs are multiply-adds.",
     ],
 )
-
-
-class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of a map; its result lies channels-last in memory, as the blocks want it."""
-
-    def __init__(self, dim: int, eps: float = 1e-6) -> None:
-        super().__init__(dim, eps=eps)
-
-    def forward(self, x: Float[Tensor, "batch dim h w"]) -> Float[Tensor, "batch dim h w"]:
-        """Normalise every cell."""
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class Block(nn.Module):

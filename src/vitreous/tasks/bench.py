@@ -17,12 +17,13 @@ from vitreous.catalog.registry import stage
 from vitreous.data.blocks import TEST
 from vitreous.errors import ConfigError
 from vitreous.inference.bench import peak_memory, run_apart, timed
-from vitreous.inference.export import DESCRIPTION, neighbours
+from vitreous.inference.export import neighbours
+from vitreous.inference.export_format import DESCRIPTION
 from vitreous.inference.pixels import classify_pixels
 from vitreous.inference.runtimes import Exported
 from vitreous.inference.windows import Job, SceneClassifier, Window, aligned, step_of
 from vitreous.report.record import Metrics, read_part
-from vitreous.tasks.export import load_for
+from vitreous.tasks.export import exported_for
 from vitreous.tasks.labelled import LabelledScene, open_labelled
 from vitreous.tasks.runs import CONFIG, METRICS, MODEL, Run, load_run
 
@@ -109,7 +110,7 @@ def measure_apart(entry: Entry) -> RunFigures:
         VitreousError: it cannot be loaded or exported, or the measurement failed.
     """
     run_folder(entry.path)
-    load_for(entry.path, entry.runtime)
+    _load(entry)
     fix = "Free some memory, and try again."
     return RunFigures(**run_apart("vitreous.tasks.bench", asdict(entry), entry.path, fix))
 
@@ -119,7 +120,7 @@ def measure(entry: Entry) -> RunFigures:
     if entry.threads:
         torch.set_num_threads(entry.threads)
     folder = run_folder(entry.path)
-    loaded = load_for(entry.path, entry.runtime)
+    loaded = _load(entry)
     classifier: SceneClassifier = loaded.classifier
     run = loaded if isinstance(loaded, Run) else load_run(folder)
     data = open_labelled(run.recipe)
@@ -139,6 +140,15 @@ def measure(entry: Entry) -> RunFigures:
         size_mib=_size(loaded) / 2**20,
         peak_memory_mib=memory,
     )
+
+
+def _load(entry: Entry) -> Run | Exported:
+    """Load a classifier, and refuse what is none."""
+    exported = exported_for(entry.path, entry.runtime)
+    if exported is None:
+        return load_run(entry.path)
+    assert exported.classifier
+    return exported
 
 
 def run_folder(path: str | Path) -> Path:

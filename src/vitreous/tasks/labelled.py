@@ -120,12 +120,17 @@ def open_labelled(recipe: Recipe) -> LabelledScene:
         raise ConfigError(
             f"No labels are given for {recipe.scene}.", "Give a label file with --labels."
         )
-    scene = without_dead_bands(open_scene(recipe.scene, **recipe.scene_hints))
+    scene = without_dead_bands(
+        open_scene(recipe.scene, untrusted=recipe.untrusted, **recipe.scene_hints)
+    )
     return _with_tests(scene, _labels(recipe.labels, scene, recipe), recipe)
 
 
 def _labels(path: str, scene: xr.DataArray, recipe: Recipe) -> xr.DataArray:
-    labels = open_labels(path, scene, recipe.label_attribute, **recipe.label_hints)
+    hints = recipe.label_hints
+    if recipe.classes is not None:
+        hints = {**hints, "classes": recipe.classes}
+    labels = open_labels(path, scene, recipe.label_attribute, untrusted=recipe.untrusted, **hints)
     return with_occurring_classes(labels)
 
 

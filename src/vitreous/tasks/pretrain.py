@@ -72,7 +72,9 @@ def train(
     recipe = runs.prepared(recipe, console, trained=True, networks=True)
     runs.check_start(recipe.init, TASK)
     console.print(f"reading {recipe.scene}", highlight=False)
-    scene = without_dead_bands(open_named(recipe.scene, recipe.scene_hints).scene)
+    scene = without_dead_bands(
+        open_named(recipe.scene, recipe.scene_hints, untrusted=recipe.untrusted).scene
+    )
     start = start_provenance(recipe.init)
     contract = BandContract.of(scene)
     bands = contract.select(scene)

@@ -364,6 +364,23 @@ def recipe_of(folder: Path, kind: type[R]) -> R:
     return make_recipe(config_at(folder)["recipe"], kind)
 
 
+class TeacherNote(BaseModel):
+    """What ``config.json`` notes of the teacher that a run has learned from."""
+
+    receptive_size: int = Field(1, ge=1, le=2**13)
+
+
+def teacher_size(folder: Path) -> int:
+    """Return the side of the square around a pixel that a run's teacher has seen; 1 where it had none.
+
+    Raises:
+        VitreousError: ``config.json`` is missing or damaged.
+    """
+    value = config_at(folder).get("teacher") or {}
+    note = checked(TeacherNote, value, folder / CONFIG, "Start the run again.")
+    return note.receptive_size
+
+
 class TrainingFigures(BaseModel):
     """What ``config.json`` notes of a finished training."""
 
