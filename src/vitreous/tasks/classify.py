@@ -247,7 +247,7 @@ def export(path: str | Path, form: str, folder: str | Path, *, single: bool = Fa
             f"'{run.name}' is not a network; only networks can be exported.",
             "Use the run itself: vitreous predict.",
         )
-    data = open_labelled(run.recipe)
+    data = open_labelled(run.recipe, again=True)
     split = fitting(run.split, data)
     product = graphs.Product(
         run.classifier,
@@ -269,7 +269,7 @@ def reopened(run: runs.Run) -> tuple[LabelledScene, Split]:
     Raises:
         VitreousError: they are others than it was trained on.
     """
-    data = open_labelled(run.recipe)
+    data = open_labelled(run.recipe, again=True)
     split = fitting(run.split, data)
     runs.check_unchanged(run.path, data.scene, data.fingerprint)
     return data, split
@@ -288,7 +288,7 @@ def draw_split(recipe: Recipe, data: LabelledScene) -> Split:
         raise explained(error, recipe, size) from error
     usable = _valid_pixels(data, BandContract.of(data.scene), split)
     if not usable.all():
-        _say_unmeasured(data, split, usable)
+        _say_unmeasured(data, split, usable, masked="mask" in recipe.scene_hints)
         roles = split.roles.copy()
         roles[~usable] = 0
         split = Split(roles, split.method, split.params, split.seed)
@@ -301,8 +301,10 @@ def draw_split(recipe: Recipe, data: LabelledScene) -> Split:
     return split
 
 
-def _say_unmeasured(data: LabelledScene, split: Split, usable: npt.NDArray[np.bool_]) -> None:
-    """Say in one line what is lost with labelled pixels that have no valid measurement.
+def _say_unmeasured(
+    data: LabelledScene, split: Split, usable: npt.NDArray[np.bool_], *, masked: bool
+) -> None:
+    """Say in one line what is lost with labelled pixels that have no valid measurement, or are masked.
 
     Raises:
         VitreousError: a single class is left.
@@ -310,8 +312,9 @@ def _say_unmeasured(data: LabelledScene, split: Split, usable: npt.NDArray[np.bo
     labels, chosen = np.asarray(data.labels.values), split.roles > 0
     before, after = (np.unique(labels[mask]) for mask in (chosen, chosen & usable))
     lost = int((chosen & ~usable).sum())
+    why = "are masked or have no valid data" if masked else "have no valid data"
     words = (
-        f"{lost:,} of {int(chosen.sum()):,} labelled pixels have no valid data; {after.size} of {before.size} classes"
+        f"{lost:,} of {int(chosen.sum()):,} labelled pixels {why}; {after.size} of {before.size} classes"
         " remain"
     )
     advice = "Check the scene's no-data value, mask and bands with 'vitreous info'."
