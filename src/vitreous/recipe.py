@@ -7,6 +7,7 @@ so their names are the same everywhere and an unknown one is refused with the ne
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
@@ -40,6 +41,10 @@ PANELS = ("Data", "Split", "Model", "Preprocessing", "Degradation", "Training", 
 def _setting(default: Any, panel: str, description: str, **limits: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"panel": panel}, **limits)
 
+
+# Of METHOD, a method that adapts: it is looked up where it is needed.
+_THEN = "pretrain_then_"
+_ADAPT = re.compile(rf"scratch|\w+_only|{_THEN}\w+")
 
 # Only of what is trained here, not of its baselines.
 _OF_THE_RUN = ("init", "devices", "accelerator", "precision", "tensorboard")
@@ -229,12 +234,11 @@ class Recipe(Settings):
     decoder: Literal["fpn", "upernet"] = _setting(
         "fpn", "Model", "Segmentation decoder: feature pyramid (FPN) or UPerNet (mode 'dense')."
     )
-    adapt: Literal[
-        "scratch", "head_only", "lora_only", "adaptformer_only", "pretrain_then_lora"
-    ] = _setting(
+    adapt: str = _setting(
         "scratch",
         "Model",
-        "What to train: all parameters, the head only, adapters and head, or first all parameters and then adapters.",
+        "What to train: all parameters (scratch), the head (head_only), adapters and head (METHOD_only), or all "
+        "parameters first and then adapters (pretrain_then_METHOD); see 'vitreous methods'.",
     )
     adapt_args: dict[str, Any] = _setting(
         {}, "Model", "Settings of the --adapt method, e.g. bottleneck=8."
@@ -339,6 +343,15 @@ class Recipe(Settings):
     map: bool = _setting(True, "Run", "Write the map of the whole scene.")
     probabilities: bool = _setting(False, "Run", "Also write class probabilities.")
 
+    @field_validator("adapt")
+    @classmethod
+    def _known_form(cls, adapt: str) -> str:
+        if not _ADAPT.fullmatch(adapt):
+            raise ValueError(
+                f"'{adapt}' is not scratch, head_only, METHOD_only or pretrain_then_METHOD"
+            )
+        return adapt
+
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         if self.patch_size % 2 == 0:
@@ -403,10 +416,17 @@ class Recipe(Settings):
 
     @property
     def adapt_method(self) -> str | None:
-        """The method whose adapters are trained: ``lora`` for ``lora_only`` and ``pretrain_then_lora``."""
+        """The method whose adapters are trained, None where there are none."""
         if self.adapt in {"scratch", "head_only"}:
             return None
-        return self.adapt.removeprefix("pretrain_then_").removesuffix("_only")
+        if self.adapts_later:
+            return self.adapt.removeprefix(_THEN)
+        return self.adapt.removesuffix("_only")
+
+    @property
+    def adapts_later(self) -> bool:
+        """Whether adapters are trained alone in the second half of the training."""
+        return self.adapt.startswith(_THEN)
 
 
 class RestoreRecipe(Settings):

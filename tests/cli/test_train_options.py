@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 import vitreous.tasks
 from vitreous.catalog.registry import cards, stage, system_module
 from vitreous.cli.main import app
-from vitreous.methods.adapt._freeze import MARKS
 from vitreous.recipe import Recipe
 
 # Another value than the default for every setting, as words and as the recipe should have it.
@@ -98,8 +97,16 @@ def test_every_method_that_adapts_can_be_trained():
     for slug in adapting:
         recipe = Recipe(adapt=f"{slug}_only")
         assert recipe.adapt_method == slug
-        assert system_module(slug).MARK in MARKS
-    assert Recipe(adapt="pretrain_then_lora").adapt_method == "lora"
+        assert not system_module(slug).trainable("net.head.weight")
+        later = Recipe(adapt=f"pretrain_then_{slug}")
+        assert later.adapt_method == slug and later.adapts_later and not recipe.adapts_later
+
+
+@pytest.mark.parametrize("adapt", ["lora", "only", "Scratch", "pretrain_then_", ""])
+def test_an_unknown_way_to_adapt_is_refused_with_the_known_ones(adapt):
+    done = _run("--dry-run", "--adapt", adapt)
+    assert done.exit_code == 2
+    assert "METHOD_only" in done.output
 
 
 @pytest.mark.parametrize("adapt", ["scratch", "head_only"])

@@ -238,7 +238,7 @@ def test_published_cost(row):
 
 def test_the_first_step_moves_up_and_the_second_down_and_nothing_else():
     new = vitreous.apply(model(), "adaptformer", bottleneck=3).model.train()
-    freeze_base(new, adaptformer.MARK, also_train="head.")
+    freeze_base(new, "adaptformer", also_train="head.")
     optimizer = torch.optim.SGD([p for p in new.parameters() if p.requires_grad], lr=1.0)
     frozen = {n: p.detach().clone() for n, p in new.named_parameters() if not p.requires_grad}
     for step in range(2):
@@ -258,12 +258,12 @@ def test_the_first_step_moves_up_and_the_second_down_and_nothing_else():
 def test_only_the_named_adapters_train():
     """LoLA-SpecViT brings adapters of another method."""
     new = vitreous.apply(model("lola_specvit_test"), "adaptformer").model
-    for mark, found in ((adaptformer.MARK, {".adapter."}), ("lora_", {"lora_"})):
-        freeze_base(new, mark)
+    for method, found in (("adaptformer", {".adapter."}), ("lora", {"lora_"})):
+        freeze_base(new, method)
         trained = [n for n, p in new.named_parameters() if p.requires_grad]
         assert trained and all(any(part in n for part in found) for n in trained)
     with pytest.raises(ModelError):
-        freeze_base(model(), adaptformer.MARK)
+        freeze_base(model(), "adaptformer")
 
 
 def test_checkpointing_changes_no_gradient():

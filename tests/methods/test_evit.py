@@ -194,26 +194,33 @@ def test_another_image_size_has_its_own_counts():
 # -- training -----------------------------------------------------------------------------------------------
 
 
+def followed(network, done, **schedule):
+    """Tell the reducers how much of the training is done; return their keep rates."""
+    for reducer in evit.reducers(network):
+        for name, value in schedule.items():
+            setattr(reducer, name, value)
+        reducer.progress(done)
+    return [reducer.rate for reducer in evit.reducers(network)]
+
+
 def test_the_schedule_falls_along_half_a_cosine_and_only_in_training():
     network = vitreous.apply(model(), "evit", keep_rate=[0.5, 0.8], blocks=[0, 1]).model
 
     def rates(done):
-        evit.set_progress(network, done, start=0.1, shrink=0.4)
-        return [reducer.rate for reducer in evit.reducers(network)]
+        return followed(network, done, start=0.1, shrink=0.4)
 
     assert rates(0.0) == rates(0.1) == [1.0, 1.0]
     assert rates(0.2) == pytest.approx([0.75 + 0.25 * math.sqrt(0.5), 0.9 + 0.1 * math.sqrt(0.5)])
     assert rates(0.3) == pytest.approx([0.75, 0.9])
     assert rates(0.5) == rates(1.0) == [0.5, 0.8]
-    evit.set_progress(network, 0.0)
+    followed(network, 0.0)
     assert len(tokens_behind(network, images())[0][0]) == 1 + 18 + 1
     assert len(tokens_behind(network.train(), images())[0][0]) == 37
 
 
 def test_the_schedule_is_followed_at_once_where_it_takes_no_time():
     network = vitreous.apply(model(), "evit", keep_rate=0.5, blocks=[0]).model
-    evit.set_progress(network, 0.0, start=0.0, shrink=0.0)
-    assert [reducer.rate for reducer in evit.reducers(network)] == [0.5]
+    assert followed(network, 0.0, start=0.0, shrink=0.0) == [0.5]
 
 
 def test_gradients_reach_what_the_dropped_tokens_came_from():

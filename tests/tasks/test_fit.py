@@ -23,7 +23,7 @@ from vitreous.tasks import classify, fit, loop
 from vitreous.tasks.checkpoint import load_state
 from vitreous.tasks.classify import train
 from vitreous.tasks.runs import load_run
-from vitreous.tasks.schedules import cycle_factor, cyclic_rate
+from vitreous.tasks.schedules import cosine, cycle_progress, cyclic_rate
 
 LOLA = {"model": "lola_specvit_test", "patch_size": 5}
 
@@ -202,7 +202,8 @@ def test_the_cyclic_schedule_moves_rates_and_adapters(tmp_path, places, monkeypa
         now = number / per_epoch
         assert rates[True] == pytest.approx(cyclic_rate(now, 1e-3, first=2, growth=2, factor=2))
         assert rates[False] == pytest.approx(cyclic_rate(now, 5e-4, first=2, growth=2))
-        assert list(cycles) == [pytest.approx(cycle_factor(now, first=2, growth=2))]
+        factor = 0.5 + 0.5 * cosine(cycle_progress(now, 2, 2))
+        assert list(cycles) == [pytest.approx(factor)]
     assert seen[0][1][True] == pytest.approx(2e-3, rel=1e-3)
     assert seen[2 * per_epoch][1][True] == pytest.approx(2e-3, rel=1e-3)  # the restart
 

@@ -1,6 +1,7 @@
 import pytest
 
-from vitreous.tasks.schedules import cosine, cycle_factor, cycle_progress, cyclic_rate
+from vitreous.layers.lora import LoRALinear
+from vitreous.tasks.schedules import cosine, cycle_progress, cyclic_rate
 
 
 def test_restarts_are_at_10_30_70():
@@ -18,8 +19,12 @@ def test_rates_at_a_restart():
 
 
 def test_the_adapters_scale_runs_from_one_to_a_half():
-    assert cycle_factor(0, first=10, growth=2) == 1
-    assert cycle_factor(9.999999, first=10, growth=2) == pytest.approx(0.5, abs=1e-6)
+    layer = LoRALinear(2, 2)
+    factors = []
+    for time in (0, 5, 9.999999, 10, 20):
+        layer.cycle_to(cycle_progress(time, 10, 2))
+        factors.append(layer.cycle)
+    assert factors == pytest.approx([1, 0.75, 0.5, 1, 0.75], abs=1e-6)
 
 
 def test_cosine_stays_within_its_ends():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vitreous.errors import ModelError
+from vitreous.layers.frozen import hold_frozen
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Backbone(nn.Module):
         band_parameters: names of the parameters whose second axis counts bands (see ``layers/bands.py``).
         band_tables: those of them that are tables of vectors, one per band.
         band_arguments: constructor arguments that say something about each band.
+        frozen: shell patterns of the names of modules or parameters that training leaves as they were loaded.
         variant: the name that it was made by, and
         arguments: what differs from that variant's own; ``create_model`` sets both.
         methods: what was applied to it (``methods/_apply.py``).
@@ -65,6 +67,7 @@ class Backbone(nn.Module):
     band_parameters: ClassVar[tuple[str, ...]] = ()
     band_tables: ClassVar[tuple[str, ...]] = ()
     band_arguments: ClassVar[tuple[str, ...]] = ()
+    frozen: tuple[str, ...] = ()
     undecayed: ClassVar[
         tuple[str, ...]
     ] = ()  # ends of further names that weight decay leaves alone
@@ -101,6 +104,11 @@ class Backbone(nn.Module):
         return head
 
     # -- what follows from it -----------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation; what is frozen stays in evaluation mode, without gradients."""
+        super().train(mode)
+        return hold_frozen(self)
 
     def stem(
         self, x: Float[Tensor, "batch bands height width"]

@@ -8,12 +8,16 @@ Hu et al., LoRA, 2021 (the plain form); LoLA-SpecViT, 2025 (gate G and residual 
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitreous.errors import ModelError
+
+LOWEST = 0.5  # factor on the adapter at the end of a cycle
 
 
 class LoRALinear(nn.Linear):
@@ -45,7 +49,7 @@ class LoRALinear(nn.Linear):
     ) -> None:
         super().__init__(in_features, out_features, bias)
         self.scaling = alpha / rank
-        self.cycle = 1.0  # the cyclic schedule's factor; only training sees it
+        self.cycle = 1.0  # factor of training where the schedule is cyclic
         self.lora_down = nn.Parameter(torch.empty(rank, in_features))
         self.lora_up = nn.Parameter(torch.empty(out_features, rank))
         self.lora_gate = nn.Parameter(torch.empty(out_features, in_features)) if gate else None
@@ -78,6 +82,14 @@ class LoRALinear(nn.Linear):
             adapted = torch.sigmoid(gate) * F.linear(down, self.lora_up * scale)
         output = base + adapted
         return output if self.bias is None else output + self.bias
+
+    def cycle_to(self, share: float) -> None:
+        """Scale the adapter of training as LoLA-SpecViT does: by 1 at a restart, by half at the end of a cycle.
+
+        Args:
+            share: of the learning rate's cycle that is done, from 0 to 1.
+        """
+        self.cycle = LOWEST + (1 - LOWEST) * (1 + math.cos(math.pi * share)) / 2
 
     def merged(self) -> nn.Linear:
         """Return one plain linear layer that computes the same.

@@ -31,6 +31,7 @@ from vitreous.inference.maps import class_numbers, no_georeference_warning
 from vitreous.inference.pixels import classify_pixels
 from vitreous.inference.predict import Prediction, predict_scene
 from vitreous.layers.bands import Bands
+from vitreous.layers.frozen import hold_frozen
 from vitreous.layers.preprocess import Preprocess
 from vitreous.methods import _apply as methods
 from vitreous.methods._apply import applied, complete_settings, has, reinstall
@@ -108,9 +109,9 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
         with torch.device("meta"):
             runs.with_decoder(net, _settings(recipe))
     if recipe.adapt_method is not None:
-        complete_settings(recipe.adapt_method, recipe.adapt_args)  # refuses unknown ones
+        _check_method(recipe.adapt_method, recipe.adapt_args, "adapt", "adapt the model")
     if recipe.reduce is not None:
-        _check_reducer(recipe)
+        _check_method(recipe.reduce, recipe.reduce_args, "reduce", "reduce tokens")
     runs.check_start(recipe.init, TASK)
     console.print(f"reading {recipe.scene}", highlight=False)
     data = open_labelled(recipe)
@@ -316,14 +317,11 @@ def receptive_size(classifier: runs.Network | PixelEstimator) -> int:
 # -- steps of train ---------------------------------------------------------------------------------------
 
 
-def _check_reducer(recipe: Recipe) -> None:
-    """Refuse as a token reduction what is none, and settings that it does not have."""
-    assert recipe.reduce is not None
-    complete_settings(recipe.reduce, recipe.reduce_args)
-    if stage(recipe.reduce) != "reduce":
-        raise ConfigError(
-            f"'{recipe.reduce}' does not reduce tokens.", "'vitreous methods' lists what does."
-        )
+def _check_method(name: str, settings: dict[str, Any], wanted: str, does: str) -> None:
+    """Refuse a method of another stage, and settings that it does not have."""
+    complete_settings(name, settings)
+    if stage(name) != wanted:
+        raise ConfigError(f"'{name}' does not {does}.", "'vitreous methods' lists what does.")
 
 
 def _split(recipe: Recipe, data: LabelledScene, folder: Path) -> Split:
@@ -519,7 +517,7 @@ def _make_classifier(
         if start.num_classes != count:
             net.reset_head(count)  # type: ignore[operator]
             reinstall(net, applied(net))  # the new head gets what the old one had
-    if recipe.init is None and recipe.adapt.endswith("_only"):
+    if recipe.init is None and recipe.adapt != "scratch" and not recipe.adapts_later:
         console.print(
             f"[yellow]adapt '{recipe.adapt}' without --init: frozen parameters keep their random initial "
             "values[/yellow]",
@@ -541,12 +539,10 @@ def _with_adapters(net: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
     if method is None:
         return net
     noted = {card(entry["name"]).slug: entry["settings"] for entry in applied(net)}
-    mark = system_module(method).MARK
-    if method not in noted and not any(
-        is_adapter(name, mark) for name, _ in net.named_parameters()
-    ):
+    slug = card(method).slug
+    if slug not in noted and not any(is_adapter(name, slug) for name, _ in net.named_parameters()):
         return methods.apply(net, method, **recipe.adapt_args).model
-    own = noted.get(method, {})  # an architecture with adapters of its own has noted none
+    own = noted.get(slug, {})  # an architecture with adapters of its own has noted none
     if any(key not in own or own[key] != value for key, value in recipe.adapt_args.items()):
         raise ModelError(
             f"The network already has '{method}' adapters; {recipe.adapt_args} would not change them.",
@@ -560,9 +556,9 @@ def _freeze(classifier: runs.Network, recipe: Recipe) -> None:
     if recipe.adapt == "head_only":
         classifier.requires_grad_(False)
         classifier.net.get_submodule("head").requires_grad_(True)
-    elif recipe.adapt_method is not None and recipe.adapt.endswith("_only"):
-        mark = system_module(recipe.adapt_method).MARK
-        freeze_base(classifier, mark, also_train="net.head.")
+    elif recipe.adapt_method is not None and not recipe.adapts_later:
+        freeze_base(classifier, recipe.adapt_method, also_train="net.head.")
+    hold_frozen(classifier)
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:

@@ -18,13 +18,11 @@ from vitreous.data.regions import Group, PixelRegions, RegionBatch, orient
 from vitreous.errors import ConfigError
 from vitreous.inference.dense_classifier import DenseClassifier
 from vitreous.inference.patch_classifier import PatchClassifier
-from vitreous.methods.adapt import lora
 from vitreous.methods.adapt._freeze import freeze_base, is_adapter
-from vitreous.methods.reduce import evit
 from vitreous.recipe import Recipe
 from vitreous.tasks.loop import Row, Task
 from vitreous.tasks.metrics import oa_aa_kappa
-from vitreous.tasks.schedules import cosine, cycle_factor, cyclic_rate
+from vitreous.tasks.schedules import cosine, cycle_progress, cyclic_rate
 from vitreous.tasks.streams import stream
 
 COLUMNS = (
@@ -168,10 +166,10 @@ class ClassifyTask(Task):
     def __init__(
         self, classifier: PatchClassifier | DenseClassifier, data: TrainingData, recipe: Recipe
     ) -> None:
-        if recipe.devices > 1 and recipe.adapt == "pretrain_then_lora":
+        if recipe.devices > 1 and recipe.adapts_later:
             raise ConfigError(
-                "pretrain_then_lora does not support several devices, because it freezes weights during training.",
-                "Train two runs: --adapt scratch, then --adapt lora_only --init RUN.",
+                f"{recipe.adapt} does not support several devices, because it freezes weights during training.",
+                f"Train two runs: --adapt scratch, then --adapt {recipe.adapt_method}_only --init RUN.",
             )
         epochs = recipe.epochs or automatic_epochs(data.train, recipe)
         super().__init__(classifier, recipe, epochs, sums=3)  # loss, hits, pixels of this epoch
@@ -232,8 +230,8 @@ class ClassifyTask(Task):
     def on_train_epoch_start(self) -> None:
         """Give the epoch its own random stream, and freeze the base when its time has come."""
         super().on_train_epoch_start()
-        if self.recipe.adapt == "pretrain_then_lora" and self.current_epoch >= self.epochs // 2:
-            freeze_base(self.model, lora.MARK)
+        if self.recipe.adapts_later and self.current_epoch >= self.epochs // 2:
+            freeze_base(self.model, self.recipe.adapt_method)
 
     def _rate(self, epochs: float, peak: float, adapter: bool) -> float:
         recipe = self.recipe
@@ -262,17 +260,28 @@ class ClassifyTask(Task):
         """
         regions, parts = batch
         regions.regions = self._augment(regions.regions)
-        image = self.model.features(regions.regions)
+        with self.hooks.front():
+            image = self.model.features(regions.regions)
         leaf = image.detach().requires_grad_(image.requires_grad)
         steps = self._parts(len(regions.classes), parts)
         for number, pixels in enumerate(steps):
             self._set_rates(batch_idx, number / len(steps))
-            self.manual_backward(self._loss(leaf, regions, pixels.to(image.device)))
+            loss = self._loss(leaf, regions, pixels.to(image.device))
+            self.manual_backward(self.objective(loss))
             if number < len(steps) - 1:
                 self.step()
-        if leaf.grad is not None:
-            self.manual_backward(image, gradient=leaf.grad / len(steps))
+        self._backward_front(image, None if leaf.grad is None else leaf.grad / len(steps))
         self.step()
+
+    def _backward_front(self, image: Tensor, gradient: Tensor | None) -> None:
+        """Hand the gradient of the front-end's output on to its weights, and that of the terms of its parts."""
+        terms = self.objective(image.new_zeros(()), of_front=True)
+        if not terms.requires_grad:
+            if gradient is not None:
+                self.manual_backward(image, gradient=gradient)
+            return
+        output = 0.0 if gradient is None else (image * gradient).sum()
+        self.manual_backward(output + terms)
 
     def _parts(self, count: int, parts: int) -> list[Tensor]:
         """Divide ``count`` pixels at random into ``parts``, once for each pass over a shared region."""
@@ -320,15 +329,15 @@ class ClassifyTask(Task):
         )
 
     def _set_rates(self, batch_idx: int, within: float) -> None:
-        """Set the learning rate, the share of tokens kept, and the adapters' scale where the schedule is cyclic."""
+        """Set the learning rate, and tell the parts of the model how far the training is."""
         batches = max(int(self.trainer.num_training_batches), 1)
         now = self.current_epoch + (batch_idx + within) / batches
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate(now, group["peak"], group["adapter"])
         if self.recipe.schedule == "cyclic":
-            cycle = {"first": self.recipe.cycle_epochs, "growth": self.recipe.cycle_growth}
-            lora.set_cycle(self.model, cycle_factor(now, **cycle))
-        evit.set_progress(self.model, now / self.epochs)
+            first, growth = self.recipe.cycle_epochs, self.recipe.cycle_growth
+            self.hooks.cycle_to(cycle_progress(now, first, growth))
+        self.hooks.progress(now / self.epochs)
 
     def _augment(self, regions: Tensor) -> Tensor:
         """Change the illumination of whole regions and add noise, in the space of reduced channels.

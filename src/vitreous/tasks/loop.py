@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import csv
 import io
 import logging
@@ -23,8 +22,10 @@ from torch import Tensor, nn
 
 from vitreous.errors import CheckpointError, ConfigError, VitreousError, shortened
 from vitreous.files import write_text
+from vitreous.layers.frozen import averaged_copy, frozen_modules, hold_frozen
 from vitreous.recipe import Settings
 from vitreous.tasks.checkpoint import load_state, save_state
+from vitreous.tasks.hooks import Hooks
 from vitreous.tasks.progress import EpochProgress
 from vitreous.tasks.runs import LOG, STATE
 from vitreous.tasks.streams import stream_seed
@@ -43,6 +44,9 @@ DAMAGES = (
     AssertionError,
 )
 
+MAIN = "main"
+TERM = "loss_"  # what the columns of loss terms begin with
+
 Row = dict[str, float | int]
 
 
@@ -50,6 +54,8 @@ class Task(L.LightningModule):
     """Trains a model, and keeps the average of its weights, which is what is used in the end.
 
     A subclass sets ``columns`` and writes ``training_step``, which calls :meth:`step` once per step, and :meth:`row`.
+    Where it has several optimizers, it names them in ``optimizer_names``, returns them in that order from
+    ``configure_optimizers``, and says to :meth:`step` which one moves.
 
     Args:
         model: what is trained.
@@ -60,23 +66,34 @@ class Task(L.LightningModule):
         columns: of ``log.csv``.
         shown: of them, what a user sees while it trains.
         kept: names of further attributes that belong to the state.
+        optimizer_names: of its optimizers; the first one's learning rate is logged.
         history: a row per epoch.
         average: the model with averaged weights.
+        averages: those of further modules (:meth:`add_average`), by name.
+        steps: that each optimizer has taken.
+        hooks: of the model's parts.
         sums: what :meth:`row` makes figures of, added up over the steps of an epoch.
     """
 
     columns: ClassVar[tuple[str, ...]]
     shown: ClassVar[dict[str, str]]
     kept: ClassVar[tuple[str, ...]] = ()
+    optimizer_names: ClassVar[tuple[str, ...]] = (MAIN,)
 
     def __init__(self, model: nn.Module, recipe: Settings, epochs: int, sums: int) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.model, self.average = model, copy.deepcopy(model).requires_grad_(False)
+        self.model = hold_frozen(model)
+        self.average = averaged_copy(model)
+        self.averages = nn.ModuleDict()
+        self._averaged: dict[str, tuple[nn.Module, float, str]] = {}
+        self.hooks = Hooks(model)
+        self.steps = dict.fromkeys(self.optimizer_names, 0)
         self.settings, self.epochs = recipe, epochs
         self.history: list[Row] = []
         self.elapsed = 0.0
         self.sums = torch.zeros(sums, dtype=torch.float64)
+        self.term_sums: dict[str, float] = {}
         self._started = time.perf_counter()
 
     # -- to be written by each task -----------------------------------------------------------------------
@@ -95,28 +112,81 @@ class Task(L.LightningModule):
         epoch = len(self.history)
         torch.manual_seed(stream_seed(self.settings.seed, epoch, 10_000 + self.global_rank))
         self.sums.zero_()
+        self.term_sums = {}
+        self._first = self.steps[self.optimizer_names[0]]
         self._started = time.perf_counter()
 
     @property
     def optimizer(self) -> LightningOptimizer:
-        """The one optimizer."""
-        optimizer = self.optimizers()
+        """The first optimizer."""
+        return self.optimizer_named(self.optimizer_names[0])
+
+    def optimizer_named(self, name: str) -> LightningOptimizer:
+        """Return an optimizer by its name."""
+        found = self.optimizers()
+        optimizer = (found if isinstance(found, list) else [found])[
+            self.optimizer_names.index(name)
+        ]
         assert isinstance(optimizer, LightningOptimizer)
         return optimizer
 
-    def step(self) -> None:
-        """Move the weights, and their average with them; faster at the start, where it is far from good."""
+    def add_average(
+        self, name: str, module: nn.Module, decay: float, optimizer: str = MAIN
+    ) -> nn.Module:
+        """Keep an average of a further module, and return it; its weights are part of the state.
+
+        Args:
+            name: of the average.
+            module: what is averaged; not part of it are parameters without gradients, which it shares.
+            decay: of the average.
+            optimizer: with whose steps it moves.
+        """
+        self.averages[name] = averaged_copy(module)
+        self._averaged[name] = module, decay, optimizer
+        return self.averages[name]
+
+    def objective(self, loss: Tensor, *, of_front: bool = False) -> Tensor:
+        """Add to a loss what parts of the model charge for their last forward pass, and note it for the log.
+
+        Args:
+            loss: the task's own.
+            of_front: those parts that ran inside ``hooks.front()``, instead of all others.
+        """
+        for name, term in self.hooks.terms(of_front=of_front).items():
+            loss = loss + term
+            self.term_sums[name] = self.term_sums.get(name, 0.0) + float(term.detach())
+        return loss
+
+    def step(self, name: str | None = None) -> None:
+        """Move the weights of an optimizer, the first where not named, and the averages that follow it.
+
+        The first one moves the model's average, faster at the start, where it is far from good.
+        """
+        name = name or self.optimizer_names[0]
+        optimizer = self.optimizer_named(name)
         self.clip_gradients(
-            self.optimizer.optimizer,
+            optimizer.optimizer,
             gradient_clip_val=self.settings.clip,
             gradient_clip_algorithm="norm",
         )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        step = self.global_step
-        decay = min(self.settings.ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for slow, fast in zip(self.average.parameters(), self.model.parameters(), strict=True):
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        self.steps[name] += 1
+        if name == self.optimizer_names[0]:
+            self._follow(self.average, self.model, self.settings.ema, name)
+        for key, (module, decay, own) in self._averaged.items():
+            if own == name:
+                self._follow(self.averages[key], module, decay, name)
+                for slow, fast in zip(self.averages[key].buffers(), module.buffers(), strict=True):
+                    slow.copy_(fast)
+
+    @torch.no_grad()
+    def _follow(self, average: nn.Module, module: nn.Module, decay: float, optimizer: str) -> None:
+        """Move an average towards the weights that it follows."""
+        step = self.steps[optimizer]
+        decay = min(decay, (1 + step) / (10 + step))
+        for slow, fast in zip(average.parameters(), module.parameters(), strict=True):
+            if slow is not fast:
                 slow.lerp_(fast, 1 - decay)
 
     def finish_epoch(self) -> None:
@@ -128,17 +198,36 @@ class Task(L.LightningModule):
         self.elapsed += time.perf_counter() - self._started
         row: Row = {
             "epoch": self.current_epoch + 1,
-            "step": self.global_step,
+            "step": self.steps[self.optimizer_names[0]],
             "seconds": round(self.elapsed, 3),
             "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
             **self.row(),
+            **self._terms(),
         }
-        if not math.isfinite(row["train_loss"]):
+        if not all(math.isfinite(row[key]) for key in row if key.startswith(TERM)) or (
+            not math.isfinite(row["train_loss"])
+        ):
             raise diverged()  # before the state is saved, so that the last good one stays
         self.history.append(row)
         if self.logger is not None:
             self.logger.log_metrics(dict(row), step=self.global_step)
         self.judge(row)
+
+    def _terms(self) -> Row:
+        """Return the mean of each part's loss term over the steps of the epoch."""
+        if not self.term_sums:
+            return {}
+        steps = self.steps[self.optimizer_names[0]] - self._first
+        names = sorted(self.term_sums)
+        sums = self.total(torch.tensor([*map(self.term_sums.__getitem__, names), float(steps)]))
+        row: Row = {TERM + name: sums[i] / max(sums[-1], 1) for i, name in enumerate(names)}
+        self._add_columns(row)
+        return row
+
+    def _add_columns(self, row: Row) -> None:
+        new = [key for key in row if key.startswith(TERM) and key not in self.columns]
+        if new:
+            self.columns = (*self.columns, *new)  # type: ignore[misc]  # of this training alone
 
     def total(self, sums: Tensor) -> list[float]:
         """Add up the sums of all processes."""
@@ -148,7 +237,7 @@ class Task(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is not a parameter."""
-        names = ("history", "elapsed", *self.kept)
+        names = ("history", "elapsed", "steps", *self.kept)
         checkpoint["vitreous"] = {name: getattr(self, name) for name in names}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -157,8 +246,8 @@ class Task(L.LightningModule):
         Raises:
             LookupError, TypeError: it is not what a training of this kind keeps.
         """
-        kept = checkpoint["vitreous"]
-        for name in ("history", "elapsed", *self.kept):
+        kept = {"steps": {MAIN: checkpoint.get("global_step", 0)}, **checkpoint["vitreous"]}
+        for name in ("history", "elapsed", "steps", *self.kept):
             value, own = kept[name], getattr(self, name)
             if own is None:  # weights, or none yet
                 fits = value is None or _shapes(value) == _shapes(self.average.state_dict())
@@ -167,7 +256,10 @@ class Task(L.LightningModule):
             if not fits:
                 raise TypeError(f"{name} is {reprlib.repr(value)}")
             setattr(self, name, value)
+        if self.steps.keys() != set(self.optimizer_names):
+            raise LookupError(f"its optimizers are {sorted(self.steps)}")
         for row in self.history:
+            self._add_columns(row)
             if not set(row) <= set(self.columns) or not all(
                 isinstance(value, int | float) for value in row.values()
             ):
@@ -183,8 +275,11 @@ class Task(L.LightningModule):
             batches: inputs of the model; none is drawn where it has no such norms.
         """
         self.average.eval()
+        frozen = frozen_modules(self.average)
         norms = [
-            m for m in self.average.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
+            m
+            for m in self.average.modules()
+            if isinstance(m, nn.modules.batchnorm._BatchNorm) and m not in frozen
         ]
         if not norms:
             return

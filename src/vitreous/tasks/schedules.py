@@ -31,8 +31,3 @@ def cyclic_rate(
     """
     floor = 1e-6
     return floor + factor * (peak - floor) * cosine(cycle_progress(time, first, growth))
-
-
-def cycle_factor(time: float, *, first: float, growth: int, lowest: float = 0.5) -> float:
-    """Return the factor on the adapters' scale: 1 at a restart, ``lowest`` at the end of a cycle."""
-    return lowest + (1 - lowest) * cosine(cycle_progress(time, first, growth))

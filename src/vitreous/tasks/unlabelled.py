@@ -111,8 +111,9 @@ class CropTask(Task):
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(step)
         generator = stream(self.recipe.seed, step, SPOILT + self.global_rank)
+        self.hooks.progress(step / self.recipe.steps)
         loss = self.loss(crops, generator)
-        self.manual_backward(loss)
+        self.manual_backward(self.objective(loss))
         self.step()
         self.sums += torch.tensor([float(loss.detach()), 1.0], dtype=torch.float64)
 

@@ -97,10 +97,14 @@ CARD = Card(
     ],
 )
 
-MARK = "adapter"  # what a part of its parameters' names begins with
 FORMS = ("parallel", "sequential")
 NORMS = ("none", "in", "out")
 LEARNED = "learned"
+
+
+def trainable(name: str) -> bool:
+    """Tell whether a parameter belongs to an adapter."""
+    return any(part.startswith("adapter") for part in name.split("."))
 
 
 class Adapter(nn.Module):

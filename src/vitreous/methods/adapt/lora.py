@@ -42,7 +42,10 @@ CARD = Card(
     ],
 )
 
-MARK = "lora_"  # what the names of its parameters begin with
+
+def trainable(name: str) -> bool:
+    """Tell whether a parameter belongs to an adapter."""
+    return any(part.startswith("lora_") for part in name.split("."))
 
 
 def install(
@@ -104,12 +107,6 @@ def merge(model: nn.Module) -> nn.Module:
     for name, layer in list(adapters(merged)):
         merged.set_submodule(name, layer.merged())
     return merged
-
-
-def set_cycle(model: nn.Module, factor: float) -> None:
-    """Scale the adapters by ``factor`` in training; evaluation always uses alpha / r."""
-    for _, layer in adapters(model):
-        layer.cycle = factor
 
 
 def adapters(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:

@@ -49,9 +49,8 @@ CARD = Card(
     notes=[
         "Usage: Block indices start at 0. The default blocks are at a quarter, half and three "
         "quarters of the depth, the paper's 3, 6 and 9 of 12.",
-        "Usage: set_progress schedules the keep rate, in training only; evaluation always uses "
-        "the final one. It takes the fraction of training done, so that the paper's epochs 10 "
-        "and 110 of 300 are 0.033 and 0.367.",
+        "Usage: The keep rate falls in the course of a training; evaluation always uses the "
+        "final one. The paper's epochs 10 and 110 of 300 are 0.033 and 0.367 of the training.",
         "Usage: The class token's attention row is computed separately, so attention itself "
         "stays fused.",
         "Differs from the reference: Only patches are dropped. The authors' code treats all "
@@ -75,7 +74,9 @@ class AttentiveTokens(nn.Module):
         tokens: how many patches to keep, in place of ``keep_rate``.
 
     Attributes:
-        rate: the keep rate of training, which a schedule may set.
+        rate: the keep rate of training.
+        start: share of a training after which the rate begins to fall from 1 to the final one.
+        shrink: share of a training that the fall takes.
     """
 
     def __init__(
@@ -84,6 +85,19 @@ class AttentiveTokens(nn.Module):
         super().__init__()
         self.keep_rate, self.prefix, self.fuse, self.tokens = keep_rate, prefix, fuse, tokens
         self.rate = keep_rate
+        self.start, self.shrink = START, SHRINK
+
+    def progress(self, done: float) -> None:
+        """Set the keep rate of training to what the paper's schedule has at this point: half a cosine from 1 down.
+
+        Args:
+            done: share of the training that is done, from 0 to 1.
+        """
+        since = done - self.start
+        fallen = min(max(since / self.shrink, 0.0), 1.0) if self.shrink > 0 else float(since >= 0)
+        above = (1 + math.cos(math.pi * fallen)) / 2
+        # exactly 1 before the fall and exactly the final rate after it
+        self.rate = min(1.0, above + self.keep_rate * (1 - above))
 
     def kept(self, patches: int) -> int:
         """Return how many of so many patches stay."""
@@ -164,25 +178,6 @@ def install(
     }
     put(network, reducers)
     return rows(network, reducers)
-
-
-def set_progress(
-    model: nn.Module, done: float, *, start: float = START, shrink: float = SHRINK
-) -> None:
-    """Set the keep rates of training to what the paper's schedule has at this point.
-
-    All patches stay until ``start``; then the rate falls to its final value along half a cosine.
-
-    Args:
-        model: a model that ``evit`` was applied to; others are left as they are.
-        done: share of the training that is done, from 0 to 1; to be updated at every iteration.
-        start: share of the training after which the rate begins to fall.
-        shrink: share of the training that the fall takes.
-    """
-    fallen = min(max((done - start) / shrink, 0.0), 1.0) if shrink > 0 else float(done >= start)
-    above = (1 + math.cos(math.pi * fallen)) / 2
-    for reducer in reducers(model):  # exactly 1 before the fall and exactly the final rate after it
-        reducer.rate = min(1.0, above + reducer.keep_rate * (1 - above))
 
 
 def reducers(model: nn.Module) -> Iterator[AttentiveTokens]:
