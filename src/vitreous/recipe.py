@@ -65,6 +65,12 @@ class Settings(BaseModel):
     )
 
     scene: str = _setting("indian_pines", "Data", "Scene file, or the name of a built-in sample.")
+    scenes: str | None = _setting(
+        None,
+        "Data",
+        "A collection instead of one scene: a folder, a pattern (in quotes), or a table (CSV, GeoParquet, GeoPackage, "
+        "STAC items) with the columns scene, labels, role, date, sensor.",
+    )
     hints: dict[str, Any] = _setting({}, "Data", "Reader options, e.g. variable=cube.")
     mask: str | None = _setting(
         None,
@@ -94,6 +100,23 @@ class Settings(BaseModel):
     runs: str = _setting("runs", "Run", "Folder that runs are written to.")
     report: bool = _setting(True, "Run", "Write report.html.")
     tensorboard: bool = _setting(False, "Run", "Also log for TensorBoard.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_source(cls, values: Any) -> Any:
+        """Refuse a scene beside a collection."""
+        if isinstance(values, dict) and values.get("scenes") is not None:
+            default = cls.model_fields["scene"].default
+            if values.get("scene", default) != default:
+                raise ValueError("give either scene or scenes, not both")
+            if "split" in cls.model_fields:
+                values = {"split": "scenes", **values}
+        return values
+
+    @property
+    def source(self) -> str:
+        """The scene or the collection."""
+        return self.scene if self.scenes is None else self.scenes
 
     @property
     def scene_hints(self) -> dict[str, Any]:
@@ -183,7 +206,9 @@ class Recipe(Settings):
     """The settings of ``vitreous train``, checked and complete."""
 
     labels: str | None = _setting(
-        None, "Data", "Label image or vector file (built-in samples have their own)."
+        None,
+        "Data",
+        "Label image or vector file (built-in samples have their own); of a collection their folder or pattern.",
     )
     test_labels: str | None = _setting(None, "Data", "Separate test labels; implies --split files.")
     label_attribute: str | None = _setting(
@@ -193,10 +218,11 @@ class Recipe(Settings):
         {}, "Data", "Reader options for the labels, e.g. layer=fields, variable=gt, nodata=255."
     )
 
-    split: Literal["blocks", "random", "fixed", "files"] = _setting(
+    split: Literal["blocks", "random", "fixed", "files", "scenes"] = _setting(
         "blocks",
         "Split",
-        "How to split labelled pixels; only 'blocks' keeps training and test patches from overlapping.",
+        "How to split labelled pixels; only 'blocks' keeps training and test patches from overlapping. 'scenes', the "
+        "default of collections, trains and tests on different scenes.",
     )
     train_fraction: float = _setting(
         0.3, "Split", "Fraction of labelled pixels used for training.", gt=0, lt=1
@@ -250,8 +276,10 @@ class Recipe(Settings):
         {}, "Model", "Settings of the --reduce method, e.g. keep_rate=0.5."
     )
 
-    reduction: Literal["pca", "none"] = _setting(
-        "pca", "Preprocessing", "Spectral dimensionality reduction."
+    reduction: Literal["auto", "pca", "none"] = _setting(
+        "auto",
+        "Preprocessing",
+        "Spectral dimensionality reduction; auto: none for networks that read the bands themselves, else pca.",
     )
     standardize: bool = _setting(
         True, "Preprocessing", "Standardize the bands (z-score) before the reduction."
@@ -362,6 +390,12 @@ class Recipe(Settings):
             )
         if self.mode == "dense" and self.tile_size < self.patch_size:
             raise ValueError("tile_size must not be smaller than patch_size")
+        if self.scenes is None and self.split == "scenes":
+            raise ValueError("split 'scenes' needs a collection: set scenes")
+        if self.scenes is not None and self.split in {"fixed", "files"}:
+            raise ValueError(
+                f"split '{self.split}' divides a single scene; for a collection use 'scenes', with roles in its table"
+            )
         if (self.test_labels is not None) != (self.split == "files"):
             raise ValueError("split 'files' and test_labels must be given together")
         if self.refit and self.val_fraction == 0:

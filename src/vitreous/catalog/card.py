@@ -26,6 +26,11 @@ class Card:
         year: of publication.
         source_licence: licence of the authors' code (we re-implement; none of it is copied).
         tasks: what it can be trained for.
+        input: how a network reads the spectral axis: ``channels`` (any features in any order), ``bands`` (those of the
+            scene, each by itself or in their order), or ``wavelengths`` (bands whose centres it is told). Recipes reduce
+            channels to principal components by default, and leave bands as they are unless the card's own ``recipe``
+            names ``components``.
+        most_bands: bands that it can read one by one at reasonable cost, None for any number; more are reduced.
         models: of a method: the models that it serves, by shell patterns of their variants.
         variants: variant name (starts with the slug) to constructor arguments.
         published: rows of published or measured facts, e.g. parameter counts per variant.
@@ -44,6 +49,8 @@ class Card:
     year: int = 0
     source_licence: str = ""
     tasks: list[str] = field(default_factory=list)
+    input: str = "channels"
+    most_bands: int | None = None
     models: list[str] = field(default_factory=list)
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     published: list[dict[str, Any]] = field(default_factory=list)

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitreous.data.blocks import TEST
+from vitreous.data.roles import Split
 from vitreous.errors import ConfigError, ModelError
 from vitreous.inference.export import RUNTIMES, Parity, Product, export, sha256
 from vitreous.inference.runtimes import Exported, is_export, load_exported
-from vitreous.tasks.classify import fitting
-from vitreous.tasks.labelled import open_labelled
+from vitreous.tasks.division import fitting
+from vitreous.tasks.labelled import LabelledScene, open_data
 from vitreous.tasks.runs import MODEL, Network, Run, load_run
 
 
@@ -53,8 +54,7 @@ def export_run(
             f"'{run.name}' is not a network; only networks can be exported.",
             "Use the run itself: vitreous predict.",
         )
-    data = open_labelled(run.recipe)
-    split = fitting(run.split, data)
+    data, split = test_scene(run)
     folder = Path(output) if output else run.path / f"export-{form}"
     source = sha256(run.path / MODEL)
     product = Product(
@@ -71,6 +71,17 @@ def export_run(
     )
     kinds = load_exported(folder, trust=True).description["quantization"]
     return Written(folder, parity, kinds["integer"], kinds["simulated"])
+
+
+def test_scene(run: Run) -> tuple[LabelledScene, Split]:
+    """Open a scene that a run was tested on, of several the first, with its labels and its split."""
+    data = open_data(run.recipe)
+    splits = fitting(run.splits, data)
+    index = splits.scenes_with(TEST)[0]
+    return data[index], splits[index]
+
+
+test_scene.__test__ = False  # type: ignore[attr-defined]  # for pytest, which takes the name for its own
 
 
 def load_for(

@@ -93,10 +93,10 @@ def train(
     from vitreous.tasks.fit_pretrainer import PretrainTask
     from vitreous.tasks.loop import fit
 
-    config = runs.config_of(TASK, recipe, scene, command)
+    config = runs.config_of(TASK, recipe, scene, command, runs.fingerprints_of(scene))
     with runs.started_folder(recipe, config, name, resume=resume) as (folder, first):
         if resume:
-            runs.check_unchanged(folder, scene)
+            runs.check_unchanged(folder, runs.fingerprints_of(scene))
         if val is None and recipe.val_fraction:
             console.print(
                 f"no validation: {recipe.val_fraction:.0%} of the scene is narrower than a crop of {crops.side} pixels",

@@ -144,10 +144,10 @@ def train(
     # What cannot be trained is refused before there is a folder for it.
     fresh = None if done else _untrained(recipe, scene, areas)
     name = f"{Path(recipe.scene).stem}-{recipe.model}"
-    config = runs.config_of(TASK, recipe, scene, command)
+    config = runs.config_of(TASK, recipe, scene, command, runs.fingerprints_of(scene))
     with runs.started_folder(recipe, config, name, resume=resume) as (folder, first):
         if resume:
-            runs.check_unchanged(folder, scene)
+            runs.check_unchanged(folder, runs.fingerprints_of(scene))
         if fresh is None:  # it was stopped after training, before its products
             run = load_run(folder)
             restorer, seconds, start = run.restorer, _seconds(folder), run.start
@@ -178,7 +178,7 @@ def evaluate(path: str | Path) -> dict[str, Any]:
     recipe = run.recipe
     degrade = check_recipe(recipe)
     scene = without_dead_bands(open_named(recipe.scene, recipe.scene_hints).scene)
-    runs.check_unchanged(run.path, scene)
+    runs.check_unchanged(run.path, runs.fingerprints_of(scene))
     areas = _areas(recipe, scene, degrade.factor)
     cube = test_cube(recipe, run.restorer, scene, areas[2], degrade)
     row, _ = measure(run.restorer, run.name, cube)
