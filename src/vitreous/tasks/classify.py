@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from rich.console import Console
 from vitreous.catalog.registry import card, check_task, stage
 from vitreous.catalog.tasks import build_report_of
 from vitreous.data.blocks import TEST, TRAIN, VAL
+from vitreous.data.contract import BandContract
 from vitreous.data.provenance import Provenance, Seen
 from vitreous.data.roles import ROLE_NAMES, Split, Splits
 from vitreous.errors import ConfigError
@@ -209,6 +211,52 @@ def apply(
             dask=dask,
             progress=advance,
         )
+
+
+def apply_mosaic(
+    path: str | Path,
+    scenes: Sequence[xr.DataArray],
+    names: Sequence[str],
+    out: str | Path,
+    *,
+    probabilities: str | Path | None = None,
+    window: int | None = None,
+    workers: int | None = None,
+    dask: str | None = None,
+    runtime: str | None = None,
+    trust: bool = False,
+) -> Prediction:
+    """Map many scenes into one mosaic with a run or an export of one; arguments as in :func:`apply`.
+
+    Raises:
+        VitreousError: what is there cannot be loaded, or the scenes do not fit it or have no place.
+    """
+    from vitreous.inference.mosaic import predict_mosaic
+    from vitreous.tasks.export import load_for
+
+    trained = load_for(path, runtime, trust=trust)
+    with progress_bar("mapping scenes") as advance:
+        return predict_mosaic(
+            trained.classifier,
+            scenes,
+            names,
+            out,
+            class_names=trained.class_names,
+            class_colors=trained.class_colors,
+            class_codes=trained.class_codes,
+            probabilities=probabilities,
+            window=window,
+            workers=workers,
+            dask=dask,
+            progress=advance,
+        )
+
+
+def contract_of(path: str | Path) -> BandContract:
+    """Return the bands and unit of the scenes that a run or an export takes."""
+    from vitreous.tasks.export import load_for
+
+    return load_for(path, trust=True).classifier.contract
 
 
 def reopened(run: runs.Run) -> tuple[LabelledScenes, Splits]:

@@ -229,6 +229,12 @@ def apply(path: str | Path, scene: xr.DataArray, out: str | Path) -> Restored:
     return Restored(Path(out), pixels, time.perf_counter() - started)
 
 
+def contract_of(path: str | Path) -> BandContract | None:
+    """Return the bands and unit of the scenes that a run takes; None where it takes any."""
+    restorer = load_run(path).restorer
+    return None if restorer.net.any_bands else restorer.contract
+
+
 def check_recipe(recipe: RestoreRecipe) -> Degradation:
     """Refuse what cannot be trained or compared now, not after an hour, and return what is to be undone.
 
