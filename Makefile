@@ -35,7 +35,7 @@ test-lowest: | $(VENV)/bin/python  ## Run core tests with the lowest versions th
 	$(PYTHON) -m venv --clear $(VENV)-lowest
 	$(VENV)-lowest/bin/python tests/lowest.py > $(VENV)-lowest/lowest.txt
 	$(VENV)-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c $(VENV)-lowest/lowest.txt -e . \
-	    pytest pytest-timeout beartype
+	    pytest pytest-timeout beartype hypothesis
 	MPLBACKEND=Agg OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest -x $(LOWEST)
 
 lint: $(VENV)/.dev  ## Check format, style and types

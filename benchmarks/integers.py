@@ -30,7 +30,8 @@ from torch import nn
 from vitreous.catalog.registry import create_model
 from vitreous.catalog.results import write_result
 from vitreous.inference.bench import by_turns
-from vitreous.inference.export import Part, file_names, write_graph
+from vitreous.inference.export import Part, write_graph
+from vitreous.inference.export_format import file_names
 from vitreous.inference.integers import integer_form
 from vitreous.inference.runtimes import Graph
 from vitreous.methods._apply import apply

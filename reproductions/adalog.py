@@ -27,7 +27,7 @@ from torch import nn
 from vitreous.catalog.claims import Claim, claim, differences, paired, scores
 from vitreous.catalog.results import percent
 from vitreous.catalog.study import Study
-from vitreous.layers.quantize import Log2Quantizer, LogSqrt2Quantizer, Quantizer
+from vitreous.layers.quantizers import Log2Quantizer, LogSqrt2Quantizer, Quantizer
 from vitreous.methods._apply import apply
 from vitreous.methods.quantize._codes import RATIO, AdaLogQuantizer
 from vitreous.methods.quantize._fpcs import BASES

@@ -61,9 +61,11 @@ class SumBlock(MultiScaleBlock):
         for fusion in self.fusions:
             fusion.blocks = nn.ModuleList()
 
-    def forward(self, small: Tensor, large: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, small: Tensor, large: Tensor, grids: Sequence[Any] = (None, None)
+    ) -> tuple[Tensor, Tensor]:
         """Return the tokens of both branches."""
-        small, large = self.branches[0](small), self.branches[1](large)
+        small, large = self.branches[0](small, grids[0]), self.branches[1](large, grids[1])
         tokens = small[:, :1], large[:, :1]
         # What a branch adds to the other one's sum is its class token, projected to that one's width.
         to_large, to_small = (

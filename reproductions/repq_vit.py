@@ -24,7 +24,7 @@ import torch
 from vitreous.catalog.claims import Claim, claim, paired
 from vitreous.catalog.results import percents, table_of
 from vitreous.catalog.study import Study
-from vitreous.layers.quantize import LogSqrt2Quantizer, Quantizer, UniformQuantizer
+from vitreous.layers.quantizers import LogSqrt2Quantizer, Quantizer, UniformQuantizer
 from vitreous.methods._apply import apply
 from vitreous.tasks.miniature import (
     FACTOR,

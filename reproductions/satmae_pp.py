@@ -20,6 +20,7 @@ scale has 20 channels instead of 40, for speed.
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -36,7 +37,7 @@ from vitreous.catalog.results import first, means, percents, table_of
 from vitreous.catalog.study import SEARCH_SEED, Study
 from vitreous.data.images import Images
 from vitreous.layers.backbone import Backbone
-from vitreous.models.satmae_pp import MaskedAutoencoder
+from vitreous.models._masked_autoencoder import MaskedAutoencoder
 from vitreous.tasks.miniature import (
     ImageTask,
     accuracy,
@@ -217,7 +218,7 @@ def pretrained(
 
 def tokens(model: MaskedAutoencoder) -> int:
     """Return the number of tokens of which some are hidden."""
-    return len(model.encoder.groups) * model.encoder.grid**2
+    return len(model.encoder.groups) * math.prod(model.encoder.grid)
 
 
 @torch.inference_mode()
@@ -236,7 +237,7 @@ def finer_error(model: MaskedAutoencoder, image: Tensor) -> float:
     groups = model.encoder.groups
     hidden = torch.empty_like(coarse)
     for group, mask in zip(groups, found.mask.unbind(1), strict=True):
-        places = mask.unflatten(1, (model.encoder.grid, -1))[:, None]
+        places = mask.unflatten(1, model.encoder.grid)[:, None]
         hidden[:, list(group)] = F.interpolate(places, size=(SIDE, SIDE))
     whole = torch.where(hidden > 0, found.image, coarse)
     return float((F.interpolate(whole, size=(CROP, CROP), mode="bilinear") - crops).abs().mean())

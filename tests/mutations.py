@@ -26,7 +26,7 @@ from vitreous import testing
 from vitreous.catalog.registry import cards, stage
 from vitreous.catalog.results import write_result
 from vitreous.layers.lora import LoRALinear
-from vitreous.layers.quantize import Quantizer
+from vitreous.layers.quantizers import Quantizer
 from vitreous.methods.adapt.adaptformer import Adapter
 
 ROOT = Path(__file__).resolve().parents[1]

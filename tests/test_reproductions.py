@@ -448,7 +448,6 @@ EARLIER = {
     "channelvit",
     "convnext",
     "crossvit",
-    "efficientformer",
     "efficientvit",
     "essaformer",
     "evit",
@@ -456,7 +455,6 @@ EARLIER = {
     "mctf",
     "satmae_pp",
     "swin",
-    "t2t_vit",
 }
 
 

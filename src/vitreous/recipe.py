@@ -38,9 +38,19 @@ LONGEST_NAME = 100  # characters; file systems take 255, and numbers and suffixe
 PANELS = ("Data", "Split", "Model", "Preprocessing", "Degradation", "Training", "Run")
 
 
-def _setting(default: Any, panel: str, description: str, **limits: Any) -> Any:
+def setting(default: Any, panel: str, description: str, **limits: Any) -> Any:
+    """Return a field of a recipe.
+
+    Args:
+        default: of the setting.
+        panel: one of ``PANELS``, under which it is shown.
+        description: what it does, for ``--help`` and the documentation.
+        limits: of its values, as pydantic's ``Field`` takes them (``ge=1``).
+    """
     return Field(default, description=description, json_schema_extra={"panel": panel}, **limits)
 
+
+_setting = setting
 
 # Of METHOD, a method that adapts: it is looked up where it is needed.
 _THEN = "pretrain_then_"
@@ -76,6 +86,9 @@ class Settings(BaseModel):
         None,
         "Data",
         "Mask of pixels to exclude, e.g. clouds: a file, or the product's own 'scl' or 'qa' layer.",
+    )
+    untrusted: bool = _setting(
+        False, "Data", "Read files in a separate process with limits on memory and time."
     )
 
     model: str
@@ -216,6 +229,11 @@ class Recipe(Settings):
     )
     label_hints: dict[str, Any] = _setting(
         {}, "Data", "Reader options for the labels, e.g. layer=fields, variable=gt, nodata=255."
+    )
+    classes: str | None = _setting(
+        None,
+        "Data",
+        "Names and colours of the classes of a label image: a CSV, JSON or QML file, or a known scheme, e.g. worldcover.",
     )
 
     split: Literal["blocks", "random", "fixed", "files", "scenes"] = _setting(
@@ -616,6 +634,11 @@ def load_recipe(
     path: str | Path, changes: dict[str, Any] | None = None, kind: type[Settings] = Recipe
 ) -> Settings:
     """Read a YAML recipe and apply ``changes`` (flags win over the file).
+
+    Args:
+        path: the file.
+        changes: settings that replace those of the file.
+        kind: of which task.
 
     Raises:
         ConfigError: no such file, no YAML mapping, or a setting that :func:`make_recipe` refuses.

@@ -16,20 +16,24 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vitreous.catalog.arguments import ImageSize
 from vitreous.catalog.lookup import load
 from vitreous.catalog.registry import card, create_model, kind_of, sizes_for, stage
 from vitreous.errors import ModelError
 from vitreous.layers.backbone import Backbone
-from vitreous.layers.quantize import Quantizer, rows_of
+from vitreous.layers.quantizers import Quantizer, rows_of
 from vitreous.layers.restorer import Restorer, pad_to_multiple
+from vitreous.layers.sizes import as_size
 from vitreous.methods._apply import Applied, applied, apply, reinstall
 from vitreous.methods.adapt._freeze import freeze_base
+from vitreous.tasks.weights import load_model, save_model
 
 SMALL = 0.2  # spread of parameters that were constant
 VARIATION = 0.1, 30.0  # of outputs over images
 BFLOAT16 = 0.2  # root mean square error, as a share of that
 M = TypeVar("M", bound=nn.Module)
 SIZES = (9, 15, 33)
+OBLONG = ((12, 21), (34, 9))
 BANDS = (1, 3, 13, 200)
 CLASSES = 5
 
@@ -53,14 +57,14 @@ def check_model(name: str) -> None:
         check(name)
 
 
-def make(name: str, *, bands: int = 4, image_size: int = 15, seed: int = 0) -> Backbone:
+def make(name: str, *, bands: int = 4, image_size: ImageSize = 15, seed: int = 0) -> Backbone:
     """Build a variant of a model as :func:`network` does."""
     model = network(name, bands=bands, image_size=image_size, seed=seed)
     assert isinstance(model, Backbone), f"{name} is not a Backbone"
     return model
 
 
-def network(name: str, *, bands: int = 4, image_size: int = 15, seed: int = 0) -> Any:
+def network(name: str, *, bands: int = 4, image_size: ImageSize = 15, seed: int = 0) -> Any:
     """Build a variant of any kind with reproducible weights, every part of which shows in the output.
 
     A fresh network hides most of itself: LayerScale of 1e-5, zero-initialised adapters and last layers, weights of
@@ -121,11 +125,12 @@ def _measure_batch_norms(model: nn.Module, x: Tensor) -> None:
         norm.momentum = momentum
 
 
-def images(count: int, bands: int, size: int, seed: int = 1) -> Tensor:
-    """Return random images ``(count, bands, size, size)``: noise around a spectrum of each one's own."""
+def images(count: int, bands: int, size: ImageSize, seed: int = 1) -> Tensor:
+    """Return random images ``(count, bands, height, width)``: noise around a spectrum of each one's own."""
     generator = torch.Generator().manual_seed(seed)
-    values = torch.randn(count, bands, size * size + 1, generator=generator)
-    return (values[..., :1] + values[..., 1:]).unflatten(-1, (size, size))
+    height, width = as_size(size)
+    values = torch.randn(count, bands, height * width + 1, generator=generator)
+    return (values[..., :1] + values[..., 1:]).unflatten(-1, (height, width))
 
 
 def spread(outputs: Tensor) -> float:
@@ -164,6 +169,69 @@ def check_sizes_and_bands(name: str) -> None:
                 scores = make(name, bands=bands, image_size=size).eval()(images(2, bands, size))
             assert scores.shape == (2, CLASSES), f"{name}: {tuple(scores.shape)} at size {size}"
             assert torch.isfinite(scores).all(), f"{name}: not finite at size {size}, {bands} bands"
+
+
+def check_oblong(name: str) -> None:
+    """Built for images that are not square, it sees all of them, row and column in their places."""
+    for size in OBLONG:
+        model = make(name, image_size=size).eval()
+        assert (model.size, model.image_size) == (size, size), f"{name}: {model.size} at {size}"
+        x = images(2, 4, size).requires_grad_()
+        scores = model(x)
+        assert scores.shape == (2, CLASSES), f"{name}: {tuple(scores.shape)} at {size}"
+        assert torch.isfinite(scores).all(), f"{name}: not finite at {size}"
+        scores.square().sum().backward()
+        assert x.grad is not None
+        seen = x.grad.abs().amax((0, 1)) > 0
+        step = model.feature_info[-1].stride  # fewer pixels than these may be left out at the end
+        rows, columns = (side // step * step for side in size)
+        assert seen.any(1)[:rows].all(), f"{name}: does not see every row of {size}"
+        assert seen.any(0)[:columns].all(), f"{name}: does not see every column of {size}"
+        _check_levels(model, x.detach(), name)
+        _check_other_orientation(model, name)
+
+
+def _check_levels(model: Backbone, x: Tensor, name: str) -> None:
+    """Each level has the channels that are declared, and a cell for every stride of pixels, up to rounding."""
+    with torch.no_grad():
+        levels = model.forward_levels(x)
+    assert len(levels) == len(model.feature_info), f"{name}: {len(levels)} levels"
+    for level, info in zip(levels, model.feature_info, strict=True):
+        assert level.shape[:2] == (len(x), info.channels), (
+            f"{name}: {tuple(level.shape)} is not {info}"
+        )
+        for cells, side in zip(level.shape[2:], x.shape[2:], strict=True):
+            assert side // info.stride <= cells <= -(-side // info.stride) + 1, (
+                f"{name}: {info}: {cells} cells of {side} pixels"
+            )
+
+
+def _check_other_orientation(model: Backbone, name: str) -> None:
+    """Images that lie the other way are accepted where any size is, and refused in words otherwise."""
+    height, width = model.size
+    try:
+        with torch.no_grad():
+            scores = model(images(1, 4, (width, height)))
+    except ModelError as error:
+        assert not model.any_size, f"{name}: refuses {width} x {height}"
+        assert f"{height} x {width}" in str(error), f"{name}: {error}"
+    else:
+        assert model.any_size, f"{name}: takes {width} x {height}, built for {height} x {width}"
+        assert torch.isfinite(scores).all(), f"{name}: not finite at {width} x {height}"
+
+
+def check_loading(name: str) -> None:
+    """A file brings a network back as it was, and its weights fit images of any other height and width."""
+    model, x = make(name, image_size=OBLONG[0]).eval(), images(2, 4, OBLONG[0])
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        path = save_model(model, Path(folder) / "m.safetensors")
+        again, report = load_model(path)
+        assert torch.equal(again(x), model(x)), f"{name}: a file changes the weights"
+        assert (again.size, report.resized) == (model.size, ()), f"{name}: {report}"
+        for size in (OBLONG[0][::-1], OBLONG[1], 15):
+            other, report = load_model(path, image_size=size)
+            assert report.complete and other.size == as_size(size), f"{name} at {size}: {report}"
+            assert torch.isfinite(other(images(2, 4, size))).all(), f"{name}: not finite at {size}"
 
 
 def check_variation(name: str) -> None:
@@ -240,14 +308,9 @@ def check_features(name: str) -> None:
     model = make(name, image_size=33).eval()
     x = images(2, 4, 33)
     with torch.no_grad():
-        levels = model.forward_levels(x)
         scores = model.forward_head(model.forward_features(x))
         check_near(scores, model(x), 1e-4, f"{name}: the head on forward_features")
-    assert len(levels) == len(model.feature_info), f"{name}: {len(levels)} levels"
-    for level, info in zip(levels, model.feature_info, strict=True):
-        assert level.shape[:2] == (2, info.channels), f"{name}: {tuple(level.shape)} is not {info}"
-        for side in level.shape[2:]:
-            assert 33 // info.stride <= side <= -(-33 // info.stride) + 1, f"{name}: {info}: {side}"
+    _check_levels(model, x, name)
 
 
 def check_head(name: str) -> None:
@@ -276,10 +339,17 @@ def check_bands_parameters(name: str) -> None:
     """``band_parameters`` name all parameters whose shape depends on the bands."""
     few, many = (dict(make(name, bands=b).named_parameters()) for b in (3, 7))
     differ = {n for n in few if few[n].shape != many[n].shape}
-    declared = set(make(name).band_parameters)
+    model = make(name)
+    declared = set(model.band_parameters)
     assert differ == declared, f"{name}: bands shape {differ}, band_parameters says {declared}"
+    assert set(model.band_axes) <= declared, f"{name}: band_axes {model.band_axes} of no parameter"
     for n in differ:
-        assert (few[n].shape[1], many[n].shape[1]) == (3, 7), f"{name}: axis 1 of {n} is not bands"
+        axis = model.band_axis(n)
+        apart = [
+            at for at, (a, b) in enumerate(zip(few[n].shape, many[n].shape, strict=True)) if a != b
+        ]
+        found = (few[n].shape[axis], many[n].shape[axis])
+        assert (apart, found) == ([axis], (3, 7)), f"{name}: bands are on axes {apart} of {n}"
 
 
 def check_checkpointing(name: str) -> None:
@@ -324,15 +394,19 @@ def check_compiled(name: str) -> None:
 
 
 def check_onnx(name: str) -> None:
-    """The exported graph equals eager, at a second batch size too (needs the extra ``deploy``)."""
-    _compare_onnx(network(name).eval(), name)
+    """The exported graph equals eager, at a second batch size and of oblong images too (needs the extra ``deploy``)."""
+    model = network(name).eval()
+    _compare_onnx(model, name)
+    fits = not isinstance(model, Backbone) or model.any_size
+    other = model if fits else network(name, image_size=OBLONG[0]).eval()
+    _compare_onnx(other, f"{name}, {OBLONG[0]}", OBLONG[0])
 
 
-def _compare_onnx(model: nn.Module, what: str) -> None:
-    """Export a network for images of 15 x 15 with 4 bands, and compare its scores at two batch sizes."""
+def _compare_onnx(model: nn.Module, what: str, size: ImageSize = 15) -> None:
+    """Export a network for images of a size with 4 bands, and compare its scores at two batch sizes."""
     import onnxruntime
 
-    x = images(2, 4, 15)
+    x = images(2, 4, size)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         torch.onnx.export(
@@ -345,7 +419,7 @@ def _compare_onnx(model: nn.Module, what: str) -> None:
             verbose=False,
         )
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        for batch in (x, images(5, 4, 15, seed=2)):
+        for batch in (x, images(5, 4, size, seed=2)):
             with torch.no_grad():
                 expected = model(batch)
             found = torch.from_numpy(session.run(None, {"image": batch.numpy()})[0])

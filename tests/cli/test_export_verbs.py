@@ -11,10 +11,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import vitreous.tasks.export
+from smooth_scene import pretrain_settings, restore_settings, write_smooth_scene
 from tiny_scene import tiny_recipe, write_scene
 from vitreous.cli.main import app
 from vitreous.errors import ModelError
-from vitreous.tasks import classify
+from vitreous.recipe import PretrainRecipe, RestoreRecipe, make_recipe
+from vitreous.tasks import classify, pretrain, restore
 from vitreous.tasks.bench import pareto
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -95,6 +97,50 @@ def test_export_map_and_compare(place, run, tmp_path, monkeypatch):
     done = run_cli("bench", "runs", alone)
     assert done.exit_code == 2
     assert "test pixels" in done.output
+
+
+def restored(path):
+    with rasterio.open(path) as dataset:
+        return dataset.read()
+
+
+def test_a_restorer_is_exported_and_restores(tmp_path):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    scene = write_smooth_scene(tmp_path)
+    settings = restore_settings(tmp_path, scene=scene, steps=2, model="essaformer_test", crop=8)
+    run = restore.train(make_recipe(settings, RestoreRecipe), show=False)
+    done = run_cli("export", run)
+    assert done.exit_code == 0, done.output
+    assert "cube.onnx" in done.output and "values differ by" in done.output
+    assert run_cli("predict", run, scene, "-o", tmp_path / "torch.tif").exit_code == 0
+    for number, words in enumerate([(run / "export-onnx",), (run, "--runtime", "onnxruntime")]):
+        out = tmp_path / f"{number}.tif"
+        done = run_cli("predict", words[0], scene, "-o", out, *words[1:])
+        assert done.exit_code == 0, done.output
+        np.testing.assert_allclose(restored(out), restored(tmp_path / "torch.tif"), atol=1e-4)
+    for words, told in (
+        (("export", run, "--single"), "--single does not apply"),
+        (("predict", run / "export-onnx", scene, "--window", 9), "--window does not apply"),
+        (("predict", run, scene, "--runtime", "tflite"), "no runtime 'tflite'"),
+        (("bench", "runs", run / "export-onnx"), "export of a restorer"),
+    ):
+        done = run_cli(*words)
+        assert done.exit_code == 2, done.output
+        assert told in " ".join(done.output.split())
+    alone = shutil.move(run / "export-onnx", tmp_path / "alone")
+    shutil.rmtree(run)
+    assert run_cli("predict", alone, scene, "-o", tmp_path / "c.tif").exit_code == 0
+    np.testing.assert_array_equal(restored(tmp_path / "c.tif"), restored(tmp_path / "0.tif"))
+
+
+def test_a_pre_trained_run_is_not_exported(tmp_path):
+    scene = write_smooth_scene(tmp_path)
+    settings = pretrain_settings(tmp_path, scene=scene, steps=2)
+    run = pretrain.train(make_recipe(settings, PretrainRecipe), show=False)
+    done = run_cli("export", run)
+    assert done.exit_code == 2
+    assert "is a 'pretrain' run, which cannot be exported" in " ".join(done.output.split())
 
 
 def test_export_says_what_it_wrote(place, run, tmp_path):

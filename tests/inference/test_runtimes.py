@@ -8,7 +8,7 @@ import pytest
 
 from tiny_scene import tiny_scene
 from vitreous.errors import CheckpointError, ConfigError, ModelError
-from vitreous.inference.export import sha256
+from vitreous.inference.export_format import sha256
 from vitreous.inference.predict import predict_scene
 from vitreous.inference.runtimes import (
     check_onnx,

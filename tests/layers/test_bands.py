@@ -252,3 +252,22 @@ def test_a_table_is_interpolated_and_a_layer_is_shared_out():
     torch.testing.assert_close(back, _weight(2))
     same = adapt_bands(_weight(2), old, old, "nearest", table=True).weight
     torch.testing.assert_close(same, _weight(2))
+
+
+@pytest.mark.parametrize("axis", [0, 2, 3])
+@pytest.mark.parametrize("table", [False, True])
+def test_bands_may_be_on_any_axis(axis, table):
+    source, target, weight = _bands(7), _bands(4, seed=2), _weight(7)
+    expected = adapt_bands(weight, source, target, table=table)
+    found = adapt_bands(weight.movedim(1, axis), source, target, table=table, axis=axis)
+    torch.testing.assert_close(found.weight.movedim(axis, 1), expected.weight)
+    assert found[1:] == expected[1:]
+    with pytest.raises(ModelError, match="does not read 7 bands"):
+        adapt_bands(weight.movedim(1, axis), source, target, table=table)
+
+
+def test_a_number_for_each_band_is_adapted_too():
+    gains = torch.tensor([1.0, 2.0, 3.0])
+    found = adapt_bands(gains, Bands(3), Bands(6), "repeat", table=True, axis=0)
+    assert found.weight.shape == (6,)
+    torch.testing.assert_close(found.weight, gains.repeat(2))

@@ -10,19 +10,17 @@ from torch import nn
 
 from fixtures_reader import load_fixture
 from vitreous.errors import ModelError
-from vitreous.layers import quantize
+from vitreous.layers import quantizers
 from vitreous.layers.quantize import (
-    Log2Quantizer,
-    LogSqrt2Quantizer,
     QuantConv,
     QuantLinear,
     QuantMatMul,
-    UniformQuantizer,
     calibrate_weights,
     observing,
-    quantiles,
     set_enabled,
+    set_trainable,
 )
+from vitreous.layers.quantizers import Log2Quantizer, LogSqrt2Quantizer, UniformQuantizer, quantiles
 from vitreous.models.lola_specvit import SpectralConv
 
 
@@ -149,8 +147,8 @@ def test_quantiles_are_those_of_sorting():
 def test_very_many_values_are_sampled_evenly(monkeypatch):
     x = values(500, 16) * torch.arange(1, 17)  # channels differ in size
     whole = ready(UniformQuantizer(8), x).scale
-    monkeypatch.setattr(quantize, "MOST", 1000)
-    assert quantize.rows_of(x, ()).numel() <= 1000
+    monkeypatch.setattr(quantizers, "MOST", 1000)
+    assert quantizers.rows_of(x, ()).numel() <= 1000
     assert ready(UniformQuantizer(8), x).scale == pytest.approx(float(whole), rel=0.15)
     channels = ready(UniformQuantizer(8, (16,)), x).scale
     assert channels[15] > 4 * channels[0]
@@ -319,3 +317,41 @@ def test_what_was_not_observed_is_named():
 def test_bits_out_of_range_are_refused(bits):
     with pytest.raises(ModelError, match="bits"):
         UniformQuantizer(bits)
+
+
+def test_gradients_pass_straight_through_where_asked_for_and_not_where_values_are_clipped():
+    x = torch.linspace(-1, 1, 9)
+    quantizer = ready(UniformQuantizer(4, quantiles=[1]), x).train()
+    quantizer.trainable = True
+    further = torch.cat([x, torch.tensor([-2.0, 2.0])]).requires_grad_()
+    rounded = quantizer(further)
+    assert torch.equal(rounded, quantizer.quantize(further.detach()))
+    rounded.sum().backward()
+    assert further.grad.tolist() == [1.0] * 9 + [0.0] * 2
+    quantizer.trainable = False
+    with pytest.raises(ModelError, match="cannot be trained"):
+        quantizer(further)
+
+
+def test_a_trainable_quantized_layer_learns_its_rounded_weight():
+    torch.manual_seed(0)
+    linear = nn.Linear(6, 4)
+    layer = QuantLinear.of(
+        linear, UniformQuantizer(4, quantiles=[1]), UniformQuantizer(3, (4, 1), quantiles=[1])
+    )
+    x, target = values(64, 6), values(64, 4, seed=1)
+    calibrate_weights(layer)
+    with observing(layer.eval()):
+        layer(x)
+    set_trainable(layer.train(), True)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    losses = []
+    for _ in range(30):
+        loss = F.mse_loss(layer(x), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.9 * losses[0]
+    set_trainable(layer.eval(), False)
+    assert float(F.mse_loss(layer(x), target).detach()) < 0.9 * losses[0]

@@ -8,15 +8,13 @@ import vitreous
 from fixtures_reader import load_fixture
 from vitreous.errors import ModelError
 from vitreous.layers.quantize import (
-    Log2Quantizer,
-    LogSqrt2Quantizer,
     QuantConv,
     QuantLinear,
     QuantMatMul,
-    UniformQuantizer,
     quantized_layers,
     set_enabled,
 )
+from vitreous.layers.quantizers import Log2Quantizer, LogSqrt2Quantizer, UniformQuantizer
 from vitreous.methods.quantize import _fpcs
 from vitreous.methods.quantize._adaround import Rounding, blocks
 from vitreous.methods.quantize._codes import (

@@ -10,9 +10,9 @@ import vitreous
 from fixtures_reader import load_fixture
 from vitreous.errors import ModelError
 from vitreous.inference.cost import count_cost
-from vitreous.layers.tokens import attention_weights, gather_tokens
+from vitreous.layers.tokens import gather_tokens
+from vitreous.layers.transformer import Block
 from vitreous.methods.reduce import evit
-from vitreous.models.vit import Block
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_kept_and_fused_make_up_all_tokens():
     network, x = model(), torch.randn(2, 37, 16)
     block = network.blocks[1]
     trace = block.attn.project(block.norm1(x))
-    row = attention_weights(block.attn.core, trace.query, trace.key)[:, :, 0, 1:].mean(1)
+    row = block.attn.core.weights(trace.query, trace.key)[:, :, 0, 1:].mean(1)
     attended = block.attend(x)
     out, _ = evit.AttentiveTokens(0.7, prefix=1)(x, block, None)
     for image in range(2):

@@ -201,7 +201,7 @@ def test_merging_behind_goes_by_the_block_before():
     seen = watch(network)
     with torch.no_grad():
         network(x)
-        tokens, _ = plain.embed(x)
+        tokens = plain.embed(x).tokens
         for block in plain.blocks[:2]:
             before, (tokens, _) = tokens, block(tokens)
         trace = plain.blocks[1].attn.project(plain.blocks[1].norm1(before))

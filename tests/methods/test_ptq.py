@@ -11,10 +11,10 @@ from vitreous.layers.quantize import (
     QuantConv,
     QuantLinear,
     QuantMatMul,
-    UniformQuantizer,
     quantized_layers,
     set_enabled,
 )
+from vitreous.layers.quantizers import UniformQuantizer
 from vitreous.methods.quantize import ptq
 from vitreous.methods.quantize._install import fold
 from vitreous.testing import check_near, check_near_quantized, images, make, spread

@@ -9,12 +9,11 @@ from fixtures_reader import load_fixture
 from vitreous.errors import ModelError
 from vitreous.layers.attention import AttentionCore
 from vitreous.layers.quantize import (
-    LogSqrt2Quantizer,
     QuantLinear,
-    UniformQuantizer,
     quantized_layers,
     set_enabled,
 )
+from vitreous.layers.quantizers import LogSqrt2Quantizer, UniformQuantizer
 from vitreous.methods.quantize import repq_vit
 from vitreous.methods.quantize._install import fold, layers_to_quantize
 from vitreous.testing import check_near, images, make

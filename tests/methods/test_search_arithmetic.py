@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitreous.layers.quantize import UniformQuantizer
+from vitreous.layers.quantizers import UniformQuantizer
 from vitreous.methods.quantize._adaround import Rounding, StraightThrough
 from vitreous.methods.quantize._codes import RATIO, SHIFT, AdaLogQuantizer
 from vitreous.methods.quantize._fpcs import logarithmic, uniform

@@ -123,7 +123,7 @@ def test_without_vectors_equal_channels_are_the_same():
 def test_a_subset_is_attention_that_sees_no_other_channels():
     model, x, given = small(), images(2, 5, 12), [1, 4]
     found = model.forward_features(x[:, given], given)
-    tokens = model.embed(x)
+    tokens = model.embed(x).tokens
     seen = torch.zeros(5, 9, dtype=torch.bool)
     seen[given] = True
     seen = torch.cat([torch.ones(1, dtype=torch.bool), seen.flatten()])

@@ -6,7 +6,8 @@ from torch import nn
 import vitreous
 from fixtures_reader import load_fixture
 from vitreous.errors import CheckpointError, ModelError
-from vitreous.models.convnext import Block, ChannelNorm, ConvNeXt, rename
+from vitreous.layers.channelnorm import ChannelNorm
+from vitreous.models.convnext import Block, ConvNeXt, rename
 
 TINY = {"dims": [8, 12, 16, 24], "depths": [1, 1, 2, 1]}
 

@@ -18,6 +18,7 @@ from vitreous.models.efficientformer import (
     fuse,
     resize,
 )
+from vitreous.testing import enliven
 
 TINY = {
     "dims": [8, 12, 16, 24],
@@ -59,7 +60,28 @@ def test_equals_the_reference(fixture):
     torch.testing.assert_close(output, fixture["output"], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close((both[0] + both[1]) / 2, output)
     assert (both[0] - both[1]).abs().max() > 1e-3
-    assert model.image_size == 64 and model.grid == 2
+    assert model.image_size == 64 and model.grid == (2, 2)
+
+
+@pytest.mark.parametrize("stated", [{"resolution": (2, 8)}, {"img_size": (64, 256)}])
+def test_oblong_attention_of_a_reference(stated):
+    """As many biases as a square map of 4 x 4 has: what is stated tells that it is one of 2 x 8."""
+    ours = small((64, 256))
+    enliven(ours)
+    weights = in_the_authors_layout(ours, [1, 1, 1, 2], 1)
+    kwargs = {
+        "layers": [1, 1, 1, 2], "embed_dims": TINY["dims"], "vit_num": 1, "num_classes": 5, "mlp_ratios": 2,
+    }  # fmt: skip
+    model = vitreous.from_reference("efficientformer", weights, {**kwargs, **stated}).eval()
+    x = torch.randn(2, 3, 64, 256)
+    with torch.no_grad():
+        assert torch.equal(model(x), ours(x))
+        square = vitreous.from_reference("efficientformer", weights, kwargs).eval()
+        assert not torch.allclose(square(x), ours(x), atol=1e-4)
+    assert (model.size, model.grid, square.grid) == ((64, 256), (2, 8), (4, 4))
+    weights = in_the_authors_layout(small((64, 96)), [1, 1, 1, 2], 1)
+    with pytest.raises(CheckpointError, match="7 x 7 cells"):
+        vitreous.from_reference("efficientformer", weights, kwargs)
 
 
 def test_a_partial_reference_is_refused(fixture):

@@ -188,6 +188,20 @@ def test_hidden_padding_leaves_attention_among_real_cells(seed):
 
 
 @torch.no_grad()
+def test_windows_are_cut_along_each_axis():
+    """A map of 3 x 8 cells has windows of 3 x 4: each answers as attention on it alone."""
+    attn = stir(CascadedGroupAttention(24, 3, 4, (3, 4), [5, 3, 3, 3]))
+    x = torch.randn(2, 24, 3, 8)
+    mixed = WindowAttention(attn, (3, 4), True)(x)
+    close(mixed, torch.cat([attn(x[..., :4]), attn(x[..., 4:])], -1))
+    model = tiny((64, 256), window=4, total_stride=8, dims=(24, 24), depths=(1, 1), heads=(2, 2))
+    assert [b.attn.branch.window for b in model.stages[1] if hasattr(b, "attn")] == [(4, 4)]
+    model = tiny((32, 256), window=7, total_stride=8, dims=(24, 24), depths=(1, 1), heads=(2, 2))
+    tables = [b.attn.branch for s in model.stages for b in s if hasattr(b, "attn")]
+    assert [(t.window, len(t.attn.position.table)) for t in tables] == [((4, 7), 28), ((2, 7), 14)]
+
+
+@torch.no_grad()
 def test_padding_does_not_matter_where_windows_fit():
     x = torch.randn(1, 3, 128, 128)
     hidden, shown = (stir(tiny(128, mask_padding=given)) for given in (True, False))

@@ -129,7 +129,7 @@ def test_costs_one_exponent_per_head(name):
 def test_pools_the_trunk_and_normalises_after():
     model = make("ggem_test").eval()
     x = images(3, 4, 15)
-    tokens, turn = model.embed(x)
+    tokens, turn, _ = model.embed(x)
     for block in model.blocks:
         tokens, _ = block(tokens, turn)
     assert tokens.shape[1] == 25  # no class token

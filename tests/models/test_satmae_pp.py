@@ -11,17 +11,14 @@ import vitreous
 from fixtures_reader import load_fixture
 from vitreous.catalog.registry import create_model, from_reference
 from vitreous.errors import CheckpointError, ModelError, VitreousError
-from vitreous.models.satmae_pp import (
+from vitreous.models._grouped_transformer import (
     PUBLISHED_GROUPS,
-    UNREAD,
     GroupedTransformer,
     GroupEmbed,
-    MaskedAutoencoder,
-    UpsampleBlock,
-    build_pretrainer,
     default_groups,
-    rename,
 )
+from vitreous.models._masked_autoencoder import MaskedAutoencoder, UpsampleBlock
+from vitreous.models.satmae_pp import UNREAD, build_pretrainer, rename
 from vitreous.testing import images
 
 GROUPS = ((0, 2, 3), (1, 4), (5,))
@@ -208,7 +205,9 @@ def test_tokens_know_their_own_group_only():
     model, x = small(), images(2, 6, 16)
     changed = x.clone()
     changed[:, [1, 4]] += 1
-    apart = (model.embed(changed) - model.embed(x)).abs().amax((0, 2)).unflatten(0, (3, 16))
+    apart = (
+        (model.embed_cells(changed) - model.embed_cells(x)).abs().amax((0, 2)).unflatten(0, (3, 16))
+    )
     assert (apart[1] > 0.01).all()
     assert not apart[[0, 2]].any()
 
@@ -233,7 +232,9 @@ def test_map_is_the_mean_over_groups():
     for pool in ("cls", "mean"):
         model, x = small(pool=pool), images(2, 6, 16)
         (found,) = model.forward_levels(x)
-        tokens = model.norm(model.encode(model.embed(x)))[:, 1:].unflatten(1, (3, 4, 4)).mean(1)
+        tokens = (
+            model.norm(model.encode(model.embed_cells(x)))[:, 1:].unflatten(1, (3, 4, 4)).mean(1)
+        )
         torch.testing.assert_close(found, tokens.permute(0, 3, 1, 2))
 
 

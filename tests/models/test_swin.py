@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -20,7 +21,7 @@ from vitreous.models.swin import (
     window_grid,
     window_mask,
 )
-from vitreous.testing import images
+from vitreous.testing import enliven, images
 
 
 @pytest.fixture(scope="module")
@@ -113,11 +114,129 @@ def _their_names(state):
         yield key, value
 
 
-def test_refuses_what_is_not_square(reference):
-    with pytest.raises(ModelError, match="square images"):
-        from_reference(
-            "swin", reference["state_dict"], {**reference["kwargs"], "img_size": (32, 64)}
-        )
+OBLONG = [
+    ((16, 32), 4),  # both axes are longer than a window in the first stage, one in the second
+    ((32, 8), 4),  # one axis is as long as a window, then half as long
+    ((8, 24), 7),  # shorter in both stages: square windows of 4 and of 2
+    ((17, 33), 4),  # the last row and column of pixels make no token
+]
+
+
+def reference_weights(image, window, square):
+    """Return weights under the names of the authors (``square``) or of timm for oblong images, and the arguments."""
+    kwargs = {
+        "img_size": image, "patch_size": 2, "embed_dim": 8, "depths": [2, 2], "num_heads": [2, 4],
+        "num_classes": 5, "window_size": window, "mlp_ratio": 2.0,
+    }  # fmt: skip
+    windows = [_theirs(image, window, stage, square)[0] for stage in range(2)]
+    ours = SwinTransformer(
+        3, 5, (64, 64), token_size=2, dim=8, depths=(2, 2), heads=(2, 4), window=windows, mlp_ratio=2.0
+    )  # fmt: skip
+    enliven(ours)
+    names = dict(_their_names(ours.state_dict()))
+    if square:
+        return names, kwargs
+    timm = {"layers.0.downsample": "layers.1.downsample", "head.": "head.fc."}
+    for old, new in timm.items():
+        names = {key.replace(old, new): value for key, value in names.items()}
+    return names, kwargs
+
+
+def _theirs(image, window, stage, square):
+    """Return the windows of a stage and by how much they move, as the two references say."""
+    cells = [side // 2 // 2**stage for side in image]
+    if square:
+        whole = min(cells) <= window
+        side = min(cells) if whole else window
+        return (side, side), (0, 0) if whole else (side // 2,) * 2
+    moves = [0 if length <= window else window // 2 for length in cells]
+    return tuple(min(length, window) for length in cells), tuple(moves)
+
+
+def reference_scores(names, kwargs, x, square):
+    """Compute what the references say, token by token: rolled maps, windows, -100 between the parts of a window."""
+    weights = {key.replace("head.fc.", "head."): value for key, value in names.items()}
+
+    def linear(x, name):
+        return F.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+
+    def norm(x, name):
+        return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    x = F.conv2d(x, weights["patch_embed.proj.weight"], weights["patch_embed.proj.bias"], 2)
+    x = norm(x.permute(0, 2, 3, 1), "patch_norm")
+    for stage in range(2):
+        window, moves = _theirs(kwargs["img_size"], kwargs["window_size"], stage, square)
+        for number in range(2):
+            at = f"layers.{stage}.blocks.{number}"
+            mixed = _windows_one_by_one(
+                norm(x, f"{at}.norm1"), weights, at, window, moves if number else (0, 0), linear
+            )
+            x = x + mixed
+            hidden = F.gelu(linear(norm(x, f"{at}.norm2"), f"{at}.mlp.fc1"))
+            x = x + linear(hidden, f"{at}.mlp.fc2")
+        if stage == 0:
+            at = "layers.0.downsample" if square else "layers.1.downsample"
+            four = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
+            x = linear(norm(torch.cat(four, -1), f"{at}.norm"), f"{at}.reduction")
+    return linear(norm(x, "norm").mean((1, 2)), "head")
+
+
+def _windows_one_by_one(x, weights, at, window, moves, linear):
+    heads = weights[f"{at}.attn.relative_position_bias_table"].shape[1]
+    (real_height, real_width), dim = x.shape[1:3], x.shape[-1] // heads
+    x = x.roll((-moves[0], -moves[1]), (1, 2))
+    x = F.pad(x, (0, 0, 0, -real_width % window[1], 0, -real_height % window[0]))  # timm
+    height, width = x.shape[1:3]
+    out = torch.empty_like(x)
+    for top in range(0, height, window[0]):
+        for left in range(0, width, window[1]):
+            places = list(itertools.product(range(window[0]), range(window[1])))
+            part = x[:, top : top + window[0], left : left + window[1]].flatten(1, 2)
+            query, key, value = (
+                linear(part, f"{at}.attn.qkv").unflatten(-1, (3, heads, dim)).unbind(2)
+            )
+            scores = torch.einsum("bthd,bshd->bhts", query, key) * dim**-0.5
+            for t, (row, column) in enumerate(places):
+                for s, (other_row, other_column) in enumerate(places):
+                    down = row - other_row + window[0] - 1
+                    across = column - other_column + window[1] - 1
+                    table = weights[f"{at}.attn.relative_position_bias_table"]
+                    scores[:, :, t, s] += table[down * (2 * window[1] - 1) + across]
+                    wrapped = [
+                        (offset + one >= length - move) != (offset + two >= length - move)
+                        for offset, one, two, length, move in (
+                            (top, row, other_row, height, moves[0]),
+                            (left, column, other_column, width, moves[1]),
+                        )
+                    ]
+                    if any(wrapped):
+                        scores[:, :, t, s] -= 100
+            mixed = torch.einsum("bhts,bshd->bthd", scores.softmax(-1), value).flatten(2)
+            out[:, top : top + window[0], left : left + window[1]] = linear(
+                mixed, f"{at}.attn.proj"
+            ).unflatten(1, window)
+    return out[:, :real_height, :real_width].roll(moves, (1, 2))
+
+
+@pytest.mark.parametrize(("image", "window"), OBLONG)
+@pytest.mark.parametrize("square", [True, False], ids=["authors", "timm"])
+@torch.no_grad()
+def test_oblong_images_are_cut_as_the_references_do(image, window, square):
+    names, kwargs = reference_weights(image, window, square)
+    x = images(2, 3, image)
+    expected = reference_scores(names, kwargs, x, square)
+    found = from_reference("swin", names, kwargs).eval()(x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_axis_that_timm_takes_for_one_window_is_not_shifted():
+    """At 18 pixels of 2, timm counts 4 cells in the second stage, where merging 9 leaves 5."""
+    names, kwargs = reference_weights((18, 32), 4, square=False)
+    model = from_reference("swin", names, kwargs)
+    block = model.stages[1].blocks[1]
+    assert (block.window, block.shifted) == ((4, 4), (False, True))
+    assert window_grid(5, 8, block.window, block.shifted) == ((4, 4), (0, 2))
 
 
 # -- windows ------------------------------------------------------------------------------------------------

@@ -201,7 +201,7 @@ def test_positions_count_from_the_class_token_and_can_be_resampled():
     small, large = (
         create_model("t2t_vit_test", bands=3, num_classes=2, image_size=size) for size in (16, 24)
     )
-    torch.testing.assert_close(small.positions[0], sinusoids(1 + small.grid**2, 16))
+    torch.testing.assert_close(small.positions[0], sinusoids(1 + math.prod(small.grid), 16))
     large.load_state_dict(resize(small.state_dict(), large))
     torch.testing.assert_close(large.positions[:, :1], small.positions[:, :1])
     # What one model does on a larger image is what the resized one does.

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -43,7 +45,7 @@ def test_equals_the_reference(fixture):
 
 def reference_weights(model):
     """Return the model's weights as the authors' code would have saved them."""
-    weights = {"outer_tokens": torch.zeros(1, model.grid**2, model.num_features)}
+    weights = {"outer_tokens": torch.zeros(1, math.prod(model.grid), model.num_features)}
     for key, value in model.state_dict().items():
         key = key.replace("class_token", "cls_token").replace("word_embed", "patch_embed.proj")
         key = key.replace("sentence_embed.norm", "proj_norm").replace("sentence_embed.", "")
@@ -172,7 +174,7 @@ def test_words_never_see_another_patch():
     model, x = small(depth=3), torch.randn(1, 3, 12, 12)
     other = x.clone()
     other[:, :, 4:8, 8:12] += 1  # patch 5 of 3 x 3
-    (words, sentences), (words2, sentences2) = model.embed(x), model.embed(other)
+    (words, sentences, _), (words2, sentences2, _) = model.embed(x), model.embed(other)
     for block in model.blocks:
         words, sentences = block(words, sentences)
         words2, sentences2 = block(words2, sentences2)
@@ -215,7 +217,7 @@ def test_without_words_it_is_a_plain_vit():
 @torch.no_grad()
 def test_words_leave_the_class_token_alone():
     model = small(depth=1)
-    words, sentences = model.embed(torch.randn(2, 3, 12, 12))
+    words, sentences, _ = model.embed(torch.randn(2, 3, 12, 12))
     seen = []
     model.blocks[0].outer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     model.blocks[0](words, sentences)

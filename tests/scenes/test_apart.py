@@ -1,5 +1,6 @@
 """Files of others are read in a process of their own: the same scenes, and a message where it crashes or hangs."""
 
+import json
 import os
 import pickle
 import signal
@@ -13,8 +14,10 @@ from affine import Affine
 
 import vitreous
 from vitreous.errors import SceneError
+from vitreous.recipe import make_recipe
 from vitreous.scenes import apart
-from vitreous.scenes.cube import make_scene
+from vitreous.scenes.cube import georeference, make_scene
+from vitreous.tasks.labelled import open_labelled
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/statm").exists(), reason="the memory limit needs Linux"
@@ -122,3 +125,74 @@ def test_the_command_line_reads_so(cli, tmp_path, scene_file):
     done = cli("info", scene_file, "--untrusted", "--json")
     assert done.returncode == 0, done.stderr
     assert '"width": 8' in done.stdout
+
+
+@pytest.fixture
+def label_file(tmp_path):
+    codes = np.array([[10, 10, 20, 255, 30, 10, 20, 20]] * 5, dtype=np.uint8)
+    place = {"crs": "EPSG:32633", "transform": Affine(10, 0, 600000, 0, -10, 5000000)}
+    vitreous.write_scene(make_scene(codes[None], **place), tmp_path / "labels.tif")
+    return tmp_path / "labels.tif"
+
+
+def assert_same_labels(found, usual):
+    np.testing.assert_array_equal(found.values, usual.values)
+    assert found.attrs == usual.attrs
+    assert georeference(found) == georeference(usual)
+    assert found.dtype == usual.dtype
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    "hints",
+    [
+        {},
+        {"nodata": "none"},
+        {"class_names": ["forest", "water", "built"]},
+        {"class_names": {10: "forest", 20: "water", 30: "built"}},
+        {"classes": "worldcover", "nodata": [255]},
+    ],
+)
+def test_labels_are_the_same_as_without(label_file, scene_file, hints):
+    scene = vitreous.open_scene(scene_file)
+    for like in (None, scene, scene[:, 1:4, ::-1]):
+        usual = vitreous.open_labels(label_file, like, **hints)
+        assert_same_labels(vitreous.open_labels(label_file, like, untrusted=True, **hints), usual)
+
+
+def test_features_are_the_same_as_without(tmp_path, scene_file):
+    scene = vitreous.open_scene(scene_file)
+    square = {"type": "Polygon", "coordinates": [[[600010, 4999990], [600050, 4999990], [600050, 4999960], [600010, 4999990]]]}  # fmt: skip
+    feature = {"type": "Feature", "properties": {"crop": "maize"}, "geometry": square}
+    crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32633"}}
+    collection = {"type": "FeatureCollection", "crs": crs, "features": [feature]}
+    path = tmp_path / "fields.geojson"
+    path.write_text(json.dumps(collection))
+    usual = vitreous.open_labels(path, scene, "crop")
+    assert usual.values.any()
+    assert_same_labels(vitreous.open_labels(path, scene, "crop", untrusted=True), usual)
+
+
+def test_warnings_and_messages_of_labels_come_through(label_file, tmp_path):
+    with pytest.warns(UserWarning, match="5 pixels with 255 are treated as unlabelled"):
+        vitreous.open_labels(label_file, untrusted=True)
+    with pytest.raises(SceneError, match="Unknown hint 'pge'"):
+        vitreous.open_labels(label_file, untrusted=True, pge=2)
+    with pytest.raises(SceneError, match="does not exist"):
+        vitreous.open_labels(tmp_path / "none.tif", untrusted=True)
+
+
+def test_labels_that_hang_their_reader_are_told_of(tmp_path, monkeypatch, scene_file):
+    vitreous.open_scene(scene_file, untrusted=True)  # the libraries are loaded
+    monkeypatch.setattr(apart, "SECONDS", 2.0)
+    with pytest.raises(SceneError, match=r"labels\.nc was not read within 2 s"):
+        vitreous.open_labels(damaged_heap(tmp_path / "labels.nc"), untrusted=True)
+
+
+@pytest.mark.parametrize("key", ["scene", "labels"])
+def test_a_recipe_reads_all_its_files_so(tmp_path, scene_file, label_file, key, monkeypatch):
+    monkeypatch.setattr(apart, "SECONDS", 10.0)
+    files = {"scene": scene_file, "labels": label_file, key: damaged_heap(tmp_path / f"{key}.nc")}
+    recipe = make_recipe({name: str(path) for name, path in files.items()} | {"untrusted": True})
+    with pytest.raises(SceneError, match=rf"{key}\.nc was not read within 10 s"):
+        open_labelled(recipe)

@@ -5,13 +5,14 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
+from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.crs import CRS
 
 from vitreous.errors import SceneError
 from vitreous.scenes import emit
-from vitreous.scenes.cube import make_scene, read_window
+from vitreous.scenes.cube import georeference, make_scene, read_window
 
 HEIGHT, WIDTH, BANDS = 40, 30, 12
 GEOTRANSFORM = [-62.5120945, 0.000542232520, 0.0, -39.306759, 0.0, -0.000542232520]
@@ -73,7 +74,8 @@ def test_map_grid_equals_the_naive_lookup(
     scene = emit.open(path)
     np.testing.assert_array_equal(scene.values, naive_ortho(cube))
     assert scene.rio.crs.to_epsg() == 4326
-    assert list(scene.rio.transform(recalc=False).to_gdal()) == GEOTRANSFORM
+    assert list(georeference(scene)[1].to_gdal()) == GEOTRANSFORM
+    assert scene.rio.transform().almost_equals(Affine.from_gdal(*GEOTRANSFORM), 1e-12)
     assert scene.attrs["unit"] == "reflectance"
     np.testing.assert_allclose(scene.wavelength, np.linspace(381, 2493, BANDS), rtol=1e-6)
     np.testing.assert_allclose(scene.fwhm, 8.5)

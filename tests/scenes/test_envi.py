@@ -392,3 +392,14 @@ def test_classification_keeps_names_and_colours(tmp_path):
     np.testing.assert_array_equal(labels, values[0])
     assert labels.class_names == ["water", "dry soil"]
     assert labels.class_colors == ["#0000ff", "#8b4513"]
+
+
+def test_upside_down_as_gdal_writes_it(tmp_path: Path) -> None:
+    place = rasterio.Affine(30, 0, 500000, 0, 20, 4000000)
+    settings = {"driver": "ENVI", "count": 1, "height": 4, "width": 5, "dtype": "uint8"}
+    with rasterio.open(tmp_path / "s.img", "w", transform=place, crs="EPSG:32632", **settings) as f:
+        f.write(np.arange(20, dtype="u1").reshape(1, 4, 5))
+    assert "rotation=180" in (tmp_path / "s.hdr").read_text()
+    with pytest.warns(UserWarning, match="first row is the southernmost"):
+        scene = envi.open(tmp_path / "s.hdr")
+    assert georeference(scene)[1] == place

@@ -23,6 +23,7 @@ LARGEST = 2**16  # width, side or number of heads
 DEEPEST = 256  # blocks in a row
 MOST_STAGES = 16
 
+ImageSize: TypeAlias = int | tuple[int, int]  # a side in pixels, or height and width
 Size: TypeAlias = Annotated[int, Field(ge=1, le=LARGEST)]
 Count: TypeAlias = Annotated[int, Field(ge=0, le=LARGEST)]
 Depth: TypeAlias = Annotated[int, Field(ge=1, le=DEEPEST)]
@@ -106,6 +107,28 @@ def whole_number(what: str, value: Any, least: int, most: int) -> int:
             f"Give a whole number from {least} to {most}.",
         )
     return number
+
+
+def checked_image_size(what: str, value: Any) -> ImageSize:
+    """Return an image size within limits: the side where it is square, else ``(height, width)``.
+
+    Args:
+        what: whose size, for the message.
+        value: a whole number, or a list, tuple or array of two.
+
+    Raises:
+        ModelError: it is neither, or out of range.
+    """
+    sides = value.tolist() if hasattr(value, "tolist") else value
+    sides = sides if isinstance(sides, list | tuple) else [sides, sides]
+    try:
+        height, width = (whole_number(what, side, 1, MOST_IMAGE_SIZE) for side in sides)
+    except (ValueError, ModelError):  # another number of sides, or what is no side
+        raise ModelError(
+            f"{what} cannot be {reprlib.repr(value)}.",
+            f"Give a whole number from 1 to {MOST_IMAGE_SIZE}, or two of them: (height, width).",
+        ) from None
+    return height if height == width else (height, width)
 
 
 def _told(error: ValidationError) -> str:

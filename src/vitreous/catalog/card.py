@@ -32,6 +32,8 @@ class Card:
             names ``components``.
         most_bands: bands that it can read one by one at reasonable cost, None for any number; more are reduced.
         models: of a method: the models that it serves, by shell patterns of their variants.
+        stage: of a method: what its folder is called, which a method of another package says here where it does not
+            lie in such a folder.
         variants: variant name (starts with the slug) to constructor arguments.
         published: rows of published or measured facts, e.g. parameter counts per variant.
         recipe: the paper's training settings.
@@ -52,6 +54,7 @@ class Card:
     input: str = "channels"
     most_bands: int | None = None
     models: list[str] = field(default_factory=list)
+    stage: str = ""
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     published: list[dict[str, Any]] = field(default_factory=list)
     recipe: dict[str, Any] = field(default_factory=dict)

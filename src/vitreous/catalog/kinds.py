@@ -6,7 +6,10 @@ This is the only place that lists them. It is a table of plain values: paths are
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+
+from vitreous.catalog import plugins
 
 
 @dataclass(frozen=True)
@@ -84,3 +87,17 @@ KINDS = {
         ),
     )
 }
+
+
+@functools.cache
+def kinds() -> dict[str, Kind]:
+    """Return every kind by its name: ours, then those of other packages."""
+    found = dict(KINDS)
+    for source, kind in plugins.rows(plugins.KINDS, "KIND", Kind):
+        if kind.name in found:
+            plugins.leave_out(
+                source.package, source.module, f"there is a kind '{kind.name}' already"
+            )
+        else:
+            found[kind.name] = kind
+    return found

@@ -7,27 +7,27 @@ and no other. Names of variants begin with the slug.
 
 from __future__ import annotations
 
-import ast
 import fnmatch
 import functools
-import importlib
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
+from vitreous.catalog import plugins
 from vitreous.catalog.arguments import (
     MOST_BANDS,
     MOST_CLASSES,
-    MOST_IMAGE_SIZE,
+    ImageSize,
     check_values,
+    checked_image_size,
     plain,
     whole_number,
 )
 from vitreous.catalog.card import Card
-from vitreous.catalog.kinds import KINDS, Kind
+from vitreous.catalog.kinds import Kind, kinds
 from vitreous.catalog.lookup import load
 from vitreous.catalog.results import physical_memory
 from vitreous.catalog.tasks import tasks
@@ -52,7 +52,10 @@ def cards() -> list[Card]:
 
 
 def card(name: str) -> Card:
-    """Return the card of a system, by its slug or by the name of one of its variants.
+    """Return the card of a system.
+
+    Args:
+        name: its slug, or the name of one of its variants.
 
     Raises:
         ModelError: no such system.
@@ -73,7 +76,7 @@ def kind_of(name: str) -> Kind:
     Raises:
         ModelError: no such system.
     """
-    return KINDS[card(name).kind]
+    return kinds()[card(name).kind]
 
 
 def list_models(pattern: str = "*", kind: str | None = None) -> list[str]:
@@ -94,12 +97,19 @@ def list_models(pattern: str = "*", kind: str | None = None) -> list[str]:
 
 def system_module(name: str) -> ModuleType:
     """Import the file of a system, by slug or variant name, and no other system."""
-    return importlib.import_module(_catalogue()[1][card(name).slug])
+    module: ModuleType = load(_catalogue()[1][card(name).slug].module)
+    return module
+
+
+def package_of(name: str) -> str:
+    """Return the distribution that a system came with, by slug or variant name."""
+    return _catalogue()[1][card(name).slug].package
 
 
 def stage(name: str) -> str:
     """Return the stage of a method, which its folder is named after: ``adapt``, ``reduce`` or ``quantize``."""
-    return _catalogue()[1][card(name).slug].split(".")[-2]
+    entry = card(name)
+    return entry.stage or _catalogue()[1][entry.slug].module.split(".")[-2]
 
 
 def create_model(
@@ -107,7 +117,7 @@ def create_model(
     *,
     bands: int | Bands,
     num_classes: int | None = None,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     **changes: Any,
 ) -> nn.Module:
     """Build a model by the name of its variant, with fresh weights.
@@ -118,7 +128,7 @@ def create_model(
             them. Networks whose card says ``input="wavelengths"`` are told all of it, others their number.
         num_classes: classes to tell apart, or 0 for a network that returns the features its head would read;
             restorers tell none apart.
-        image_size: side of the image or patch in pixels, 15 when None; restorers take any.
+        image_size: side of the image or patch in pixels, or ``(height, width)``; 15 when None; restorers take any.
         changes: constructor arguments that differ from the variant's.
 
     Raises:
@@ -143,7 +153,7 @@ def create_model(
     build = functools.partial(
         _build, name, builder, {**entry.variants[name], **changes}, told, changes
     )
-    if changes or max(sizes.values()) > ORDINARY:
+    if changes or not _ordinary(sizes):
         _check_weights(name, build, changes)
     model: Any = build()
     model.variant, model.arguments = name, changes  # what a file needs to rebuild it
@@ -172,7 +182,7 @@ def check_system(
     arguments: Mapping[str, Any],
     *,
     bands: int | None = None,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
 ) -> nn.Module | None:
     """Refuse a system's arguments before anything is read: build it once without memory.
 
@@ -181,7 +191,7 @@ def check_system(
         arguments: what differs from the variant's own.
         bands: channels of the input; where they are not known yet, arguments that are about them are only checked
             for their type.
-        image_size: side of the image in pixels, of a network that classifies.
+        image_size: side of the image in pixels, or ``(height, width)``, of a network that classifies.
 
     Returns:
         The network on the meta device, None for an estimator.
@@ -295,7 +305,7 @@ def _variant(name: str) -> Card:
 
 
 def _not_built(name: str) -> ModelError:
-    built = (kind.name for kind in KINDS.values() if kind.buildable)
+    built = (kind.name for kind in kinds().values() if kind.buildable)
     return ModelError(
         f"'{name}' is not a network (kind: {card(name).kind}).",
         f"Networks: {listed(n for kind in built for n in list_models(kind=kind))}.",
@@ -354,27 +364,35 @@ def _check_weights(name: str, build: Callable[[], nn.Module], changes: Mapping[s
         )
 
 
-def _sizes(entry: Card, name: str, bands: Any, num_classes: Any, image_size: Any) -> dict[str, int]:
+def _ordinary(sizes: Mapping[str, ImageSize]) -> bool:
+    """Tell whether every variant of these sizes fits into any memory."""
+    numbers = ([size] if isinstance(size, int) else size for size in sizes.values())
+    return max(map(max, numbers)) <= ORDINARY
+
+
+def _sizes(
+    entry: Card, name: str, bands: Any, num_classes: Any, image_size: Any
+) -> dict[str, ImageSize]:
     """Return the checked sizes that systems of this kind are built with."""
-    needed = KINDS[entry.kind].sizes
+    kind = kinds()[entry.kind]
     given = {"num_classes": num_classes, "image_size": image_size}
-    extra = [size for size, value in given.items() if value is not None and size not in needed]
+    extra = [size for size, value in given.items() if value is not None and size not in kind.sizes]
     if extra:
         raise ModelError(
-            f"'{name}' is {an(KINDS[entry.kind].title)}, which has no {' and no '.join(extra)}.",
+            f"'{name}' is {an(kind.title)}, which has no {' and no '.join(extra)}.",
             f"Omit {' and '.join(extra)}.",
         )
-    sizes = {"bands": whole_number(f"bands of {name}", bands, 1, MOST_BANDS)}
-    if "num_classes" in needed:
+    sizes: dict[str, ImageSize] = {"bands": whole_number(f"bands of {name}", bands, 1, MOST_BANDS)}
+    if "num_classes" in kind.sizes:
         if num_classes is None:
             raise ModelError(
                 f"'{name}' classifies.",
                 "Give the number of classes with num_classes=, or 0 for features.",
             )
         sizes["num_classes"] = whole_number(f"num_classes of {name}", num_classes, 0, MOST_CLASSES)
-    if "image_size" in needed:
-        side = DEFAULT_IMAGE_SIZE if image_size is None else image_size
-        sizes["image_size"] = whole_number(f"image_size of {name}", side, 1, MOST_IMAGE_SIZE)
+    if "image_size" in kind.sizes:
+        size = DEFAULT_IMAGE_SIZE if image_size is None else image_size
+        sizes["image_size"] = checked_image_size(f"image_size of {name}", size)
     return sizes
 
 
@@ -428,41 +446,61 @@ def from_reference(
 
 
 @functools.cache
-def _catalogue() -> tuple[dict[str, Card], dict[str, str]]:
-    """Return cards by slug, and module names by slug."""
+def _catalogue() -> tuple[dict[str, Card], dict[str, plugins.Source]]:
+    """Return cards, and where their systems stand, by slug; those of other packages are the last."""
     found: dict[str, Card] = {}
-    modules: dict[str, str] = {}
-    for room in _ROOMS:
-        for path in sorted((_PACKAGE / room).rglob("*.py")):
-            if path.stem.startswith("_"):
-                continue
-            entry = _read_card(path)
-            if entry.slug in found:
-                raise RuntimeError(
-                    f"Two systems are called {entry.slug}: {path} and {modules[entry.slug]}"
-                )
-            found[entry.slug] = entry
-            modules[entry.slug] = ".".join(
-                ("vitreous", *path.relative_to(_PACKAGE).with_suffix("").parts)
+    places: dict[str, plugins.Source] = {}
+    for source in _own_sources():
+        entry = _read_card(source)
+        if entry.slug in found:
+            raise RuntimeError(
+                f"Two systems are called {entry.slug}: {source} and {places[entry.slug]}"
             )
-    return found, modules
+        found[entry.slug], places[entry.slug] = entry, source
+    for source in plugins.sources(plugins.SYSTEMS):
+        try:
+            entry = _read_card(source)
+            _check_foreign(entry, found)
+        except plugins.Unreadable as error:
+            plugins.leave_out(source.package, source.module, error)
+            continue
+        found[entry.slug], places[entry.slug] = entry, source
+    return found, places
 
 
-def _read_card(path: Path) -> Card:
-    """Evaluate the literal ``CARD = Card(...)`` in a source file without running it."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if (
-            isinstance(node, ast.Assign)
-            and isinstance(node.targets[0], ast.Name)
-            and node.targets[0].id == "CARD"
-            and isinstance(node.value, ast.Call)
-        ):
-            entry = Card(**{str(k.arg): ast.literal_eval(k.value) for k in node.value.keywords})
-            if entry.kind not in KINDS:
-                raise RuntimeError(f"{path}: there is no kind '{entry.kind}'")
-            if entry.slug != path.stem:
-                raise RuntimeError(
-                    f"{path} holds the card of {entry.slug}: the file must be named after it"
-                )
-            return entry
-    raise RuntimeError(f"{path} has no literal CARD = Card(...) at its top")
+def _own_sources() -> Iterator[plugins.Source]:
+    """Yield the files of our own systems."""
+    for room in _ROOMS:
+        for path in plugins.system_files(_PACKAGE / room):
+            parts = path.relative_to(_PACKAGE).with_suffix("").parts
+            yield plugins.Source(".".join(("vitreous", *parts)), path, "vitreous")
+
+
+def _read_card(source: plugins.Source) -> Card:
+    """Read the card at the top of a file.
+
+    Raises:
+        Unreadable: there is none, or it contradicts the file or the table of kinds.
+    """
+    entry = plugins.read_literal(source.path, "CARD", Card)
+    if entry.slug != source.path.stem:
+        raise plugins.Unreadable(
+            f"{source.path} holds the card of {entry.slug}: the file must be named after it"
+        )
+    if entry.kind not in kinds():
+        raise plugins.Unreadable(f"{source.path}: there is no kind '{entry.kind}'")
+    return entry
+
+
+def _check_foreign(entry: Card, known: Mapping[str, Card]) -> None:
+    """Refuse a card of another package that would stand in the way of one that is there.
+
+    Raises:
+        Unreadable: its name or that of a variant is taken, or variants are not named after it.
+    """
+    taken = {*known, *(variant for other in known.values() for variant in other.variants)}
+    for name in (entry.slug, *entry.variants):
+        if name in taken:
+            raise plugins.Unreadable(f"there is a system named '{name}' already")
+        if not name.startswith(entry.slug):
+            raise plugins.Unreadable(f"the variant '{name}' is not named after '{entry.slug}'")

@@ -7,11 +7,13 @@ documentation read it. It is a table of plain values: paths are strings ``module
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from vitreous.catalog import plugins
 from vitreous.catalog.lookup import load
 from vitreous.errors import CheckpointError
 from vitreous.files import task_of
@@ -84,7 +86,9 @@ class TaskModule(Protocol):
     """What the module of a task offers.
 
     ``evaluate`` stands only where the task has a ``figure``, ``apply`` only where it has a ``product``. Keyword
-    arguments of ``apply`` are the options of ``vitreous predict`` that are known to the task; others are refused.
+    arguments of ``apply`` are the options of ``vitreous predict`` that are known to the task; others are refused. A
+    module whose runs can be written for other runtimes also offers ``export(path, form, folder, **options)``, which
+    returns the :class:`~vitreous.inference.export.Parity`; its options are those of ``vitreous export``.
     """
 
     def train(
@@ -158,9 +162,19 @@ TASKS = {
 }
 
 
+@functools.cache
 def tasks() -> dict[str, Task]:
-    """Return every task by its name."""
-    return TASKS
+    """Return every task by its name: ours, then those of other packages."""
+    found = dict(TASKS)
+    for source, task in plugins.rows(plugins.TASKS, "TASK", Task):
+        taken = {word for other in found.values() for word in (other.name, other.verb)}
+        clash = {task.name, task.verb} & taken
+        if clash:
+            why = f"there is a task or verb '{min(clash)}' already"
+            plugins.leave_out(source.package, source.module, why)
+        else:
+            found[task.name] = task
+    return found
 
 
 def module_of(task: Task) -> TaskModule:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TextIO
 
 import typer
@@ -36,9 +38,7 @@ class BoundaryGroup(TyperGroup):
         """Run the chosen verb; with ``--debug`` every error keeps its traceback."""
         debug = ctx.params.get("debug")
         try:
-            with warnings.catch_warnings():
-                if not debug:
-                    warnings.showwarning = _show_warning
+            with shown_warnings(debug):
                 return super().invoke(ctx)
         except (VitreousError, KeyboardInterrupt, MemoryError, OSError, RuntimeError) as error:
             ending = None if debug else ending_of(error)
@@ -46,6 +46,15 @@ class BoundaryGroup(TyperGroup):
                 raise
             say(ending)
             raise typer.Exit(ending.code) from error
+
+
+@contextmanager
+def shown_warnings(debug: bool = False) -> Iterator[None]:
+    """Print warnings as one line each, unless somebody looks for the cause."""
+    with warnings.catch_warnings():
+        if not debug:
+            warnings.showwarning = _show_warning
+        yield
 
 
 def ending_of(error: BaseException) -> Ending | None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vitreous.cli.options import Hints, Mask, key_values, scene_hints
+from vitreous.cli.options import Hints, Mask, Untrusted, key_values, scene_hints
 
 
 def degrade(
@@ -41,6 +41,7 @@ def degrade(
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Random seed.")] = 0,
     hints: Hints = None,
     mask: Mask = None,
+    untrusted: Untrusted = False,
 ) -> None:
     """Add noise, stripes, dead columns or impulses to a scene, drop bands, or reduce its resolution."""
     from vitreous.data.degradations import degradation, degraded_scene
@@ -51,7 +52,7 @@ def degrade(
 
     find_writer(out)
     chosen = degradation(kind, key_values(args or [], "--args"))
-    opened = open_named(scene, scene_hints(hints, mask))
+    opened = open_named(scene, scene_hints(hints, mask), untrusted=untrusted)
     check_overwrite(out, opened.scene)
     write_scene(degraded_scene(opened.scene, chosen, per=per, seed=seed), out)
     typer.echo(str(out))

@@ -9,8 +9,9 @@ import typer
 
 from vitreous.cli.options import check_run
 from vitreous.errors import ConfigError
+from vitreous.inference.export_format import RUNTIMES
 
-FORMATS = ("onnx", "openvino", "torch")
+FORMATS = tuple(RUNTIMES)
 
 
 def export(
@@ -33,9 +34,10 @@ def export(
         ),
     ] = False,
 ) -> None:
-    """Export a trained run to graphs that run without torch or vitreous, and check them on test pixels.
+    """Export a trained run, a classifier or a restorer, to graphs that run without torch or vitreous.
 
-    The graphs include preprocessing and take physical values. 'vitreous predict FOLDER SCENE' runs them.
+    The graphs include preprocessing and take physical values; they are checked on the scene of the run.
+    'vitreous predict FOLDER SCENE' runs them.
     """
     if form not in FORMATS:
         raise ConfigError(f"There is no format '{form}'.", f"Choose {', '.join(FORMATS)}.")

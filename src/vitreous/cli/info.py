@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitreous.cli.options import UNTRUSTED_HELP, Mask, scene_hints
+from vitreous.cli.options import Mask, Untrusted, scene_hints
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -28,7 +28,7 @@ def info(
         ),
     ] = None,
     mask: Mask = None,
-    untrusted: Annotated[bool, typer.Option("--untrusted", help=UNTRUSTED_HELP)] = False,
+    untrusted: Untrusted = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     preview: Annotated[
         Path | None,
@@ -122,11 +122,11 @@ def _place(scene: xr.DataArray) -> dict[str, Any]:
     """Return CRS, pixel size and the box around the four corners (also of a rotated scene)."""
     import math
 
-    import rioxarray  # noqa: F401  (registers the accessor)
+    from vitreous.scenes.cube import georeference
 
-    crs, transform = scene.rio.crs, scene.rio.transform()
+    crs, transform = georeference(scene)
     place: dict[str, Any] = {"crs": None if crs is None else crs.to_string()}
-    if transform.is_identity:
+    if transform is None or transform.is_identity:
         return {**place, "pixel_size": None, "rotation_degrees": None, "bounds": None}
     width, height = scene.sizes["x"], scene.sizes["y"]
     corners = ((0, 0), (width, 0), (0, height), (width, height))

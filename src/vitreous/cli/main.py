@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from vitreous._version import __version__
-from vitreous.catalog.tasks import tasks
+from vitreous.catalog.tasks import TASKS, tasks
 from vitreous.cli import (
     bench,
     compress,
@@ -25,7 +25,7 @@ from vitreous.cli import (
     sensors,
     systems,
 )
-from vitreous.cli.boundary import BoundaryGroup
+from vitreous.cli.boundary import BoundaryGroup, shown_warnings
 from vitreous.cli.tasks import TaskCommand
 
 
@@ -39,7 +39,25 @@ class Verbs(BoundaryGroup):
         for name, command in own.items():
             self.commands[name] = command
             if name == "info":  # training follows upon looking
-                self.commands.update({task.verb: TaskCommand(task) for task in tasks().values()})
+                self.commands.update({task.verb: TaskCommand(task) for task in TASKS.values()})
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of all verbs, those of other packages the last."""
+        return [*super().list_commands(ctx), *self._foreign()]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a verb, or None."""
+        return super().get_command(ctx, cmd_name) or self._foreign().get(cmd_name)
+
+    def _foreign(self) -> dict[str, TaskCommand]:
+        """Return the verbs of other packages' tasks, unless a verb is called so."""
+        with shown_warnings():
+            found = tasks()
+        return {
+            task.verb: TaskCommand(task)
+            for task in found.values()
+            if task.verb not in self.commands
+        }
 
 
 app = typer.Typer(

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from vitreous.errors import CheckpointError, ConfigError
 
@@ -32,7 +31,12 @@ Mask = Annotated[
         help="Mask of pixels to exclude, e.g. clouds: a file, 'scl' or 'qa'.",
     ),
 ]
-UNTRUSTED_HELP = "Read the file in a separate process with limits on memory and time."
+Untrusted = Annotated[
+    bool,
+    typer.Option(
+        "--untrusted", help="Read the file in a separate process with limits on memory and time."
+    ),
+]
 RUNTIMES = ("torch", "onnxruntime", "openvino")
 
 
@@ -46,6 +50,8 @@ def key_values(pairs: Iterable[str], option: str) -> dict[str, Any]:
     Raises:
         ConfigError: a word without ``=``, several settings in one word, or a value that is no YAML.
     """
+    import yaml
+
     values = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")

@@ -12,16 +12,17 @@ import typer
 from vitreous.catalog.tasks import Product, task_at
 from vitreous.cli.options import (
     RUNTIMES,
-    UNTRUSTED_HELP,
     Hints,
     Mask,
+    Untrusted,
     check_run_or_export,
     check_runtime,
     free_output,
     scene_hints,
 )
 from vitreous.errors import ConfigError
-from vitreous.tasks.dispatch import apply, apply_collection, check_options, check_product
+from vitreous.tasks.dispatch import predict_collection, check_options, check_product
+from vitreous.tasks.dispatch import predict as apply_run
 
 
 def predict(
@@ -95,7 +96,7 @@ def predict(
     ] = False,
     hints: Hints = None,
     mask: Mask = None,
-    untrusted: Annotated[bool, typer.Option("--untrusted", help=UNTRUSTED_HELP)] = False,
+    untrusted: Untrusted = False,
 ) -> None:
     """Map or restore a scene of any size, window by window, with constant memory."""
     check_run_or_export(run)
@@ -111,11 +112,11 @@ def predict(
     }
     check_product(task, run)
     if mosaic or _is_collection(scene, out):
-        done = apply_collection(
+        done = predict_collection(
             run,
             scene,
             _collection_output(out, task.product, mosaic, overwrite),
-            hints=scene_hints(hints, mask),
+            hints={**scene_hints(hints, mask), "untrusted": untrusted},
             mosaic=mosaic,
             overwrite=overwrite,
             **options,
@@ -128,7 +129,7 @@ def predict(
 
     check_options(task, run, options)
     opened = open_named(scene, scene_hints(hints, mask), untrusted=untrusted)
-    _say([apply(run, opened.scene, out, **options)])
+    _say([apply_run(run, opened.scene, out, **options)])
 
 
 def _is_collection(scene: str, out: Path | None) -> bool:

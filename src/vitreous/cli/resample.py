@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vitreous.cli.options import Mask, scene_hints
+from vitreous.cli.options import Mask, Untrusted, scene_hints
 
 
 def resample(
@@ -28,6 +28,7 @@ def resample(
         typer.Option("--hints", "--hint", metavar="KEY=VALUE", help="Hint for the scene's reader."),
     ] = None,
     mask: Mask = None,
+    untrusted: Untrusted = False,
 ) -> None:
     """Compute a scene as another sensor would have measured it, by the spectral responses of its bands."""
     from vitreous.scenes import write_scene
@@ -37,7 +38,7 @@ def resample(
     from vitreous.scenes.samples import open_named
 
     find_writer(out)
-    opened = open_named(scene, scene_hints(hints, mask))
+    opened = open_named(scene, scene_hints(hints, mask), untrusted=untrusted)
     check_overwrite(out, opened.scene)
     write_scene(resampled(opened.scene, to), out)
     typer.echo(str(out))

@@ -74,6 +74,37 @@ class Figures:
     peak_memory_mib: float
 
 
+def bench_model(
+    model: str,
+    *,
+    bands: int = 3,
+    image_size: int = 224,
+    batch: int = 8,
+    repeats: int = 15,
+    backward: bool = False,
+    num_classes: int = 1000,
+    threads: int = 0,
+) -> Figures:
+    """Measure what a network with fresh weights costs on this machine, in a process of its own.
+
+    Args:
+        model: name of a variant.
+        bands: channels of the image.
+        image_size: side of the image in pixels.
+        batch: images per call.
+        repeats: calls on the clock.
+        backward: also time the gradients, as in training.
+        num_classes: classes of the head.
+        threads: threads of the processor; 0 for all.
+
+    Raises:
+        VitreousError: the measurement failed, for want of memory perhaps.
+    """
+    return measure_apart(
+        Setting(model, bands, image_size, batch, repeats, backward, num_classes, threads)
+    )
+
+
 def measure_apart(setting: Setting) -> Figures:
     """Measure in a process of its own: peak memory belongs to a process, and so do caches.
 

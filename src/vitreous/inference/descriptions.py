@@ -7,10 +7,12 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vitreous.inference.dense_classifier import LARGEST_TILE, OVERLAP
+from vitreous.inference.restore import LARGEST_TILE as LARGEST_RESTORED
 
 MOST_CLASSES = 65535  # of a label image
 LARGEST_PATCH = 513
 WIDEST = 4096  # decoder
+LARGEST_SCALE = 64
 
 Color: TypeAlias = Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
 Name: TypeAlias = Annotated[str, Field(min_length=1, max_length=1000)]
@@ -103,17 +105,24 @@ class FileEntry(Description):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-class ExportDescription(Classes):
-    """``export.json``."""
+class ExportDescription(Description):
+    """``export.json`` of whatever was exported."""
 
+    name: Name
     format: Literal["onnx", "openvino", "torch"]
-    kind: Literal["patches", "pixels", "tiles"]
+    kind: str
     contract: dict[str, Any]
-    settings: Annotated[ExportedPatchSettings | DenseSettings, Field(discriminator="mode")]
     methods: list[MethodEntry] = []
     quantization: Quantization
     source: str
     files: dict[str, FileEntry]
+
+
+class ClassifierExport(ExportDescription, Classes):
+    """``export.json`` of a classifier."""
+
+    kind: Literal["patches", "pixels", "tiles"]
+    settings: Annotated[ExportedPatchSettings | DenseSettings, Field(discriminator="mode")]
 
     @model_validator(mode="after")
     def _graphs_of_the_mode(self) -> Self:
@@ -157,6 +166,20 @@ class RestorerSettings(Description):
 
     tile_size: int
     per: str
+
+
+class ExportedRestorerSettings(Description):
+    """What tiles an exported restorer takes, and how many times finer it makes them."""
+
+    tile_size: int = Field(ge=OVERLAP, le=LARGEST_RESTORED)
+    scale: int = Field(ge=1, le=LARGEST_SCALE)
+
+
+class RestorerExport(ExportDescription):
+    """``export.json`` of a restorer."""
+
+    kind: Literal["cubes"]
+    settings: ExportedRestorerSettings
 
 
 class RestorerHeader(Description):

@@ -12,6 +12,7 @@ What a network does decides how it is cut into graphs, each with one ``input`` a
 - a dense network is one graph, ``tile``: ``(batch, bands, side, side)`` to ``(batch, classes, side, side)``.
 - ``single`` makes a network of patches one graph, ``pixel``: the surroundings of pixels,
   ``(batch, bands, context, context)``, to ``(batch, classes)``.
+- a restorer is one graph, ``cube`` (``inference/export_restorer.py``).
 
 Patches of neighbouring pixels overlap: with two graphs, what they share is computed once per window. Other software
 that only wants the class of a pixel is served better by ``single``; maps with it are slower.
@@ -22,11 +23,10 @@ A folder is written whole or not at all, and only if its graphs agree with the n
 from __future__ import annotations
 
 import copy
-import hashlib
 import importlib.metadata
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,19 +43,25 @@ from vitreous.data.provenance import Provenance, provenance_to_json
 from vitreous.errors import ConfigError, ModelError, VitreousError
 from vitreous.files import check_room, whole_folder, write_json
 from vitreous.inference.dense_classifier import DenseClassifier
+from vitreous.inference.export_format import (
+    DESCRIPTION,
+    LARGEST_GRAPH,
+    PACKAGES,
+    RUNTIMES,
+    SCHEMA,
+    SUFFIXES,
+    first_line,
+    is_export,
+    sha256,
+)
 from vitreous.inference.integers import Quantization, integer_form
 from vitreous.inference.patch_classifier import PatchClassifier
 from vitreous.inference.pixels import probabilities_at
+from vitreous.inference.runtimes import Exported, load_exported
 from vitreous.methods._apply import applied
 
 Network: TypeAlias = PatchClassifier | DenseClassifier
 
-SCHEMA = 1
-DESCRIPTION = "export.json"
-RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "torch"}
-SUFFIXES = {"onnx": (".onnx",), "openvino": (".xml", ".bin"), "torch": (".pt2",)}
-PACKAGES = {"onnx": ("onnx", "onnxscript"), "openvino": ("onnx", "onnxscript", "openvino")}
-LARGEST_GRAPH = 2**31 - 1  # bytes; what one ONNX file can hold
 DYNAMIC = torch.export.Dim.DYNAMIC
 PARITY_PIXELS = 256
 CELL = 8  # side of the squares in which the pixels for the parity check lie
@@ -65,8 +71,8 @@ class Limits(NamedTuple):
     """What an export may differ by from its network.
 
     Attributes:
-        largest: difference of a probability.
-        mean: difference of the probabilities, on average.
+        largest: difference of a probability; of a restorer, of a value as a share of its band's range.
+        mean: difference of them on average.
         equal: share of pixels with the same class, at least.
         fix: what to do beyond them.
     """
@@ -112,23 +118,23 @@ class Parity:
     Attributes:
         runtime: what computed the graphs.
         pixels: how many were compared.
-        largest: largest difference of a probability.
-        mean: mean difference of the probabilities.
-        equal: share of pixels with the same class.
+        largest: largest difference of a probability; of a restorer, of a value as a share of its band's range.
+        mean: mean difference of them.
+        equal: share of pixels with the same class; None of a restorer.
     """
 
     runtime: str
     pixels: int
     largest: float
     mean: float
-    equal: float
+    equal: float | None = None
 
     def __str__(self) -> str:
-        return (
-            f"{self.runtime} compared with torch on {self.pixels} pixels: {self.equal:.2%} identical classes, "
-            "probabilities "
-            f"differ by {self.largest:.1e} at most, {self.mean:.1e} on average"
-        )
+        told = f"{self.runtime} compared with torch on {self.pixels} pixels: "
+        apart = f"differ by {self.largest:.1e} at most, {self.mean:.1e} on average"
+        if self.equal is None:
+            return f"{told}values {apart}, as shares of the range of a band"
+        return f"{told}{self.equal:.2%} identical classes, probabilities {apart}"
 
 
 @dataclass(frozen=True)
@@ -143,6 +149,7 @@ class Product:
         source: SHA-256 of the model file it came from; empty where it came from none.
         provenance: the ground that its weights have learned from; None where nobody knows.
         class_codes: the numbers that stand for the classes in a map; from 1 on when empty.
+        task: what it was trained for.
     """
 
     classifier: Network
@@ -152,6 +159,7 @@ class Product:
     source: str = ""
     provenance: Provenance | None = None
     class_codes: Sequence[int] = ()
+    task: str = "classify"
 
 
 # -- the graphs -------------------------------------------------------------------------------------------
@@ -251,11 +259,6 @@ def parts_of(classifier: Network, *, single: bool = False) -> dict[str, Part]:
     }
 
 
-def file_names(graph: str, form: str) -> list[str]:
-    """Return the names of the files that hold a graph."""
-    return [graph + suffix for suffix in SUFFIXES[form]]
-
-
 # -- writing ----------------------------------------------------------------------------------------------
 
 
@@ -285,20 +288,53 @@ def export(
         ConfigError: an unknown format, a package that is missing, or a folder that holds something else.
         ModelError: the network cannot be written as such graphs, or they do not agree with it; nothing is left.
     """
-    from vitreous.inference.runtimes import load_exported
-
-    folder = Path(folder)
-    _check_request(form, folder)
+    check_request(form, folder)
     plain = copy.deepcopy(product.classifier).cpu().eval().requires_grad_(False)
     ready, quantization = integer_form(plain, form)
-    with whole_folder(folder) as temporary:
-        for name, part in parts_of(ready, single=single).items():
-            write_graph(part, temporary / name, form, product.name)
-        description = _describe(product, temporary, form, single, quantization)
-        write_json(temporary / DESCRIPTION, description)
-        exported = load_exported(temporary, trust=True)
+
+    def measure(exported: Exported) -> Parity:
         parity = compare(plain, exported.classifier, scene, pixels, RUNTIMES[form])
         check_parity(parity, INTEGER_LIMITS if any(quantization) else FLOAT_LIMITS)
+        return parity
+
+    said = _describe(product, single, quantization)
+    return write_export(folder, form, parts_of(ready, single=single), said, measure)
+
+
+def write_export(
+    folder: str | Path,
+    form: str,
+    parts: Mapping[str, Part],
+    said: Mapping[str, Any],
+    measure: Callable[[Exported], Parity],
+) -> Parity:
+    """Write a folder of graphs, whole or not at all.
+
+    Args:
+        folder: where; an older export there is replaced.
+        form: the format.
+        parts: the graphs by name.
+        said: ``export.json`` but for what follows from the files.
+        measure: compares what was written with the network, and refuses it where it does not agree.
+
+    Raises:
+        ModelError: see :func:`export`.
+    """
+    with whole_folder(Path(folder)) as temporary:
+        for name, part in parts.items():
+            write_graph(part, temporary / name, form, str(said["name"]))
+        description = {
+            "schema": SCHEMA,
+            "format": form,
+            **said,
+            "files": {
+                path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
+                for path in sorted(temporary.iterdir())
+            },
+            "versions": {name: _version(name) for name in ("vitreous", "torch", RUNTIMES[form])},
+        }
+        write_json(temporary / DESCRIPTION, description)
+        parity = measure(load_exported(temporary, trust=True))
         write_json(temporary / DESCRIPTION, {**description, "parity": asdict(parity)})
     return parity
 
@@ -328,12 +364,17 @@ def compare(
             "None of the pixels for the parity check has valid data.",
             "Check the scene's no-data value.",
         )
+    same = float((ours.argmax(1) == theirs.argmax(1))[valid].mean())
+    return parity_of(runtime, int(valid.sum()), difference, same)
+
+
+def parity_of(
+    runtime: str, pixels: int, difference: npt.NDArray[np.float32], same: float | None = None
+) -> Parity:
+    """Sum up differences; NaN counts as infinitely far."""
+    apart = np.nan_to_num(difference, nan=np.inf)
     return Parity(
-        runtime=f"{runtime} {_version(runtime)}",
-        pixels=int(valid.sum()),
-        largest=float(np.nan_to_num(difference, nan=np.inf).max()),
-        mean=float(difference.mean()),
-        equal=float((ours.argmax(1) == theirs.argmax(1))[valid].mean()),
+        f"{runtime} {_version(runtime)}", pixels, float(apart.max()), float(apart.mean()), same
     )
 
 
@@ -344,7 +385,7 @@ def check_parity(parity: Parity, limits: Limits) -> None:
         ModelError: it is beyond a limit.
     """
     close = parity.largest <= limits.largest and parity.mean <= limits.mean
-    if not (close and parity.equal >= limits.equal):
+    if not close or (parity.equal is not None and parity.equal < limits.equal):
         raise ModelError(
             f"The exported network does not agree with the trained one ({parity}).", limits.fix
         )
@@ -368,7 +409,12 @@ def neighbours(
     return np.sort(pixels)[np.argsort(rank[cells], kind="stable")[:count]]
 
 
-def _check_request(form: str, folder: Path) -> None:
+def check_request(form: str, folder: str | Path) -> None:
+    """Refuse what cannot be exported, before anything is computed.
+
+    Raises:
+        ConfigError: an unknown format, a package that is missing, or a folder that holds something else.
+    """
     if form not in RUNTIMES:
         raise ConfigError(f"There is no export format '{form}'.", f"Choose {', '.join(RUNTIMES)}.")
     for package in PACKAGES.get(form, ()):
@@ -379,7 +425,7 @@ def _check_request(form: str, folder: Path) -> None:
                 f"An export to {form} needs the package {package}.",
                 "Install it: pip install 'vitreous[deploy]'.",
             ) from error
-    if folder.exists() and not (folder / DESCRIPTION).is_file():
+    if Path(folder).exists() and not is_export(folder):
         raise ConfigError(f"{folder} exists and is not an export.", "Choose another --output.")
 
 
@@ -466,17 +512,14 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _describe(
-    product: Product, folder: Path, form: str, single: bool, quantization: Quantization
-) -> dict[str, Any]:
-    """Return ``export.json`` but for the parity."""
+def _describe(product: Product, single: bool, quantization: Quantization) -> dict[str, Any]:
+    """Return what ``export.json`` says of a classifier, whatever its files are."""
     classifier = product.classifier
     settings = classifier.settings()
     if isinstance(classifier, PatchClassifier):
         settings["margin"] = classifier.margin
     return {
-        "schema": SCHEMA,
-        "format": form,
+        "task": product.task,
         "kind": graph_kind(settings, single),
         "name": product.name,
         "contract": classifier.contract.to_json(),
@@ -488,11 +531,6 @@ def _describe(
         "quantization": quantization._asdict(),
         "source": product.source,
         "provenance": provenance_to_json(product.provenance),
-        "files": {
-            path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
-            for path in sorted(folder.iterdir())
-        },
-        "versions": {name: _version(name) for name in ("vitreous", "torch", RUNTIMES[form])},
     }
 
 
@@ -501,17 +539,6 @@ def graph_kind(settings: Mapping[str, Any], single: bool) -> str:
     if settings["mode"] == "dense":
         return "tiles"
     return "pixels" if single else "patches"
-
-
-def sha256(path: Path) -> str:
-    """Return the hash of a file's contents."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of what an error says, or its kind where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _version(package: str) -> str:

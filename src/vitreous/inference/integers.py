@@ -21,13 +21,12 @@ from torch import Tensor, nn
 
 from vitreous.layers.quantize import (
     QuantConv,
-    Quantizer,
     QuantLayer,
     QuantLinear,
     QuantMatMul,
-    UniformQuantizer,
     quantized_layers,
 )
+from vitreous.layers.quantizers import Quantizer, UniformQuantizer
 from vitreous.methods.quantize._install import fold
 
 M = TypeVar("M", bound=nn.Module)

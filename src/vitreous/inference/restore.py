@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,30 @@ TILE = 64  # pixels, of networks that do not care
 LARGEST_TILE = 1024
 KEPT = 2  # rows of tiles in memory: those that blend into each other
 AT_ONCE = 2**14  # pixels of the tiles of one pass
+
+
+class TileRestorer(Protocol):
+    """What restores a scene tile by tile: a network with its ranges, or an export of one.
+
+    Attributes:
+        contract: the bands and unit that it was trained on.
+        tile_size: side of the tiles that it works on.
+    """
+
+    contract: BandContract
+    tile_size: int
+
+    @property
+    def scale(self) -> int:
+        """How many times finer its products are."""
+
+    def fitted(self, scene: xr.DataArray) -> tuple[TileRestorer, npt.NDArray[np.int64]]:
+        """Return the restorer for a scene, and the bands that it takes of it."""
+
+    def restore_tiles(
+        self, tiles: Float[Tensor, "tiles bands size size"]
+    ) -> Float[Tensor, "tiles bands size*scale size*scale"]:
+        """Restore tiles of raw physical values, NaN where invalid."""
 
 
 class SceneRestorer(nn.Module):
@@ -103,17 +127,25 @@ class SceneRestorer(nn.Module):
         """
         self.eval()
         filled = torch.stack([fill_invalid(tile)[0] for tile in tiles])
-        restored: Tensor = self.ranges.inverse(self.net(self.ranges(filled)))
-        if not torch.isfinite(restored).all():
-            raise ModelError(
-                "The model outputs NaN or infinity for valid pixels.",
-                "Its training diverged: train again with a lower learning rate.",
-            )
-        return restored
+        return check_restored(self.ranges.inverse(self.net(self.ranges(filled))))
+
+
+def check_restored(tiles: Tensor) -> Tensor:
+    """Return what a restorer gave, or refuse it.
+
+    Raises:
+        ModelError: not all of it are numbers.
+    """
+    if not torch.isfinite(tiles).all():
+        raise ModelError(
+            "The model outputs NaN or infinity for valid pixels.",
+            "Its training diverged: train again with a lower learning rate.",
+        )
+    return tiles
 
 
 def restored_scene(
-    restorer: SceneRestorer,
+    restorer: TileRestorer,
     scene: xr.DataArray,
     progress: Callable[[int, int], None] | None = None,
     *,
@@ -155,7 +187,7 @@ class _TileRows:
 
     def __init__(
         self,
-        restorer: SceneRestorer,
+        restorer: TileRestorer,
         scene: xr.DataArray,
         bands: npt.NDArray[np.int64],
         progress: Callable[[int, int], None] | None,

@@ -1,4 +1,4 @@
-"""Exported networks as scene classifiers, computed by ONNX Runtime, OpenVINO or torch.
+"""Exported networks as scene classifiers and restorers, computed by ONNX Runtime, OpenVINO or torch.
 
 Files may come from anywhere, so they are looked at before a runtime sees them: names and sizes, hashes, operators of the
 standard alone, no data in further files. A program of torch.export is code by its makers' own words; it is only run for
@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
+import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
@@ -27,21 +28,27 @@ from vitreous.data.regions import gather_patches, patch_index
 from vitreous.errors import CheckpointError, ConfigError, ModelError
 from vitreous.files import checked, read_json
 from vitreous.inference.dense_classifier import OVERLAP, blend_tiles
-from vitreous.inference.descriptions import ExportDescription
-from vitreous.inference.export import (
+from vitreous.inference.descriptions import (
+    ClassifierExport,
+    ExportDescription,
+    RestorerExport,
+)
+from vitreous.inference.export_format import (
     DESCRIPTION,
+    GRAPHS,
     LARGEST_GRAPH,
+    READS,
     RUNTIMES,
     SCHEMA,
     file_names,
     first_line,
+    is_export,
 )
+from vitreous.inference.restore import check_restored
 
 Array: TypeAlias = npt.NDArray[np.float32]
 Compute: TypeAlias = Callable[[Array], Array]
 
-GRAPHS = {"patches": ("window", "patches"), "pixels": ("pixel",), "tiles": ("tile",)}
-READS = {"onnxruntime": ("onnx",), "openvino": ("openvino", "onnx"), "torch": ("torch",)}
 CHUNK = 128  # patches per call: what stays in cache; measured, a fifth faster than 512
 PIXEL_VALUES = 2**24  # values of the raw surroundings that are cut out at once (64 MiB)
 
@@ -52,8 +59,8 @@ class Exported:
 
     Attributes:
         path: its folder.
-        classifier: fulfils the scene classifier's contract.
-        class_names: names of the classes from 1 on.
+        product: the classifier, which fulfils the scene classifier's contract, or the restorer.
+        class_names: names of the classes from 1 on; none of a restorer.
         class_colors: their ``#rrggbb``.
         class_codes: the numbers that stand for them in a map.
         name: of the architecture.
@@ -62,13 +69,35 @@ class Exported:
     """
 
     path: Path
-    classifier: ExportedClassifier
+    product: ExportedClassifier | ExportedRestorer
     class_names: list[str]
     class_colors: list[str]
     class_codes: list[int]
     name: str
     runtime: str
     description: dict[str, Any]
+
+    @property
+    def classifier(self) -> ExportedClassifier:
+        """The classifier.
+
+        Raises:
+            ModelError: it is the export of a restorer.
+        """
+        if not isinstance(self.product, ExportedClassifier):
+            raise ModelError(f"{self.path} is the export of a restorer.", "Use its restorer.")
+        return self.product
+
+    @property
+    def restorer(self) -> ExportedRestorer:
+        """The restorer.
+
+        Raises:
+            ModelError: it is the export of a classifier.
+        """
+        if not isinstance(self.product, ExportedRestorer):
+            raise ModelError(f"{self.path} is the export of a classifier.", "Use its classifier.")
+        return self.product
 
 
 class Graph:
@@ -293,12 +322,61 @@ class ExportedTiles(ExportedClassifier):
 CLASSIFIERS = {"patches": ExportedPatches, "pixels": ExportedPixels, "tiles": ExportedTiles}
 
 
+# -- restorers --------------------------------------------------------------------------------------------
+
+
+class ExportedRestorer:
+    """Restores tiles of a scene, as :class:`~vitreous.inference.restore.SceneRestorer` does, of its own bands only.
+
+    Args:
+        graphs: the one that there is.
+        contract: the bands and unit that it takes.
+        tile_size: side of its tiles.
+        scale: how many times finer its products are.
+    """
+
+    def __init__(
+        self, graphs: Mapping[str, Graph], contract: BandContract, tile_size: int, scale: int
+    ) -> None:
+        (self.graph,) = graphs.values()
+        self.contract, self.tile_size, self.scale = contract, tile_size, scale
+
+    def fitted(self, scene: xr.DataArray) -> tuple[ExportedRestorer, npt.NDArray[np.int64]]:
+        """Return itself, and the bands that it takes of a scene.
+
+        Raises:
+            ModelError: a band is missing, or the unit differs.
+        """
+        return self, self.contract.select(scene)
+
+    def restore_tiles(
+        self, tiles: Float[Tensor, "tiles bands size size"]
+    ) -> Float[Tensor, "tiles bands size*scale size*scale"]:
+        """Restore tiles of raw physical values, NaN where invalid.
+
+        Raises:
+            ModelError: the graph gives no numbers.
+        """
+        return check_restored(torch.from_numpy(self.graph(tiles.contiguous().numpy())))
+
+    def check(self, file: Path) -> None:
+        """Restore one tile, to see that the graph fits what is said of it.
+
+        Raises:
+            ModelError: it does not take the bands and size.
+            CheckpointError: what it gives has another size than ``file`` says.
+        """
+        bands, side = len(self.contract.used), self.tile_size
+        found = self.graph(np.zeros((1, bands, side, side), dtype=np.float32)).shape
+        if found != (1, bands, side * self.scale, side * self.scale):
+            raise CheckpointError(
+                f"{file} is damaged: its graph makes {found} of a tile of {side} pixels with {bands} bands, "
+                f"{self.scale} times finer as it says.",
+                "Export the run again.",
+            )
+
+
 # -- loading ----------------------------------------------------------------------------------------------
-
-
-def is_export(path: str | Path) -> bool:
-    """Tell whether a folder holds an export."""
-    return (Path(path) / DESCRIPTION).is_file()
 
 
 def load_exported(
@@ -328,7 +406,13 @@ def load_exported(
             f"The export has the format {description['schema']}; this version reads {SCHEMA}.",
             "Update vitreous.",
         )
-    said = checked(ExportDescription, description, path / DESCRIPTION, "Export the run again.")
+    restores = isinstance(description, dict) and description.get("kind") == "cubes"
+    said: ExportDescription = checked(
+        RestorerExport if restores else ClassifierExport,
+        description,
+        path / DESCRIPTION,
+        "Export the run again.",
+    )
     contract = BandContract.from_json(said.contract)
     chosen = _choose_runtime(said.format, runtime)
     if said.format == "torch" and not trust:
@@ -340,16 +424,23 @@ def load_exported(
         graph: Graph(_read_files(path, graph, said), said.format, chosen, threads)
         for graph in GRAPHS[said.kind]
     }
-    classifier = CLASSIFIERS[said.kind](
-        graphs, contract, len(said.class_names), said.settings.model_dump()
-    )
+    product: ExportedClassifier | ExportedRestorer
+    names: list[str] = []
+    colors: list[str] = []
+    codes: list[int] = []
+    if isinstance(said, ClassifierExport):
+        names, colors = said.class_names, said.class_colors
+        codes = said.class_codes or list(range(1, len(names) + 1))
+        settings = said.settings.model_dump()
+        product = CLASSIFIERS[said.kind](graphs, contract, len(names), settings)
+    else:
+        assert isinstance(said, RestorerExport)
+        size = said.settings.tile_size
+        product = ExportedRestorer(graphs, contract, size, said.settings.scale)
     for loaded in graphs.values():
         loaded.prepared()
-    classifier.check(path / DESCRIPTION)
-    codes = said.class_codes or list(range(1, len(said.class_names) + 1))
-    return Exported(
-        path, classifier, said.class_names, said.class_colors, codes, said.name, chosen, description
-    )
+    product.check(path / DESCRIPTION)
+    return Exported(path, product, names, colors, codes, said.name, chosen, description)
 
 
 def _choose_runtime(form: str, runtime: str | None) -> str:

@@ -61,11 +61,31 @@ class MatMul(nn.Module):
         return a @ b
 
 
+class Scores(nn.Module):
+    """What stands between scores and softmax where nothing does: it changes nothing.
+
+    A model or a method replaces it (``set_submodule``) by a module that is called alike: masks that know the places of
+    tokens, temperatures, noise.
+    """
+
+    def forward(
+        self, scores: Float[Tensor, "*batch heads queries keys"], grid: tuple[int, int] | None
+    ) -> Float[Tensor, "*batch heads queries keys"]:
+        """Return the scores.
+
+        Args:
+            scores: scaled products of queries and keys, biases added.
+            grid: rows and columns of the tokens' grid; tokens that belong to none come before it. None where the
+                tokens lie on none.
+        """
+        return scores
+
+
 class AttentionCore(nn.Module):
     """The part of attention without weights: softmax(scale q k^T + bias) v.
 
     Fused by default. A method that must see or change the steps sets ``explicit`` and replaces ``matmul_qk``,
-    ``softmax`` or ``matmul_av``.
+    ``softmax`` or ``matmul_av``. Where ``scores`` is replaced, the steps are computed one by one without being told.
 
     Args:
         scale: factor of the scores; width^-0.5 where not given.
@@ -76,8 +96,14 @@ class AttentionCore(nn.Module):
         self.scale = scale
         self.explicit = False
         self.matmul_qk = MatMul()
+        self.scores: nn.Module = Scores()
         self.softmax = nn.Softmax(dim=-1)
         self.matmul_av = MatMul()
+
+    @property
+    def fused(self) -> bool:
+        """Whether nobody has to see the steps."""
+        return not self.explicit and type(self.scores) is Scores
 
     def forward(
         self,
@@ -85,12 +111,30 @@ class AttentionCore(nn.Module):
         key: Float[Tensor, "*batch heads keys width"],
         value: Float[Tensor, "*batch heads keys value_width"],
         bias: Float[Tensor, "*#batch #heads #queries keys"] | None = None,
+        grid: tuple[int, int] | None = None,
     ) -> Float[Tensor, "*batch heads queries value_width"]:
-        """Attend; the arguments are those of :func:`attention`."""
-        if not self.explicit:
+        """Attend; the arguments are those of :func:`attention` and of :meth:`weights`."""
+        if self.fused:
             return attention(query, key, value, bias, self.scale)
+        return self.matmul_av(self.weights(query, key, bias, grid), value)
+
+    def weights(
+        self,
+        query: Float[Tensor, "*batch heads queries width"],
+        key: Float[Tensor, "*batch heads keys width"],
+        bias: Float[Tensor, "*#batch #heads #queries keys"] | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> Float[Tensor, "*batch heads queries keys"]:
+        """Return softmax(scores(scale q k^T + bias)), step by step.
+
+        Args:
+            query: queries; all of them, or those whose weights are wanted.
+            key: keys.
+            bias: added to the scores.
+            grid: rows and columns of the tokens, for what changes scores by place.
+        """
         scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
         scores = self.matmul_qk(query * scale, key.transpose(-2, -1))
         if bias is not None:
             scores = scores + bias
-        return self.matmul_av(self.softmax(scores), value)
+        return self.softmax(self.scores(scores, grid))

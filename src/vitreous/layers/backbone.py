@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -10,9 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vitreous.catalog.arguments import ImageSize
 from vitreous.errors import ModelError
 from vitreous.layers.bands import Bands
 from vitreous.layers.frozen import hold_frozen
+from vitreous.layers.sizes import as_size, plain_size
 
 
 @dataclass(frozen=True)
@@ -38,17 +41,19 @@ class Backbone(nn.Module):
     Args:
         bands: channels of the input.
         num_classes: classes of the head; with 0 it is left out, and the network returns the features it would read.
-        image_size: side of the image in pixels that the network is built for.
+        image_size: side of the image in pixels that the network is built for, or its height and width.
 
     Attributes:
+        size: height and width of that image.
         num_features: width of the features that the head reads.
         feature_info: the levels of :meth:`forward_levels`, fine to coarse.
         head: the classifier.
         classifiers: names of the heads, of which all but ``head`` may be None.
         any_size: whether other image sizes than ``image_size`` are accepted.
-        least_size: side in pixels that an image must have to leave a token, or a cell on the last map.
+        least_size: height and width in pixels that an image must at least have to leave a token, or a cell on the last map.
         checkpointing: compute activations again in the backward pass instead of keeping them.
-        band_parameters: names of the parameters whose second axis counts bands (see ``layers/bands.py``).
+        band_parameters: names of the parameters that have an axis that counts bands (see ``layers/bands.py``).
+        band_axes: that axis by name, from 0, where it is not the second.
         band_tables: those of them that are tables of vectors, one per band.
         band_arguments: constructor arguments that say something about each band.
         frozen: shell patterns of the names of modules or parameters that training leaves as they were loaded.
@@ -67,6 +72,7 @@ class Backbone(nn.Module):
     least_size = 1
     stem_reach = 0
     band_parameters: ClassVar[tuple[str, ...]] = ()
+    band_axes: ClassVar[Mapping[str, int]] = {}
     band_tables: ClassVar[tuple[str, ...]] = ()
     band_arguments: ClassVar[tuple[str, ...]] = ()
     frozen: tuple[str, ...] = ()
@@ -74,14 +80,19 @@ class Backbone(nn.Module):
         tuple[str, ...]
     ] = ()  # ends of further names that weight decay leaves alone
 
-    def __init__(self, bands: int, num_classes: int, image_size: int) -> None:
+    def __init__(self, bands: int, num_classes: int, image_size: ImageSize) -> None:
         super().__init__()
-        self.bands, self.num_classes, self.image_size = bands, num_classes, image_size
+        self.bands, self.num_classes, self.size = bands, num_classes, as_size(image_size)
         self.checkpointing = False
         self.variant: str | None = None
         self.arguments: dict[str, Any] = {}
         self.spectrum: Bands | None = None
         self.methods: list[dict[str, Any]] = []
+
+    @property
+    def image_size(self) -> ImageSize:
+        """What ``create_model`` takes for ``size``: a side, or height and width where they differ."""
+        return plain_size(self.size)
 
     # -- to be written by each architecture ---------------------------------------------------------------
 
@@ -162,10 +173,10 @@ class Backbone(nn.Module):
 
     def check_size(self, height: int, width: int) -> None:
         """Refuse images of a size that the network was not built for, or too small to leave anything of them."""
-        size = (self.image_size, self.image_size)
-        if not self.any_size and (height, width) != size:
+        if not self.any_size and (height, width) != self.size:
+            rows, columns = self.size
             raise ModelError(
-                f"{type(self).__name__} was built for images of {size[0]} x {size[1]}, not {height} x {width}.",
+                f"{type(self).__name__} was built for images of {rows} x {columns}, not {height} x {width}.",
                 "Build it with image_size=, or resize the images.",
             )
         if min(height, width) < self.least_size:
@@ -173,6 +184,10 @@ class Backbone(nn.Module):
                 f"This {type(self).__name__} needs images of {self.least_size} pixels or more, not {height} x {width}.",
                 "Give larger images, or build it with a smaller stem (token_size, stem_stride).",
             )
+
+    def band_axis(self, name: str) -> int:
+        """Return which axis of a parameter counts bands."""
+        return self.band_axes.get(name, 1)
 
     def run(self, block: nn.Module, *inputs: Any) -> Any:
         """Call a block, computing its activations again in the backward pass where that is asked for."""
@@ -202,21 +217,21 @@ class Backbone(nn.Module):
         }
 
 
-def stem_stride(image_size: int, published: int, later: int = 1, cells: int = 4) -> int:
+def stem_stride(image_size: ImageSize, published: int, later: int = 1, cells: int = 4) -> int:
     """Return the stride of a stem for images of any size.
 
     Networks are published for images of 224 pixels, whose last map has 7 x 7 cells or more. A patch of 15 pixels
     would be one cell, or none. So the stem's stride is halved as often as it takes to leave ``cells`` cells per
-    side on the last map.
+    side on the last map, along the shorter side of the image.
 
     Args:
-        image_size: side of the image in pixels.
+        image_size: side of the image in pixels, or its height and width.
         published: the stem's stride in the paper.
         later: stride of everything behind the stem.
         cells: cells per side that the last map should have.
     """
-    stride = published
-    while stride > 1 and image_size < stride * later * cells:
+    stride, shorter = published, min(as_size(image_size))
+    while stride > 1 and shorter < stride * later * cells:
         stride //= 2
     return stride
 

@@ -109,7 +109,7 @@ class Adapted(NamedTuple):
     """A weight for other bands.
 
     Attributes:
-        weight: ``(out, bands, *kernel)``.
+        weight: as the old one, with another length of the axis that counts bands.
         method: how it was made: ``same`` where the bands are the same ones, else one of :data:`METHODS`.
         unmatched: positions of old bands that no new band resembles: they are estimated from the nearest, or left out.
     """
@@ -127,12 +127,13 @@ class Mixture(NamedTuple):
 
 
 def adapt_bands(
-    weight: Float[Tensor, "out bands *kernel"],
+    weight: Float[Tensor, "..."],
     source: Bands,
     target: Bands,
     method: str = "auto",
     *,
     table: bool = False,
+    axis: int = 1,
 ) -> Adapted:
     """Make a first layer's weight for other bands.
 
@@ -153,11 +154,12 @@ def adapt_bands(
     ==========  =====================================================================================
 
     Args:
-        weight: the weight, its second axis counting the bands of ``source``.
+        weight: the weight, one axis of which counts the bands of ``source``.
         source: bands that the weight was made for.
         target: bands that it should read.
         method: one of the above.
         table: the weight is a table.
+        axis: which axis counts bands; the second, as of a layer's weight, unless told otherwise.
 
     Returns:
         The new weight in the type of the old one, and how it was made.
@@ -169,10 +171,10 @@ def adapt_bands(
         raise ModelError(
             f"Bands cannot be adapted by '{method}'.", did_you_mean(method, [*METHODS, "auto"])
         )
-    if weight.ndim < 2 or weight.shape[1] != source.count:
+    if weight.ndim <= axis or weight.shape[axis] != source.count:
         raise ModelError(
             f"A weight of shape {tuple(weight.shape)} does not read {source.count} bands.",
-            "Describe the bands on its second axis.",
+            f"Describe the bands on its axis {axis}, counted from 0.",
         )
     if method == "auto":
         if same_bands(source, target):
@@ -180,9 +182,10 @@ def adapt_bands(
         method = best_method(source, target)
     mixture = METHODS[method](source, target)
     shares = METHODS[method](target, source).weights.T if table else mixture.weights
-    mixed = torch.einsum("os...,st->ot...", weight.double(), shares.to(weight.device))
+    bands_first = weight.double().movedim(axis, 0)
+    mixed = torch.einsum("s...,st->t...", bands_first, shares.to(weight.device)).movedim(0, axis)
     unmatched = tuple(mixture.unmatched.nonzero()[:, 0].tolist())
-    return Adapted(mixed.to(weight.dtype), method, unmatched)
+    return Adapted(mixed.to(weight.dtype).contiguous(), method, unmatched)
 
 
 def same_bands(source: Bands, target: Bands) -> bool:

@@ -37,6 +37,11 @@ class Grouping(NamedTuple):
         """Return for every token what belongs to its group."""
         return x.flatten(0, 1).index_select(0, self.rows).unflatten(0, (x.shape[0], -1))
 
+    def numbers(self, batch: int) -> Int[Tensor, "batch tokens"]:
+        """Return the group of every token, counted within its image."""
+        first = torch.arange(batch, device=self.rows.device)[:, None] * self.kept
+        return self.rows.view(batch, -1) - first
+
     def shares(self, weight: Float[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens 1"]:
         """Return each token's part of its group's weight: the factors of a weighted mean, exactly 1 where alone."""
         return (weight / self.spread(self.sum(weight)))[..., None]

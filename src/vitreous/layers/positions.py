@@ -1,4 +1,4 @@
-"""Positions of tokens on a grid."""
+"""Positions of tokens on a grid: tables, and the part of a trunk that adds them or turns by them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def resize_positions(
@@ -23,13 +23,17 @@ def resize_positions(
         table: positions, the first ``prefix`` of which belong to no cell (class token, ...).
         size: rows and columns wanted.
         prefix: how many to keep as they are.
-        grid: rows and columns of the table; a square's where not given.
+        grid: rows and columns of the table. Where nobody knows, they are those that are wanted if there are as many
+            cells, else a square's.
     """
     fixed, cells = table[:, :prefix], table[:, prefix:]
-    side = math.isqrt(int(cells.shape[1]))  # a tensor while a graph is traced
-    rows, columns = grid or (side, side)
-    if (rows, columns) == size:
+    if grid is None:
+        count = int(cells.shape[1])  # a tensor while a graph is traced
+        side = math.isqrt(count)
+        grid = size if count == math.prod(size) else (side, side)
+    if grid == size:
         return table
+    rows, columns = grid
     image = rearrange(cells, "1 (h w) d -> 1 d h w", h=rows, w=columns)
     image = F.interpolate(image, size, mode="bicubic", align_corners=False, antialias=False)
     return torch.cat([fixed, rearrange(image, "1 d h w -> 1 (h w) d")], 1)
@@ -53,3 +57,84 @@ def sincos_2d(
     columns = torch.arange(width, dtype=torch.float64).repeat(height)
     parts = [f(at[:, None] * omega) for at in (columns, rows) for f in (torch.sin, torch.cos)]
     return torch.cat(parts, 1).float()
+
+
+def rotary_angles(
+    width: int, height: int, columns: int, base: float = 100.0
+) -> Float[Tensor, "cells half_width"]:
+    """Return the angle of each pair of channels: half of the pairs turn with the row, half with the column.
+
+    Args:
+        width: channels of a head, a multiple of 4.
+        height: rows of the grid.
+        columns: columns of the grid.
+        base: ratio of the slowest to the fastest turn.
+    """
+    omega = base ** -(torch.arange(width // 4) / (width // 4))
+    rows = torch.arange(height).repeat_interleave(columns)[:, None] * omega
+    across = torch.arange(columns).repeat(height)[:, None] * omega
+    return torch.cat([rows, across], 1)
+
+
+def rotate(
+    x: Float[Tensor, "batch heads tokens width"], angle: Float[Tensor, "tokens half_width"]
+) -> Float[Tensor, "batch heads tokens width"]:
+    """Turn consecutive pairs of channels (Su et al., RoFormer, 2021)."""
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
+
+
+class Positions(nn.Module):
+    """How a trunk tells tokens where they are: not at all. Other ways are subclasses.
+
+    Attributes:
+        bound: what tokens have of their places in every block, so that they cannot be moved, merged or left out: "" or a
+            word for it.
+    """
+
+    bound = ""
+
+    def embed(
+        self, tokens: Float[Tensor, "batch tokens dim"], grid: tuple[int, int]
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Return the tokens with what tells their places.
+
+        Args:
+            tokens: those in front, then the cells of the grid row by row.
+            grid: rows and columns.
+        """
+        return tokens
+
+    def turn(self, grid: tuple[int, int]) -> Float[Tensor, "cells half_width"] | None:
+        """Return the angles by which the cells' queries and keys turn in every block; None: they do not."""
+        return None
+
+
+class SincosPositions(Positions):
+    """Fixed sines (:func:`sincos_2d`) are added to the cells."""
+
+    def embed(
+        self, tokens: Float[Tensor, "batch tokens dim"], grid: tuple[int, int]
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Return the tokens with sines added to the grid's."""
+        fixed = sincos_2d(tokens.shape[-1], *grid).to(tokens)
+        return tokens + F.pad(fixed, (0, 0, tokens.shape[1] - fixed.shape[0], 0))
+
+
+class RotaryPositions(Positions):
+    """Queries and keys turn with row and column (:func:`rotary_angles`).
+
+    Args:
+        width: channels of a head, a multiple of 4.
+    """
+
+    bound = "rotary positions"
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def turn(self, grid: tuple[int, int]) -> Float[Tensor, "cells half_width"]:
+        """Return the angles."""
+        return rotary_angles(self.width, *grid)

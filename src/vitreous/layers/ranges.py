@@ -94,3 +94,13 @@ def fill_invalid(
         return x, valid
     mean = x[:, valid].mean(1) if valid.any() else torch.zeros_like(x[:, 0, 0])
     return torch.where(valid, x, mean[:, None, None]), valid
+
+
+def fill_tiles(
+    x: Float[Tensor, "tiles bands height width"],
+) -> Float[Tensor, "tiles bands height width"]:
+    """Do what :func:`fill_invalid` does with each tile, by operators that every graph has."""
+    valid = x.isfinite().all(1, keepdim=True)
+    count = valid.sum((2, 3), keepdim=True).clamp(min=1)
+    mean = torch.where(valid, x, 0.0).sum((2, 3), keepdim=True) / count
+    return torch.where(valid, x, mean)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitreous.layers.graphs import recording
+from vitreous.layers.positions import resize_positions
+from vitreous.layers.sizes import as_size
 
 
 def partition(
@@ -56,7 +60,7 @@ class RelativePositionBias(nn.Module):
 
     def __init__(self, window: int | tuple[int, int], heads: int) -> None:
         super().__init__()
-        self.window = (window, window) if isinstance(window, int) else window
+        self.window = as_size(window)
         rows, columns = self.window
         self.table = nn.Parameter(torch.empty((2 * rows - 1) * (2 * columns - 1), heads))
         nn.init.trunc_normal_(self.table, std=0.02)
@@ -76,6 +80,20 @@ class RelativePositionBias(nn.Module):
             self._expanded = key, self._expand(height, width)
         return self._expanded[1]
 
+    def resized(
+        self, table: Float[Tensor, "offsets heads"], window: tuple[int, int] | None
+    ) -> Float[Tensor, "new_offsets heads"]:
+        """Make a table for this window of one that was learned for another, bicubically.
+
+        Args:
+            table: what was learned.
+            window: the other window; a square's where not known.
+        """
+        offsets = _sides_of(table, None if window is None else _offsets(window), self.table)
+        if offsets is None:
+            return table
+        return resize_positions(table[None], _offsets(self.window), grid=offsets)[0]
+
     def _expand(self, height: int, width: int) -> Tensor:
         index = self.index[:height, :width, :height, :width].reshape(height * width, -1)
         return self.table[index].permute(2, 0, 1).contiguous()
@@ -94,13 +112,34 @@ class DistanceBias(RelativePositionBias):
     """A learned score per head and pair of distances, down and across, between two cells (as in LeViT).
 
     Args:
-        window: distances each way, from 0 to ``window - 1``; farther ones count as the last.
+        window: distances each way, or down and across, from 0 to ``window - 1``; farther ones count as the last.
         heads: number of heads.
     """
 
-    def __init__(self, window: int, heads: int) -> None:
+    def __init__(self, window: int | tuple[int, int], heads: int) -> None:
         super().__init__(window, heads)
-        self.table = nn.Parameter(torch.zeros(window**2, heads))
+        self.table = nn.Parameter(torch.zeros(math.prod(self.window), heads))
+
+    def resized(
+        self, table: Float[Tensor, "distances heads"], window: tuple[int, int] | None
+    ) -> Float[Tensor, "new_distances heads"]:
+        """Make a table for these distances: others are dropped, and the farthest known one is repeated.
+
+        Distances count cells, whose size in pixels stays; so nothing changes on images of the size that the table was
+        learned on.
+
+        Args:
+            table: what was learned.
+            window: distances down and across that it tells apart; equally many where not known.
+        """
+        known = _sides_of(table, window, self.table)
+        if known is None:
+            return table
+        down, across = (
+            torch.arange(new, device=table.device).clamp(max=old - 1)
+            for new, old in zip(self.window, known, strict=True)
+        )
+        return table[(down[:, None] * known[1] + across).flatten()]
 
     def _expand(self, height: int, width: int) -> Tensor:
         rows = torch.arange(height, device=self.table.device).repeat_interleave(width)
@@ -110,6 +149,38 @@ class DistanceBias(RelativePositionBias):
             for at, side in zip((rows, columns), self.window, strict=True)
         )
         return self.table[down * self.window[1] + across].permute(2, 0, 1).contiguous()
+
+
+def resize_biases(
+    state_dict: Mapping[str, Tensor], model: nn.Module, source: nn.Module | None
+) -> dict[str, Tensor]:
+    """Make the position tables of a model for its windows.
+
+    Args:
+        state_dict: weights of the model, made for other windows.
+        model: what they are for.
+        source: what they were made for; None where nobody knows.
+    """
+    resized = dict(state_dict)
+    for name, module in model.named_modules():
+        key = f"{name}.table"
+        if isinstance(module, RelativePositionBias) and key in state_dict:
+            before = None if source is None else source.get_submodule(name)
+            window = before.window if isinstance(before, RelativePositionBias) else None
+            resized[key] = module.resized(state_dict[key], window)
+    return resized
+
+
+def _offsets(window: tuple[int, int]) -> tuple[int, int]:
+    return 2 * window[0] - 1, 2 * window[1] - 1
+
+
+def _sides_of(table: Tensor, sides: tuple[int, int] | None, own: Tensor) -> tuple[int, int] | None:
+    """Return the rows and columns of a flattened table; None where it fits already, or nobody knows."""
+    if table.ndim != 2 or (sides is None and table.shape == own.shape):
+        return None
+    rows, columns = sides or (math.isqrt(len(table)),) * 2
+    return (rows, columns) if len(table) and rows * columns == len(table) else None
 
 
 def relative_index(rows: int, columns: int) -> Int[Tensor, "row column row column"]:

@@ -8,18 +8,20 @@ from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vitreous.catalog.arguments import Depth, Positive, Share, Size
+from vitreous.catalog.arguments import Depth, ImageSize, Positive, Share, Size
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.backbone import Backbone, FeatureInfo, init_linear, linear_rates, stem_stride
 from vitreous.layers.bands import resize_kernel
 from vitreous.layers.positions import resize_positions
-from vitreous.layers.reference import rename_keys
-from vitreous.models.vit import Block
+from vitreous.layers.reference import pair, rename_keys
+from vitreous.layers.sizes import check_tokens, whole_cells
+from vitreous.layers.transformer import Block
+from vitreous.layers.trunk import Embedded, Trunk
 
 CARD = Card(
     slug="channelvit",
@@ -104,13 +106,14 @@ CARD = Card(
 Channels: TypeAlias = Sequence[int] | Int[Tensor, "given"] | Int[Tensor, "batch given"]
 
 
-class ChannelViT(Backbone):
+class ChannelViT(Trunk):
     """Vision Transformer over channels and places (arXiv 2309.16108, section 3).
 
     Args:
         bands: channels that it knows.
         num_classes: classes; with 0 the class token is returned.
-        image_size: side of the image in pixels; what does not fill a token at the end is left out.
+        image_size: side of the image in pixels, or its height and width; what does not fill a token at the end is left
+            out.
         dim: token width.
         depth: number of blocks.
         heads: attention heads.
@@ -133,7 +136,7 @@ class ChannelViT(Backbone):
         self,
         bands: int,
         num_classes: int,
-        image_size: int = 224,
+        image_size: ImageSize = 224,
         *,
         dim: Size = 384,
         depth: Depth = 12,
@@ -146,17 +149,17 @@ class ChannelViT(Backbone):
     ) -> None:
         super().__init__(bands, num_classes, image_size)
         self.token_size = token_size or stem_stride(image_size, 16, cells=7)
-        _check(image_size, self.token_size, dim, heads)
+        _check(self.size, self.token_size, dim, heads)
         self.num_features, self.least_size = dim, self.token_size
-        self.grid = image_size // self.token_size
+        self.grid, self.stacked = whole_cells(self.size, self.token_size), bands
         self.sampling, self.published_positions = sampling, published_positions
         self.feature_info = [FeatureInfo(dim, self.token_size)]
         self.patch_embed = nn.Conv2d(1, dim, self.token_size, stride=self.token_size)
         self.channel_embed = nn.Parameter(torch.empty(1, bands, dim))
         self.class_token = nn.Parameter(torch.empty(1, 1, dim))
-        self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.grid**2, dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + math.prod(self.grid), dim))
         self.blocks = nn.ModuleList(
-            Block(dim, heads, mlp_ratio, rate, None) for rate in linear_rates(drop_path, depth)
+            Block(dim, heads, mlp_ratio, rate) for rate in linear_rates(drop_path, depth)
         )
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.head = self.make_head(num_classes)
@@ -186,10 +189,7 @@ class ChannelViT(Backbone):
 
         In training with ``sampling`` there are fewer channels than were given.
         """
-        tokens = self.embed(x, channels)
-        for block in self.blocks:
-            tokens, _ = self.run(block, tokens)
-        return self.norm(tokens)
+        return self.norm(self.run_blocks(self.embed(x, channels)))
 
     def forward_head(
         self, features: Float[Tensor, "batch tokens dim"]
@@ -202,9 +202,7 @@ class ChannelViT(Backbone):
     ) -> list[Float[Tensor, "batch dim h w"]]:
         """Return one map, the mean over the channels' tokens; ``channels`` and errors as in :meth:`forward`."""
         self._check_given(x, channels)
-        height, width = (side // self.token_size for side in x.shape[2:])
-        places = self.forward_features(x, channels)[:, 1:]
-        return [reduce(places, "b (c h w) d -> b d h w", "mean", h=height, w=width)]
+        return self.maps(self.embed(x, channels))
 
     def _check_given(self, x: Tensor, channels: Channels | None) -> None:
         """Refuse images that do not fit; those of some channels need not have all bands."""
@@ -216,7 +214,7 @@ class ChannelViT(Backbone):
 
     def embed(
         self, x: Float[Tensor, "batch given height width"], channels: Channels | None = None
-    ) -> Float[Tensor, "batch tokens dim"]:
+    ) -> Embedded:
         """Return the class token and the tokens of all channels, or of those that were drawn, with their positions."""
         numbers = None if channels is None else self._numbers(x, channels)
         if self.sampling and self.training:
@@ -224,14 +222,16 @@ class ChannelViT(Backbone):
             x, numbers = x[:, drawn], drawn if numbers is None else numbers[..., drawn]
         given = x.shape[1]
         patches = self.patch_embed(rearrange(x, "b c h w -> (b c) 1 h w"))
-        positions = self.position_table((patches.shape[2], patches.shape[3]), given)
+        grid = (patches.shape[2], patches.shape[3])
+        positions = self.position_table(grid, given)
         front, places = positions[:, :1], positions[:, 1:]
         # Small tables are joined first, so that the tokens are read and written once.
         tokens = rearrange(patches, "(b c) d h w -> b c (h w) d", c=given) + (
             self._channel_vectors(numbers)[:, :, None] + places[:, None]
         )
         front = (self.class_token + front).expand(x.shape[0], -1, -1)
-        return torch.cat([front, rearrange(tokens, "b c n d -> b (c n) d")], 1)
+        tokens = torch.cat([front, rearrange(tokens, "b c n d -> b (c n) d")], 1)
+        return Embedded(tokens, None, grid)
 
     def position_table(self, size: tuple[int, int], given: int) -> Float[Tensor, "1 positions dim"]:
         """Return the class token's position and those of a grid, which all channels share.
@@ -240,10 +240,10 @@ class ChannelViT(Backbone):
             size: rows and columns of the grid.
             given: channels; the authors' code leaves the table alone for a single one.
         """
-        exact = given == 1 and size == (self.grid, self.grid)
+        exact = given == 1 and size == self.grid
         if self.published_positions and not exact:
-            return stretch_positions(self.pos_embed, size)
-        return resize_positions(self.pos_embed, size, 1)
+            return stretch_positions(self.pos_embed, size, self.grid)
+        return resize_positions(self.pos_embed, size, 1, self.grid)
 
     def _channel_vectors(
         self, numbers: Int[Tensor, "*batch given"] | None
@@ -319,28 +319,24 @@ def draw_channels(count: int) -> Int[Tensor, "drawn"]:
 
 
 def stretch_positions(
-    table: Float[Tensor, "1 tokens dim"], size: tuple[int, int]
+    table: Float[Tensor, "1 tokens dim"], size: tuple[int, int], grid: tuple[int, int]
 ) -> Float[Tensor, "1 new_tokens dim"]:
     """Resample positions behind a class token's as the authors' code does: for a grid that is 0.1 cells larger.
 
     Args:
-        table: positions of a square grid, the first of which is the class token's.
+        table: positions of a grid, the first of which is the class token's.
         size: rows and columns wanted.
+        grid: rows and columns of the table.
     """
-    side = math.isqrt(int(table.shape[1]) - 1)
     # Numbers, although sizes are tensors while a graph is traced: scale factors must be.
-    scale = [(int(length) + 0.1) / side for length in size]
-    image = rearrange(table[:, 1:], "1 (h w) d -> 1 d h w", h=side)
+    scale = [(int(new) + 0.1) / old for new, old in zip(size, grid, strict=True)]
+    image = rearrange(table[:, 1:], "1 (h w) d -> 1 d h w", h=grid[0])
     image = F.interpolate(image, scale_factor=scale, mode="bicubic", align_corners=False)
     return torch.cat([table[:, :1], rearrange(image, "1 d h w -> 1 (h w) d")], 1)
 
 
-def _check(image_size: int, token_size: int, dim: int, heads: int) -> None:
-    if image_size < token_size:
-        raise ModelError(
-            f"channelvit cuts tokens of {token_size} pixels; an image of {image_size} has none.",
-            "Give a smaller token_size.",
-        )
+def _check(size: tuple[int, int], token_size: int, dim: int, heads: int) -> None:
+    check_tokens("channelvit", size, token_size)
     if dim % heads:
         raise ModelError(
             f"channelvit has width {dim}, not divisible by {heads} heads.", "Change dim or heads."
@@ -370,12 +366,14 @@ def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def resize(state_dict: Mapping[str, Tensor], model: ChannelViT) -> dict[str, Tensor]:
+def resize(
+    state_dict: Mapping[str, Tensor], model: ChannelViT, source: ChannelViT | None = None
+) -> dict[str, Tensor]:
     """Resample positions to the grid of ``model``, and the projection to its tokens."""
-    side = model.token_size
+    side, old = model.token_size, None if source is None else source.grid
     return {
         **state_dict,
-        "pos_embed": resize_positions(state_dict["pos_embed"], (model.grid, model.grid), 1),
+        "pos_embed": resize_positions(state_dict["pos_embed"], model.grid, 1, old),
         "patch_embed.weight": resize_kernel(state_dict["patch_embed.weight"], (side, side)),
     }
 
@@ -385,11 +383,10 @@ def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) 
 
     Its positions are theirs (``published_positions``), as its weights expect.
     """
-    size = kwargs.get("img_size", 224)
     model = ChannelViT(
         bands=kwargs.get("in_chans", 3),
         num_classes=kwargs.get("num_classes", 0),
-        image_size=size if isinstance(size, int) else size[0],
+        image_size=pair(kwargs.get("img_size", 224)),
         token_size=kwargs.get("patch_size", 16),
         dim=kwargs.get("embed_dim", 768),
         depth=kwargs.get("depth", 12),

@@ -13,12 +13,13 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitreous.catalog.arguments import Amount, Depths, Positive, Share, Size, Sizes
+from vitreous.catalog.arguments import Amount, Depths, ImageSize, Positive, Share, Size, Sizes
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers import backbone
 from vitreous.layers.adapter import AdapterSeam
 from vitreous.layers.backbone import Backbone, FeatureInfo, linear_rates
+from vitreous.layers.channelnorm import ChannelNorm
 from vitreous.layers.drop import DropPath
 from vitreous.layers.mlp import Mlp
 from vitreous.layers.pooling import TIMM_POOLS, check_pool, pool_cells
@@ -114,17 +115,6 @@ CARD = Card(
 )
 
 
-class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of a map; its result lies channels-last in memory, as the blocks want it."""
-
-    def __init__(self, dim: int, eps: float = 1e-6) -> None:
-        super().__init__(dim, eps=eps)
-
-    def forward(self, x: Float[Tensor, "batch dim h w"]) -> Float[Tensor, "batch dim h w"]:
-        """Normalise every cell."""
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
 class Block(nn.Module):
     """Depth-wise convolution, one norm, one feed-forward, one residual branch (fig. 4 of the paper).
 
@@ -169,7 +159,7 @@ class ConvNeXt(Backbone):
     Args:
         bands: channels of the input.
         num_classes: classes.
-        image_size: side of the image in pixels. Other sizes are accepted too; what does not fill a cell at the end is
+        image_size: side of the image in pixels, or height and width. Other sizes are accepted too; what does not fill a cell at the end is
             left out at every step.
         dims: channels of each stage.
         depths: blocks of each stage.
@@ -194,7 +184,7 @@ class ConvNeXt(Backbone):
         self,
         bands: int,
         num_classes: int,
-        image_size: int = 224,
+        image_size: ImageSize = 224,
         *,
         dims: Sizes = (96, 192, 384, 768),
         depths: Depths = (3, 3, 9, 3),
@@ -218,7 +208,7 @@ class ConvNeXt(Backbone):
         stride = stem_stride or backbone.stem_stride(image_size, 16 if isotropic else 4, later)
         self.num_features, self.head_scale = dims[-1], head_scale
         self.least_size = stride * later
-        self.check_size(image_size, image_size)
+        self.check_size(*self.size)
         self.feature_info = [FeatureInfo(dim, stride * step**k) for k, dim in enumerate(dims)]
         # The first "down-sampling" is the stem.
         norm = nn.Identity() if isotropic else ChannelNorm(dims[0], norm_eps)

@@ -13,14 +13,20 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitreous.catalog.arguments import Positive, Positives, Share, Size, Sizes, StageDepths
+from vitreous.catalog.arguments import (
+    ImageSize,
+    Positive,
+    Positives,
+    Share,
+    Size,
+    Sizes,
+    StageDepths,
+)
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
-from vitreous.layers.adapter import AdapterSeam
 from vitreous.layers.attention import AttentionCore
 from vitreous.layers.backbone import Backbone, FeatureInfo, init_linear, linear_rates, stem_stride
 from vitreous.layers.drop import DropPath
-from vitreous.layers.mlp import Mlp
 from vitreous.layers.pooling import check_pool
 from vitreous.layers.positions import resize_positions
 from vitreous.layers.reference import (
@@ -31,6 +37,8 @@ from vitreous.layers.reference import (
     rename_keys,
     substitute,
 )
+from vitreous.layers.sizes import as_size, in_words, plain_size, whole_cells
+from vitreous.layers.transformer import Block, Grid
 
 CARD = Card(
     slug="crossvit",
@@ -201,56 +209,6 @@ class Details(NamedTuple):
     norm_eps: float
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention.
-
-    Args:
-        dim: token width.
-        heads: number of heads.
-        qkv_bias: give queries, keys and values a bias.
-    """
-
-    def __init__(self, dim: int, heads: int, qkv_bias: bool) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.core = AttentionCore()
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        """Attend."""
-        qkv = rearrange(self.qkv(x), "b n (c h d) -> c b h n d", c=3, h=self.heads)
-        return self.proj(rearrange(self.core(*qkv.unbind(0)), "b h n d -> b n (h d)"))
-
-
-class Block(nn.Module):
-    """Attention and feed-forward, each on a normalised residual branch.
-
-    Args:
-        dim: token width.
-        heads: number of heads.
-        mlp_ratio: hidden width of the feed-forward over the token width.
-        drop_path: stochastic depth.
-        details: what all blocks share.
-    """
-
-    def __init__(
-        self, dim: int, heads: int, mlp_ratio: float, drop_path: float, details: Details
-    ) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=details.norm_eps)
-        self.attn = Attention(dim, heads, details.qkv_bias)
-        self.norm2 = nn.LayerNorm(dim, eps=details.norm_eps)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        self.adapter = AdapterSeam(dim)
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        """Apply the block."""
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.adapter(x, self.drop_path(self.mlp(self.norm2(x))))
-
-
 class CrossAttention(nn.Module):
     """The first token asks all tokens, itself among them: linear in their number (eqs. 4 and 5).
 
@@ -271,14 +229,16 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch 1 dim"]:
-        """Return the first token with what it learned."""
+    def forward(
+        self, x: Float[Tensor, "batch tokens dim"], grid: Grid | None = None
+    ) -> Float[Tensor, "batch 1 dim"]:
+        """Return the first token with what it learned; ``grid`` are rows and columns of the others."""
         normed = self.norm(x)
         query = rearrange(self.query(normed[:, :1]), "b n (h d) -> b h n d", h=self.heads)
         key, value = rearrange(
             self.key_value(normed), "b n (c h d) -> c b h n d", c=2, h=self.heads
         ).unbind(0)
-        mixed = rearrange(self.core(query, key, value), "b h n d -> b n (h d)")
+        mixed = rearrange(self.core(query, key, value, grid=grid), "b h n d -> b n (h d)")
         return x[:, :1] + self.drop_path(self.proj(mixed))
 
 
@@ -309,13 +269,26 @@ class Fusion(nn.Module):
         self,
         class_token: Float[Tensor, "batch 1 dim"],
         patches: Float[Tensor, "batch patches other"],
+        grid: Grid | None = None,
     ) -> Float[Tensor, "batch 1 dim"]:
         """Return the new class token; the old one lives on only in what was projected."""
         token = self.proj(class_token)
         for number, block in enumerate(self.blocks):
             alone = number > 0 and self.lone_class_token
-            token = block(token if alone else torch.cat([token, patches], 1))
+            token = block(token) if alone else block(torch.cat([token, patches], 1), grid)
         return self.back(token)
+
+
+class BranchBlocks(nn.ModuleList):
+    """Blocks of one branch, one after the other."""
+
+    def forward(
+        self, tokens: Float[Tensor, "batch tokens dim"], grid: Grid | None = None
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Apply them; ``grid`` are rows and columns of the tokens behind the first."""
+        for block in self:
+            tokens, _ = block(tokens, grid=grid)
+        return tokens
 
 
 class MultiScaleBlock(nn.Module):
@@ -341,7 +314,10 @@ class MultiScaleBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.branches = nn.ModuleList(
-            nn.Sequential(*(Block(dim, head, ratio, rate, details) for rate in rates[:length]))
+            BranchBlocks(
+                Block(dim, head, ratio, rate, None, details.qkv_bias, details.norm_eps)
+                for rate in rates[:length]
+            )
             for dim, head, ratio, length in zip(dims, heads, mlp_ratio, depth[:2], strict=True)
         )
         last = rates[-1] if rates else 0.0
@@ -350,12 +326,21 @@ class MultiScaleBlock(nn.Module):
         )
 
     def forward(
-        self, small: Float[Tensor, "batch tokens dim"], large: Float[Tensor, "batch fewer wider"]
+        self,
+        small: Float[Tensor, "batch tokens dim"],
+        large: Float[Tensor, "batch fewer wider"],
+        grids: Sequence[Grid | None] = (None, None),
     ) -> tuple[Float[Tensor, "batch tokens dim"], Float[Tensor, "batch fewer wider"]]:
-        """Return the tokens of both branches; fusion changes only the class tokens, which come first."""
-        small, large = self.branches[0](small), self.branches[1](large)
-        from_large = self.fusions[0](small[:, :1], large[:, 1:])
-        from_small = self.fusions[1](large[:, :1], small[:, 1:])
+        """Return the tokens of both branches; fusion changes only the class tokens, which come first.
+
+        Args:
+            small: tokens of the small branch.
+            large: tokens of the large branch.
+            grids: rows and columns of both.
+        """
+        small, large = self.branches[0](small, grids[0]), self.branches[1](large, grids[1])
+        from_large = self.fusions[0](small[:, :1], large[:, 1:], grids[1])
+        from_small = self.fusions[1](large[:, :1], small[:, 1:], grids[0])
         return torch.cat([from_large, small[:, 1:]], 1), torch.cat([from_small, large[:, 1:]], 1)
 
 
@@ -402,7 +387,7 @@ class CrossViT(Backbone):
     Args:
         bands: channels of the input.
         num_classes: classes.
-        image_size: side of the image in pixels.
+        image_size: side of the image in pixels, or its height and width.
         dims: widths of the small and the large branch (small and large are its tokens).
         depths: of each multi-scale block: blocks of the small branch, of the large one, and of cross-attention.
         heads: attention heads per branch.
@@ -432,7 +417,7 @@ class CrossViT(Backbone):
         self,
         bands: int,
         num_classes: int,
-        image_size: int = 224,
+        image_size: ImageSize = 224,
         *,
         dims: Sizes = (192, 384),
         depths: StageDepths = ((1, 5, 1),) * 3,
@@ -453,13 +438,13 @@ class CrossViT(Backbone):
         self.pool = pool
         tokens = tuple(token_sizes or default_token_sizes(image_size))
         _check_blocks(dims, heads, mlp_ratio, depths)
-        sizes = _checked_sizes(image_size, tokens, branch_sizes, conv_stem)
+        sizes = _checked_sizes(self.size, tokens, branch_sizes, conv_stem)
         self.dims, self.num_features = tuple(dims), sum(dims)
         self.grids = [
             (size[0] // token, size[1] // token) for size, token in zip(sizes, tokens, strict=True)
         ]
         self.feature_info = [
-            FeatureInfo(dim, max(1, image_size // max(grid)))
+            FeatureInfo(dim, _stride(self.size, grid))
             for dim, grid in zip(dims, self.grids, strict=True)
         ]
         self.branches = nn.ModuleList(
@@ -490,7 +475,7 @@ class CrossViT(Backbone):
         """Return the normalised tokens of the small and of the large branch, class tokens first."""
         small, large = (branch(x) for branch in self.branches)
         for block in self.blocks:
-            small, large = self.run(block, small, large)
+            small, large = self.run(block, small, large, self.grids)
         return self.norms[0](small), self.norms[1](large)
 
     def forward_head(
@@ -509,7 +494,7 @@ class CrossViT(Backbone):
     ) -> list[Float[Tensor, "batch channels h w"]]:
         """Return the patches' maps of the small and of the large branch.
 
-        A branch's square grid covers the whole image, whatever its shape: here it is resampled to cells of the stride
+        A branch's grid covers the whole image, whatever its shape: here it is resampled to cells of the stride
         that is declared, so that each lies where it says.
         """
         size = (int(x.shape[2]), int(x.shape[3]))
@@ -542,17 +527,25 @@ def _interpolation(cells: int, side: int, stride: int) -> Float[Tensor, "wanted 
     return (1 - (place[:, None] - torch.arange(cells)).abs()).clamp(min=0)
 
 
-def default_token_sizes(image_size: int) -> tuple[int, int]:
+def _stride(size: tuple[int, int], grid: tuple[int, int]) -> int:
+    """Return the stride in pixels that a grid over an image is declared to have: that of its closer cells."""
+    return max(1, min(side // cells for side, cells in zip(size, grid, strict=True)))
+
+
+def default_token_sizes(image_size: ImageSize) -> tuple[int, int]:
     """Return the sides of small and large tokens: 12 and 16, less on images with fewer than 7 x 7 of them."""
     large = stem_stride(image_size, 16, cells=7)
     return -(-3 * large // 4), large
 
 
-def default_branch_sizes(image_size: int, token_sizes: Sequence[int]) -> tuple[int, int]:
-    """Return the sides of the branches' images: whole large tokens, and sqrt(2) as many small ones per side."""
+def default_branch_sizes(
+    image_size: ImageSize, token_sizes: Sequence[int]
+) -> tuple[ImageSize, ImageSize]:
+    """Return the sizes of the branches' images: whole large tokens, and sqrt(2) as many small ones per side."""
     small, large = token_sizes
-    cells = image_size // large
-    return small * round(2**0.5 * cells), large * cells
+    rows, columns = whole_cells(as_size(image_size), large)
+    finer = (small * round(2**0.5 * rows), small * round(2**0.5 * columns))
+    return plain_size(finer), plain_size((large * rows, large * columns))
 
 
 def _project(dim: int, out: int, eps: float) -> nn.Sequential:
@@ -599,7 +592,7 @@ def _check_blocks(
 
 
 def _checked_sizes(
-    image_size: int,
+    image_size: tuple[int, int],
     tokens: Sequence[int],
     given: Sequence[int | Sequence[int]] | None,
     conv_stem: bool,
@@ -613,7 +606,7 @@ def _checked_sizes(
     for token, size in zip(tokens, sizes, strict=True):
         if min(size) < token:
             raise ModelError(
-                f"crossvit cuts tokens of {token} pixels; an image of {image_size} has none.",
+                f"crossvit cuts tokens of {token} pixels; an image of {in_words(image_size)} has none.",
                 "Give smaller token_sizes.",
             )
         if conv_stem and (token not in STEM_STRIDES or any(side % token for side in size)):
@@ -662,13 +655,16 @@ def read_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def resize(state_dict: Mapping[str, Tensor], model: CrossViT) -> dict[str, Tensor]:
+def resize(
+    state_dict: Mapping[str, Tensor], model: CrossViT, source: CrossViT | None = None
+) -> dict[str, Tensor]:
     """Resample the branches' positions to the grids of ``model``."""
     resized = dict(state_dict)
     for number, grid in enumerate(model.grids):
         name = f"branches.{number}.pos_embed"
         if name in resized:
-            resized[name] = resize_positions(resized[name], grid, prefix=1)
+            old = None if source is None else source.grids[number]
+            resized[name] = resize_positions(resized[name], grid, 1, old)
     return resized
 
 
@@ -691,7 +687,7 @@ def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) 
     model = CrossViT(
         bands=kwargs.get("in_chans", 3),
         num_classes=kwargs.get("num_classes", 1000),
-        image_size=max(sizes[1]),
+        image_size=sizes[1],
         dims=kwargs.get("embed_dim", (192, 384)),
         depths=[[*d[:2], max(1, d[2])] for d in kwargs.get("depth", [[1, 3, 1]] * 3)],
         heads=kwargs.get("num_heads", (6, 12)),

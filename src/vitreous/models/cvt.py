@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from vitreous.catalog.arguments import (
     Count,
     Counts,
     Depths,
+    ImageSize,
     Positive,
     Positives,
     Share,
@@ -269,7 +271,7 @@ class Stage(nn.Module):
         blocks: what follows.
         dim: token width.
         class_token: whether a class token is put in front of the tokens.
-        grid: side of the map for which positions are learned; None learns none.
+        grid: rows and columns of the map for which positions are learned; None learns none.
     """
 
     def __init__(
@@ -278,11 +280,13 @@ class Stage(nn.Module):
         blocks: Sequence[Block],
         dim: int,
         class_token: bool,
-        grid: int | None,
+        grid: tuple[int, int] | None,
     ) -> None:
         super().__init__()
-        self.embed = embed
-        self.pos_embed = None if grid is None else nn.Parameter(torch.zeros(1, grid**2, dim))
+        self.embed, self.grid = embed, grid
+        self.pos_embed = (
+            None if grid is None else nn.Parameter(torch.zeros(1, math.prod(grid), dim))
+        )
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token else None
         self.blocks = nn.ModuleList(blocks)
 
@@ -294,7 +298,7 @@ class Stage(nn.Module):
         height, width = cells.shape[1:3]
         tokens = rearrange(cells, "b h w d -> b (h w) d")
         if self.pos_embed is not None:
-            tokens = tokens + resize_positions(self.pos_embed, (height, width))
+            tokens = tokens + resize_positions(self.pos_embed, (height, width), grid=self.grid)
         if self.class_token is not None:
             tokens = torch.cat([self.class_token.expand(x.shape[0], -1, -1), tokens], 1)
         return tokens, height
@@ -316,7 +320,7 @@ class CvT(Backbone):
     Args:
         bands: channels of the input.
         num_classes: classes.
-        image_size: side of the image in pixels; decides the first stride where ``strides`` are not given.
+        image_size: side of the image in pixels, or height and width; decides the first stride where ``strides`` are not given.
         dims: token width per stage.
         depths: blocks per stage.
         heads: attention heads per stage.
@@ -346,7 +350,7 @@ class CvT(Backbone):
         self,
         bands: int,
         num_classes: int,
-        image_size: int = 224,
+        image_size: ImageSize = 224,
         *,
         dims: Sizes = (64, 192, 384),
         depths: Depths = (1, 2, 10),
@@ -396,15 +400,17 @@ class CvT(Backbone):
             ratios,
             projections,
         )
-        _check(lists, act, image_size)
+        _check(lists, act, self.size)
         self.least_size = _least_size(kernels, strides, paddings)
-        self.check_size(image_size, image_size)
+        self.check_size(*self.size)
         self.num_features, self.class_token = dims[-1], bool(tokens[-1])
         self.feature_info = []
         self.stages = nn.ModuleList()
-        inputs, side, stride = bands, image_size, 1
+        inputs, (height, width), stride = bands, self.size, 1
         for i, dim in enumerate(dims):
-            side = (side + 2 * paddings[i] - kernels[i]) // strides[i] + 1
+            height, width = (
+                (side + 2 * paddings[i] - kernels[i]) // strides[i] + 1 for side in (height, width)
+            )
             stride *= strides[i]
             blocks = [
                 Block(
@@ -417,7 +423,7 @@ class CvT(Backbone):
                 for rate in linear_rates(rates[i], depths[i])
             ]
             embed = ConvEmbed(inputs, dim, kernels[i], strides[i], paddings[i])
-            grid = side if positions else None
+            grid = (height, width) if positions else None
             self.stages.append(Stage(embed, blocks, dim, bool(tokens[i]), grid))
             self.feature_info.append(FeatureInfo(dim, stride))
             inputs = dim
@@ -482,7 +488,7 @@ def _per_stage(value: Any, count: int, last: bool = False) -> list[Any]:
     return [type(value)()] * (count - 1) + [value] if last else [value] * count
 
 
-def _check(lists: Sequence[Sequence[Any]], act: str, image_size: int) -> None:
+def _check(lists: Sequence[Sequence[Any]], act: str, size: tuple[int, int]) -> None:
     dims, _, heads, *_, projections = lists
     if len({len(given) for given in lists}) > 1:
         raise ModelError(
@@ -507,23 +513,28 @@ def _check(lists: Sequence[Sequence[Any]], act: str, image_size: int) -> None:
             )
     if act not in ACTIVATIONS:
         raise ModelError(f"cvt has no activation '{act}'.", f"Choose one of {list(ACTIVATIONS)}.")
-    if image_size < 4:
+    if min(size) < 4:
         raise ModelError(
-            f"cvt needs images of at least 4 x 4 pixels, not {image_size}.", "Give a larger patch."
+            f"cvt needs images of at least 4 x 4 pixels, not {size[0]} x {size[1]}.",
+            "Give a larger patch.",
         )
 
 
 build = CvT
 
 
-def resize(state_dict: Mapping[str, Tensor], model: CvT) -> dict[str, Tensor]:
+def resize(
+    state_dict: Mapping[str, Tensor], model: CvT, source: CvT | None = None
+) -> dict[str, Tensor]:
     """Resample learned positions, where there are any, to the maps of ``model``."""
-    own = model.state_dict()
     resized = dict(state_dict)
-    for key in resized:
-        if key.endswith("pos_embed") and key in own:
-            side = round(own[key].shape[1] ** 0.5)
-            resized[key] = resize_positions(resized[key], (side, side))
+    for number, stage in enumerate(model.stages):
+        key = f"stages.{number}.pos_embed"
+        assert isinstance(stage, Stage)
+        if key in resized and stage.grid is not None:
+            before = None if source is None else source.get_submodule(f"stages.{number}")
+            grid = before.grid if isinstance(before, Stage) else None
+            resized[key] = resize_positions(resized[key], stage.grid, grid=grid)
     return resized
 
 

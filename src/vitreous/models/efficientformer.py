@@ -14,7 +14,16 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitreous.catalog.arguments import Amount, Count, Depths, Positive, Share, Size, Sizes
+from vitreous.catalog.arguments import (
+    Amount,
+    Count,
+    Depths,
+    ImageSize,
+    Positive,
+    Share,
+    Size,
+    Sizes,
+)
 from vitreous.catalog.card import Card
 from vitreous.errors import CheckpointError, ModelError
 from vitreous.layers import backbone
@@ -23,9 +32,9 @@ from vitreous.layers.attention import AttentionCore
 from vitreous.layers.backbone import Backbone, FeatureInfo, init_linear, linear_rates
 from vitreous.layers.drop import DropPath
 from vitreous.layers.mlp import Mlp
-from vitreous.layers.reference import refuse_eps, refuse_others, rename_keys, substitute
+from vitreous.layers.reference import pair, refuse_eps, refuse_others, rename_keys, substitute
 from vitreous.layers.scale import LayerScale
-from vitreous.layers.windows import DistanceBias
+from vitreous.layers.windows import DistanceBias, resize_biases
 
 CARD = Card(
     slug="efficientformer",
@@ -110,7 +119,7 @@ CARD = Card(
         "deployment.",
         "Usage: LayerScale starts at 1e-5 (layer_scale).",
         "Image size: Attention biases are learned per head and offset, for the last feature map "
-        "at image_size. On larger images, offsets beyond the largest known one share its bias; "
+        "at image_size, rows and columns apart. On larger images, offsets beyond the largest known one share its bias; "
         "the reference only accepts 224 pixels.",
         "Image size: Strided 3 x 3 convolutions pad by one, so sizes are rounded up. Below 128 "
         "pixels the second, then also the first convolution of the stem loses its stride "
@@ -200,10 +209,12 @@ class Attention(nn.Module):
         heads: number of heads.
         key_dim: width of a head's queries and keys.
         value_dim: width of a head's values.
-        grid: distances that the bias tells apart, each way.
+        grid: distances that the bias tells apart, each way, or down and across.
     """
 
-    def __init__(self, dim: int, heads: int, key_dim: int, value_dim: int, grid: int) -> None:
+    def __init__(
+        self, dim: int, heads: int, key_dim: int, value_dim: int, grid: int | tuple[int, int]
+    ) -> None:
         super().__init__()
         self.heads, self.widths = heads, [key_dim, key_dim, value_dim]
         self.qkv = nn.Linear(dim, heads * sum(self.widths))
@@ -264,7 +275,7 @@ class EfficientFormer(Backbone):
     Args:
         bands: channels of the input.
         num_classes: classes.
-        image_size: side of the image in pixels; it decides how many distances the attention tells apart. Other sizes
+        image_size: side of the image in pixels, or height and width; it decides how many distances the attention tells apart. Other sizes
             are accepted too; sizes that do not divide are padded, so each map's side is rounded up.
         dims: channels of each of the four stages.
         depths: blocks of each stage.
@@ -292,7 +303,7 @@ class EfficientFormer(Backbone):
         self,
         bands: int,
         num_classes: int,
-        image_size: int = 224,
+        image_size: ImageSize = 224,
         *,
         dims: Sizes = (48, 96, 224, 448),
         depths: Depths = (3, 2, 6, 4),
@@ -312,7 +323,8 @@ class EfficientFormer(Backbone):
         _check(dims, depths, attention_blocks, pool_size, stride)
         self.num_features = dims[-1]
         self.feature_info = [FeatureInfo(dim, stride * 2**k) for k, dim in enumerate(dims)]
-        self.grid = -(-image_size // (8 * stride))
+        height, width = self.size
+        self.grid = (-(-height // (8 * stride)), -(-width // (8 * stride)))
         self.patch_embed = nn.Sequential(
             *_down(bands, dims[0] // 2, 2 if stride > 1 else 1),
             nn.ReLU(),
@@ -524,19 +536,15 @@ def read_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"distilled": "distillation_head.weight" in weights}
 
 
-def resize(state_dict: Mapping[str, Tensor], model: EfficientFormer) -> dict[str, Tensor]:
+def resize(
+    state_dict: Mapping[str, Tensor], model: EfficientFormer, source: EfficientFormer | None = None
+) -> dict[str, Tensor]:
     """Give the biases by distance the model's distances: dropped where too many, the last repeated where too few.
 
     Distances count cells, whose size in pixels stays; so nothing changes on images of the size that the weights were
     learned on.
     """
-    resized = dict(state_dict)
-    for key, table in state_dict.items():
-        side = math.isqrt(table.shape[0]) if key.endswith("bias.table") and table.ndim == 2 else 0
-        if side and side**2 == table.shape[0]:
-            at = torch.arange(model.grid, device=table.device).clamp(max=side - 1)
-            resized[key] = table[(at[:, None] * side + at).flatten()]
-    return resized
+    return resize_biases(state_dict, model, source)
 
 
 # Values of arguments of the authors or of timm that change nothing, or that ours has.
@@ -554,8 +562,9 @@ _OFFERED: dict[str, tuple[Any, ...]] = {
 def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) -> EfficientFormer:
     """Build the model from the arguments of the authors' or timm's EfficientFormer and load their weights.
 
-    Their attention has its shape written in its code, so it is read from the weights; the image's size follows. timm
-    calls ``depths`` and ``num_vit`` what the authors call ``layers`` and ``vit_num``, and always has both heads.
+    Their attention has its shape written in its code, so it is read from the weights; the image's size follows. Of maps
+    that are not square, the number of biases does not tell rows from columns: give ``resolution``, as their attention
+    is given, or ``img_size``. timm calls ``depths`` and ``num_vit`` what the authors call ``layers`` and ``vit_num``, and always has both heads.
 
     Raises:
         ModelError: an argument that no published variant has and that we do not offer.
@@ -563,14 +572,14 @@ def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) 
     """
     refuse_others("efficientformer", kwargs, _OFFERED)
     refuse_eps("efficientformer", kwargs, 1e-5)
-    attention = _attention_shape(state_dict)
-    grid = attention.pop("grid")
+    attention = _attention_shape(state_dict, kwargs)
+    rows, columns = attention.pop("grid")
     stem = "stem.conv1.weight" if "stem.conv1.weight" in state_dict else "patch_embed.0.weight"
     scaled = kwargs.get("use_layer_scale", True)
     model = EfficientFormer(
         bands=state_dict[stem].shape[1],
         num_classes=kwargs.get("num_classes", 1000),
-        image_size=32 * grid,
+        image_size=(32 * rows, 32 * columns),
         dims=kwargs.get("embed_dims", (48, 96, 224, 448)),
         depths=kwargs.get("depths", kwargs.get("layers", (3, 2, 6, 4))),
         attention_blocks=kwargs.get("num_vit", kwargs.get("vit_num", 0)),
@@ -586,17 +595,28 @@ def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) 
     return model
 
 
-def _attention_shape(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+def _stated_grid(kwargs: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the rows and columns of the last map that arguments tell, of published images where they tell none."""
+    if "resolution" in kwargs:
+        return pair(kwargs["resolution"])
+    height, width = pair(kwargs.get("img_size", 224))
+    return -(-height // 32), -(-width // 32)
+
+
+def _attention_shape(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return heads, widths and distances of the attention from its weights."""
+    stated = _stated_grid(kwargs)
     prefix = next((k.removesuffix("qkv.weight") for k in state_dict if "mixer.qkv.w" in k), None)
     if prefix is None:
-        return {"grid": 7}
+        return {"grid": stated}
     biases = state_dict[f"{prefix}attention_biases"]
-    grid = math.isqrt(biases.shape[-1]) if biases.ndim == 2 else 0
-    if not grid or grid**2 != biases.shape[-1] or not biases.shape[0]:
+    cells = biases.shape[-1] if biases.ndim == 2 else 0
+    grid = stated if math.prod(stated) == cells else (math.isqrt(cells), math.isqrt(cells))
+    if not cells or math.prod(grid) != cells or not biases.shape[0]:
         raise CheckpointError(
-            f"{prefix}attention_biases has the shape {tuple(biases.shape)}, expected (heads, cells ** 2).",
-            "The file is damaged or belongs to another model.",
+            f"{prefix}attention_biases has the shape {tuple(biases.shape)}, expected (heads, rows * columns) of a "
+            f"square map or of {stated[0]} x {stated[1]} cells.",
+            "The file is damaged or belongs to another model; of oblong maps, give resolution=(rows, columns).",
         )
     heads = biases.shape[0]
     value = state_dict[f"{prefix}proj.weight"].shape[1] // heads

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -13,7 +12,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitreous.catalog.arguments import Depths, Positive, Share, Size, Sizes
+from vitreous.catalog.arguments import Depths, ImageSize, Positive, Share, Size, Sizes
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.attention import AttentionCore
@@ -22,7 +21,14 @@ from vitreous.layers.convnorm import ConvNorm
 from vitreous.layers.drop import DropPath
 from vitreous.layers.pooling import TIMM_POOLS, check_pool, pool_cells
 from vitreous.layers.reference import pair, refuse_others, rename_keys, substitute
-from vitreous.layers.windows import DistanceBias, padding_bias, partition, reverse
+from vitreous.layers.sizes import as_size
+from vitreous.layers.windows import (
+    DistanceBias,
+    padding_bias,
+    partition,
+    resize_biases,
+    reverse,
+)
 
 CARD = Card(
     slug="efficientvit",
@@ -165,12 +171,17 @@ class CascadedGroupAttention(nn.Module):
         dim: channels, divided among the heads.
         heads: number of heads.
         key_dim: width of queries and keys; values are as wide as a head's slice.
-        window: side of the largest map it is given.
+        window: rows and columns of the largest map it is given.
         kernels: of the depth-wise convolution of the queries, per head.
     """
 
     def __init__(
-        self, dim: int, heads: int, key_dim: int, window: int, kernels: Sequence[int]
+        self,
+        dim: int,
+        heads: int,
+        key_dim: int,
+        window: int | tuple[int, int],
+        kernels: Sequence[int],
     ) -> None:
         super().__init__()
         self.widths = (key_dim, key_dim, dim // heads)
@@ -215,14 +226,16 @@ class WindowAttention(nn.Module):
 
     Args:
         attn: the attention.
-        window: side of a window.
+        window: side of a window, or its rows and columns.
         mask_padding: hide cells that complete windows at the lower and right edge.
     """
 
-    def __init__(self, attn: CascadedGroupAttention, window: int, mask_padding: bool) -> None:
+    def __init__(
+        self, attn: CascadedGroupAttention, window: int | tuple[int, int], mask_padding: bool
+    ) -> None:
         super().__init__()
         self.attn, self.mask_padding = attn, mask_padding
-        self.window = (window, window)
+        self.window = as_size(window)
 
     def forward(self, x: Float[Tensor, "batch dim h w"]) -> Float[Tensor, "batch dim h w"]:
         """Mix the cells of each window."""
@@ -316,8 +329,8 @@ class EfficientViT(Backbone):
     Args:
         bands: channels of the input.
         num_classes: classes.
-        image_size: side of the image in pixels; decides the stem's stride, and windows are no larger than the map of
-            such an image.
+        image_size: side of the image in pixels, or height and width; decides the stem's stride, and windows are no
+            longer than the map of such an image along either axis.
         dims: channels per stage, at least 8.
         depths: blocks per stage.
         heads: attention heads per stage.
@@ -346,7 +359,7 @@ class EfficientViT(Backbone):
         self,
         bands: int,
         num_classes: int,
-        image_size: int = 224,
+        image_size: ImageSize = 224,
         *,
         dims: Sizes = (64, 128, 192),
         depths: Depths = (1, 2, 3),
@@ -375,11 +388,11 @@ class EfficientViT(Backbone):
         rates = iter(linear_rates(drop_path, sum(depths)))
         self.stages = nn.ModuleList()
         for i, dim in enumerate(dims):
-            side = min(windows[i], -(-image_size // (stride * 2**i)))
+            rows, columns = (min(windows[i], -(-n // (stride * 2**i))) for n in self.size)
             stage: list[nn.Module] = [] if i == 0 else [Downsample(dims[i - 1], dim, mlp_ratio)]
             for _ in range(depths[i]):
-                attn = CascadedGroupAttention(dim, heads[i], key_dims[i], side, kernels)
-                mixer = WindowAttention(attn, side, mask_padding)
+                attn = CascadedGroupAttention(dim, heads[i], key_dims[i], (rows, columns), kernels)
+                mixer = WindowAttention(attn, (rows, columns), mask_padding)
                 stage.append(Block(dim, int(dim * mlp_ratio), mixer, next(rates)))
             self.stages.append(nn.ModuleList(stage))
         self.head = self.make_head(num_classes)
@@ -460,17 +473,11 @@ def _check(lists: Sequence[Sequence[int]], kernels: Sequence[int], stride: int) 
 build = EfficientViT
 
 
-def resize(state_dict: Mapping[str, Tensor], model: EfficientViT) -> dict[str, Tensor]:
+def resize(
+    state_dict: Mapping[str, Tensor], model: EfficientViT, source: EfficientViT | None = None
+) -> dict[str, Tensor]:
     """Give the biases the windows of ``model``: a smaller window keeps the nearer offsets, a larger one repeats the farthest."""
-    own = model.state_dict()
-    resized = dict(state_dict)
-    for key, table in state_dict.items():
-        if key.endswith("position.table") and key in own and own[key].shape != table.shape:
-            old, new = math.isqrt(len(table)), math.isqrt(len(own[key]))
-            image = rearrange(table, "(h w) n -> 1 n h w", h=old)
-            image = F.pad(image, (0, max(new - old, 0)) * 2, mode="replicate")[..., :new, :new]
-            resized[key] = rearrange(image, "1 n h w -> (h w) n")
-    return resized
+    return resize_biases(state_dict, model, source)
 
 
 AS_PUBLISHED = {"mask_padding": False}  # how weights in these layouts were trained
@@ -556,14 +563,14 @@ def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) 
         ModelError: an argument that we do not offer.
     """
     refuse_others("efficientvit", kwargs, _OFFERED)
-    side = min(pair(kwargs.get("img_size", 224)))
+    image = pair(kwargs.get("img_size", 224))
     windows = kwargs.get("window_size", (7, 7, 7))
-    # Their windows are no larger than a map whose side is rounded down, where the stem rounds up.
-    cells = [-(-(side // 16) // 2**stage) for stage in range(len(windows))]
+    # Their windows are square and no longer than a map's shorter side, which is rounded down where the stem rounds up.
+    cells = [-(-(min(image) // 16) // 2**stage) for stage in range(len(windows))]
     model = EfficientViT(
         bands=kwargs.get("in_chans", 3),
         num_classes=kwargs.get("num_classes", 1000),
-        image_size=side,
+        image_size=image,
         dims=kwargs.get("embed_dim", (64, 128, 192)),
         depths=kwargs.get("depth", (1, 2, 3)),
         heads=kwargs.get("num_heads", (4, 4, 4)),

@@ -12,7 +12,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitreous.catalog.arguments import Amount, Depths, Positive, Share, Size, Sizes
+from vitreous.catalog.arguments import Amount, Depths, ImageSize, Positive, Share, Size, Sizes
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.adapter import AdapterSeam
@@ -323,7 +323,7 @@ class LolaSpecViT(Backbone):
     Args:
         bands: channels of the input; any number, the weights do not depend on it.
         num_classes: classes.
-        image_size: side of the patch.
+        image_size: side of the patch, or its height and width.
         dim: width of the first level; doubles with each level.
         depths: blocks per level.
         heads: heads per level.
@@ -353,7 +353,7 @@ class LolaSpecViT(Backbone):
         self,
         bands: int = 15,
         num_classes: int = 9,
-        image_size: int = 15,
+        image_size: ImageSize = 15,
         *,
         dim: Size = 96,
         depths: Depths = (3, 4, 19),
@@ -373,7 +373,7 @@ class LolaSpecViT(Backbone):
         init_std: Positive = 0.02,
     ) -> None:
         super().__init__(bands, num_classes, image_size)
-        _check(dim, depths, heads, windows, stem_channels, image_size)
+        _check(dim, depths, heads, windows, stem_channels, self.size)
         linear = partial(
             LoRALinear, rank=rank, alpha=alpha, gate=gate, residual=residual, zero_init=zero_init
         )
@@ -384,7 +384,8 @@ class LolaSpecViT(Backbone):
         self.patch_embed = nn.Sequential(
             nn.Conv2d(dim, dim, 4, stride=2, padding=1), nn.BatchNorm2d(dim), nn.SiLU()
         )
-        self.pos_embed = nn.Parameter(torch.empty(1, image_size // 2, image_size // 2, dim))
+        height, width = self.size
+        self.pos_embed = nn.Parameter(torch.empty(1, height // 2, width // 2, dim))
         self.pos_drop = nn.Dropout(drop)
         rates = linear_rates(drop_path, sum(depths))
         self.levels = nn.ModuleList()
@@ -432,7 +433,7 @@ class LolaSpecViT(Backbone):
         return self.band_dropout(self.spectral(x[:, None])).mean(2)
 
     def patch_features(
-        self, stem: Float[Tensor, "batch dim size size"]
+        self, stem: Float[Tensor, "batch dim height width"]
     ) -> Float[Tensor, "batch h w features"]:
         """Return the last level's normalised tokens from patches of the stem's output."""
         x = self._embed(stem)
@@ -442,7 +443,7 @@ class LolaSpecViT(Backbone):
         return self.norm(x)
 
     def forward_features(
-        self, x: Float[Tensor, "batch bands size size"]
+        self, x: Float[Tensor, "batch bands height width"]
     ) -> Float[Tensor, "batch h w features"]:
         """Return the last level's normalised tokens."""
         return self.patch_features(self.stem(x))
@@ -454,13 +455,13 @@ class LolaSpecViT(Backbone):
         return self.head(features.mean((1, 2)))
 
     def forward_patches(
-        self, stem: Float[Tensor, "batch dim size size"]
+        self, stem: Float[Tensor, "batch dim height width"]
     ) -> Float[Tensor, "batch classes"]:
         """Classify patches of the stem's output."""
         return self.forward_head(self.patch_features(stem))
 
     def level_maps(
-        self, x: Float[Tensor, "batch bands size size"]
+        self, x: Float[Tensor, "batch bands height width"]
     ) -> list[Float[Tensor, "batch channels h w"]]:
         """Return the map of each level, before it is reduced; the last one normalised."""
         x = self._embed(self.stem(x))
@@ -472,7 +473,9 @@ class LolaSpecViT(Backbone):
                 x = self.run(block, x)
         return [m.permute(0, 3, 1, 2) for m in (*maps, self.norm(x))]
 
-    def _embed(self, stem: Float[Tensor, "batch dim size size"]) -> Float[Tensor, "batch h w dim"]:
+    def _embed(
+        self, stem: Float[Tensor, "batch dim height width"]
+    ) -> Float[Tensor, "batch h w dim"]:
         x = self.patch_embed(self.spectral_attention(stem)).permute(0, 2, 3, 1)
         return self.pos_drop(x + self.pos_embed)
 
@@ -490,7 +493,7 @@ def _check(
     heads: Sequence[int],
     windows: Sequence[int],
     stem_channels: Sequence[int],
-    image_size: int,
+    size: tuple[int, int],
 ) -> None:
     if len(stem_channels) != 2:
         raise ModelError(
@@ -507,9 +510,9 @@ def _check(
             raise ModelError(
                 f"Level {level} of lola_specvit has width {dim * 2**level}, not divisible by {count} heads."
             )
-    if image_size < 4:
+    if min(size) < 4:
         raise ModelError(
-            f"lola_specvit needs patches of at least 4 x 4 pixels, not {image_size}.",
+            f"lola_specvit needs patches of at least 4 x 4 pixels, not {size[0]} x {size[1]}.",
             "Give larger patches.",
         )
 
@@ -548,12 +551,17 @@ def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) 
     return model
 
 
-def resize(state_dict: Mapping[str, Tensor], model: LolaSpecViT) -> dict[str, Tensor]:
+def resize(
+    state_dict: Mapping[str, Tensor], model: LolaSpecViT, source: LolaSpecViT | None = None
+) -> dict[str, Tensor]:
     """Resample the positions to the patch size of ``model``."""
     resized = dict(state_dict)
     if "pos_embed" in resized:
+        _, *given, _ = resized["pos_embed"].shape
         size = (model.pos_embed.shape[1], model.pos_embed.shape[2])
-        tokens = resize_positions(resized["pos_embed"].flatten(1, 2), size)
+        tokens = resize_positions(
+            resized["pos_embed"].flatten(1, 2), size, grid=(given[0], given[1])
+        )
         resized["pos_embed"] = tokens.unflatten(1, size)
     return resized
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,16 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitreous.catalog.arguments import Count, Depths, Positive, Positives, Share, Size, Sizes
+from vitreous.catalog.arguments import (
+    Count,
+    Depths,
+    ImageSize,
+    Positive,
+    Positives,
+    Share,
+    Size,
+    Sizes,
+)
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.adapter import AdapterSeam
@@ -22,7 +32,9 @@ from vitreous.layers.backbone import Backbone, FeatureInfo, init_linear, linear_
 from vitreous.layers.drop import DropPath
 from vitreous.layers.mlp import Mlp
 from vitreous.layers.positions import resize_positions
-from vitreous.layers.reference import join, rename_keys, substitute
+from vitreous.layers.reference import join, pair, rename_keys, substitute
+from vitreous.layers.sizes import as_size, whole_cells
+from vitreous.layers.transformer import Attention, Grid
 
 CARD = Card(
     slug="spectformer",
@@ -190,25 +202,29 @@ CARD = Card(
 
 
 def resize_filter(
-    weight: Float[Tensor, "rows half_columns dim 2"], size: tuple[int, int]
+    weight: Float[Tensor, "rows half_columns dim 2"],
+    size: tuple[int, int],
+    grid: tuple[int, int] | None = None,
 ) -> Float[Tensor, "new_rows new_half_columns dim 2"]:
-    """Carry the filter of a square grid to another grid: pad or crop its kernel around the origin.
+    """Carry the filter of a grid to another grid: pad or crop its kernel around the origin.
 
     The response to a kernel smaller than both grids is the same on both, up to their edges.
 
     Args:
         weight: real and imaginary parts of the filter.
         size: rows and columns wanted.
+        grid: rows and columns of the filter's grid; a square's where not given. Half a spectrum does not tell an even
+            number of columns from an odd one.
     """
-    side = weight.shape[0]
-    if (side, side) == size:
+    grid = grid or (weight.shape[0], weight.shape[0])
+    if grid == size:
         return weight
-    kernel = torch.fft.irfft2(torch.view_as_complex(weight), s=(side, side), dim=(0, 1))
+    kernel = torch.fft.irfft2(torch.view_as_complex(weight), s=grid, dim=(0, 1))
     kernel = torch.fft.fftshift(kernel, dim=(0, 1))
     edges = []  # the origin of a shifted kernel is at side // 2
-    for new in reversed(size):
-        before = new // 2 - side // 2
-        edges += [before, new - side - before]
+    for new, old in zip(reversed(size), reversed(grid), strict=True):
+        before = new // 2 - old // 2
+        edges += [before, new - old - before]
     kernel = torch.fft.ifftshift(F.pad(kernel, (0, 0, *edges)), dim=(0, 1))
     return torch.view_as_real(torch.fft.rfft2(kernel, dim=(0, 1)))
 
@@ -218,46 +234,38 @@ class SpectralGate(nn.Module):
 
     Args:
         dim: channels.
-        grid: side of the map in cells.
+        grid: rows and columns of the map, or its side.
     """
 
     fan_in = 2  # a part of a product of complex numbers is a sum of two products
 
-    def __init__(self, dim: int, grid: int) -> None:
+    def __init__(self, dim: int, grid: ImageSize) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(grid, grid // 2 + 1, dim, 2) * 0.02)
+        self.grid = as_size(grid)
+        rows, columns = self.grid
+        self.weight = nn.Parameter(torch.randn(rows, columns // 2 + 1, dim, 2) * 0.02)
 
     def forward(self, x: Float[Tensor, "batch h w dim"]) -> Float[Tensor, "batch h w dim"]:
         """Filter; in float32, because a Fourier transform has no other."""
         size = (x.shape[1], x.shape[2])
-        gate = torch.view_as_complex(resize_filter(self.weight.float(), size))
+        gate = torch.view_as_complex(resize_filter(self.weight.float(), size, self.grid))
         spectrum = torch.fft.rfft2(x.float(), dim=(1, 2), norm="ortho")
         # The size, because half a spectrum does not tell odd widths from even ones.
         return torch.fft.irfft2(spectrum * gate, s=size, dim=(1, 2), norm="ortho").to(x.dtype)
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention among all cells of a map.
+class MapAttention(Attention):
+    """Multi-head self-attention among all cells of a map."""
 
-    Args:
-        dim: channels.
-        heads: number of heads.
-    """
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.core = AttentionCore()
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x: Float[Tensor, "batch h w dim"]) -> Float[Tensor, "batch h w dim"]:
+    def forward(
+        self,
+        x: Float[Tensor, "batch h w dim"],
+        turn: Tensor | None = None,
+        grid: Grid | None = None,
+    ) -> Float[Tensor, "batch h w dim"]:
         """Attend."""
-        query, key, value = rearrange(
-            self.qkv(x), "b h w (c g d) -> c b g (h w) d", c=3, g=self.heads
-        ).unbind(0)
-        mixed = self.core(query, key, value)
-        return self.proj(rearrange(mixed, "b g (h w) d -> b h w (g d)", h=x.shape[1]))
+        size = (x.shape[1], x.shape[2])
+        return super().forward(x.flatten(1, 2), turn, size).unflatten(1, size)
 
 
 class ConvMlp(nn.Module):
@@ -325,13 +333,14 @@ class PatchEmbed(nn.Module):
         bands: channels of the image.
         dim: channels of the map.
         side: of a patch in pixels.
-        grid: side of the map in cells.
+        grid: rows and columns of the map.
     """
 
-    def __init__(self, bands: int, dim: int, side: int, grid: int) -> None:
+    def __init__(self, bands: int, dim: int, side: int, grid: tuple[int, int]) -> None:
         super().__init__()
         self.pixels = nn.Conv2d(bands, dim, side, side)
-        self.positions = nn.Parameter(torch.zeros(1, grid**2, dim))
+        self.grid = grid
+        self.positions = nn.Parameter(torch.zeros(1, math.prod(grid), dim))
         nn.init.trunc_normal_(self.positions, std=0.02)
 
     def forward(
@@ -340,7 +349,8 @@ class PatchEmbed(nn.Module):
         """Return the map."""
         patches = self.pixels(x).permute(0, 2, 3, 1)
         size = (patches.shape[1], patches.shape[2])
-        return patches + resize_positions(self.positions, size).unflatten(1, size)
+        places = resize_positions(self.positions, size, grid=self.grid)
+        return patches + places.unflatten(1, size)
 
 
 class Stem(nn.Module):
@@ -410,18 +420,22 @@ class ClassBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.adapter = AdapterSeam(dim)
 
-    def attend(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch 1 dim"]:
-        """Return what the first token gathers."""
+    def attend(
+        self, tokens: Float[Tensor, "batch tokens dim"], grid: Grid | None = None
+    ) -> Float[Tensor, "batch 1 dim"]:
+        """Return what the first token gathers; ``grid`` are rows and columns of the others."""
         query = rearrange(self.q(tokens[:, :1]), "b n (g d) -> b g n d", g=self.heads)
         key, value = rearrange(
             self.kv(tokens), "b n (c g d) -> c b g n d", c=2, g=self.heads
         ).unbind(0)
-        return self.proj(rearrange(self.core(query, key, value), "b g n d -> b n (g d)"))
+        mixed = self.core(query, key, value, grid=grid)
+        return self.proj(rearrange(mixed, "b g n d -> b n (g d)"))
 
-    def forward(self, cells: Float[Tensor, "batch cells dim"]) -> Float[Tensor, "batch tokens dim"]:
+    def forward(self, x: Float[Tensor, "batch h w dim"]) -> Float[Tensor, "batch tokens dim"]:
         """Return the class token followed by the unchanged cells."""
+        grid, cells = (x.shape[1], x.shape[2]), x.flatten(1, 2)
         token = cells.mean(1, keepdim=True)
-        token = token + self.attend(self.norm1(torch.cat([token, cells], 1)))
+        token = token + self.attend(self.norm1(torch.cat([token, cells], 1)), grid)
         token = token + self.adapter(token, self.mlp(self.norm2(token)))
         return torch.cat([token, cells], 1)
 
@@ -432,7 +446,7 @@ class SpectFormer(Backbone):
     Args:
         bands: channels of the input.
         num_classes: classes.
-        image_size: side of the image in pixels.
+        image_size: side of the image in pixels, or its height and width.
         dims: channels of each stage; one stage is the plain family, several are the H family.
         depths: blocks of each stage.
         heads: attention heads of each stage.
@@ -462,7 +476,7 @@ class SpectFormer(Backbone):
         self,
         bands: int,
         num_classes: int,
-        image_size: int = 224,
+        image_size: ImageSize = 224,
         *,
         dims: Sizes = (384,),
         depths: Depths = (12,),
@@ -482,8 +496,8 @@ class SpectFormer(Backbone):
         self.pyramid, self.num_features = len(dims) > 1, dims[-1]
         self.stride = _first_stride(image_size, token_size, stem_stride, len(dims))
         self.least_size = 1 if self.pyramid else self.stride
-        self.check_size(image_size, image_size)
-        grids = _grids(image_size, self.stride, len(dims))
+        self.check_size(*self.size)
+        grids = _grids(self.size, self.stride, len(dims))
         first = (
             Stem(bands, stem_dim, dims[0], self.stride)
             if self.pyramid
@@ -554,8 +568,10 @@ class SpectFormer(Backbone):
         self, x: Float[Tensor, "batch bands height width"]
     ) -> Float[Tensor, "batch tokens dim"]:
         """Return the last block's cells, normalised; in the H family after the class token."""
-        cells = self._trunk(x)[0].flatten(1, 2)
-        return self.norms[-1](cells if self.class_block is None else self.class_block(cells))
+        cells = self._trunk(x)[0]
+        if self.class_block is None:
+            return self.norms[-1](cells.flatten(1, 2))
+        return self.norms[-1](self.class_block(cells))
 
     def forward_head(
         self, features: Float[Tensor, "batch tokens dim"]
@@ -582,16 +598,18 @@ def _block(
     dim: int,
     heads: int,
     mlp_ratio: float,
-    grid: int,
+    grid: tuple[int, int],
     eps: float,
 ) -> Block:
-    mixer = SpectralGate(dim, grid) if spectral else Attention(dim, heads)
+    mixer = SpectralGate(dim, grid) if spectral else MapAttention(dim, heads)
     mlp = (ConvMlp if pyramid else Mlp)(dim, int(dim * mlp_ratio))
     kind = OneBranchBlock if spectral and not pyramid else Block
     return kind(dim, mixer, mlp, drop_path, eps)
 
 
-def _first_stride(image_size: int, token_size: int | None, stem: int | None, stages: int) -> int:
+def _first_stride(
+    image_size: ImageSize, token_size: int | None, stem: int | None, stages: int
+) -> int:
     if stages == 1:
         return token_size or stem_stride(image_size, 16, cells=7)
     stride = stem or stem_stride(image_size, 4, later=2 ** (stages - 1))
@@ -600,11 +618,12 @@ def _first_stride(image_size: int, token_size: int | None, stem: int | None, sta
     return stride
 
 
-def _grids(image_size: int, stride: int, stages: int) -> list[int]:
-    """Return the side of each stage's map: patches leave the rest out, strided convolutions round up."""
+def _grids(size: tuple[int, int], stride: int, stages: int) -> list[tuple[int, int]]:
+    """Return rows and columns of each stage's map: patches leave the rest out, strided convolutions round up."""
     if stages == 1:
-        return [image_size // stride]
-    return [-(-image_size // (stride * 2**stage)) for stage in range(stages)]
+        return [whole_cells(size, stride)]
+    strides = [stride * 2**stage for stage in range(stages)]
+    return [(-(-size[0] // step), -(-size[1] // step)) for step in strides]
 
 
 def _check(
@@ -676,17 +695,21 @@ def _our_name(key: str) -> str:
     return key.replace(".dwconv.dwconv.", ".dwconv.")
 
 
-def resize(state_dict: Mapping[str, Tensor], model: SpectFormer) -> dict[str, Tensor]:
-    """Carry filters and positions to the grids of ``model``."""
+def resize(
+    state_dict: Mapping[str, Tensor], model: SpectFormer, source: SpectFormer | None = None
+) -> dict[str, Tensor]:
+    """Carry filters and positions to the grids of ``model``; of weights of unknown grids, to those of a square."""
     resized = dict(state_dict)
-    for name, own in model.named_parameters():
-        if name not in resized or resized[name].shape == own.shape:
-            continue
-        if name.endswith("positions"):
-            side = round(own.shape[1] ** 0.5)
-            resized[name] = resize_positions(resized[name], (side, side))
-        elif name.endswith("mixer.weight"):
-            resized[name] = resize_filter(resized[name], (own.shape[0], own.shape[0]))
+    for name, part in model.named_modules():
+        old = None if source is None else cast("Any", source.get_submodule(name))
+        if isinstance(part, PatchEmbed) and (key := f"{name}.positions") in resized:
+            given = None if old is None else old.grid
+            resized[key] = resize_positions(resized[key], part.grid, grid=given)
+        elif isinstance(part, SpectralGate) and (key := f"{name}.weight") in resized:
+            if old is None and resized[key].shape == part.weight.shape:
+                continue
+            given = None if old is None else old.grid
+            resized[key] = resize_filter(resized[key], part.grid, given)
     return resized
 
 
@@ -707,7 +730,7 @@ def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) 
 
 def _plain_arguments(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "image_size": kwargs.get("img_size", 224),
+        "image_size": pair(kwargs.get("img_size", 224)),
         "token_size": kwargs.get("patch_size", 16),
         "dims": [kwargs.get("embed_dim", 768)],
         "depths": [kwargs.get("depth", 12)],
@@ -717,9 +740,11 @@ def _plain_arguments(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]
 
 
 def _h_arguments(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    # The authors' class takes no image size: the first filter's grid tells.
+    # The authors' class takes no image size: the first filter's grid tells, of which it has one half of the columns.
+    rows, half = state_dict["block1.0.attn.complex_weight"].shape[:2]
+    columns = rows if rows // 2 + 1 == half else 2 * (half - 1)
     return {
-        "image_size": 4 * state_dict["block1.0.attn.complex_weight"].shape[0],
+        "image_size": (4 * rows, 4 * columns),
         "stem_stride": 4,
         "stem_dim": kwargs.get("stem_hidden_dim", 32),
         "dims": kwargs.get("embed_dims", [64, 128, 320, 448]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -13,7 +14,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from vitreous.catalog.arguments import Depths, Positive, Share, Size, Sizes
+from vitreous.catalog.arguments import Depths, ImageSize, Positive, Share, Size, Sizes
 from vitreous.catalog.card import Card
 from vitreous.catalog.tensors import DERIVED
 from vitreous.errors import ModelError
@@ -32,7 +33,8 @@ from vitreous.layers.reference import (
     rename_keys,
     substitute,
 )
-from vitreous.layers.windows import RelativePositionBias, partition, reverse
+from vitreous.layers.sizes import as_size
+from vitreous.layers.windows import RelativePositionBias, partition, resize_biases, reverse
 
 CARD = Card(
     slug="swin",
@@ -152,7 +154,9 @@ CARD = Card(
         "zero-padded at the bottom and right, as in their detection code, and padded cells are "
         "masked.",
         "Image size: A stage whose map is not larger than a window is a single window without "
-        "shift, as published; for images that are not square this is decided per axis.",
+        "shift, as published. On oblong images this is decided along each axis, as in timm. The "
+        "authors cut a map with one short axis into square windows of that length and shift none; "
+        "from_reference does so for their layout (window and shift take one value per stage).",
         "Checkpoints: Checkpoints of timm load. Where a window does not divide a map, timm "
         "shifts before it pads and lets padded cells take part in attention; mask_padding=False "
         "reproduces that, and from_reference sets it for timm's layout. Its windows may be "
@@ -214,7 +218,7 @@ class Block(nn.Module):
         dim: token width.
         heads: number of heads.
         window: side of a window, or its rows and columns.
-        shifted: move the windows by half their side.
+        shifted: move the windows by half their side; along both axes, or down and across.
         mlp_ratio: hidden width of the feed-forward over the token width.
         drop_path: stochastic depth.
         qkv_bias: see :class:`WindowAttention`.
@@ -227,7 +231,7 @@ class Block(nn.Module):
         dim: int,
         heads: int,
         window: int | tuple[int, int],
-        shifted: bool,
+        shifted: bool | tuple[bool, bool],
         mlp_ratio: float,
         drop_path: float,
         qkv_bias: bool,
@@ -235,7 +239,7 @@ class Block(nn.Module):
         mask_padding: bool = True,
     ) -> None:
         super().__init__()
-        self.window, self.shifted, self.mask_padding = pair(window), shifted, mask_padding
+        self.window, self.shifted, self.mask_padding = as_size(window), shifted, mask_padding
         self.norm1 = nn.LayerNorm(dim)
         self.attn = WindowAttention(dim, heads, self.window, qkv_bias, scale)
         self.norm2 = nn.LayerNorm(dim)
@@ -308,7 +312,7 @@ class Stage(nn.Module):
         self, x: Float[Tensor, "batch height width dim"]
     ) -> Iterator[tuple[Block, Tensor | None]]:
         """Give each block with the mask that it needs for maps like ``x``; equal masks are made once."""
-        made: dict[bool, Tensor | None] = {}
+        made: dict[bool | tuple[bool, bool], Tensor | None] = {}
         for block in self.blocks:
             assert isinstance(block, Block)
             if block.shifted not in made:
@@ -321,27 +325,31 @@ class Stage(nn.Module):
 class SwinTransformer(Backbone):
     """Swin Transformer (arXiv 2103.14030).
 
-    Sides that a stem cell, a merge or a window does not divide are padded with zeros below and on the right; no
+    Sides that a token, a merge or a window does not divide are padded with zeros below and on the right; no
     token attends to padding. Images of other sizes than ``image_size`` work with the windows it was built with.
 
     Args:
         bands: channels of the input.
         num_classes: classes; with 0 the pooled features are returned.
-        image_size: side of the image in pixels (of its longer side where it is not square): decides ``token_size`` and the windows of stages with small maps.
+        image_size: side of the image in pixels, or height and width: decides ``token_size`` and the windows of stages
+            with small maps.
         dim: token width of the first stage; each further stage doubles it.
         depths: blocks of each stage.
         heads: attention heads of each stage.
         window: side of a window in tokens, or for each stage one of its own, a side or rows and columns; a stage with
-            fewer tokens per side is one window.
+            fewer tokens along an axis is not cut along it.
         token_size: side of a token of the first stage in pixels; 4, or on small images what leaves 4 x 4 tokens in
             the last stage.
         mlp_ratio: hidden width of the feed-forward over the token width.
         drop_path: stochastic depth of the last block, growing linearly from 0.
-        shift: move the windows of every second block by half their side (the paper's ablation turns it off).
+        shift: move the windows of every second block by half their side (the paper's ablation turns it off); or for
+            each stage, whether down and whether across.
         absolute_positions: add learned positions to the tokens of the first stage.
         qkv_bias: give the projections to query, key and value a bias.
         scale: factor of the attention scores; (width of a head)^-0.5 where not given.
         stem_norm: normalise the tokens of the first stage.
+        partial_tokens: what is left of an image below and on the right makes tokens too, padded with zeros; False
+            leaves it out, as the authors and timm do.
         mask_padding: no cell attends to cells that padding added; False repeats what timm does, which shifts the
             windows before it pads and lets padding take part.
         pool: how the last map's cells become one vector: ``mean``, ``max``, or ``mean_max``, the mean of both.
@@ -358,7 +366,7 @@ class SwinTransformer(Backbone):
         self,
         bands: int,
         num_classes: int,
-        image_size: int = 224,
+        image_size: ImageSize = 224,
         *,
         dim: Size = 96,
         depths: Depths = (2, 2, 6, 2),
@@ -367,11 +375,12 @@ class SwinTransformer(Backbone):
         token_size: Size | None = None,
         mlp_ratio: Positive = 4.0,
         drop_path: Share = 0.0,
-        shift: bool = True,
+        shift: bool | Sequence[Sequence[bool]] = True,
         absolute_positions: bool = False,
         qkv_bias: bool = True,
         scale: Positive | None = None,
         stem_norm: bool = True,
+        partial_tokens: bool = True,
         mask_padding: bool = True,
         pool: str = "mean",
     ) -> None:
@@ -379,6 +388,7 @@ class SwinTransformer(Backbone):
         stages = len(depths)
         windows = [window] * stages if isinstance(window, int) else list(window)
         sides = [pair(given) for given in windows]
+        shifts = _shifts(shift, stages)
         _check(dim, depths, heads, sides)
         check_pool("swin", pool)
         self.pool = pool
@@ -390,20 +400,24 @@ class SwinTransformer(Backbone):
         ]
         self.patch_embed = nn.Conv2d(bands, dim, self.token_size, stride=self.token_size)
         self.patch_norm = nn.LayerNorm(dim) if stem_norm else nn.Identity()
-        self.grid = -(-image_size // self.token_size)
+        self.partial_tokens = partial_tokens
+        self.least_size = 1 if partial_tokens else self.token_size
+        self.check_size(*self.size)
+        rest = self.token_size - 1 if partial_tokens else 0
+        self.grid = _divided(self.size, self.token_size, rest)
         self.pos_embed = (
-            nn.Parameter(torch.zeros(1, self.grid**2, dim)) if absolute_positions else None
+            nn.Parameter(torch.zeros(1, math.prod(self.grid), dim)) if absolute_positions else None
         )
         rates = iter(linear_rates(drop_path, sum(depths)))
         self.stages = nn.ModuleList()
         for stage, (width, depth) in enumerate(zip(dims, depths, strict=True)):
-            cells = -(-self.grid // 2**stage)
+            rows, columns = _divided(self.grid, 2**stage, 2**stage - 1)
             blocks = [
                 Block(
                     width,
                     heads[stage],
-                    (min(sides[stage][0], cells), min(sides[stage][1], cells)),
-                    shift and number % 2 == 1,
+                    (min(sides[stage][0], rows), min(sides[stage][1], columns)),
+                    shifts[stage] if number % 2 == 1 else False,
                     mlp_ratio,
                     next(rates),
                     qkv_bias,
@@ -420,14 +434,14 @@ class SwinTransformer(Backbone):
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def embed(self, x: Float[Tensor, "batch bands height width"]) -> Float[Tensor, "batch h w dim"]:
-        """Return the tokens of the first stage, one per started cell of ``token_size`` pixels."""
+        """Return the tokens of the first stage."""
         below, right = (-side % self.token_size for side in x.shape[2:])
-        if below or right:
+        if self.partial_tokens and (below or right):
             x = F.pad(x, (0, right, 0, below))
         x = self.patch_norm(rearrange(self.patch_embed(x), "b d h w -> b h w d"))
         if self.pos_embed is None:
             return x
-        table = resize_positions(self.pos_embed, (x.shape[1], x.shape[2]))
+        table = resize_positions(self.pos_embed, (x.shape[1], x.shape[2]), grid=self.grid)
         return x + rearrange(table, "1 (h w) d -> 1 h w d", h=x.shape[1])
 
     def pyramid(
@@ -464,22 +478,23 @@ class SwinTransformer(Backbone):
 
 
 def window_grid(
-    height: int, width: int, window: int | tuple[int, int], shifted: bool
+    height: int, width: int, window: int | tuple[int, int], shifted: bool | tuple[bool, bool]
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return the sides of the windows on a map, and how far they are shifted down and across.
 
     An axis no longer than a window is not cut, and there is nothing to shift along it.
     """
-    axes = list(zip(pair(window), (height, width), strict=True))
-    rows, columns = (min(side, length) for side, length in axes)
-    down, across = (side // 2 if shifted and length > side else 0 for side, length in axes)
+    moved = (shifted, shifted) if isinstance(shifted, bool) else shifted
+    axes = list(zip(as_size(window), (height, width), moved, strict=True))
+    rows, columns = (min(side, length) for side, length, _ in axes)
+    down, across = (side // 2 if moves and length > side else 0 for side, length, moves in axes)
     return (rows, columns), (down, across)
 
 
 def window_mask(
     x: Float[Tensor, "batch height width dim"],
     window: int | tuple[int, int],
-    shifted: bool,
+    shifted: bool | tuple[bool, bool],
     mask_padding: bool = True,
 ) -> Float[Tensor, "windows 1 tokens tokens"] | None:
     """Return 0 for pairs of tokens that may attend to each other, -inf for others; None where all may.
@@ -517,6 +532,27 @@ def pad_to(
     """Pad a map with zeros below and on the right to a multiple of a size."""
     below, right = -x.shape[1] % multiple[0], -x.shape[2] % multiple[1]
     return F.pad(x, (0, 0, 0, right, 0, below)) if below or right else x
+
+
+def _shifts(given: bool | Sequence[Sequence[bool]], stages: int) -> list[tuple[bool, bool]]:
+    """Return for each stage whether its shifted windows move down and across.
+
+    Raises:
+        ModelError: not two answers for each stage.
+    """
+    if isinstance(given, bool):
+        return [(given, given)] * stages
+    if len(given) != stages or any(len(moves) != 2 for moves in given):
+        raise ModelError(
+            f"swin has shift={given!r:.80} for {stages} stages.",
+            "Give true or false, or for each stage whether windows move down and across.",
+        )
+    return [(bool(down), bool(across)) for down, across in given]
+
+
+def _divided(sides: tuple[int, int], by: int, rest: int) -> tuple[int, int]:
+    """Return both sides over a number; with a rest of ``by - 1``, rounded up."""
+    return (sides[0] + rest) // by, (sides[1] + rest) // by
 
 
 def _check(
@@ -593,17 +629,14 @@ def read_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def resize(state_dict: Mapping[str, Tensor], model: SwinTransformer) -> dict[str, Tensor]:
+def resize(
+    state_dict: Mapping[str, Tensor], model: SwinTransformer, source: SwinTransformer | None = None
+) -> dict[str, Tensor]:
     """Resample position tables to the windows, and learned positions to the grid, of ``model``, bicubically."""
-    resized = dict(state_dict)
-    for name, module in model.named_modules():
-        key = f"{name}.table"
-        if isinstance(module, RelativePositionBias) and key in state_dict:
-            rows, columns = (2 * side - 1 for side in module.window)
-            if state_dict[key].shape[0] != rows * columns:
-                resized[key] = resize_positions(state_dict[key][None], (rows, columns))[0]
+    resized = resize_biases(state_dict, model, source)
     if "pos_embed" in resized:
-        resized["pos_embed"] = resize_positions(resized["pos_embed"], (model.grid, model.grid))
+        grid = None if source is None else source.grid
+        resized["pos_embed"] = resize_positions(resized["pos_embed"], model.grid, grid=grid)
     return resized
 
 
@@ -619,31 +652,37 @@ def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) 
     """Build the model from the arguments of the authors' or timm's SwinTransformer and load its weights.
 
     Raises:
-        ModelError: patches that are not square, images of the authors' that are not, or an argument that we do not offer.
+        ModelError: patches that are not square, or an argument that we do not offer.
     """
     refuse_others("swin", kwargs, _OFFERED)
     refuse_eps("swin", kwargs, 1e-5)
     depths = kwargs.get("depths", (2, 2, 6, 2))
     image = pair(kwargs.get("img_size", 224))
     timm = not any(key.startswith(("layers.0.downsample.", "head.weight")) for key in state_dict)
-    if not timm:  # the authors' windows are square even where only one side of a map is short
-        one_side("swin", image, "images")
     token = one_side("swin", kwargs.get("patch_size", 4), "patches")
+    grid = _divided(image, token, 0)
+    windows = _windows(kwargs.get("window_size", 7), len(depths))
+    cut = [
+        _cut(window, _divided(grid, 2**stage, 0), square=not timm)
+        for stage, window in enumerate(windows)
+    ]
     model = SwinTransformer(
         bands=kwargs.get("in_chans", 3),
         num_classes=kwargs.get("num_classes", 1000),
-        image_size=max(image),
+        image_size=image,
         token_size=token,
         dim=_first_width(kwargs.get("embed_dim", 96)),
         depths=depths,
         heads=kwargs.get("num_heads", (3, 6, 12, 24)),
-        window=_windows(kwargs.get("window_size", 7), image, token, len(depths)),
+        window=[window for window, _ in cut],
+        shift=[moves for _, moves in cut],
         mlp_ratio=_one(kwargs.get("mlp_ratio", 4.0), "mlp_ratio"),
         drop_path=kwargs.get("drop_path_rate", 0.1),
         absolute_positions=kwargs.get("ape", False),
         qkv_bias=kwargs.get("qkv_bias", True),
         scale=kwargs.get("qk_scale") or None,
         stem_norm=kwargs.get("patch_norm", True),
+        partial_tokens=False,
         mask_padding=not timm,  # the authors' code never pads
         pool=TIMM_POOLS[kwargs.get("global_pool", "avg")],
     )
@@ -651,18 +690,31 @@ def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) 
     return model
 
 
-def _windows(given: Any, image: tuple[int, int], token: int, stages: int) -> list[tuple[int, int]]:
-    """Return the window of each stage: no longer than its map along either axis, as the tables of timm are.
-
-    Two numbers are rows and columns for all stages, as in timm.
-    """
+def _windows(given: Any, stages: int) -> list[tuple[int, int]]:
+    """Return the window of each stage; two numbers are rows and columns for all stages, as in timm."""
     alone = isinstance(given, int) or (len(given) == 2 and isinstance(given[0], int))
     windows = [pair(given)] * stages if alone else [pair(window) for window in given]
-    maps = [[-(-(side // token) // 2**stage) for side in image] for stage in range(stages)]
-    return [
-        (min(window[0], cells[0]), min(window[1], cells[1]))
-        for window, cells in zip(windows, maps, strict=True)
-    ]
+    if len(windows) != stages:
+        raise ModelError(
+            f"swin has windows for {len(windows)} stages of {stages}; they do not fit.",
+            "Give one side for all stages, or one window per stage.",
+        )
+    return windows
+
+
+def _cut(
+    window: tuple[int, int], cells: tuple[int, int], square: bool
+) -> tuple[tuple[int, int], tuple[bool, bool]]:
+    """Return a stage's windows as the references cut its map, and whether they move down and across.
+
+    timm decides this along each axis. With the authors (``square``), a map that is no longer than a window along one
+    axis has square windows of that length, and none of them moves. Both count a map's cells rounded down.
+    """
+    if square:
+        side, shorter = min(window), min(cells)
+        return (min(side, shorter),) * 2, (shorter > side,) * 2
+    (rows, columns), (height, width) = window, cells
+    return (min(rows, height), min(columns, width)), (height > rows, width > columns)
 
 
 def _first_width(given: int | Sequence[int]) -> int:

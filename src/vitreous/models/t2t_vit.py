@@ -13,17 +13,18 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitreous.catalog.arguments import Depth, Positive, Share, Size, Sizes
+from vitreous.catalog.arguments import Depth, ImageSize, Positive, Share, Size, Sizes
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
-from vitreous.layers.adapter import AdapterSeam
 from vitreous.layers.attention import AttentionCore
-from vitreous.layers.backbone import Backbone, FeatureInfo, init_linear, linear_rates
+from vitreous.layers.backbone import FeatureInfo, init_linear, linear_rates
 from vitreous.layers.backbone import stem_stride as shrunk_stride
-from vitreous.layers.drop import DropPath
 from vitreous.layers.mlp import Mlp
 from vitreous.layers.positions import resize_positions
-from vitreous.layers.reference import begin, rename_keys, substitute
+from vitreous.layers.reference import begin, pair, rename_keys, substitute
+from vitreous.layers.sizes import in_words
+from vitreous.layers.transformer import Block, Grid
+from vitreous.layers.trunk import Embedded, Trunk
 
 CARD = Card(
     slug="t2t_vit",
@@ -143,8 +144,10 @@ class RandomFeatureCore(nn.Module):
         query: Float[Tensor, "batch heads queries width"],
         key: Float[Tensor, "batch heads keys width"],
         value: Float[Tensor, "batch heads keys value_width"],
+        bias: None = None,
+        grid: Grid | None = None,
     ) -> Float[Tensor, "batch heads queries value_width"]:
-        """Attend."""
+        """Attend; there are no scores that a bias or a grid could be about."""
         with _full_precision(query.device):
             asked, offered = self.features(query), self.features(key)
             mixed = asked @ (offered.transpose(-2, -1) @ value.float())
@@ -218,10 +221,12 @@ class TokenLayer(nn.Module):
         self.mlp = Mlp(dim, dim)
         self.drop = nn.Dropout(PERFORMER_DROPOUT if performer else 0.0)
 
-    def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens dim"]:
-        """Mix the tokens with a single head."""
+    def forward(
+        self, x: Float[Tensor, "batch tokens width"], grid: Grid | None = None
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Mix the tokens with a single head; ``grid`` are their rows and columns."""
         query, key, value = self.qkv(self.norm1(x)).unsqueeze(1).chunk(3, -1)
-        x = (value + self.drop(self.proj(self.core(query, key, value)))).squeeze(1)
+        x = (value + self.drop(self.proj(self.core(query, key, value, None, grid)))).squeeze(1)
         return x + self.drop(self.mlp(self.norm2(x)))
 
 
@@ -253,78 +258,21 @@ class TokensToToken(nn.Module):
         self, x: Float[Tensor, "batch bands height width"]
     ) -> Float[Tensor, "batch dim h w"]:
         """Return the map of tokens."""
-        for layer, stride in zip([*self.layers, self.project], self.strides, strict=True):
-            height, width = (split_size(side, stride) for side in x.shape[2:])
-            tokens = layer(soft_split(x, stride))
-            x = rearrange(tokens, "b (h w) d -> b d h w", h=height, w=width)
-        return x
+        for layer, stride in zip(self.layers, self.strides[:-1], strict=True):
+            grid = _split_sizes(x, stride)
+            x = _as_map(layer(soft_split(x, stride), grid), grid)
+        last = self.strides[-1]
+        return _as_map(self.project(soft_split(x, last)), _split_sizes(x, last))
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention.
-
-    Args:
-        dim: token width.
-        heads: number of heads.
-        qkv_bias: give queries, keys and values a bias.
-        scale: factor of the scores; head width^-0.5 where not given.
-    """
-
-    def __init__(self, dim: int, heads: int, qkv_bias: bool, scale: float | None) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.core = AttentionCore(scale)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        """Attend."""
-        qkv = rearrange(self.qkv(x), "b n (c h d) -> c b h n d", c=3, h=self.heads)
-        return self.proj(rearrange(self.core(*qkv.unbind(0)), "b h n d -> b n (h d)"))
-
-
-class Block(nn.Module):
-    """Attention and feed-forward, each on a normalised residual branch.
-
-    Args:
-        dim: token width.
-        heads: number of heads.
-        mlp_ratio: hidden width of the feed-forward over the token width.
-        drop_path: stochastic depth.
-        qkv_bias: give queries, keys and values a bias.
-        scale: factor of the scores; head width^-0.5 where not given.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        mlp_ratio: float,
-        drop_path: float,
-        qkv_bias: bool,
-        scale: float | None,
-    ) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
-        self.attn = Attention(dim, heads, qkv_bias, scale)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        self.adapter = AdapterSeam(dim)
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        """Apply the block."""
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.adapter(x, self.drop_path(self.mlp(self.norm2(x))))
-
-
-class T2TViT(Backbone):
+class T2TViT(Trunk):
     """Tokens-to-Token vision transformer (arXiv 2101.11986).
 
     Args:
         bands: channels of the input.
         num_classes: classes.
-        image_size: side of the image in pixels; what does not fill a neighbourhood at the end is left out.
+        image_size: side of the image in pixels, or its height and width; what does not fill a neighbourhood at the end
+            is left out.
         dim: token width.
         depth: number of blocks.
         heads: attention heads.
@@ -355,7 +303,7 @@ class T2TViT(Backbone):
         self,
         bands: int,
         num_classes: int,
-        image_size: int = 224,
+        image_size: ImageSize = 224,
         *,
         dim: Size = 384,
         depth: Depth = 14,
@@ -373,14 +321,14 @@ class T2TViT(Backbone):
         first = stem_stride or shrunk_stride(image_size, 4, math.prod(later_strides), cells=7)
         strides = (first, *later_strides)
         _check(dim, heads, strides, token_attention)
-        self.grid, self.least_size = _grid(image_size, strides), _least_size(strides)
+        self.grid, self.least_size = _grid(self.size, strides), _least_size(strides)
         self.num_features = dim
         self.feature_info = [FeatureInfo(dim, math.prod(strides))] * min(4, depth)
         self.tokenizer: nn.Module = TokensToToken(bands, token_dim, dim, strides, token_attention)
         self.class_token = nn.Parameter(torch.empty(1, 1, dim))
-        self.register_buffer("positions", sinusoids(1 + self.grid**2, dim)[None])
+        self.register_buffer("positions", sinusoids(1 + math.prod(self.grid), dim)[None])
         self.blocks = nn.ModuleList(
-            Block(dim, heads, mlp_ratio, rate, qkv_bias, qk_scale)
+            Block(dim, heads, mlp_ratio, rate, None, qkv_bias, norm_eps=1e-5, scale=qk_scale)
             for rate in linear_rates(drop_path, depth)
         )
         self.norm = nn.LayerNorm(dim)
@@ -388,44 +336,20 @@ class T2TViT(Backbone):
         init_linear(self)
         nn.init.trunc_normal_(self.class_token, std=0.02)
 
-    def embed(
-        self, x: Float[Tensor, "batch bands height width"]
-    ) -> tuple[Float[Tensor, "batch tokens dim"], int]:
-        """Return the class token and the merged tokens with their positions, and the rows of their grid."""
+    def embed(self, x: Float[Tensor, "batch bands height width"]) -> Embedded:
+        """Return the class token and the merged tokens with their positions."""
         tokens = self.run(self.tokenizer, x)
-        height, width = tokens.shape[2:]
+        grid = (tokens.shape[2], tokens.shape[3])
         tokens = rearrange(tokens, "b d h w -> b (h w) d")
         tokens = torch.cat([self.class_token.expand(x.shape[0], -1, -1), tokens], 1)
-        return tokens + resize_positions(self.positions, (height, width), prefix=1), height
-
-    def forward_features(
-        self, x: Float[Tensor, "batch bands height width"]
-    ) -> Float[Tensor, "batch tokens dim"]:
-        """Return the last block's tokens, normalised, the class token first."""
-        tokens, _ = self.embed(x)
-        for block in self.blocks:
-            tokens = self.run(block, tokens)
-        return self.norm(tokens)
+        places = resize_positions(self.positions, grid, 1, self.grid)
+        return Embedded(tokens + places, None, grid)
 
     def forward_head(
         self, features: Float[Tensor, "batch tokens dim"]
     ) -> Float[Tensor, "batch classes"]:
         """Classify the class token."""
         return self.head(features[:, 0])
-
-    def level_maps(
-        self, x: Float[Tensor, "batch bands height width"]
-    ) -> list[Float[Tensor, "batch dim h w"]]:
-        """Return the tokens' maps after each quarter of the blocks; all have the same stride."""
-        tokens, height = self.embed(x)
-        levels = len(self.feature_info)
-        wanted = [len(self.blocks) * (k + 1) // levels for k in range(levels)]
-        maps = []
-        for number, block in enumerate(self.blocks, start=1):
-            tokens = self.run(block, tokens)
-            if number in wanted:
-                maps.append(rearrange(self.norm(tokens)[:, 1:], "b (h w) d -> b d h w", h=height))
-        return maps
 
 
 def _full_precision(device: torch.device) -> AbstractContextManager[object]:
@@ -448,6 +372,15 @@ def split_size(side: int, stride: int) -> int:
     return (side + 2 * (stride // 2) - (2 * stride - 1)) // stride + 1
 
 
+def _split_sizes(x: Float[Tensor, "batch channels height width"], stride: int) -> Grid:
+    """Return how many rows and columns of neighbourhoods :func:`soft_split` cuts."""
+    return split_size(x.shape[2], stride), split_size(x.shape[3], stride)
+
+
+def _as_map(x: Float[Tensor, "batch tokens dim"], grid: Grid) -> Float[Tensor, "batch dim h w"]:
+    return rearrange(x, "b (h w) d -> b d h w", h=grid[0], w=grid[1])
+
+
 def sinusoids(count: int, dim: int) -> Float[Tensor, "count dim"]:
     """Return sines (even channels) and cosines (odd ones) of position / 10000^(2i / dim) (Vaswani et al., 2017)."""
     channel = torch.arange(dim, dtype=torch.float64)
@@ -463,17 +396,17 @@ def _least_size(strides: Sequence[int]) -> int:
     return max(side, 1)
 
 
-def _grid(image_size: int, strides: Sequence[int]) -> int:
-    """Return how many tokens per side the soft splits leave of an image."""
-    grid = image_size
+def _grid(size: tuple[int, int], strides: Sequence[int]) -> tuple[int, int]:
+    """Return how many rows and columns of tokens the soft splits leave of an image."""
+    rows, columns = size
     for stride in strides:
-        grid = split_size(grid, stride)
-    if grid < 1:
+        rows, columns = split_size(rows, stride), split_size(columns, stride)
+    if min(rows, columns) < 1:
         raise ModelError(
-            f"t2t_vit has no tokens left of an image of {image_size} pixels with strides {strides}.",
+            f"t2t_vit has no tokens left of an image of {in_words(size)} pixels with strides {strides}.",
             "Give smaller strides.",
         )
-    return grid
+    return rows, columns
 
 
 def _check(dim: int, heads: int, strides: Sequence[int], token_attention: str) -> None:
@@ -541,12 +474,14 @@ def _turn(key: str, value: Tensor) -> Tensor:
     return value
 
 
-def resize(state_dict: Mapping[str, Tensor], model: T2TViT) -> dict[str, Tensor]:
+def resize(
+    state_dict: Mapping[str, Tensor], model: T2TViT, source: T2TViT | None = None
+) -> dict[str, Tensor]:
     """Resample the fixed positions to the grid of ``model``, so that they stay what was trained with."""
     resized = dict(state_dict)
     if "positions" in resized:
-        size = (model.grid, model.grid)
-        resized["positions"] = resize_positions(resized["positions"], size, prefix=1)
+        old = None if source is None else source.grid
+        resized["positions"] = resize_positions(resized["positions"], model.grid, 1, old)
     return resized
 
 
@@ -555,7 +490,7 @@ def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) 
     model = T2TViT(
         bands=kwargs.get("in_chans", 3),
         num_classes=kwargs.get("num_classes", 1000),
-        image_size=kwargs.get("img_size", 224),
+        image_size=pair(kwargs.get("img_size", 224)),
         dim=kwargs.get("embed_dim", 768),
         depth=kwargs.get("depth", 12),
         heads=kwargs.get("num_heads", 12),

@@ -12,11 +12,10 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitreous.catalog.arguments import Depth, Positive, Share, Size, Sizes
+from vitreous.catalog.arguments import Depth, ImageSize, Positive, Share, Size, Sizes
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.adapter import AdapterSeam
-from vitreous.layers.attention import AttentionCore
 from vitreous.layers.backbone import Backbone, FeatureInfo, init_linear, linear_rates, stem_stride
 from vitreous.layers.drop import DropPath
 from vitreous.layers.mlp import Mlp
@@ -31,6 +30,8 @@ from vitreous.layers.reference import (
     refuse_others,
     rename_keys,
 )
+from vitreous.layers.sizes import whole_cells
+from vitreous.layers.transformer import Block, Grid
 
 CARD = Card(
     slug="tnt",
@@ -99,32 +100,7 @@ CARD = Card(
 )
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention.
-
-    Args:
-        dim: token width.
-        heads: number of heads.
-        bias: whether queries, keys and values have one.
-        scale: factor of the scores; head width^-0.5 where not given.
-    """
-
-    def __init__(self, dim: int, heads: int, bias: bool, scale: float | None) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
-        self.core = AttentionCore(scale)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        """Attend among the tokens of each sample."""
-        query, key, value = rearrange(
-            self.qkv(x), "b n (c h d) -> c b h n d", c=3, h=self.heads
-        ).unbind(0)
-        return self.proj(rearrange(self.core(query, key, value), "b h n d -> b n (h d)"))
-
-
-class Transformer(nn.Module):
+class Transformer(Block):
     """Attention and feed-forward, each on a normalised residual branch (eqs. 2-3 and 6-7): the inner and the outer.
 
     Args:
@@ -134,7 +110,6 @@ class Transformer(nn.Module):
         bias: whether queries, keys and values have one.
         scale: factor of the attention's scores; head width^-0.5 where not given.
         drop_path: stochastic depth.
-        attend: False leaves the attention out.
         excite: gate the feed-forward's channels by their mean over the tokens (:class:`Excite`).
     """
 
@@ -146,23 +121,38 @@ class Transformer(nn.Module):
         bias: bool,
         scale: float | None,
         drop_path: float,
-        attend: bool = True,
         excite: bool = False,
     ) -> None:
+        super().__init__(dim, heads, mlp_ratio, drop_path, None, bias, 1e-5, scale)
+        self.excite = Excite(dim) if excite else nn.Identity()
+
+    def feed(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        """Apply the feed-forward's branch, its channels gated, and the adapter beside it."""
+        branch = self.drop_path(self.excite(self.mlp(self.norm2(x))))
+        return x + self.adapter(x, branch)
+
+
+class FeedForward(nn.Module):
+    """The ablation: words without attention.
+
+    Args:
+        dim: token width.
+        mlp_ratio: hidden width of the feed-forward over the token width.
+        drop_path: stochastic depth.
+    """
+
+    def __init__(self, dim: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim) if attend else None
-        self.attn = Attention(dim, heads, bias, scale) if attend else None
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        self.excite = Excite(dim) if excite else nn.Identity()
         self.adapter = AdapterSeam(dim)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        """Apply both branches."""
-        if self.attn is not None and self.norm1 is not None:
-            x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.adapter(x, self.drop_path(self.excite(self.mlp(self.norm2(x)))))
+    def forward(
+        self, x: Float[Tensor, "batch tokens dim"], grid: Grid | None = None
+    ) -> tuple[Float[Tensor, "batch tokens dim"], None]:
+        """Apply the branch."""
+        return x + self.adapter(x, self.drop_path(self.mlp(self.norm2(x)))), None
 
 
 class Excite(nn.Module):
@@ -207,34 +197,41 @@ class WordsToSentence(nn.Module):
         return self.norm2(self.proj(self.norm1(words.flatten(1)))).unflatten(0, (batch, -1))
 
 
-class Block(nn.Module):
+class SentenceBlock(nn.Module):
     """Words attend within their patch, are added to its sentence, and sentences attend (eqs. 2-7).
 
     Args:
-        words: words per patch.
-        inner: transformer of the words.
+        words: rows and columns of a patch's words.
+        inner: transformer of the words, or its feed-forward alone.
         outer: transformer of the sentences.
         inner_dim: width of a word.
         dim: width of a sentence.
     """
 
     def __init__(
-        self, words: int, inner: Transformer, outer: Transformer, inner_dim: int, dim: int
+        self, words: Grid, inner: nn.Module, outer: Transformer, inner_dim: int, dim: int
     ) -> None:
         super().__init__()
-        self.inner = inner
-        self.fold = WordsToSentence(words, inner_dim, dim, bias=False)
+        self.words, self.inner = words, inner
+        self.fold = WordsToSentence(math.prod(words), inner_dim, dim, bias=False)
         self.outer = outer
 
     def forward(
         self,
         words: Float[Tensor, "sentences words inner_dim"],
         sentences: Float[Tensor, "batch tokens dim"],
+        grid: Grid | None = None,
     ) -> tuple[Float[Tensor, "sentences words inner_dim"], Float[Tensor, "batch tokens dim"]]:
-        """Return words and sentences; the class token, the first one, gets nothing from the words."""
-        words = self.inner(words)
+        """Return words and sentences; the class token, the first one, gets nothing from the words.
+
+        Args:
+            words: of all patches.
+            sentences: the class token, and one per patch.
+            grid: rows and columns of the patches.
+        """
+        words, _ = self.inner(words, grid=self.words)
         told = sentences[:, 1:] + self.fold(words, sentences.shape[0])
-        return words, self.outer(torch.cat([sentences[:, :1], told], 1))
+        return words, self.outer(torch.cat([sentences[:, :1], told], 1), grid=grid)[0]
 
 
 class TransformerInTransformer(Backbone):
@@ -243,7 +240,8 @@ class TransformerInTransformer(Backbone):
     Args:
         bands: channels of the input.
         num_classes: classes.
-        image_size: side of the image in pixels; what does not fill a patch at the end is left out.
+        image_size: side of the image in pixels, or its height and width; what does not fill a patch at the end is left
+            out.
         dim: width of a sentence (patch token).
         inner_dim: width of a word.
         depth: number of blocks.
@@ -258,7 +256,7 @@ class TransformerInTransformer(Backbone):
         word_attention: False leaves the attention among words out (the ablation).
         drop_path: stochastic depth of the last block, growing linearly from 0.
         inner_mlp_ratio: of the words' feed-forwards; ``mlp_ratio`` where not given.
-        grid: rows and columns of the sentences' learned positions; those of a square image where not given.
+        grid: rows and columns of the sentences' learned positions; those of the image where not given.
         pool: ``class`` token or ``mean`` of the sentences.
 
     Raises:
@@ -273,7 +271,7 @@ class TransformerInTransformer(Backbone):
         self,
         bands: int,
         num_classes: int,
-        image_size: int = 224,
+        image_size: ImageSize = 224,
         *,
         dim: Size = 384,
         inner_dim: Size = 24,
@@ -303,12 +301,13 @@ class TransformerInTransformer(Backbone):
                 )
         self.token_size = token_size or max(stem_stride(image_size, 16, cells=7), 2)
         self.least_size = self.token_size
-        self.check_size(image_size, image_size)
+        self.check_size(*self.size)
         stride = inner_stride or max(self.token_size // 4, 1)
-        words = (-(-self.token_size // stride)) ** 2
+        side = -(-self.token_size // stride)
+        words = side**2
         self.num_features = dim
-        self.grid = image_size // self.token_size
-        self.position_grid = pair(grid) if grid else (self.grid, self.grid)
+        self.grid = whole_cells(self.size, self.token_size)
+        self.position_grid = pair(grid) if grid else self.grid
         self.feature_info = [FeatureInfo(dim, self.token_size)] * min(4, depth)
         self.word_embed = nn.Conv2d(bands, inner_dim, 7, stride, padding=3)
         self.inner_pos = nn.Parameter(torch.zeros(1, words, inner_dim))
@@ -318,12 +317,12 @@ class TransformerInTransformer(Backbone):
         inner_ratio = mlp_ratio if inner_mlp_ratio is None else inner_mlp_ratio
         shared = qkv_bias, qk_scale
         self.blocks = nn.ModuleList(
-            Block(
-                words,
-                Transformer(
-                    inner_dim, inner_heads, inner_ratio, *shared, rate, attend=word_attention
-                ),
-                Transformer(dim, heads, mlp_ratio, *shared, rate, excite=excite),
+            SentenceBlock(
+                (side, side),
+                Transformer(inner_dim, inner_heads, inner_ratio, *shared, rate)
+                if word_attention
+                else FeedForward(inner_dim, inner_ratio, rate),
+                Transformer(dim, heads, mlp_ratio, *shared, rate, excite),
                 inner_dim,
                 dim,
             )
@@ -337,8 +336,8 @@ class TransformerInTransformer(Backbone):
 
     def embed(
         self, x: Float[Tensor, "batch bands height width"]
-    ) -> tuple[Float[Tensor, "sentences words inner_dim"], Float[Tensor, "batch tokens dim"]]:
-        """Return the words of all patches, and the class token and sentences with their positions."""
+    ) -> tuple[Float[Tensor, "sentences words inner_dim"], Float[Tensor, "batch tokens dim"], Grid]:
+        """Return the words of all patches, the class token and sentences with their positions, and the sentences' grid."""
         side = self.token_size
         rows, columns = x.shape[2] // side, x.shape[3] // side
         patches = rearrange(
@@ -351,17 +350,17 @@ class TransformerInTransformer(Backbone):
         words = rearrange(self.word_embed(patches), "n c p q -> n (p q) c") + self.inner_pos
         sentences = self.sentence_embed(words, x.shape[0])
         sentences = torch.cat([self.class_token.expand(x.shape[0], -1, -1), sentences], 1)
-        return words, sentences + resize_positions(
-            self.outer_pos, (rows, columns), 1, self.position_grid
-        )
+        grid = (rows, columns)
+        places = resize_positions(self.outer_pos, grid, 1, self.position_grid)
+        return words, sentences + places, grid
 
     def forward_features(
         self, x: Float[Tensor, "batch bands height width"]
     ) -> Float[Tensor, "batch tokens dim"]:
         """Return the class token and the sentences of the last block, normalised."""
-        words, sentences = self.embed(x)
+        words, sentences, grid = self.embed(x)
         for block in self.blocks:
-            words, sentences = self.run(block, words, sentences)
+            words, sentences = self.run(block, words, sentences, grid)
         return self.norm(sentences)
 
     def forward_head(
@@ -374,16 +373,15 @@ class TransformerInTransformer(Backbone):
         self, x: Float[Tensor, "batch bands height width"]
     ) -> list[Float[Tensor, "batch dim h w"]]:
         """Return the sentences' maps after each quarter of the blocks; all have the stride of a patch."""
-        words, sentences = self.embed(x)
-        height = x.shape[2] // self.token_size
+        words, sentences, grid = self.embed(x)
         levels = len(self.feature_info)
         wanted = [len(self.blocks) * (k + 1) // levels for k in range(levels)]
         maps = []
         for number, block in enumerate(self.blocks, start=1):
-            words, sentences = self.run(block, words, sentences)
+            words, sentences = self.run(block, words, sentences, grid)
             if number in wanted:
                 patches = self.norm(sentences)[:, 1:]
-                maps.append(rearrange(patches, "b (h w) d -> b d h w", h=height))
+                maps.append(rearrange(patches, "b (h w) d -> b d h w", h=grid[0]))
         return maps
 
 
@@ -455,11 +453,16 @@ def read_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def resize(state_dict: Mapping[str, Tensor], model: TransformerInTransformer) -> dict[str, Tensor]:
+def resize(
+    state_dict: Mapping[str, Tensor],
+    model: TransformerInTransformer,
+    source: TransformerInTransformer | None = None,
+) -> dict[str, Tensor]:
     """Resample the positions of the sentences to the grid of ``model``."""
     resized = dict(state_dict)
     if "outer_pos" in resized:
-        resized["outer_pos"] = resize_positions(resized["outer_pos"], model.position_grid, prefix=1)
+        old = None if source is None else source.position_grid
+        resized["outer_pos"] = resize_positions(resized["outer_pos"], model.position_grid, 1, old)
     return resized
 
 
@@ -482,14 +485,13 @@ def from_reference(
     """
     refuse_others("tnt", kwargs, _OFFERED)
     refuse_eps("tnt", kwargs, 1e-5)
-    image = pair(kwargs.get("img_size", 224))
     token = one_side("tnt", kwargs.get("patch_size", 16), "patches")
     timm = "patch_pos" in state_dict
     names = _TIMM_ARGUMENTS if timm else _ARGUMENTS
     model = TransformerInTransformer(
         bands=kwargs.get("in_chans", 3),
         num_classes=kwargs.get("num_classes", 1000),
-        image_size=max(image),
+        image_size=pair(kwargs.get("img_size", 224)),
         dim=kwargs.get(names["dim"], 768),
         inner_dim=kwargs.get("inner_dim", 48),
         depth=kwargs.get("depth", 12),
@@ -503,7 +505,6 @@ def from_reference(
         qk_scale=kwargs.get("qk_scale") or None,
         excite=kwargs.get("se", 0) > 0,
         drop_path=kwargs.get("drop_path_rate", 0.0),
-        grid=(image[0] // token, image[1] // token),
         pool="mean" if kwargs.get("global_pool") == "avg" else "class",
     )
     weights = rename(state_dict)

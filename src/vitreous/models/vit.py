@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -13,14 +13,19 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitreous.catalog.arguments import Amount, Count, Depth, Positive, Share, Size, Sizes
+from vitreous.catalog.arguments import (
+    Amount,
+    Count,
+    Depth,
+    ImageSize,
+    Positive,
+    Share,
+    Size,
+    Sizes,
+)
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
-from vitreous.layers.adapter import AdapterSeam
-from vitreous.layers.attention import AttentionCore
-from vitreous.layers.backbone import Backbone, FeatureInfo, init_linear, linear_rates, stem_stride
-from vitreous.layers.drop import DropPath
-from vitreous.layers.mlp import Mlp
+from vitreous.layers.backbone import FeatureInfo, init_linear, linear_rates, stem_stride
 from vitreous.layers.pooling import (
     POOLS,
     TIMM_POOLS,
@@ -28,7 +33,12 @@ from vitreous.layers.pooling import (
     check_pool,
     pool_cells,
 )
-from vitreous.layers.positions import resize_positions, sincos_2d
+from vitreous.layers.positions import (
+    Positions,
+    RotaryPositions,
+    SincosPositions,
+    resize_positions,
+)
 from vitreous.layers.reference import (
     begin,
     norm_eps,
@@ -37,7 +47,9 @@ from vitreous.layers.reference import (
     refuse_others,
     rename_keys,
 )
-from vitreous.layers.scale import LayerScale
+from vitreous.layers.sizes import check_tokens, whole_cells
+from vitreous.layers.transformer import Block, Grid
+from vitreous.layers.trunk import Embedded, Trunk
 
 CARD = Card(
     slug="vit",
@@ -92,126 +104,40 @@ CARD = Card(
 )
 
 
-Carry: TypeAlias = dict[str, Tensor]
+class LearnedPositions(Positions):
+    """A table of positions, resampled to other grids, is added to the tokens.
 
-
-class Trace(NamedTuple):
-    """The attention's inputs of one block, ``(batch, heads, tokens, width)``."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention.
+    The trunk keeps the table, under the name that weights have for it.
 
     Args:
-        dim: token width.
-        heads: number of heads.
-        qkv_bias: give queries, keys and values a bias.
+        grid: rows and columns of the table.
+        front: tokens in front of the grid that have a position in it.
     """
 
-    def __init__(self, dim: int, heads: int, qkv_bias: bool = True) -> None:
+    def __init__(self, grid: Grid, front: int) -> None:
         super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.core = AttentionCore()
-        self.proj = nn.Linear(dim, dim)
+        self.grid, self.front = grid, front
 
-    def project(self, x: Float[Tensor, "batch tokens dim"], turn: Tensor | None = None) -> Trace:
-        """Return queries, keys and values; ``turn`` holds the angles of rotary positions."""
-        query, key, value = rearrange(
-            self.qkv(x), "b n (c h d) -> c b h n d", c=3, h=self.heads
-        ).unbind(0)
-        if turn is not None:
-            query, key = rotate(query, turn), rotate(key, turn)
-        return Trace(query, key, value)
-
-    def mix(self, trace: Trace, bias: Tensor | None = None) -> Float[Tensor, "batch tokens dim"]:
-        """Attend, and join the heads; ``bias`` is added to the scores."""
-        return self.join(self.core(*trace, bias))
-
-    def join(
-        self, mixed: Float[Tensor, "batch heads tokens width"]
+    def embed(
+        self, tokens: Float[Tensor, "batch tokens dim"], grid: Grid, table: Tensor | None = None
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Put the heads side by side, and project."""
-        return self.proj(rearrange(mixed, "b h n d -> b n (h d)"))
+        """Return the tokens with the table added, which begins with those in front that have a position."""
+        assert table is not None
+        places = resize_positions(table, grid, self.front, self.grid)
+        without = tokens.shape[1] - places.shape[1]
+        return tokens + F.pad(places, (0, 0, without, 0))
 
 
-class Block(nn.Module):
-    """Attention and feed-forward, each on a normalised residual branch.
-
-    ``reducer`` is the seam for token reduction: where set, it takes the place of :meth:`attend`. It is called with the
-    tokens, this block, and what the reducer of the block before has handed on (None at first), and returns the tokens
-    after the attention, fewer or not, and what to hand on. ``adapter`` is the seam for an adapter
-    (``layers/adapter.py``).
-
-    Args:
-        dim: token width.
-        heads: number of heads.
-        mlp_ratio: hidden width of the feed-forward over the token width.
-        drop_path: stochastic depth.
-        layer_scale: first value of the residual branches' factors; None leaves them out.
-        qkv_bias: give queries, keys and values a bias.
-        norm_eps: of the normalisations.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        mlp_ratio: float,
-        drop_path: float,
-        layer_scale: float | None,
-        qkv_bias: bool = True,
-        norm_eps: float = 1e-6,
-    ) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.attn = Attention(dim, heads, qkv_bias)
-        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
-        self.reducer: nn.Module | None = None
-        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        self.adapter = AdapterSeam(dim)
-        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
-        self.drop_path = DropPath(drop_path)
-
-    def forward(
-        self,
-        x: Float[Tensor, "batch tokens dim"],
-        turn: Tensor | None = None,
-        carry: Carry | None = None,
-    ) -> tuple[Float[Tensor, "batch kept dim"], Carry | None]:
-        """Apply the block."""
-        if self.reducer is None:
-            x = self.attend(x, turn)
-        else:
-            x, carry = self.reducer(x, self, carry)
-        branch = self.drop_path(self.ls2(self.mlp(self.norm2(x))))
-        return x + self.adapter(x, branch), carry
-
-    def attend(
-        self, x: Float[Tensor, "batch tokens dim"], turn: Tensor | None = None
-    ) -> Float[Tensor, "batch tokens dim"]:
-        """Apply the attention's branch."""
-        return self.add(x, self.attn.mix(self.attn.project(self.norm1(x), turn)))
-
-    def add(
-        self, x: Float[Tensor, "batch tokens dim"], mixed: Float[Tensor, "batch tokens dim"]
-    ) -> Float[Tensor, "batch tokens dim"]:
-        """Add what the attention gave, scaled and with stochastic depth, to the tokens."""
-        return x + self.drop_path(self.ls1(mixed))
-
-
-class VisionTransformer(Backbone):
+class VisionTransformer(Trunk):
     """Plain ViT (arXiv 2010.11929, eqs. 1-4), with the options of its descendants.
+
+    A variation is a file that passes parts of its own to :meth:`with_parts`.
 
     Args:
         bands: channels of the input.
         num_classes: classes.
-        image_size: side of the image in pixels; what does not fill a token at the end is left out.
+        image_size: side of the image in pixels, or its height and width; what does not fill a token at the end is left
+            out.
         dim: token width.
         depth: number of blocks.
         heads: attention heads.
@@ -221,14 +147,14 @@ class VisionTransformer(Backbone):
             (generalised mean, of all channels or per group of them, one group per head).
         norm_last: normalise after pooling instead of before, as MAE does with the mean; None: only with ``max``,
             ``mean_max``, ``gem`` and ``ggem``, which need the trunk's own values.
-        positions: ``learned``, ``sincos`` (fixed) or ``rotary`` (fixed, on queries and keys).
+        positions: ``learned``, ``sincos`` (fixed), ``rotary`` (fixed, on queries and keys) or ``none``.
         distilled: add a distillation token with its own head (DeiT).
         registers: further tokens that nobody reads (Darcet et al., 2024).
         layer_scale: first value of LayerScale; None leaves it out.
         drop_path: stochastic depth of the last block, growing linearly from 0.
         class_token: whether there is one, also where another pooling ignores it; None: only with ``pool="class"``.
         class_position: whether class and distillation token have a learned position, too (not in DeiT III).
-        grid: rows and columns of the learned positions; those of a square image where not given.
+        grid: rows and columns of the learned positions; those of the image where not given.
         qkv_bias: give queries, keys and values a bias.
         norm_eps: of the normalisations.
 
@@ -245,7 +171,7 @@ class VisionTransformer(Backbone):
         self,
         bands: int,
         num_classes: int,
-        image_size: int = 224,
+        image_size: ImageSize = 224,
         *,
         dim: Size = 384,
         depth: Depth = 12,
@@ -267,14 +193,13 @@ class VisionTransformer(Backbone):
     ) -> None:
         super().__init__(bands, num_classes, image_size)
         self.token_size = token_size or stem_stride(image_size, 16, cells=7)
-        _check(image_size, self.token_size, dim, heads, pool, positions, distilled)
+        _check(self.size, self.token_size, dim, heads, pool, positions, distilled)
         if norm_last and pool == "class":
             raise ModelError("norm_last needs pooled patches.", "Use another pool than 'class'.")
         if class_token is False and pool == "class":
             raise ModelError("pool='class' needs the class token.", "Use pool='mean' without it.")
-        self.num_features, self.pool, self.positions = dim, pool, positions
-        self.grid, self.least_size = image_size // self.token_size, self.token_size
-        self.position_grid = pair(grid) if grid else (self.grid, self.grid)
+        self.num_features, self.pool, self.least_size = dim, pool, self.token_size
+        self.grid = whole_cells(self.size, self.token_size)
         self.class_position = class_position
         self.feature_info = [FeatureInfo(dim, self.token_size)] * min(4, depth)
         self.patch_embed = nn.Conv2d(bands, dim, self.token_size, stride=self.token_size)
@@ -282,11 +207,15 @@ class VisionTransformer(Backbone):
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if has_class else None
         self.distillation_token = nn.Parameter(torch.zeros(1, 1, dim)) if distilled else None
         self.register_tokens = nn.Parameter(torch.zeros(1, registers, dim)) if registers else None
+        self.prefix = self._front + registers
+        self.position_grid = pair(grid) if grid else self.grid
         self.pos_embed = (
             nn.Parameter(torch.zeros(1, self._positioned + math.prod(self.position_grid), dim))
             if positions == "learned"
             else None
         )
+        self.positions = self._make_positions(positions, dim // heads)
+        self.reducible = not self.positions.bound
         rates = linear_rates(drop_path, depth)
         self.blocks = nn.ModuleList(
             Block(dim, heads, mlp_ratio, rate, layer_scale, qkv_bias, norm_eps) for rate in rates
@@ -299,6 +228,36 @@ class VisionTransformer(Backbone):
         self.head = self.make_head(num_classes)
         self.distillation_head = self.make_head(num_classes) if distilled else None
         self._init_weights()
+
+    def with_parts(
+        self,
+        *,
+        positions: Positions | None = None,
+        join: nn.Module | None = None,
+        reducible: bool | None = None,
+    ) -> Self:
+        """Put in a variation's parts, and return the network.
+
+        Args:
+            positions: how tokens are told their places (``layers/positions.py``), in place of what there is.
+            join: makes the output of the trunk's running sums (``layers/trunk.py``).
+            reducible: whether tokens may be merged and left out; where not given, whether positions allow it.
+        """
+        if positions is not None:
+            self.positions, self.pos_embed = positions, None
+            self.reducible = not positions.bound
+        if join is not None:
+            self.join = join
+        if reducible is not None:
+            self.reducible = reducible
+        return self
+
+    def _make_positions(self, kind: str, width: int) -> Positions:
+        if kind == "learned":
+            return LearnedPositions(self.position_grid, self._positioned)
+        if kind == "rotary":
+            return RotaryPositions(width)
+        return SincosPositions() if kind == "sincos" else Positions()
 
     def _init_weights(self) -> None:
         init_linear(self)
@@ -316,51 +275,26 @@ class VisionTransformer(Backbone):
         """Tokens in front of the patches that have a learned position."""
         return self._front if self.class_position else 0
 
-    @property
-    def prefix(self) -> int:
-        """Tokens in front of the patches."""
-        registers = 0 if self.register_tokens is None else self.register_tokens.shape[1]
-        return self._front + registers
-
-    def embed(
-        self, x: Float[Tensor, "batch bands height width"]
-    ) -> tuple[Float[Tensor, "batch tokens dim"], Tensor | None]:
-        """Return the tokens with their positions, and the angles of rotary positions."""
+    def embed(self, x: Float[Tensor, "batch bands height width"]) -> Embedded:
+        """Return the tokens with their positions; class, distillation and register tokens first."""
         patches = self.patch_embed(x)
-        size = (patches.shape[2], patches.shape[3])
-        tokens = rearrange(patches, "b d h w -> b (h w) d")
+        grid = (patches.shape[2], patches.shape[3])
         front = [
             token.expand(x.shape[0], -1, -1)
             for token in (self.class_token, self.distillation_token)
             if token is not None
         ]
-        tokens = torch.cat([*front, tokens], 1)
-        turn = None
-        if self.pos_embed is not None:
-            places = resize_positions(self.pos_embed, size, self._positioned, self.position_grid)
-            tokens = tokens + F.pad(places, (0, 0, len(front) - self._positioned, 0))
-        elif self.positions == "sincos":
-            fixed = sincos_2d(tokens.shape[-1], *size).to(tokens)
-            tokens = tokens + F.pad(fixed, (0, 0, len(front), 0))
-        else:
-            turn = rotary_angles(
-                tokens.shape[-1] // self._block(0).attn.heads, *size, self.prefix
-            ).to(tokens)
+        tokens = torch.cat([*front, rearrange(patches, "b d h w -> b (h w) d")], 1)
+        table = {} if self.pos_embed is None else {"table": self.pos_embed}
+        tokens = self.positions.embed(tokens, grid, **table)
+        turn = self.positions.turn(grid)
+        if turn is not None:
+            turn = F.pad(turn, (0, 0, self.prefix, 0)).to(tokens)
         if self.register_tokens is not None:
             registers = self.register_tokens.expand(x.shape[0], -1, -1)
             head, patches = tokens[:, : len(front)], tokens[:, len(front) :]
             tokens = torch.cat([head, registers, patches], 1)
-        return tokens, turn
-
-    def forward_features(
-        self, x: Float[Tensor, "batch bands height width"]
-    ) -> Float[Tensor, "batch tokens dim"]:
-        """Return the last block's tokens: class, distillation and register tokens first, normalised."""
-        tokens, turn = self.embed(x)
-        carry = None
-        for block in self.blocks:
-            tokens, carry = self.run(block, tokens, turn, carry)
-        return self.norm(tokens)
+        return Embedded(tokens, turn, grid)
 
     def pool_tokens(
         self, features: Float[Tensor, "batch tokens dim"]
@@ -384,65 +318,9 @@ class VisionTransformer(Backbone):
             return logits
         return (logits + self.distillation_head(features[:, 1])) / 2
 
-    def level_maps(
-        self, x: Float[Tensor, "batch bands height width"]
-    ) -> list[Float[Tensor, "batch dim h w"]]:
-        """Return the patches' maps after each quarter of the blocks; all have the stride of a token.
-
-        Raises:
-            ModelError: tokens are reduced, so that there is no map.
-        """
-        if any(self._block(number).reducer is not None for number in range(len(self.blocks))):
-            raise ModelError(
-                "A network with token reduction has no feature maps for a decoder.",
-                "Use mode 'patch' or 'scene', or no token reduction.",
-            )
-        tokens, turn = self.embed(x)
-        height = x.shape[2] // self.token_size
-        wanted = [len(self.blocks) * (k + 1) // len(self.feature_info) for k in range(4)]
-        maps = []
-        for number, block in enumerate(self.blocks, start=1):
-            tokens, _ = self.run(block, tokens, turn)
-            if number in wanted:
-                patches = self.norm(tokens)[:, self.prefix :]
-                maps.append(rearrange(patches, "b (h w) d -> b d h w", h=height))
-        return maps
-
-    def _block(self, number: int) -> Block:
-        block = self.blocks[number]
-        assert isinstance(block, Block)
-        return block
-
-
-def rotary_angles(
-    width: int, height: int, columns: int, prefix: int, base: float = 100.0
-) -> Float[Tensor, "tokens half_width"]:
-    """Return the angle of each pair of channels: half of the pairs turn with the row, half with the column.
-
-    Args:
-        width: channels of a head, a multiple of 4.
-        height: rows of the grid.
-        columns: columns of the grid.
-        prefix: tokens in front, which do not turn.
-        base: ratio of the slowest to the fastest turn.
-    """
-    omega = base ** -(torch.arange(width // 4) / (width // 4))
-    rows = torch.arange(height).repeat_interleave(columns)[:, None] * omega
-    across = torch.arange(columns).repeat(height)[:, None] * omega
-    return F.pad(torch.cat([rows, across], 1), (0, 0, prefix, 0))
-
-
-def rotate(
-    x: Float[Tensor, "batch heads tokens width"], angle: Float[Tensor, "tokens half_width"]
-) -> Float[Tensor, "batch heads tokens width"]:
-    """Turn consecutive pairs of channels (Su et al., RoFormer, 2021)."""
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = angle.cos(), angle.sin()
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
-
 
 def _check(
-    image_size: int,
+    size: tuple[int, int],
     token_size: int,
     dim: int,
     heads: int,
@@ -450,21 +328,17 @@ def _check(
     positions: str,
     distilled: bool,
 ) -> None:
-    if image_size < token_size:
-        raise ModelError(
-            f"vit cuts tokens of {token_size} pixels; an image of {image_size} has none.",
-            "Give a smaller token_size.",
-        )
+    check_tokens("vit", size, token_size)
     if dim % heads:
         raise ModelError(f"vit has width {dim}, not divisible by {heads} heads.")
     check_pool("vit", pool, ("class", *POOLS, "gem", "ggem"))
-    if positions not in {"learned", "sincos", "rotary"}:
+    if positions not in {"learned", "sincos", "rotary", "none"}:
         raise ModelError(
-            f"vit has no '{positions}' positions.", "Choose learned, sincos or rotary."
+            f"vit has no '{positions}' positions.", "Choose learned, sincos, rotary or none."
         )
     if distilled and pool != "class":
         raise ModelError("A distillation token needs a class token.", "Use pool='class'.")
-    if positions != "learned" and (dim // heads) % 4:
+    if positions in {"sincos", "rotary"} and (dim // heads) % 4:
         raise ModelError(
             f"{positions} positions need heads of a multiple of 4 channels, not {dim // heads}."
         )
@@ -552,12 +426,17 @@ def read_image_size(weights: Mapping[str, Tensor]) -> int | None:
     return sides[0] * weights["patch_embed.weight"].shape[-1] if sides else None
 
 
-def resize(state_dict: Mapping[str, Tensor], model: VisionTransformer) -> dict[str, Tensor]:
+def resize(
+    state_dict: Mapping[str, Tensor],
+    model: VisionTransformer,
+    source: VisionTransformer | None = None,
+) -> dict[str, Tensor]:
     """Resample learned positions to the grid of ``model``."""
     resized = dict(state_dict)
     if "pos_embed" in resized and model.pos_embed is not None:
+        old = None if source is None else source.position_grid
         resized["pos_embed"] = resize_positions(
-            resized["pos_embed"], model.position_grid, model._positioned
+            resized["pos_embed"], model.position_grid, model._positioned, old
         )
     return resized
 
@@ -602,7 +481,7 @@ def from_reference(
     model = VisionTransformer(
         bands=kwargs.get("in_chans", 3),
         num_classes=kwargs.get("num_classes", 1000),
-        image_size=max(image),
+        image_size=image,
         token_size=token,
         dim=kwargs.get("embed_dim", 768),
         depth=kwargs.get("depth", 12),
@@ -616,7 +495,6 @@ def from_reference(
         drop_path=kwargs.get("drop_path_rate", 0.0),
         class_token=has_class,
         class_position=positions is None or positions.shape[1] != math.prod(grid),
-        grid=grid,
         qkv_bias=kwargs.get("qkv_bias", True),
         norm_eps=norm_eps(kwargs, 1e-6),
     )

@@ -5,7 +5,7 @@ A reader process (``vitreous.scenes.reader_process``) opens and reads such files
 started once and used for all files, so that only the first one waits for it; after a crash or a hang the next request
 starts another. What it says is JSON and bare numbers: nothing of it is unpickled.
 
-A request is a line of JSON; a reply is a line of JSON and, of a window, its bytes.
+A request is a line of JSON; a reply is a line of JSON and, of a window or of labels, its bytes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import math
 import os
 import select
 import subprocess
@@ -20,7 +21,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,8 +30,9 @@ import numpy.typing as npt
 import xarray as xr
 
 from vitreous.errors import SceneError
+from vitreous.scenes.arrays import check_memory
 from vitreous.scenes.band_files import pattern_of
-from vitreous.scenes.cube import LazyCube, Window, make_scene
+from vitreous.scenes.cube import LazyCube, Window, georeference, make_labels, make_scene
 
 SECONDS = 20.0  # for a file to be opened, or a window to be read
 BYTES_PER_SECOND = 4 * 2**20  # of a window, beyond which it may take longer
@@ -51,16 +53,68 @@ def open_apart(path: str | Path | Sequence[str | Path], hints: dict[str, Any]) -
     name = str(path) if isinstance(path, (str, os.PathLike)) else pattern_of(path)
     absolute = str(Path(name).expanduser().absolute())
     reply, _ = _reader().ask({"do": "open", "path": absolute, "hints": hints}, absolute, SECONDS)
-    facts = reply["facts"]
-    cube = LazyCube(tuple(reply["shape"]), np.dtype(reply["dtype"]), _WindowsApart(absolute, hints))
-    if facts["transform"] is not None:
-        from affine import Affine
-
-        facts["transform"] = Affine(*facts["transform"])
-    scene = make_scene(cube, **facts)
+    crs, transform = placed(reply["place"])
+    cube = LazyCube(tuple(reply["shape"]), np.dtype(reply["type"]), _WindowsApart(absolute, hints))
+    source = reply["place"]["source"]
+    scene = make_scene(cube, crs=crs, transform=transform, source=source, **reply["facts"])
     for name, values in reply["columns"].items():  # as they are: NaN stands for an unused band
         scene = scene.assign_coords({name: ("band", np.asarray(values))})
     return scene
+
+
+def open_labels_apart(
+    path: Path, like: xr.DataArray | None, attribute: str | None, hints: dict[str, Any]
+) -> xr.DataArray:
+    """Open labels in the reader process.
+
+    Args:
+        path: as for :func:`vitreous.scenes.open_labels`, as the other arguments are.
+        like: of this scene, only the place counts.
+        attribute: the class attribute of vector features.
+        hints: all others.
+
+    Raises:
+        SceneError: as there, or the file crashes its reader, takes too long or too much memory.
+    """
+    absolute = str(path.absolute())
+    names = hints.get("class_names")
+    if isinstance(names, Mapping):  # JSON has no numbers as keys
+        hints = {**hints, "class_names": [[int(code), str(name)] for code, name in names.items()]}
+    request = {
+        "do": "labels",
+        "path": absolute,
+        "attribute": attribute,
+        "hints": hints,
+        "coded_names": isinstance(names, Mapping),
+        "like": None if like is None else described_place(like),
+    }
+    pixels = 0 if like is None else like.sizes["y"] * like.sizes["x"]
+    seconds = SECONDS + 8 * float(pixels) / BYTES_PER_SECOND
+    reply, content = _reader().ask(request, absolute, seconds)
+    values = np.frombuffer(content, dtype=np.int32).reshape(reply["size"])
+    if like is not None:  # its place is exact, and shared
+        crs, transform = georeference(like)
+    else:
+        crs, transform = placed(reply["place"])
+    return make_labels(values, crs=crs, transform=transform, **reply["facts"])
+
+
+def described_place(image: xr.DataArray) -> dict[str, Any]:
+    """Return size, CRS, transform and source of a scene or labels as JSON has them."""
+    crs, transform = georeference(image)
+    return {
+        "size": [int(image.sizes["y"]), int(image.sizes["x"])],
+        "crs": None if crs is None else crs.to_wkt(),
+        "transform": None if transform is None else list(transform)[:6],
+        "source": str(image.attrs.get("source") or ""),
+    }
+
+
+def placed(place: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return CRS and transform of what :func:`described_place` gives."""
+    from affine import Affine
+
+    return place["crs"], None if place["transform"] is None else Affine(*place["transform"])
 
 
 class _WindowsApart:
@@ -94,7 +148,7 @@ class _Reader:
     def ask(
         self, request: dict[str, Any], path: str, seconds: float, pixels: list[int] | None = None
     ) -> tuple[dict[str, Any], bytes]:
-        """Send a request and return the reply, and the bytes of a window of ``pixels``.
+        """Send a request and return the reply, and the bytes of a window of ``pixels``, or of labels.
 
         Raises:
             SceneError: what the reader says is wrong with the file, or that it ended or took too long.
@@ -162,8 +216,10 @@ class _Reader:
         reply = json.loads(self._line(process, until))
         if not isinstance(reply, dict):
             raise ValueError("no reply")
-        if pixels is None or "dtype" not in reply:
+        if "dtype" not in reply:
             return reply, b""
+        pixels = [int(n) for n in reply["size"]] if pixels is None else pixels  # labels say theirs
+        check_memory(math.prod(pixels) * np.dtype(reply["dtype"]).itemsize, "The file")
         size = int(np.prod(pixels, dtype=object)) * np.dtype(reply["dtype"]).itemsize
         while len(self._pending) < size:
             self._pending += self._some(process, until, size - len(self._pending))

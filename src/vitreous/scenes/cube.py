@@ -4,7 +4,8 @@ A scene is an ``xarray.DataArray`` with
 
 - dims ``(band, y, x)``,
 - coordinates along ``band``: ``wavelength`` and ``fwhm`` in nanometres and ``good_band`` (bool), where known,
-- CRS and transform kept by rioxarray (``scene.rio.crs``, ``scene.rio.transform()``), where known,
+- where its place is known: coordinates ``x`` and ``y`` of the pixel centres, the CRS (``scene.rio.crs``), and from both its
+  transform (:func:`georeference`), also after indexing (see :mod:`vitreous.scenes.places`),
 - attributes ``unit`` (``dn``, ``radiance`` or ``reflectance``), ``scale`` (physical value = stored value x scale),
   ``nodata`` (a stored value, or None), ``source`` (where it came from).
 
@@ -21,12 +22,13 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import rioxarray  # noqa: F401  (registers the .rio accessor)
 import xarray as xr
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from vitreous.errors import SceneError
+from vitreous.scenes.places import georeference as georeference
+from vitreous.scenes.places import with_place
 
 Unit: TypeAlias = Literal["dn", "radiance", "reflectance"]
 Padding: TypeAlias = Literal["reflect", "zero"]
@@ -166,7 +168,7 @@ def make_scene(
         scene = scene.assign_coords({name: ("band", column)})
     if "wavelength" in scene.coords:
         scene = _check_wavelengths(scene, source or "The scene")
-    scene = _place(scene, crs, transform, source or "The scene")
+    scene = with_place(scene, crs, transform, source or "The scene")
     scene.attrs = {"unit": unit, "scale": float(scale), "nodata": nodata, "source": source}
     return scene
 
@@ -302,7 +304,7 @@ def make_labels(
     if len(colors) != len(names):
         raise SceneError(f"{where} has {len(names)} class names but {len(colors)} colours.")
     labels = xr.DataArray(values.astype(np.int32), dims=("y", "x"), name="labels")
-    labels = _place(labels, crs, transform, where)
+    labels = with_place(labels, crs, transform, where)
     codes = [int(k) for k in class_codes] if class_codes is not None else range(1, len(names) + 1)
     if len(set(codes)) != len(names):
         raise SceneError(f"{where} has {len(names)} class names but the codes {list(codes)}.")
@@ -394,14 +396,6 @@ def wavelengths_of(scene: xr.DataArray) -> npt.NDArray[np.float64] | None:
     return np.asarray(scene["wavelength"].values, dtype=np.float64)
 
 
-def georeference(image: xr.DataArray) -> tuple[Any, Any]:
-    """Return the CRS and the transform (pixel corner to CRS) of a scene or labels, None where unknown."""
-    transform = None
-    if "spatial_ref" in image.coords and "GeoTransform" in image["spatial_ref"].attrs:
-        transform = image.rio.transform(recalc=False)
-    return image.rio.crs, transform
-
-
 def read_window(
     scene: xr.DataArray,
     rows: slice,
@@ -424,7 +418,8 @@ def read_window(
     """
     index = good_bands(scene) if bands is None else bands
     first, last = int(index.min()), int(index.max()) + 1
-    stored = np.asarray(scene[first:last, rows, columns].values)[index - first]
+    # Not the scene itself: cutting its coordinates takes longer than reading a small window.
+    stored = np.asarray(scene.variable[first:last, rows, columns].values)[index - first]
     cube = stored.astype(np.float32)
     invalid = ~np.isfinite(cube).all(axis=0)
     nodata = scene.attrs.get("nodata")
@@ -592,31 +587,3 @@ def _check_wavelengths(scene: xr.DataArray, where: str) -> xr.DataArray:
         wavelength=("band", np.where(unused, np.nan, centres)),
         good_band=("band", good & ~unused),
     )
-
-
-def _place(image: xr.DataArray, crs: Any, transform: Any, where: str) -> xr.DataArray:
-    """Write CRS and transform, where known."""
-    from pyproj.exceptions import ProjError
-    from rasterio.errors import CRSError
-
-    try:
-        if crs is not None:
-            image = image.rio.write_crs(crs)
-    except (
-        CRSError,
-        ProjError,
-        UnicodeError,
-    ) as error:  # damaged WKT can pass one parser and fail in the other
-        raise SceneError(
-            f"{where} has a coordinate system that cannot be parsed ({error}).",
-            "Correct it in the file's header, or remove it.",
-        ) from error
-    if transform is None:
-        return image
-    if not np.isfinite(transform.determinant) or transform.determinant == 0:
-        warnings.warn(
-            f"{where} has a transform that cannot be right (pixels of size 0); it is ignored.",
-            stacklevel=3,
-        )
-        return image
-    return image.rio.write_transform(transform)

@@ -750,10 +750,20 @@ def _georeference(header: Header, source: str) -> tuple[Any, Any]:
         try:
             transform = _transform(fields)
             crs = _crs_of_map_info(fields)
+            if transform.e > 0 and not transform.d:
+                _say_south_up(source)
         except (ValueError, IndexError):
             warnings.warn(f"{source} has an invalid map info; it is ignored.", stacklevel=2)
     stated = _crs_of_wkt(header.get("coordinate system string", ""), source)
     return stated if stated is not None else crs, transform
+
+
+def _say_south_up(source: str) -> None:
+    warnings.warn(
+        f"{source} is turned by 180 degrees, which is how GDAL writes images whose first row is the southernmost; it is "
+        "read so. If both rows and columns are turned, correct its map info.",
+        stacklevel=4,
+    )
 
 
 def _options(fields: list[str]) -> dict[str, str]:
@@ -764,7 +774,7 @@ def _options(fields: list[str]) -> dict[str, str]:
 def _transform(fields: list[str]) -> Any:
     """Affine transform of a map info: tie pixel (1, 1 = the corner), tie point, pixel sizes, rotation.
 
-    A positive rotation turns the image counter-clockwise about the tie point.
+    A positive rotation turns the image counter-clockwise about the tie point; 180 degrees mean upside down.
     """
     from rasterio import Affine
 
@@ -778,11 +788,12 @@ def _transform(fields: list[str]) -> Any:
         easting, northing, width, height = (
             value / 3600 for value in (easting, northing, width, height)
         )
-    # Not Affine.rotation: that has 90 degrees exact only, and 0 must leave the sizes untouched.
     sine, cosine = math.sin(math.radians(rotation)), math.cos(math.radians(rotation))
-    if rotation == 0:
-        sine, cosine = 0.0, 1.0
+    if rotation % 90 == 0:  # the sines are not exact, and a grid that is not turned stays plain
+        sine, cosine = round(sine), round(cosine)
     a, b, d, e = width * cosine, height * sine, width * sine, -height * cosine
+    if abs(rotation) == 180:
+        a = width  # see _say_south_up
     left = easting - (column - 1) * a - (row - 1) * b
     top = northing - (column - 1) * d - (row - 1) * e
     return Affine(a, b, left, d, e, top)
@@ -899,9 +910,11 @@ def _grid_lines(scene: xr.DataArray, where: str) -> Iterator[str]:
 def _map_info(crs: Any, transform: Any, where: str) -> list[str]:
     width, height = math.hypot(transform.a, transform.d), math.hypot(transform.b, transform.e)
     skew = abs(transform.a * transform.b + transform.d * transform.e)
-    if transform.determinant >= 0 or skew > 1e-6 * width * height:
+    # A rotation of 180 degrees is what GDAL writes for a mirrored grid.
+    half_turned = transform.a < 0 and not transform.d
+    if transform.determinant >= 0 or skew > 1e-6 * width * height or half_turned:
         raise SceneError(
-            f"{where}: ENVI cannot express a mirrored or sheared grid.",
+            f"{where}: ENVI cannot express a mirrored or sheared grid, or one turned by 180 degrees.",
             "Write a GeoTIFF, or resample the scene to a plain grid first.",
         )
     code = crs.to_epsg() if crs is not None else None

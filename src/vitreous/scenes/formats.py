@@ -21,6 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from vitreous.catalog.lookup import load
+from vitreous.catalog.readers import reader_of, writers
 from vitreous.errors import SceneError, did_you_mean, listed, shortened
 from vitreous.scenes.attributes import number_of, numbers
 from vitreous.scenes.cube import UNITS, BandCountError, LazyCube, make_scene, marked_good
@@ -212,6 +214,8 @@ def find_reader(file: Path, products: bool = True) -> ModuleType:
     Raises:
         SceneError: no reader knows this kind.
     """
+    if products and (other := reader_of(file)) is not None:
+        return other
     name = _product_of(file) if products else None
     name = name or (_reader_of_folder(file) if file.is_dir() else _reader_of_file(file))
     return importlib.import_module(f"vitreous.scenes.{name}")
@@ -509,11 +513,14 @@ def find_writer(path: str | Path) -> ModuleType:
         SceneError: scenes are not written so.
     """
     suffix = Path(path).suffix.lower()
-    if suffix not in WRITERS:
+    ours = {known: f"vitreous.scenes.{name}" for known, name in WRITERS.items()}
+    known = {**writers(), **ours}
+    if suffix not in known:
         raise SceneError(
-            f"{path} does not have the suffix of a writable format.", f"Use one of {list(WRITERS)}."
+            f"{path} does not have the suffix of a writable format.", f"Use one of {list(known)}."
         )
-    return importlib.import_module(f"vitreous.scenes.{WRITERS[suffix]}")
+    module: ModuleType = load(known[suffix])
+    return module
 
 
 def write_scene(scene: xr.DataArray, path: str | Path) -> None:

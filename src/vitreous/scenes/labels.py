@@ -49,6 +49,7 @@ def open_labels(
     like: xr.DataArray | None = None,
     attribute: str | None = None,
     *,
+    untrusted: bool = False,
     nodata: Any = None,
     zero_class: bool | None = None,
     class_names: Sequence[str] | Mapping[int, str] | str | None = None,
@@ -69,6 +70,7 @@ def open_labels(
         path: a label image, GeoPackage, GeoJSON or Shapefile.
         like: the scene the labels belong to; needed for vectors.
         attribute: the class attribute of vector features; needed where there are several.
+        untrusted: read the file in a process of its own under limits of memory and time (:mod:`vitreous.scenes.apart`).
         nodata: the value or values that mean unlabelled besides 0, instead of what the file says (``255``,
             ``"254,255"``), or ``"none"``: then every value is a class, 0 too.
         zero_class: whether 0 is a class, where the rule above is wrong.
@@ -86,6 +88,17 @@ def open_labels(
         SceneError: unreadable, no labels, labels that do not fit ``like``, or an unknown hint.
     """
     file = local_path(path)
+    if untrusted:
+        from vitreous.scenes.apart import open_labels_apart
+
+        own = {
+            "nodata": nodata,
+            "zero_class": zero_class,
+            "class_names": class_names,
+            "classes": classes,
+        }
+        given_hints = {name: value for name, value in own.items() if value is not None}
+        return open_labels_apart(file, like, attribute, {**given_hints, **hints})
     zero_class = _parse_flag(zero_class)
     unlabelled = parse_unlabelled(nodata)
     names = _parse_names(class_names)

@@ -13,8 +13,10 @@ import numpy as np
 import xarray as xr
 
 from vitreous.errors import VitreousError
-from vitreous.scenes.cube import georeference
+from vitreous.scenes.apart import described_place, placed
+from vitreous.scenes.cube import LazyCube, Window, make_scene
 from vitreous.scenes.formats import open_scene
+from vitreous.scenes.labels import open_labels
 
 EXTRA_MEMORY = (
     4 * 2**30
@@ -58,6 +60,8 @@ def _answer(
 ) -> tuple[dict[str, Any], bytes]:
     key = json.dumps([request["path"], request["hints"]])
     os.chdir(request["folder"])  # hints may name files
+    if request["do"] == "labels":
+        return _labels(request)
     if request["do"] == "open" or key not in scenes:  # opened anew: the file may be another
         while len(scenes) >= _KEPT:
             scenes.pop(next(iter(scenes)))
@@ -71,18 +75,43 @@ def _answer(
 
 
 def _described(scene: xr.DataArray) -> dict[str, Any]:
-    crs, transform = georeference(scene)
     nodata = scene.attrs["nodata"]
     facts = {
         "unit": scene.attrs["unit"],
         "scale": float(scene.attrs["scale"]),
         "nodata": None if nodata is None else float(nodata),
-        "crs": None if crs is None else crs.to_wkt(),
-        "transform": None if transform is None else list(transform)[:6],
-        "source": str(scene.attrs["source"]),
     }
     columns = {name: scene[name].values.tolist() for name in _COLUMNS if name in scene.coords}
-    return {"shape": scene.shape, "dtype": scene.dtype.str, "facts": facts, "columns": columns}
+    return {
+        "shape": scene.shape,
+        "type": scene.dtype.str,
+        "facts": facts,
+        "columns": columns,
+        "place": described_place(scene),
+    }
+
+
+def _labels(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    hints, like = request["hints"], request["like"]
+    if request["coded_names"]:
+        hints["class_names"] = dict(hints["class_names"])
+    if like is not None:
+        crs, transform = placed(like)
+        nothing = LazyCube((1, *like["size"]), np.uint8, _no_values)
+        like = make_scene(nothing, crs=crs, transform=transform, source=like["source"])
+    labels = open_labels(request["path"], like, request["attribute"], **hints)
+    names = ("class_names", "class_colors", "class_codes", "source")
+    reply = {
+        "size": labels.shape,
+        "dtype": "<i4",
+        "facts": {name: labels.attrs[name] for name in names},
+        "place": described_place(labels),
+    }
+    return reply, np.ascontiguousarray(labels.values, dtype="<i4").tobytes()
+
+
+def _no_values(window: Window) -> Any:
+    raise AssertionError("labels depend on a scene's place alone")
 
 
 def _limit() -> None:

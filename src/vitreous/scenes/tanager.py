@@ -24,6 +24,7 @@ from vitreous.scenes import arrays
 from vitreous.scenes.attributes import find, number
 from vitreous.scenes.cube import LazyCube, georeference, make_scene
 from vitreous.scenes.hdf5 import Hdf5File
+from vitreous.scenes.places import with_place
 from vitreous.scenes.stacks import Values
 from vitreous.scenes.values import converted
 
@@ -83,10 +84,8 @@ def _with_place(
     )
     numbers = arrays.gdal_transform(framing.get("geotransform"))
     transform = Affine.from_gdal(*numbers) if numbers else _of_corners(file, info.shape[1:])
-    if transform is not None:
-        scene = scene.rio.write_transform(transform)
     crs = None if code is None else arrays.epsg(code)
-    return scene if crs is None else scene.rio.write_crs(crs)
+    return with_place(scene, crs, transform, file.source)
 
 
 def _framing(group: Mapping[str, Any], file: Hdf5File) -> Mapping[str, Any]:

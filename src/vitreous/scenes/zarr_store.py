@@ -1,7 +1,7 @@
 """Zarr scenes: our own and those that xarray writes, format 2 and 3.
 
 Format: Zarr specification, version 2 and 3; names and attributes as xarray and rioxarray write them (dimension
-names, ``wavelength`` along ``band``, a ``spatial_ref`` variable with ``crs_wkt`` and ``GeoTransform``), so that
+names, ``wavelength`` along ``band``, pixel centres ``x`` and ``y``, a ``spatial_ref`` variable with ``crs_wkt`` and ``GeoTransform``), so that
 ``xarray.open_zarr`` opens our files and we open its.
 
 Chunks are decoded by codecs that the store itself names. One of them unpickles, which runs code: only codecs from
@@ -30,6 +30,7 @@ from vitreous.scenes import arrays
 from vitreous.scenes.arrays import MAX_ARRAYS, ArrayInfo, Key, check_memory, plain
 from vitreous.scenes.attributes import NODATA, find
 from vitreous.scenes.cube import LabelImage, georeference
+from vitreous.scenes.places import PLAIN
 
 _CHUNK = (
     64  # pixels: a chunk holds all bands of 64 x 64 pixels, what training and mapping read together
@@ -270,6 +271,10 @@ def _write_coordinates(group: Any, scene: xr.DataArray) -> None:
             _create(group, name, values.shape, values.dtype, ("band",), attributes, values.shape)[
                 :
             ] = values
+    for name in PLAIN:  # xarray selects by them
+        if name in scene.coords and scene[name].dims == (name,):
+            values = scene[name].values
+            _create(group, name, values.shape, values.dtype, (name,), {}, values.shape)[:] = values
     mapping = {}
     crs, transform = georeference(scene)
     if crs is not None:

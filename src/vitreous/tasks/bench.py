@@ -18,12 +18,14 @@ from vitreous.data.blocks import TEST
 from vitreous.data.roles import Split
 from vitreous.errors import ConfigError
 from vitreous.inference.bench import peak_memory, run_apart, timed
-from vitreous.inference.export import DESCRIPTION, neighbours
+from vitreous.inference.export import neighbours
+from vitreous.inference.export_format import DESCRIPTION
 from vitreous.inference.pixels import classify_pixels
 from vitreous.inference.runtimes import Exported
 from vitreous.inference.windows import Job, SceneClassifier, Window, aligned, step_of
 from vitreous.report.record import Metrics, read_part
-from vitreous.tasks.export import load_for, test_scene
+from vitreous.tasks.division import test_scene
+from vitreous.tasks.export import exported_for
 from vitreous.tasks.labelled import LabelledScene
 from vitreous.tasks.runs import CONFIG, METRICS, MODEL, Run, load_run
 
@@ -78,6 +80,29 @@ class RunFigures:
     peak_memory_mib: float
 
 
+def bench_run(
+    path: str | Path,
+    runtime: str | None = None,
+    *,
+    threads: int = 0,
+    repeats: int = 9,
+    pixels: int = 1000,
+) -> RunFigures:
+    """Measure accuracy, speed, size and memory of a trained run or an export, in a process of its own.
+
+    Args:
+        path: a run folder, or an export within one.
+        runtime: ``torch``, ``onnxruntime`` or ``openvino``; its own when None.
+        threads: threads of the processor; 0 for all.
+        repeats: calls on the clock.
+        pixels: test pixels that the accuracy is measured on; 0 for all.
+
+    Raises:
+        VitreousError: it cannot be loaded or exported, or the measurement failed.
+    """
+    return measure_apart(Entry(str(path), runtime, threads, repeats, pixels))
+
+
 def measure_apart(entry: Entry) -> RunFigures:
     """Measure in a process of its own: peak memory belongs to a process, and so do caches and threads.
 
@@ -87,7 +112,7 @@ def measure_apart(entry: Entry) -> RunFigures:
         VitreousError: it cannot be loaded or exported, or the measurement failed.
     """
     run_folder(entry.path)
-    load_for(entry.path, entry.runtime)
+    _load(entry)
     fix = "Free some memory, and try again."
     return RunFigures(**run_apart("vitreous.tasks.bench", asdict(entry), entry.path, fix))
 
@@ -97,7 +122,7 @@ def measure(entry: Entry) -> RunFigures:
     if entry.threads:
         torch.set_num_threads(entry.threads)
     folder = run_folder(entry.path)
-    loaded = load_for(entry.path, entry.runtime)
+    loaded = _load(entry)
     classifier: SceneClassifier = loaded.classifier
     run = loaded if isinstance(loaded, Run) else load_run(folder)
     data, split = test_scene(run)
@@ -117,6 +142,15 @@ def measure(entry: Entry) -> RunFigures:
         size_mib=_size(loaded) / 2**20,
         peak_memory_mib=memory,
     )
+
+
+def _load(entry: Entry) -> Run | Exported:
+    """Load a classifier, and refuse what is none."""
+    exported = exported_for(entry.path, entry.runtime)
+    if exported is None:
+        return load_run(entry.path)
+    assert exported.classifier
+    return exported
 
 
 def run_folder(path: str | Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,8 +18,9 @@ from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.contract import BandContract
 from vitreous.data.provenance import Provenance, Seen
 from vitreous.data.roles import ROLE_NAMES, Split, Splits
-from vitreous.errors import ConfigError
+from vitreous.errors import ConfigError, ModelError
 from vitreous.files import read_json, write_json
+from vitreous.inference.export_format import sha256
 from vitreous.inference.predict import Prediction, predict_scene
 from vitreous.methods._apply import complete_settings
 from vitreous.progress import progress_bar
@@ -32,6 +33,7 @@ from vitreous.tasks.division import (
     fitting,
     learned_from,
     measured_contract,
+    test_scene,
 )
 from vitreous.tasks.labelled import LabelledScene, LabelledScenes, open_data, open_labelled
 from vitreous.tasks.provenance import start_provenance
@@ -58,6 +60,9 @@ from vitreous.tasks.training import (
     fit_network,
 )
 
+if TYPE_CHECKING:
+    from vitreous.inference.export import Parity
+
 __all__ = [
     "MAP",
     "TASK",
@@ -66,6 +71,7 @@ __all__ = [
     "class_weights",
     "draw_split",
     "evaluate",
+    "export",
     "fit_and_score",
     "load_run",
     "open_labelled",
@@ -257,6 +263,42 @@ def contract_of(path: str | Path) -> BandContract:
     from vitreous.tasks.export import load_for
 
     return load_for(path, trust=True).classifier.contract
+
+
+def export(path: str | Path, form: str, folder: str | Path, *, single: bool = False) -> Parity:
+    """Write a run as graphs for other runtimes, and check them on test pixels of its scene.
+
+    Args:
+        path: the run folder.
+        form: ``onnx``, ``openvino`` or ``torch``.
+        folder: the folder to write.
+        single: one graph from the surroundings of a pixel to its class, for other software; maps with it are slower.
+
+    Raises:
+        ModelError: the run is not a network, or its export does not agree with it; nothing is left then.
+        VitreousError: the run cannot be loaded, or its scene not be read.
+    """
+    from vitreous.inference import export as graphs
+
+    run = load_run(path)
+    if not isinstance(run.classifier, runs.Network):
+        raise ModelError(
+            f"'{run.name}' is not a network; only networks can be exported.",
+            "Use the run itself: vitreous predict.",
+        )
+    data, split = test_scene(run)
+    product = graphs.Product(
+        run.classifier,
+        run.name,
+        run.class_names,
+        run.class_colors,
+        sha256(run.path / MODEL),
+        run.provenance,
+        run.class_codes,
+        TASK,
+    )
+    pixels = split.pixels(TEST)
+    return graphs.export(product, folder, form=form, scene=data.scene, pixels=pixels, single=single)
 
 
 def reopened(run: runs.Run) -> tuple[LabelledScenes, Splits]:

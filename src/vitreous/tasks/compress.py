@@ -23,7 +23,11 @@ from vitreous.files import hidden_folder, write_json
 from vitreous.inference.bench import timed
 from vitreous.inference.cost import count_cost
 from vitreous.inference.pixels import classify_pixels
-from vitreous.layers.quantize import QuantMatMul, quantized_layers, set_enabled
+from vitreous.layers.quantize import (
+    QuantMatMul,
+    quantized_layers,
+    set_enabled,
+)
 from vitreous.methods._apply import Report, apply, complete_settings
 from vitreous.tasks import classify, runs, scoring
 from vitreous.tasks.bench import throughput

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ from vitreous.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     import xarray as xr
+
+    from vitreous.inference.export import Parity
 
 
 def load_run(path: str | Path) -> Any:
@@ -52,30 +55,66 @@ def evaluate(path: str | Path) -> dict[str, Any]:
     return module_of(task).evaluate(path)
 
 
-def apply(
-    path: str | Path, scene: xr.DataArray, out: str | Path | None = None, **options: Any
+def predict(
+    path: str | Path,
+    scene: xr.DataArray | str | Path,
+    out: str | Path | None = None,
+    **options: Any,
 ) -> Product:
     """Apply a run of any task, or an export of one, to a scene, and write what becomes of it.
 
     Args:
         path: a run folder, or the folder of an export.
-        scene: the scene.
-        out: the file to write; the task's own (``map.tif``, ``restored.tif``) in this folder when None.
-        options: those of ``vitreous predict`` that the task knows; None stands for one that is not given.
+        scene: an opened scene, or what :func:`vitreous.open_scene` opens.
+        out: the file to write; the task's own (``map.tif``, ``restored.tif``) in the current folder when None.
+        options: those of ``vitreous predict`` that the task knows (see ``apply`` of its module); None stands for one
+            that is not given.
+
+    Returns:
+        What was written, with ``paths``, ``pixels`` and ``seconds``.
 
     Raises:
         ConfigError: runs of this task are not applied to scenes, or an option is not for them.
         CheckpointError: the folder holds no finished run.
         VitreousError: the scene does not fit the run.
     """
+    from vitreous.scenes import open_scene
+
     task = _task(path)
     check_product(task, path)
     check_options(task, path, options)
     given = {name: value for name, value in options.items() if value is not None}
-    return module_of(task).apply(path, scene, out or task.product, **given)
+    opened = open_scene(scene) if isinstance(scene, str | Path) else scene
+    return module_of(task).apply(path, opened, out or task.product, **given)
 
 
-def apply_collection(
+def export(path: str | Path, form: str, folder: str | Path, **options: Any) -> Parity:
+    """Write a run of any task as graphs for other runtimes, and check them.
+
+    Args:
+        path: the run folder.
+        form: ``onnx``, ``openvino`` or ``torch``.
+        folder: the folder to write.
+        options: those of ``vitreous export`` that the task knows; None stands for one that is not given.
+
+    Raises:
+        ConfigError: runs of this task are not exported, or an option is not for them.
+        CheckpointError: the folder holds no finished run.
+        VitreousError: the run cannot be written so, or not be loaded; nothing is left.
+    """
+    task = _task(path)
+    write = getattr(module_of(task), "export", None)
+    if write is None:
+        raise ConfigError(
+            f"{path} is a '{task.name}' run, which cannot be exported.", _how_to_go_on(task, path)
+        )
+    check_options(task, path, options, write)
+    given = {name: value for name, value in options.items() if value is not None}
+    parity: Parity = write(path, form, folder, **given)
+    return parity
+
+
+def predict_collection(
     path: str | Path,
     collection: str,
     out: str | Path,
@@ -148,13 +187,24 @@ def check_product(task: Task, path: str | Path) -> None:
         )
 
 
-def check_options(task: Task, path: str | Path, options: dict[str, Any]) -> None:
+def check_options(
+    task: Task,
+    path: str | Path,
+    options: dict[str, Any],
+    function: Callable[..., Any] | None = None,
+) -> None:
     """Refuse options that a task does not know; None stands for one that is not given.
+
+    Args:
+        task: the task.
+        path: of the run or export, for the message.
+        options: by the name of the argument.
+        function: what they are for; the task's ``apply`` when None.
 
     Raises:
         ConfigError: there is one.
     """
-    known = inspect.signature(module_of(task).apply).parameters
+    known = inspect.signature(function or module_of(task).apply).parameters
     for name, value in options.items():
         if value is not None and name not in known:
             raise ConfigError(

@@ -21,7 +21,7 @@ from vitreous.recipe import Recipe
 from vitreous.scenes.cube import read_window
 from vitreous.tasks import runs
 from vitreous.tasks.checks import explained
-from vitreous.tasks.labelled import LabelledScene, LabelledScenes
+from vitreous.tasks.labelled import LabelledScene, LabelledScenes, open_data
 
 LEVEL_PIXELS = 20_000  # training pixels that tell how bright they all are
 
@@ -151,6 +151,17 @@ def fitting(splits: Splits, data: LabelledScenes) -> Splits:
             "Restore the scene and labels that it was trained on.",
         )
     return splits
+
+
+def test_scene(run: runs.Run) -> tuple[LabelledScene, Split]:
+    """Open a scene that a run was tested on, of several the first, with its labels and its split."""
+    data = open_data(run.recipe)
+    splits = fitting(run.splits, data)
+    index = splits.scenes_with(TEST)[0]
+    return data[index], splits[index]
+
+
+test_scene.__test__ = False  # type: ignore[attr-defined]  # for pytest, which takes the name for its own
 
 
 def _sizes(shapes: list[tuple[int, int]]) -> str:

@@ -1,18 +1,17 @@
-"""Trained runs as files for other runtimes, and what computes a map."""
+"""Trained runs as files for other runtimes, and what computes a product of a scene."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from vitreous.data.blocks import TEST
-from vitreous.data.roles import Split
-from vitreous.errors import ConfigError, ModelError
-from vitreous.inference.export import RUNTIMES, Parity, Product, export, sha256
-from vitreous.inference.runtimes import Exported, is_export, load_exported
-from vitreous.tasks.division import fitting
-from vitreous.tasks.labelled import LabelledScene, open_data
-from vitreous.tasks.runs import MODEL, Network, Run, load_run
+from vitreous.errors import ConfigError
+from vitreous.inference.export import Parity
+from vitreous.inference.export_format import RUNTIMES, is_export, sha256
+from vitreous.inference.runtimes import Exported, load_exported
+from vitreous.tasks import dispatch
+from vitreous.tasks.runs import MODEL
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Written:
 def export_run(
     path: str | Path, form: str, output: str | Path | None = None, *, single: bool = False
 ) -> Written:
-    """Export a trained run and check the export on test pixels of its scene.
+    """Export a trained run and check the export on the scene that it was trained on.
 
     Args:
         path: the run folder.
@@ -44,50 +43,38 @@ def export_run(
         single: one graph from the surroundings of a pixel to its class, for other software; maps with it are slower.
 
     Raises:
+        ConfigError: runs of this task are not exported, or have no ``single`` graph.
         ModelError: the run is not a network, or its export does not agree with it; nothing is left then.
         VitreousError: the run cannot be loaded, or its scene not be read.
     """
-    run = load_run(path)
-    classifier = run.classifier
-    if not isinstance(classifier, Network):
-        raise ModelError(
-            f"'{run.name}' is not a network; only networks can be exported.",
-            "Use the run itself: vitreous predict.",
-        )
-    data, split = test_scene(run)
-    folder = Path(output) if output else run.path / f"export-{form}"
-    source = sha256(run.path / MODEL)
-    product = Product(
-        classifier,
-        run.name,
-        run.class_names,
-        run.class_colors,
-        source,
-        run.provenance,
-        run.class_codes,
-    )
-    parity = export(
-        product, folder, form=form, scene=data.scene, pixels=split.pixels(TEST), single=single
-    )
+    folder = Path(output) if output else Path(path) / f"export-{form}"
+    parity = dispatch.export(path, form, folder, single=single or None)
     kinds = load_exported(folder, trust=True).description["quantization"]
     return Written(folder, parity, kinds["integer"], kinds["simulated"])
 
 
-def test_scene(run: Run) -> tuple[LabelledScene, Split]:
-    """Open a scene that a run was tested on, of several the first, with its labels and its split."""
-    data = open_data(run.recipe)
-    splits = fitting(run.splits, data)
-    index = splits.scenes_with(TEST)[0]
-    return data[index], splits[index]
+def load_for(path: str | Path, runtime: str | None = None, *, trust: bool = False) -> Any:
+    """Load a run of any task or an export, to be computed by a runtime.
+
+    Args:
+        path: a run folder, or the folder of an export.
+        runtime: see :func:`exported_for`.
+        trust: also run programs of torch.export that are not ours.
+
+    Returns:
+        The export, or what the task's ``load_run`` gives.
+
+    Raises:
+        ConfigError: there is no such runtime, or it is not installed.
+        VitreousError: what is there cannot be loaded or exported.
+    """
+    return exported_for(path, runtime, trust=trust) or dispatch.load_run(path)
 
 
-test_scene.__test__ = False  # type: ignore[attr-defined]  # for pytest, which takes the name for its own
-
-
-def load_for(
+def exported_for(
     path: str | Path, runtime: str | None = None, *, trust: bool = False
-) -> Run | Exported:
-    """Load a run or an export, to be computed by a runtime.
+) -> Exported | None:
+    """Load the export that a runtime computes; None where it is the run itself, by torch.
 
     Args:
         path: a run folder, or the folder of an export.
@@ -102,7 +89,7 @@ def load_for(
     if is_export(path):
         return load_exported(path, runtime, trust=trust)
     if runtime is None or runtime == "torch":
-        return load_run(path)
+        return None
     formats = {name: form for form, name in RUNTIMES.items()}
     if runtime not in formats:
         raise ConfigError(f"There is no runtime '{runtime}'.", f"Choose {', '.join(formats)}.")

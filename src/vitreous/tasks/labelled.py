@@ -223,7 +223,8 @@ def open_data(recipe: Recipe) -> LabelledScenes:
         return LabelledScenes.of(open_labelled(recipe), Path(recipe.scene).name)
     listing = read_collection(recipe.scenes, recipe.labels)
     with said_once():
-        scenes, faults = checked_scenes(listing, recipe.scene_hints)
+        hints = {**recipe.scene_hints, "untrusted": recipe.untrusted}
+        scenes, faults = checked_scenes(listing, hints)
         refuse(recipe.scenes, faults if scenes is None else (), len(listing.entries))
         assert scenes is not None
         images, more = _label_images(scenes, recipe)
@@ -406,12 +407,17 @@ def open_labelled(recipe: Recipe) -> LabelledScene:
         raise ConfigError(
             f"No labels are given for {recipe.scene}.", "Give a label file with --labels."
         )
-    scene = without_dead_bands(open_scene(recipe.scene, **recipe.scene_hints))
+    scene = without_dead_bands(
+        open_scene(recipe.scene, untrusted=recipe.untrusted, **recipe.scene_hints)
+    )
     return _with_tests(scene, _labels(recipe.labels, scene, recipe), recipe)
 
 
 def _labels(path: str, scene: xr.DataArray, recipe: Recipe) -> xr.DataArray:
-    labels = open_labels(path, scene, recipe.label_attribute, **recipe.label_hints)
+    hints = recipe.label_hints
+    if recipe.classes is not None:
+        hints = {**hints, "classes": recipe.classes}
+    labels = open_labels(path, scene, recipe.label_attribute, untrusted=recipe.untrusted, **hints)
     return with_occurring_classes(labels)
 
 

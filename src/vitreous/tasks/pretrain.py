@@ -72,7 +72,9 @@ def train(
     recipe = runs.prepared(recipe, console, trained=True, networks=True)
     runs.check_start(recipe.init, TASK)
     console.print(f"reading {recipe.scene}", highlight=False)
-    scene = without_dead_bands(open_named(recipe.scene, recipe.scene_hints).scene)
+    scene = without_dead_bands(
+        open_named(recipe.scene, recipe.scene_hints, untrusted=recipe.untrusted).scene
+    )
     start = start_provenance(recipe.init)
     contract = BandContract.of(scene)
     bands = contract.select(scene)
@@ -151,6 +153,11 @@ class Pretrained:
     contract: BandContract
 
     @property
+    def provenance(self) -> Provenance:
+        """The ground that its weights have learned from."""
+        return start_provenance(str(self.path))
+
+    @property
     def recipe(self) -> PretrainRecipe:
         """The settings it was trained with."""
         return runs.recipe_of(self.path, PretrainRecipe)
@@ -225,7 +232,7 @@ def _pretrainer(
 def _crops(
     scene: xr.DataArray, bands: npt.NDArray[np.int64], areas: list[Area], model: Pretrainer
 ) -> tuple[Crops, Crops | None]:
-    side = model.encoder.image_size * model.finest
+    side = model.encoder.size[0] * model.finest  # crops are square
     crops = Crops(scene, bands, areas[0], side)
     return crops, Crops(scene, bands, areas[1], side) if min(areas[1].shape) >= side else None
 

@@ -10,7 +10,7 @@ import inspect
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ from vitreous.data.provenance import (
 from vitreous.errors import ConfigError, ModelError, SceneError
 from vitreous.files import checked, read_json, write_json
 from vitreous.inference.descriptions import RestorerHeader
+from vitreous.inference.export_format import sha256
 from vitreous.inference.restore import TILE, SceneRestorer, restored_scene
 from vitreous.layers.ranges import BandRange, fill_invalid
 from vitreous.layers.restorer import Restorer
@@ -59,6 +60,9 @@ from vitreous.tasks.provenance import start_provenance
 from vitreous.tasks.quality import FEWEST, quality
 from vitreous.tasks.runs import CONFIG, METRICS, MODEL, STATE
 from vitreous.tasks.streams import VALIDATED, stream
+
+if TYPE_CHECKING:
+    from vitreous.inference.export import Parity
 
 TASK = "restore"
 PRODUCT = "restored.tif"
@@ -137,7 +141,9 @@ def train(
     recipe = runs.prepared(recipe, console, trained=trained, networks=trained)
     runs.check_start(recipe.init, TASK)
     console.print(f"reading {recipe.scene}", highlight=False)
-    scene = without_dead_bands(open_named(recipe.scene, recipe.scene_hints).scene)
+    scene = without_dead_bands(
+        open_named(recipe.scene, recipe.scene_hints, untrusted=recipe.untrusted).scene
+    )
     start = start_provenance(recipe.init)
     areas = _areas(recipe, scene, degrade.factor)
     done = resume and (Path(recipe.runs) / TASK / str(recipe.name) / MODEL).is_file()
@@ -177,7 +183,9 @@ def evaluate(path: str | Path) -> dict[str, Any]:
     run = load_run(path)
     recipe = run.recipe
     degrade = check_recipe(recipe)
-    scene = without_dead_bands(open_named(recipe.scene, recipe.scene_hints).scene)
+    scene = without_dead_bands(
+        open_named(recipe.scene, recipe.scene_hints, untrusted=recipe.untrusted).scene
+    )
     runs.check_unchanged(run.path, runs.fingerprints_of(scene))
     areas = _areas(recipe, scene, degrade.factor)
     cube = test_cube(recipe, run.restorer, scene, areas[2], degrade)
@@ -193,7 +201,7 @@ class Restored:
     Attributes:
         path: the file that was written.
         pixels: of it.
-        seconds: from the call to the finished file.
+        seconds: of restoring and writing.
     """
 
     path: Path
@@ -206,22 +214,34 @@ class Restored:
         return [self.path]
 
 
-def apply(path: str | Path, scene: xr.DataArray, out: str | Path) -> Restored:
-    """Restore a scene with a run.
+def apply(
+    path: str | Path,
+    scene: xr.DataArray,
+    out: str | Path,
+    *,
+    runtime: str | None = None,
+    trust: bool = False,
+) -> Restored:
+    """Restore a scene with a run or an export of one.
 
     Args:
-        path: the run folder.
-        scene: the scene, with the bands that the restorer was trained on or others where it takes them.
+        path: a run folder, or the folder of an export.
+        scene: the scene, with the bands that the restorer was trained on; a run also takes others where its network
+            does.
         out: a file of a format that scenes are written in.
+        runtime: what computes it (:func:`vitreous.tasks.export.load_for`).
+        trust: also run programs of torch.export that are not ours.
 
     Raises:
         ConfigError: it would overwrite the scene itself.
-        VitreousError: the run cannot be loaded, or the scene does not fit it.
+        VitreousError: what is there cannot be loaded, or the scene does not fit it.
     """
-    started = time.perf_counter()
+    from vitreous.tasks.export import load_for
+
     find_writer(Path(out))
     check_overwrite(Path(out), scene)
-    restorer = load_run(path).restorer
+    restorer = load_for(path, runtime, trust=trust).restorer
+    started = time.perf_counter()
     with progress_bar("restoring") as advance:
         restored = restored_scene(restorer, scene, advance)
         write_scene(restored, out)
@@ -229,10 +249,27 @@ def apply(path: str | Path, scene: xr.DataArray, out: str | Path) -> Restored:
     return Restored(Path(out), pixels, time.perf_counter() - started)
 
 
-def contract_of(path: str | Path) -> BandContract | None:
-    """Return the bands and unit of the scenes that a run takes; None where it takes any."""
-    restorer = load_run(path).restorer
-    return None if restorer.net.any_bands else restorer.contract
+def export(path: str | Path, form: str, folder: str | Path) -> Parity:
+    """Write a run as a graph for other runtimes, and check it on tiles of its scene.
+
+    Args:
+        path: the run folder.
+        form: ``onnx``, ``openvino`` or ``torch``.
+        folder: the folder to write.
+
+    Raises:
+        ModelError: the format has no operator for what the restorer does, or its export does not agree with it;
+            nothing is left then.
+        VitreousError: the run cannot be loaded, or its scene not be read.
+    """
+    from vitreous.inference.export_restorer import RestorerProduct, export_restorer
+
+    run = load_run(path)
+    recipe = run.recipe
+    scene = without_dead_bands(open_named(recipe.scene, recipe.scene_hints).scene)
+    source = sha256(run.path / MODEL)
+    product = RestorerProduct(run.restorer, run.name, source, run.provenance, TASK)
+    return export_restorer(product, folder, form=form, scene=scene)
 
 
 def check_recipe(recipe: RestoreRecipe) -> Degradation:

@@ -17,7 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitreous.catalog.arguments import MOST_CLASSES, MOST_IMAGE_SIZE
+from vitreous.catalog.arguments import (
+    MOST_CLASSES,
+    MOST_IMAGE_SIZE,
+    ImageSize,
+    checked_image_size,
+)
 from vitreous.catalog.registry import card, create_model, system_module
 from vitreous.catalog.results import versions
 from vitreous.catalog.tensors import DERIVED, check_finite
@@ -25,6 +30,7 @@ from vitreous.data.provenance import Provenance, provenance_to_json
 from vitreous.errors import CheckpointError, ModelError, VitreousError
 from vitreous.layers.backbone import Backbone
 from vitreous.layers.bands import Bands, adapt_bands, resize_kernel
+from vitreous.layers.sizes import as_size
 from vitreous.methods._apply import applied, has, reinstall
 from vitreous.tasks import hub
 from vitreous.tasks.checkpoint import load_exactly, read_safetensors, save_tensors
@@ -47,7 +53,7 @@ class Blueprint:
         model_args: arguments that differ from the variant's.
         bands: the bands that it reads.
         num_classes: classes of its head.
-        image_size: side of its images in pixels.
+        image_size: side of its images in pixels, or height and width where they differ.
         methods: what was applied to it, first to last.
     """
 
@@ -55,7 +61,7 @@ class Blueprint:
     model_args: dict[str, Any]
     bands: Bands
     num_classes: int
-    image_size: int
+    image_size: ImageSize
     methods: list[dict[str, Any]] = field(default_factory=list)
 
     def build(self) -> Backbone:
@@ -91,11 +97,11 @@ class Blueprint:
             {str(key): part for key, part in value["model_args"].items()},
             Bands.from_json(value["bands"]),
             int(value["num_classes"]),
-            int(value["image_size"]),
+            checked_image_size("image_size", value["image_size"]),
             value["methods"],
         )
-        if not (0 <= made.num_classes <= MOST_CLASSES and 1 <= made.image_size <= MOST_IMAGE_SIZE):
-            raise ValueError(f"{made.num_classes} classes on images of {made.image_size} pixels")
+        if not 0 <= made.num_classes <= MOST_CLASSES:
+            raise ValueError(f"{made.num_classes} classes")
         return made
 
 
@@ -293,7 +299,7 @@ def load_model(
     path: str | Path,
     bands: int | Bands | None = None,
     num_classes: int | None = None,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     *,
     method: str = "auto",
     new_head: bool = False,
@@ -305,7 +311,7 @@ def load_model(
         path: what :func:`save_model` or :func:`convert` wrote, or ``hf://user/name`` on the Hugging Face hub.
         bands: the bands that it should read, or how many; those of the file where None.
         num_classes: classes; where they are not as many as the file's, the head is new.
-        image_size: side of the images in pixels.
+        image_size: side of the images in pixels, or ``(height, width)``; those of the file where None.
         method: how the first layer is made for other bands (:func:`~vitreous.layers.bands.adapt_bands`).
         new_head: replace the head even where the number of classes is the same: they are other classes.
         partial: accept a file that does not fill the model; what is missing is fresh.
@@ -336,7 +342,7 @@ def load_model(
         made,
         bands=_bands_wanted(bands, made.bands),
         num_classes=made.num_classes if num_classes is None else num_classes,
-        image_size=made.image_size if image_size is None else image_size,
+        image_size=_size_wanted(image_size, made),
     )
     return assemble(
         tensors,
@@ -355,7 +361,7 @@ def convert(
     *,
     bands: int | Bands | None = None,
     num_classes: int | None = None,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     model_args: Mapping[str, Any] | None = None,
     source_bands: Bands | None = None,
     method: str = "auto",
@@ -371,7 +377,7 @@ def convert(
         bands: the bands that the model should read, or how many; those of the weights where None. Needed where the
             weights do not depend on the number of bands.
         num_classes: classes; where the weights have other ones or no head, the head is new.
-        image_size: side of the images in pixels; where None, a usual one that the weights fit, else 224.
+        image_size: side of the images in pixels, or ``(height, width)``; where None, a usual one that the weights fit, else 224.
         model_args: arguments that differ from the variant's.
         source_bands: what is known of the bands that the weights were trained on.
         method: how the first layer is made for other bands.
@@ -398,8 +404,9 @@ def convert(
         dict(model_args or {}),
         Bands(count or 3),
         2 if num_classes is None else num_classes,
-        PUBLISHED_SIZES[0] if image_size is None else image_size,
+        PUBLISHED_SIZES[0],
     )
+    probe = replace(probe, image_size=_size_wanted(image_size, probe))
     tensors, probe, told = _identified(foreign, probe, str(path), partial)
     if image_size is None:
         probe = _usual_size(tensors, probe)
@@ -476,7 +483,7 @@ def assemble(
     derived = tuple(key for key in tensors if key not in shapes and key.endswith(DERIVED))
     weights = {key: value for key, value in tensors.items() if key not in derived}
     weights, adapted, how, unmatched = _adapt(weights, empty, made.bands, wanted.bands, method)
-    weights, resized = _resize(weights, empty, wanted.name, shapes)
+    weights, resized = _resize(weights, empty, trunk, made.image_size)
     fits = {key: weights[key] for key in shapes if key in weights and _fits(key, weights, shapes)}
     head = head_parameters(trunk) if headless else ()
     report = LoadReport(
@@ -590,6 +597,12 @@ def _bands_wanted(bands: int | Bands | None, own: Bands) -> Bands:
     if isinstance(bands, Bands):
         return bands
     return own if bands == own.count else Bands(bands)
+
+
+def _size_wanted(image_size: ImageSize | None, own: Blueprint) -> ImageSize:
+    if image_size is None:
+        return own.image_size
+    return checked_image_size(f"image_size of {own.name}", image_size)
 
 
 def _renamed(tensors: dict[str, Tensor], probe: Blueprint, source: str) -> dict[str, Tensor]:
@@ -784,7 +797,7 @@ def _usual_size(tensors: Mapping[str, Tensor], probe: Blueprint) -> Blueprint:
     sizes = PUBLISHED_SIZES if stated is None else (stated, *PUBLISHED_SIZES)
     best, most = probe, -1
     for size in sizes:
-        if not 1 <= size <= MOST_IMAGE_SIZE:
+        if not all(1 <= side <= MOST_IMAGE_SIZE for side in as_size(size)):
             continue
         made = replace(probe, image_size=size)
         own = made.build_empty().state_dict()
@@ -799,9 +812,11 @@ def _usual_size(tensors: Mapping[str, Tensor], probe: Blueprint) -> Blueprint:
 
 def _count_bands(tensors: Mapping[str, Tensor], probe: Blueprint) -> int | None:
     """Return the number of bands that the weights read, or None where they do not tell."""
-    for name in probe.build_empty().band_parameters:
-        if name in tensors and tensors[name].ndim > 1:
-            return int(tensors[name].shape[1])
+    model = probe.build_empty()
+    for name in model.band_parameters:
+        axis = model.band_axis(name)
+        if name in tensors and tensors[name].ndim > axis:
+            return int(tensors[name].shape[axis])
     return None
 
 
@@ -837,10 +852,11 @@ def _adapt(
     how: str | None = None
     unmatched: tuple[int, ...] = ()
     for name in model.band_parameters:
-        if name not in done or done[name].ndim < 2 or done[name].shape[1] != source.count:
+        axis = model.band_axis(name)
+        if name not in done or done[name].ndim <= axis or done[name].shape[axis] != source.count:
             continue  # told as left over
         done[name], made, unmatched = adapt_bands(
-            done[name], source, target, method, table=name in model.band_tables
+            done[name], source, target, method, table=name in model.band_tables, axis=axis
         )
         if made != "same":
             names.append(name)
@@ -849,23 +865,49 @@ def _adapt(
 
 
 def _resize(
-    tensors: dict[str, Tensor], model: Backbone, name: str, shapes: Mapping[str, torch.Size]
+    tensors: dict[str, Tensor], model: Backbone, made: Blueprint, image_size: ImageSize
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Resample what depends on the image's size, as the architecture says, and kernels of patches."""
-    if all(_fits(key, tensors, shapes) for key in tensors if key in shapes):
+    """Resample what depends on the image's size, as the architecture says, and kernels of patches.
+
+    Args:
+        tensors: weights for the model's bands and classes.
+        model: what they are for.
+        made: what it was built from.
+        image_size: of the images that the weights were made for.
+    """
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    same = image_size == made.image_size
+    source = None if same else _built_for(tensors, replace(made, image_size=image_size))
+    if source is None and _all_fit(tensors, shapes):
         return tensors, []
     done = dict(tensors)
-    resize = getattr(system_module(name), "resize", None)
+    resize = getattr(system_module(made.name), "resize", None)
     if resize is not None:
         try:
-            done = resize(done, model)
+            done = resize(done, model, source)
         except (RuntimeError, LookupError, ValueError, TypeError):
             done = dict(tensors)  # weights of another model: told as left over
     for key in model.band_parameters:
-        if key in done and done[key].ndim == len(shapes[key]) == 4:
+        if model.band_axis(key) == 1 and key in done and done[key].ndim == len(shapes[key]) == 4:
             rows, columns = shapes[key][2:]
             done[key] = resize_kernel(done[key], (rows, columns))
-    return done, [key for key in done if key in tensors and done[key].shape != tensors[key].shape]
+    changed = [
+        key
+        for key, value in done.items()
+        if key in tensors and value is not tensors[key] and not torch.equal(value, tensors[key])
+    ]
+    return done, changed
+
+
+def _built_for(tensors: Mapping[str, Tensor], made: Blueprint) -> Backbone | None:
+    """Return the model, without memory, that weights were made for; None where they were made for another size."""
+    model = made.build_empty()
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    return model if _all_fit(tensors, shapes) else None
+
+
+def _all_fit(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> bool:
+    return all(_fits(key, tensors, shapes) for key in tensors if key in shapes)
 
 
 def _fits(key: str, tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> bool:

@@ -20,13 +20,12 @@ from torch.func import functional_call
 
 from vitreous.layers.quantize import (
     QuantConv,
-    Quantizer,
     QuantLinear,
     QuantMatMul,
-    UniformQuantizer,
     quantized_layers,
     set_enabled,
 )
+from vitreous.layers.quantizers import Quantizer, UniformQuantizer
 
 BATCH = 32
 PENALTY, SHARP, BLUNT, WARMUP = 0.01, 2.0, 20.0, 0.2

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vitreous.layers.quantize import Quantizer, QuantLinear
+from vitreous.layers.quantize import QuantLinear
+from vitreous.layers.quantizers import Quantizer
 
 RATIO = 37  # r
 SHIFT = 0.16997124254703522  # the least value of GELU, below zero

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vitreous.layers.quantize import quantiles, rows_of
+from vitreous.layers.quantizers import quantiles, rows_of
 from vitreous.methods.quantize._codes import RATIO, decode_table, log_codes
 
 BASES = (1, 129)  # the q that are tried
@@ -69,7 +69,7 @@ class Budget:
 def uniform(bits: int) -> FakeQuantizer:
     """Return the asymmetric uniform quantizer of (values, scale, zero point).
 
-    Its codes are those of :class:`~vitreous.layers.quantize.UniformQuantizer`, at the edges between two codes too, so
+    Its codes are those of :class:`~vitreous.layers.quantizers.UniformQuantizer`, at the edges between two codes too, so
     it divides as the layer does.
     """
     top = 2**bits - 1

@@ -25,16 +25,15 @@ from vitreous.layers.lora import fold_lora
 from vitreous.layers.quantize import (
     Convolution,
     QuantConv,
-    Quantizer,
     QuantLayer,
     QuantLinear,
     QuantMatMul,
     calibrate_weights,
-    check_bits,
     observing,
     quantized_layers,
     set_enabled,
 )
+from vitreous.layers.quantizers import Quantizer, check_bits
 
 MEASURED = 32  # images that the table's ratios are measured on
 CHECKED = 8  # images on which folding scales into norms is checked

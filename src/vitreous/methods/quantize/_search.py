@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from vitreous.layers.quantize import (
     QuantConv,
-    Quantizer,
     QuantLinear,
     QuantMatMul,
-    UniformQuantizer,
 )
+from vitreous.layers.quantizers import Quantizer, UniformQuantizer
 from vitreous.methods.quantize._codes import AdaLogQuantizer
 from vitreous.methods.quantize._fpcs import (
     TINY,

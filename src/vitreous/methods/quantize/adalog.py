@@ -13,15 +13,13 @@ from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.quantize import (
     QuantConv,
-    Quantizer,
     QuantLayer,
     QuantLinear,
     QuantMatMul,
-    UniformQuantizer,
-    check_bits,
     quantized_layers,
     set_enabled,
 )
+from vitreous.layers.quantizers import Quantizer, UniformQuantizer, check_bits
 from vitreous.methods.quantize._adaround import reconstruct_blocks
 from vitreous.methods.quantize._codes import RATIO, SHIFT, AdaLogQuantizer, ShiftedLinear
 from vitreous.methods.quantize._fpcs import Budget

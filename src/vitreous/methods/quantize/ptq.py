@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
-from vitreous.layers.quantize import QuantMatMul, UniformQuantizer
+from vitreous.layers.quantize import QuantMatMul
+from vitreous.layers.quantizers import UniformQuantizer
 from vitreous.methods.quantize._install import (
     Choice,
     calibrate_quantizers,

@@ -12,14 +12,16 @@ from vitreous.catalog.card import Card
 from vitreous.errors import ModelError, did_you_mean
 from vitreous.layers.lora import FoldedLoRA
 from vitreous.layers.quantize import (
+    QuantLinear,
+    QuantMatMul,
+    quantized_layers,
+)
+from vitreous.layers.quantizers import (
     Log2Quantizer,
     LogSqrt2Quantizer,
     Quantizer,
-    QuantLinear,
-    QuantMatMul,
     UniformQuantizer,
     check_bits,
-    quantized_layers,
 )
 from vitreous.methods.quantize._install import (
     Choice,

@@ -1,20 +1,21 @@
-"""Putting reducers of tokens into the blocks of a plain Vision Transformer."""
+"""Putting reducers of tokens into the blocks of a network whose tokens may lose their places."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from torch import nn
 
 from vitreous.errors import ModelError
-from vitreous.models.vit import VisionTransformer
+from vitreous.layers.decoders import DenseNet
+from vitreous.layers.trunk import Trunk
 
 T = TypeVar("T")
 
 
-def trunk(model: nn.Module, method: str, *, class_token: bool = False) -> VisionTransformer:
-    """Return the model, if its tokens can be reduced.
+def trunk(model: nn.Module, method: str, *, class_token: bool = False) -> Trunk:
+    """Return the model, or what stands before its decoder, if its tokens can be reduced.
 
     Args:
         model: any network.
@@ -22,25 +23,27 @@ def trunk(model: nn.Module, method: str, *, class_token: bool = False) -> Vision
         class_token: the method reads the class token's attention.
 
     Raises:
-        ModelError: this is no plain Vision Transformer, its positions are rotary (they belong to places in the
-            grid, which tokens lose), or it lacks the class token.
+        ModelError: its tokens cannot be reduced (``reducible``), or it lacks the class token.
     """
-    if not isinstance(model, VisionTransformer):
+    model = model.trunk if isinstance(model, DenseNet) else model
+    bound = getattr(getattr(model, "positions", None), "bound", "")
+    if bound:
         raise ModelError(
-            f"'{method}' reduces the tokens of a plain Vision Transformer, not of {type(model).__name__}.",
-            "Use a model of the vit family.",
-        )
-    if model.positions == "rotary":
-        raise ModelError(
-            f"'{method}' does not support rotary positions: tokens lose their grid positions.",
+            f"'{method}' does not support {bound}: tokens lose their places in the grid.",
             "Use a model with learned or sincos positions.",
         )
-    if class_token and model.class_token is None:
+    if not getattr(model, "reducible", False):
         raise ModelError(
-            f"'{method}' needs the attention of a class token, but this model pools by '{model.pool}'.",
+            f"'{method}' reduces the tokens of a plain Vision Transformer; {type(model).__name__} needs all of its own.",
+            "Use a model of the vit family.",
+        )
+    network = cast("Trunk", model)
+    if class_token and getattr(network, "class_token", None) is None:
+        raise ModelError(
+            f"'{method}' needs the attention of a class token, but this model pools by '{network.pool}'.",
             "Use a model with pool='class', or another method.",
         )
-    return model
+    return network
 
 
 def quarters(depth: int) -> list[int]:
@@ -105,15 +108,10 @@ def budget(
     return list(zip(rates, counts, strict=True))
 
 
-def put(model: VisionTransformer, reducers: Mapping[int, nn.Module]) -> None:
+def put(model: Trunk, reducers: Mapping[int, nn.Module]) -> None:
     """Set the reducer of each block named by its number."""
     for number, reducer in reducers.items():
         model.blocks[number].reducer = reducer.train(model.training)
-
-
-def row(number: int, before: int, after: int) -> dict[str, Any]:
-    """Return one line of a report: how many tokens a block takes in and hands on, at the model's image size."""
-    return {"layer": f"blocks.{number}", "tokens before": before, "tokens after": after}
 
 
 class Counting(Protocol):
@@ -124,10 +122,17 @@ class Counting(Protocol):
         ...
 
 
-def rows(model: VisionTransformer, reducers: Mapping[int, Counting]) -> list[dict[str, Any]]:
-    """Return the lines of a report, block by block."""
-    lines, patches = [], model.grid**2
+def rows(
+    model: nn.Module, network: Trunk, reducers: Mapping[int, Counting]
+) -> list[dict[str, Any]]:
+    """Return the lines of a report: how many tokens each block takes in and hands on, at the model's image size."""
+    at = "trunk.blocks" if isinstance(model, DenseNet) else "blocks"
+    lines, patches = [], network.patches
     for number, reducer in reducers.items():
         before, patches = patches, reducer.after(patches)
-        lines.append(row(number, model.prefix + before, model.prefix + patches))
+        counts = {
+            "tokens before": network.prefix + before,
+            "tokens after": network.prefix + patches,
+        }
+        lines.append({"layer": f"{at}.{number}", **counts})
     return lines

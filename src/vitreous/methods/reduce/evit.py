@@ -11,10 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitreous.catalog.card import Card
-from vitreous.layers.tokens import attention_weights, gather_tokens
+from vitreous.layers.tokens import front_places, gather_tokens, keep_left, returned
+from vitreous.layers.transformer import Block, Carry, Grid
 from vitreous.methods.reduce._install import budget, check_blocks, put, quarters, rows, trunk
 from vitreous.models import vit
-from vitreous.models.vit import Block, Carry, VisionTransformer
+from vitreous.models.vit import VisionTransformer
 
 CARD = Card(
     slug="evit",
@@ -28,7 +29,16 @@ CARD = Card(
     year=2022,
     source_licence="Apache-2.0 (youweiliang/evit): re-implemented from the equations",
     tasks=["classify"],
-    models=["vit_tiny*", "vit_small*", "vit_base*", "vit_large*", "vit_test"],
+    models=[
+        "vit_tiny*",
+        "vit_small*",
+        "vit_base*",
+        "vit_large*",
+        "vit_test",
+        "t2t_vit_*",
+        "channelvit_*",
+        "satmae_pp_*",
+    ],
     variants={"evit": {"keep_rate": 0.7}},
     published=[
         {"model": "vit_small", "keep_rate": 0.9, "gmacs": 4.02, "parameters_m": 22.051},
@@ -53,6 +63,7 @@ CARD = Card(
         "final one. The paper's epochs 10 and 110 of 300 are 0.033 and 0.367 of the training.",
         "Usage: The class token's attention row is computed separately, so attention itself "
         "stays fused.",
+        "Usage: In mode dense, patches that were dropped return to the decoder's maps as they left.",
         "Differs from the reference: Only patches are dropped. The authors' code treats all "
         "tokens but the first as patches, so that it may drop a distillation token; here it is "
         "kept, and so are registers.",
@@ -110,26 +121,33 @@ class AttentiveTokens(nn.Module):
         kept = self.kept(patches)
         return kept + (self.fuse and kept < patches)
 
+    restore = staticmethod(returned)
+
     def forward(
-        self, x: Float[Tensor, "batch tokens dim"], block: Block, carry: Carry | None
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        block: Block,
+        carry: Carry | None,
+        grid: Grid | None = None,
     ) -> tuple[Float[Tensor, "batch kept dim"], Carry | None]:
         """Attend, then drop patches."""
         patches = x.shape[1] - self.prefix
         kept = self.kept(patches)
         if kept == patches:
-            return block.attend(x), carry
+            return block.attend(x, grid=grid), carry
         trace = block.attn.project(block.norm1(x))
-        weights = attention_weights(block.attn.core, trace.query[:, :, :1], trace.key)
-        x = block.add(x, block.attn.mix(trace))
+        weights = block.attn.core.weights(trace.query[:, :, :1], trace.key, grid=grid)
+        x = block.add(x, block.attn.mix(trace, grid=grid))
         weights = weights[:, :, 0, self.prefix :].mean(1)
-        return self._choose(x, weights, kept), carry
+        return self._choose(x, weights, kept, carry or {})
 
     def _choose(
         self,
         x: Float[Tensor, "batch tokens dim"],
         weights: Float[Tensor, "batch patches"],
         kept: int,
-    ) -> Float[Tensor, "batch kept dim"]:
+        carry: Carry,
+    ) -> tuple[Float[Tensor, "batch kept dim"], Carry]:
         places = weights.topk(kept, dim=1).indices
         parts = [x[:, : self.prefix], gather_tokens(x, places + self.prefix)]
         if self.fuse:
@@ -137,7 +155,8 @@ class AttentiveTokens(nn.Module):
             # not sum to one; the paper leaves them so.
             dropped = weights.scatter(1, places, 0.0)
             parts.append(dropped[:, None] @ x[:, self.prefix :])
-        return torch.cat(parts, 1)
+        stay = torch.cat([front_places(x, self.prefix), places + self.prefix], 1)
+        return torch.cat(parts, 1), keep_left(carry, x, stay, added=int(self.fuse))
 
     def extra_repr(self) -> str:
         """Show the settings."""
@@ -155,7 +174,7 @@ def install(
     """Let blocks of ``model`` drop the patches that the class token hardly attends to.
 
     Args:
-        model: a Vision Transformer with a class token.
+        model: a model with a class token, whose tokens may lose their places.
         keep_rate: share of a block's patches that stay, above 0 and up to 1; one for all blocks, or one each.
         blocks: numbers of the blocks that drop, from 0; None: after each quarter of the depth.
         fuse: put one token at the end in place of those that are dropped.
@@ -177,7 +196,7 @@ def install(
         for number, (rate, count) in zip(numbers, shares, strict=True)
     }
     put(network, reducers)
-    return rows(network, reducers)
+    return rows(model, network, reducers)
 
 
 def reducers(model: nn.Module) -> Iterator[AttentiveTokens]:

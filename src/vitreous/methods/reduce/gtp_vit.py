@@ -17,10 +17,11 @@ from vitreous.catalog.card import Card
 from vitreous.errors import ModelError, did_you_mean
 from vitreous.layers.attention import AttentionCore
 from vitreous.layers.graphs import recording
-from vitreous.layers.tokens import attention_weights, gather_tokens, log_size
+from vitreous.layers.tokens import front_places, gather_tokens, keep_left, log_size, returned
+from vitreous.layers.transformer import Block, Carry, Grid, Trace
 from vitreous.methods.reduce._install import per_block, put, rows, trunk
 from vitreous.models import vit
-from vitreous.models.vit import Block, Carry, Trace, VisionTransformer
+from vitreous.models.vit import VisionTransformer
 
 CARD = Card(
     slug="gtp_vit",
@@ -34,7 +35,7 @@ CARD = Card(
     year=2023,
     source_licence="Apache-2.0 (Ackesnal/GTP-ViT): re-implemented from the equations",
     tasks=["classify"],
-    models=["vit_*", "ggem_*"],
+    models=["vit_*", "ggem_*", "t2t_vit_*", "channelvit_*", "satmae_pp_*"],
     variants={"gtp_vit": {"leaving": 0.041}},
     published=[
         {"model": "vit_small", "leaving": 2, "gmacs": 4.33, "parameters_m": 22.051},
@@ -58,7 +59,7 @@ CARD = Card(
         "Usage: theta and alpha are the README's for DeiT-B at P = 8; the paper searches them, "
         "and the neighbours M, for each P.",
         "Usage: Class, distillation and register tokens are never removed and have no links.",
-        "Image size: The spatial graph needs a square grid.",
+        "Usage: In mode dense, patches that were removed return to the decoder's maps as they left.",
         "Differs from the reference: A token has the same M nearest neighbours with and without "
         "a class token; in the authors' code the count shifts by one without it. A token without "
         "links propagates nothing.",
@@ -121,27 +122,41 @@ class Propagation(nn.Module):
         leaving = self.count(patches)
         return patches - leaving + (leaving > 0 and self.propagation == "mean")
 
+    restore = staticmethod(returned)
+
     def forward(
-        self, x: Float[Tensor, "batch tokens dim"], block: Block, carry: Carry | None
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        block: Block,
+        carry: Carry | None,
+        grid: Grid | None = None,
     ) -> tuple[Float[Tensor, "batch kept dim"], Carry | None]:
         """Attend, then let patches leave."""
-        carry = self.begin(x) if carry is None else carry
+        carry = carry or {}
+        if "graph" not in carry:
+            carry = {**carry, **self.begin(x, grid)}
         leaving = self.count(x.shape[1] - self.prefix)
         bias = log_size(carry["scale"]) if "scale" in carry else None
         trace = block.attn.project(block.norm1(x))
-        mixed, score = self.attend(block.attn.core, trace, bias, score=leaving > 0)
+        mixed, score = self.attend(block.attn.core, trace, bias, grid, score=leaving > 0)
         x = block.add(x, block.attn.join(mixed))
         if score is None:
             return x, carry
         order = self.prefix + ranked(score)
-        front = torch.arange(self.prefix, device=x.device).expand(x.shape[0], -1)
+        front = front_places(x, self.prefix)
         stay, leave = torch.cat([front, order[:, :-leaving]], 1), order[:, -leaving:]
         return self.propagate(x, stay, leave, carry)
 
     # -- what speaks for a token (section 3.2) ----------------------------------------------------------------
 
     def attend(
-        self, core: AttentionCore, trace: Trace, bias: Tensor | None, *, score: bool
+        self,
+        core: AttentionCore,
+        trace: Trace,
+        bias: Tensor | None,
+        grid: Grid | None = None,
+        *,
+        score: bool,
     ) -> tuple[Float[Tensor, "batch heads tokens width"], Float[Tensor, "batch patches"] | None]:
         """Return what the heads give and, where asked for, a score for each patch; low ones leave.
 
@@ -149,26 +164,26 @@ class Propagation(nn.Module):
         """
         batch, _, tokens, _ = trace.query.shape
         if self.theta == 1 and (not score or self.selection == "random"):
-            mixed = core(*trace, bias)
+            mixed = core(*trace, bias, grid)
             return mixed, self.draw(batch, tokens, mixed.device) if score else None
         if self.theta == 1 and self.selection.startswith("class"):
-            row = attention_weights(core, trace.query[:, :, :1], trace.key, bias)
-            return core(*trace, bias), self.score(row)
-        if torch.is_grad_enabled() or recording() or core.explicit:
-            mixed, found = self._attend(core, trace, bias)
+            row = core.weights(trace.query[:, :, :1], trace.key, bias, grid)
+            return core(*trace, bias, grid), self.score(row)
+        if torch.is_grad_enabled() or recording() or not core.fused:
+            mixed, found = self._attend(core, trace, bias, grid)
         else:
-            mixed, found = self._in_turn(core, trace, bias)
+            mixed, found = self._in_turn(core, trace, bias, grid)
         return mixed, found if score else None
 
     def _attend(
-        self, core: AttentionCore, trace: Trace, bias: Tensor | None
+        self, core: AttentionCore, trace: Trace, bias: Tensor | None, grid: Grid | None
     ) -> tuple[Float[Tensor, "batch heads tokens width"], Float[Tensor, "batch patches"]]:
         """Attend step by step, with the largest weights only."""
-        weights = largest(attention_weights(core, trace.query, trace.key, bias), self.theta)
+        weights = largest(core.weights(trace.query, trace.key, bias, grid), self.theta)
         return core.matmul_av(weights, trace.value), self.score(weights)
 
     def _in_turn(
-        self, core: AttentionCore, trace: Trace, bias: Tensor | None
+        self, core: AttentionCore, trace: Trace, bias: Tensor | None, grid: Grid | None
     ) -> tuple[Float[Tensor, "batch heads tokens width"], Float[Tensor, "batch patches"]]:
         """Attend as above, to a few images at a time: their weights, read several times, stay in the cache."""
         batch, heads, tokens, _ = trace.query.shape
@@ -177,7 +192,7 @@ class Propagation(nn.Module):
         for first in range(0, max(batch, 1), step):
             part = slice(first, first + step)
             own = Trace(trace.query[part], trace.key[part], trace.value[part])
-            parts.append(self._attend(core, own, None if bias is None else bias[part]))
+            parts.append(self._attend(core, own, None if bias is None else bias[part], grid))
         mixed, scores = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         return mixed, scores
 
@@ -218,20 +233,34 @@ class Propagation(nn.Module):
 
     # -- who receives what (sections 3.1 and 3.3) -------------------------------------------------------------
 
-    def begin(self, x: Float[Tensor, "batch tokens dim"]) -> Carry:
-        """Return what the first block starts from: the graph of the embedded patches, if it is used."""
+    def begin(self, x: Float[Tensor, "batch tokens dim"], grid: Grid | None = None) -> Carry:
+        """Return what the first block starts from: the graph of the embedded patches, if it is used.
+
+        Args:
+            x: the tokens.
+            grid: rows and columns of the patches; as many as fit into a square where not given.
+        """
         if self.propagation != "graph" or self.alpha == 0:
             return {}
         patches = x.detach()[:, self.prefix :]
         if self.graph == "semantic":
             links = similar(patches, self.neighbours)
         else:
-            links = adjacent(patches.shape[1], x.device)[None]
+            links = self._adjacent(patches.shape[1], grid, x.device)[None]
         if self.graph == "mixed":
             links = links | similar(patches, self.neighbours)
         # Transposed, so that a row says where its token hands itself to; the tokens in front are linked with nothing.
         weights = self.alpha * normalised(links.to(x.dtype)).mT
         return {"graph": F.pad(weights, (self.prefix, 0, self.prefix, 0))}
+
+    def _adjacent(
+        self, patches: int, grid: Grid | None, device: torch.device
+    ) -> Bool[Tensor, "patches patches"]:
+        """Return which patches touch; of several grids, those of one."""
+        rows, columns = grid or (math.isqrt(patches), math.isqrt(patches))
+        links = adjacent((rows, columns), device)
+        grids = patches // (rows * columns)
+        return links if grids == 1 else torch.block_diag(*[links] * grids)
 
     def propagate(
         self,
@@ -245,14 +274,14 @@ class Propagation(nn.Module):
             return self._fuse(x, stay, leave, carry)
         kept = gather_tokens(x, stay)
         if "graph" not in carry:
-            return kept, {}
+            return kept, keep_left(carry, x, stay)
         graph, places = carry["graph"], carry.get("places")
         if places is None:  # all tokens are where they were
             places = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
         to = places.gather(1, stay)
         weights = _between(graph, places.gather(1, leave), to)
         kept += weights.mT @ gather_tokens(x, leave)
-        handed = {"graph": graph, "places": to}
+        handed = {"graph": graph, "places": to, **keep_left(carry, x, stay)}
         if self.token_scale:
             scale = _scale(carry, x)
             received = (scale.gather(1, leave)[..., None] * weights).sum(1)
@@ -265,11 +294,12 @@ class Propagation(nn.Module):
         """Propagate as above, into one new token at the end."""
         mean = gather_tokens(x, leave).mean(1, keepdim=True)
         fused = torch.cat([gather_tokens(x, stay), mean], 1)
-        if not self.token_scale:
-            return fused, {}
-        scale = _scale(carry, x)
-        summed = scale.gather(1, leave).sum(1, keepdim=True)
-        return fused, {"scale": torch.cat([scale.gather(1, stay), summed], 1)}
+        handed = keep_left(carry, x, stay, added=1)
+        if self.token_scale:
+            scale = _scale(carry, x)
+            summed = scale.gather(1, leave).sum(1, keepdim=True)
+            handed["scale"] = torch.cat([scale.gather(1, stay), summed], 1)
+        return fused, handed
 
     def extra_repr(self) -> str:
         """Show the settings."""
@@ -323,20 +353,10 @@ def kth_smallest(
     return values.topk(values.shape[-1] - k + 1, sorted=False).values.amin(-1)
 
 
-def adjacent(patches: int, device: torch.device) -> Bool[Tensor, "patches patches"]:
-    """Tell which patches of a square grid touch, at a side or a corner.
-
-    Raises:
-        ModelError: so many patches make no square.
-    """
-    side = math.isqrt(patches)
-    if side**2 != patches:
-        raise ModelError(
-            f"The graph of 'gtp_vit' needs a square token grid; {patches} tokens do not form one.",
-            "Give square images, or graph='semantic'.",
-        )
-    place = torch.arange(patches, device=device)
-    rows, columns = place // side, place % side
+def adjacent(grid: Grid, device: torch.device) -> Bool[Tensor, "patches patches"]:
+    """Tell which patches of a grid of rows and columns touch, at a side or a corner."""
+    place = torch.arange(grid[0] * grid[1], device=device)
+    rows, columns = place // grid[1], place % grid[1]
     down = (rows[:, None] - rows).abs()
     across = (columns[:, None] - columns).abs()
     return torch.maximum(down, across) == 1
@@ -392,7 +412,7 @@ def install(
     """Let patches leave in every block of ``model``, and hand themselves on.
 
     Args:
-        model: a Vision Transformer.
+        model: a model whose tokens may lose their places.
         leaving: P, how many patches leave; below 1, their share of the patches of an image of the model's size. One
             for all blocks, or one each.
         theta: share of the attention weights that count, above 0 and up to 1, which leaves attention as it is.
@@ -413,7 +433,7 @@ def install(
         ModelError: another kind of model, settings out of range, or no patch would be left.
     """
     network = trunk(model, "gtp_vit", class_token=selection.startswith("class"))
-    depth, patches = len(network.blocks), network.grid**2
+    depth, patches = len(network.blocks), network.patches
     _check(theta, alpha, neighbours, selection, propagation, graph)
     counts = [_leaving(value, patches) for value in per_block(leaving, depth, "gtp_vit", "leaving")]
     reducers = {
@@ -437,7 +457,7 @@ def install(
             f"Remove at most {(patches - 1) // depth} per block.",
         )
     put(network, reducers)
-    return rows(network, reducers)
+    return rows(model, network, reducers)
 
 
 def _leaving(value: float, patches: int) -> int:

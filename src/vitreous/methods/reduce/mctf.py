@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.matching import Grouping, cosines, match, outer
-from vitreous.layers.tokens import attention_weights, log_size
+from vitreous.layers.tokens import keep_merged, log_size, unmerged
+from vitreous.layers.transformer import Block, Carry, Grid
 from vitreous.methods._apply import apply
 from vitreous.methods.reduce._install import check_blocks, per_block, put, quarters, rows, trunk
 from vitreous.models import vit
-from vitreous.models.vit import Block, Carry, VisionTransformer
+from vitreous.models.vit import VisionTransformer
 
 CARD = Card(
     slug="mctf",
@@ -41,6 +42,9 @@ CARD = Card(
         "vit_patch",
         "vit_test",
         "ggem_*",
+        "t2t_vit_*",
+        "channelvit_*",
+        "satmae_pp_*",
     ],
     variants={"mctf": {}, "mctf_fast": {"r": 0.35, "blocks": "quarters"}},
     published=[
@@ -68,6 +72,8 @@ CARD = Card(
         "counts once.",
         "Usage: Where 'qkv' has been replaced (adapter, quantizer), it is evaluated twice: for "
         "queries and keys, and for the values of the merged tokens.",
+        "Usage: In mode dense, every cell gets the token that stands for it before the decoder reads "
+        "the map.",
         "Differs from the reference: Distillation and register tokens are kept like the class "
         "token, the only one the authors have.",
         "Differs from the reference: Reused attention is not fused itself: A' V' is computed as "
@@ -99,10 +105,10 @@ def install(
     attention: str = "ahead",
     proportional: bool = True,
 ) -> list[dict[str, Any]]:
-    """Let blocks of a plain Vision Transformer merge tokens.
+    """Let blocks of a plain transformer merge tokens.
 
     Args:
-        model: a model of the vit family.
+        model: a model whose tokens may lose their places.
         r: tokens fewer per block, at most half of the patches; below 1 a share of the patches. One for all blocks, or
             one for each. 0 leaves the model as it is, bit for bit.
         blocks: numbers of the blocks that merge, from 0; ``all``: all but the first; ``quarters``: after each
@@ -144,7 +150,7 @@ def install(
         for number in range(numbers[0], depth)
     }
     put(network, reducers)
-    return rows(network, reducers)
+    return rows(model, network, reducers)
 
 
 class Fusion(nn.Module):
@@ -186,20 +192,26 @@ class Fusion(nn.Module):
         wanted = int(patches * self.r) if self.r < 1 else min(int(self.r), room)
         return patches - min(wanted, patches // 2)
 
+    restore = staticmethod(unmerged)
+
     def forward(
-        self, x: Float[Tensor, "batch tokens dim"], block: Block, carry: Carry | None
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        block: Block,
+        carry: Carry | None,
+        grid: Grid | None = None,
     ) -> tuple[Float[Tensor, "batch kept dim"], Carry | None]:
         """Return the tokens after the attention, and with ``size`` how many patches each stands for."""
         carry = carry or {}
         patches = x.shape[1] - self.prefix
         count = patches - self.after(patches)
         if self.attention == "behind":
-            return self._behind(x, block, carry, count)
+            return self._behind(x, block, carry, count, grid)
         if not count:
-            return self._attend(x, block, carry), carry
+            return self._attend(x, block, carry, grid), carry
         if self.attention == "ahead":
-            return self._ahead(x, block, carry, count)
-        return self._precise(x, block, carry, count)
+            return self._ahead(x, block, carry, count, grid)
+        return self._precise(x, block, carry, count, grid)
 
     def fuse(
         self,
@@ -241,51 +253,58 @@ class Fusion(nn.Module):
             scores = scores * (alike if likeness == 1 else alike ** (1 / likeness))
         return scores
 
-    def _ahead(self, x: Tensor, block: Block, carry: Carry, count: int) -> tuple[Tensor, Carry]:
+    def _ahead(
+        self, x: Tensor, block: Block, carry: Carry, count: int, grid: Grid | None
+    ) -> tuple[Tensor, Carry]:
         """Merge by the attention of all tokens, and give its merged rows and columns to the merged ones."""
         attn = block.attn
-        weights = self._weights(x, block, carry)
+        weights = self._weights(x, block, carry, grid)
         groups, shares, size = self.fuse(x, mean_attention(weights), carry.get("size"), count)
         x = groups.sum(x * shares)
         value = groups.spread(_project(attn.qkv, block.norm1(x), 2, 3))
         mixed = attn.core.matmul_av(weights, _heads(value, attn.heads))
         mixed = groups.sum(rearrange(mixed, "b h n d -> b n (h d)") * shares)
-        return block.add(x, attn.proj(mixed)), {"size": size}
+        return block.add(x, attn.proj(mixed)), {"size": size, **keep_merged(carry, groups)}
 
-    def _precise(self, x: Tensor, block: Block, carry: Carry, count: int) -> tuple[Tensor, Carry]:
+    def _precise(
+        self, x: Tensor, block: Block, carry: Carry, count: int, grid: Grid | None
+    ) -> tuple[Tensor, Carry]:
         """Merge by the attention of all tokens, then attend anew."""
         with torch.no_grad():
-            weights = self._weights(x, block, carry)
+            weights = self._weights(x, block, carry, grid)
         groups, shares, size = self.fuse(x, mean_attention(weights), carry.get("size"), count)
-        carry = {"size": size}
-        return self._attend(groups.sum(x * shares), block, carry), carry
+        carry = {"size": size, **keep_merged(carry, groups)}
+        return self._attend(groups.sum(x * shares), block, carry, grid), carry
 
-    def _behind(self, x: Tensor, block: Block, carry: Carry, count: int) -> tuple[Tensor, Carry]:
+    def _behind(
+        self, x: Tensor, block: Block, carry: Carry, count: int, grid: Grid | None
+    ) -> tuple[Tensor, Carry]:
         """Merge by the attention of the block before, then attend."""
         if count:
             groups, shares, size = self.fuse(x, carry["mass"], carry.get("size"), count)
-            x, carry = groups.sum(x * shares), {"size": size}
+            x = groups.sum(x * shares)
+            carry = {"size": size, **keep_merged(carry, groups)}
         if not self.looks:
-            return self._attend(x, block, carry), carry
+            return self._attend(x, block, carry, grid), carry
         attn = block.attn
         trace = attn.project(block.norm1(x))
-        weights = attention_weights(attn.core, trace.query, trace.key, self._bias(carry))
+        weights = attn.core.weights(trace.query, trace.key, self._bias(carry), grid)
         mixed = attn.join(attn.core.matmul_av(weights, trace.value))
         return block.add(x, mixed), {**carry, "mass": mean_attention(weights)}
 
     def _weights(
-        self, x: Tensor, block: Block, carry: Carry
+        self, x: Tensor, block: Block, carry: Carry, grid: Grid | None
     ) -> Float[Tensor, "batch heads tokens tokens"]:
         """Return the block's attention; no values are projected for it."""
         attn = block.attn
         both = _project(attn.qkv, block.norm1(x), 0, 2)
         query, key = (_heads(part, attn.heads) for part in both.chunk(2, -1))
-        return attention_weights(attn.core, query, key, self._bias(carry))
+        return attn.core.weights(query, key, self._bias(carry), grid)
 
-    def _attend(self, x: Tensor, block: Block, carry: Carry) -> Tensor:
+    def _attend(self, x: Tensor, block: Block, carry: Carry, grid: Grid | None) -> Tensor:
         """Apply the attention as it is, fused."""
         trace = block.attn.project(block.norm1(x))
-        return block.add(x, block.attn.mix(trace, self._bias(carry)))
+        return block.add(x, block.attn.mix(trace, self._bias(carry), grid))
 
     def _bias(self, carry: Carry) -> Tensor | None:
         return log_size(carry["size"]) if self.proportional and "size" in carry else None

@@ -12,9 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitreous.catalog.card import Card
-from vitreous.layers.tokens import gather_tokens
+from vitreous.layers.tokens import front_places, gather_tokens, keep_left, returned
+from vitreous.layers.transformer import Block, Carry, Grid
 from vitreous.methods.reduce._install import budget, check_blocks, put, quarters, rows, trunk
-from vitreous.models.vit import Block, Carry
 
 CARD = Card(
     slug="random_drop",
@@ -25,12 +25,13 @@ CARD = Card(
     paper="the baseline of arXiv 2202.07800, table 1",
     year=2022,
     tasks=["classify"],
-    models=["vit_*", "ggem_*"],
+    models=["vit_*", "ggem_*", "t2t_vit_*", "channelvit_*", "satmae_pp_*"],
     variants={"random_drop": {"keep_rate": 0.7}},
     notes=[
         "Usage: At inference all images lose the same positions, drawn from seed and block, so "
         "that predictions are repeatable and independent of the batch. In training every image "
         "loses its own, at every step anew.",
+        "Usage: In mode dense, patches that were dropped return to the decoder's maps as they left.",
         "Usage: Nothing is fused.",
     ],
 )
@@ -58,20 +59,28 @@ class RandomTokens(nn.Module):
             return min(self.tokens, patches)
         return math.ceil(self.keep_rate * patches)
 
+    restore = staticmethod(returned)
+
     def forward(
-        self, x: Float[Tensor, "batch tokens dim"], block: Block, carry: Carry | None
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        block: Block,
+        carry: Carry | None,
+        grid: Grid | None = None,
     ) -> tuple[Float[Tensor, "batch kept dim"], Carry | None]:
         """Attend, then drop patches."""
-        x = block.attend(x)
-        patches = x.shape[1] - self.prefix
+        x = block.attend(x, grid=grid)
+        batch, patches = x.shape[0], x.shape[1] - self.prefix
         kept = self.after(patches)
         if kept == patches:
             return x, carry
-        front = x[:, : self.prefix]
         if self.training:
-            places = torch.rand(x.shape[0], patches, device=x.device).topk(kept, dim=1).indices
-            return torch.cat([front, gather_tokens(x, places + self.prefix)], 1), carry
-        return torch.cat([front, x[:, self.places(patches, kept).to(x.device)]], 1), carry
+            chosen = torch.rand(batch, patches, device=x.device).topk(kept, dim=1).indices
+            places = chosen + self.prefix
+        else:
+            places = self.places(patches, kept).to(x.device).expand(batch, -1)
+        stay = torch.cat([front_places(x, self.prefix), places], 1)
+        return gather_tokens(x, stay), keep_left(carry or {}, x, stay)
 
     def places(self, patches: int, kept: int) -> Int[Tensor, "kept"]:
         """Return the places that evaluation keeps, in their order."""
@@ -94,7 +103,7 @@ def install(
     """Let blocks of ``model`` drop patches at random.
 
     Args:
-        model: a Vision Transformer.
+        model: a model whose tokens may lose their places.
         keep_rate: share of a block's patches that stay, above 0 and up to 1; one for all blocks, or one each.
         blocks: numbers of the blocks that drop, from 0; None: after each quarter of the depth.
         tokens: how many patches stay, in place of ``keep_rate``; one for all, or one each.
@@ -116,4 +125,4 @@ def install(
         for number, (rate, count) in zip(numbers, shares, strict=True)
     }
     put(network, reducers)
-    return rows(network, reducers)
+    return rows(model, network, reducers)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.matching import cosines, match
-from vitreous.layers.tokens import log_size
+from vitreous.layers.tokens import keep_merged, log_size, unmerged
+from vitreous.layers.transformer import Block, Carry, Grid
 from vitreous.methods.reduce._install import per_block, put, rows, trunk
-from vitreous.models.vit import Block, Carry
 
 CARD = Card(
     slug="tome",
@@ -35,6 +35,9 @@ CARD = Card(
         "vit_patch",
         "vit_test",
         "ggem_*",
+        "t2t_vit_*",
+        "channelvit_*",
+        "satmae_pp_*",
     ],
     variants={"tome": {}},
     claim="Without training, ViT-L and ViT-H reach twice the throughput for 0.2 to 0.3 points of "
@@ -43,6 +46,8 @@ CARD = Card(
         "Usage: r = 13 in all blocks is the paper's setting for DeiT-S.",
         "Usage: In models with pooled patches a merged token counts once; the paper's MAE models "
         "weight it by size.",
+        "Usage: In mode dense, every cell gets the token that stands for it before the decoder reads "
+        "the map.",
         "Differs from the reference: Patches alternate between the two sets, prefix tokens are "
         "in neither. With a class token this is the paper's partition; with a distillation token "
         "the sets are swapped.",
@@ -51,10 +56,10 @@ CARD = Card(
 
 
 def install(model: nn.Module, *, r: int | Sequence[int] = 13) -> list[dict[str, Any]]:
-    """Let every block of a plain Vision Transformer merge tokens.
+    """Let every block of a plain transformer merge tokens.
 
     Args:
-        model: a model of the vit family.
+        model: a model whose tokens may lose their places.
         r: tokens fewer per block, at most half of its patches; one for all blocks, or one for each. 0 leaves the
             model as it is, bit for bit.
 
@@ -76,7 +81,7 @@ def install(model: nn.Module, *, r: int | Sequence[int] = 13) -> list[dict[str, 
         number: Merging(int(amount), network.prefix) for number, amount in enumerate(amounts)
     }
     put(network, reducers)
-    return rows(network, reducers)
+    return rows(model, network, reducers)
 
 
 class Merging(nn.Module):
@@ -95,21 +100,29 @@ class Merging(nn.Module):
         """Return how many of so many patches' tokens there will be."""
         return patches - min(self.r, patches // 2)
 
+    restore = staticmethod(unmerged)
+
     def forward(
-        self, x: Float[Tensor, "batch tokens dim"], block: Block, carry: Carry | None
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        block: Block,
+        carry: Carry | None,
+        grid: Grid | None = None,
     ) -> tuple[Float[Tensor, "batch kept dim"], Carry | None]:
         """Return the tokens, and with ``size`` how many patches each stands for."""
+        carry = carry or {}
         trace = block.attn.project(block.norm1(x))
-        bias = log_size(carry["size"]) if carry else None
-        x = block.add(x, block.attn.mix(trace, bias))
+        bias = log_size(carry["size"]) if "size" in carry else None
+        x = block.add(x, block.attn.mix(trace, bias, grid))
         patches = x.shape[1] - self.prefix
         count = patches - self.after(patches)
         if not count:
             return x, carry
         scores = cosines(trace.key.mean(1), self.prefix)
         groups = match(scores, count, self.prefix, both_ways=False)
-        size = carry["size"] if carry else x.new_ones(x.shape[:2])
-        return groups.sum(x * groups.shares(size)), {"size": groups.sum(size)}
+        size = carry["size"] if "size" in carry else x.new_ones(x.shape[:2])
+        handed = {"size": groups.sum(size), **keep_merged(carry, groups)}
+        return groups.sum(x * groups.shares(size)), handed
 
     def extra_repr(self) -> str:
         """Show the setting."""
