@@ -21,7 +21,7 @@ from vitreous.cli.options import (
     scene_hints,
 )
 from vitreous.errors import ConfigError
-from vitreous.tasks.dispatch import predict_collection, check_options, check_product
+from vitreous.tasks.dispatch import check_options, check_product, predict_collection
 from vitreous.tasks.dispatch import predict as apply_run
 
 

@@ -122,7 +122,7 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
     console.print(f"reading {recipe.source}", highlight=False)
     data = open_data(recipe)
     start = start_provenance(recipe.init)
-    name = f"{Path(recipe.source).stem.strip('*') or 'scenes'}-{recipe.model}"
+    name = runs.name_of(recipe)
     config = runs.config_of(TASK, recipe, data.first, command, data.fingerprints)
     with runs.started_folder(recipe, config, name, resume=resume) as (folder, first):
         if resume:

@@ -109,7 +109,12 @@ def scores(
 
 
 def scores_of(
-    parts: Iterable[Part], class_names: Sequence[str], *, bootstrap: int = 1000, seed: int = 0
+    parts: Iterable[Part],
+    class_names: Sequence[str],
+    *,
+    each: bool = False,
+    bootstrap: int = 1000,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Measure maps against test pixels, with 95 % bootstrap intervals.
 
@@ -120,6 +125,7 @@ def scores_of(
     Args:
         parts: the test pixels of each scene; they are counted one after the other, so memory does not grow.
         class_names: K names.
+        each: also return a row of figures for each scene.
         bootstrap: number of resamples.
         seed: of the resampling.
 
@@ -129,7 +135,7 @@ def scores_of(
         bootstrap`` or ``pixel bootstrap``), ``resamples``, ``blocks`` and ``block_size``; ``per_class`` with
         ``value``, ``name``, ``producer``, ``user``, ``f1``, ``iou``, ``support`` (None where a class is not tested or,
         for ``user``, never mapped); ``confusion`` K x K, rows truth, columns map; ``unclassified``, per true
-        class the pixels without a prediction. Of several scenes also ``scenes``, a row of figures for each.
+        class the pixels without a prediction. With ``each`` also ``scenes``, a row of figures for each.
 
     Raises:
         VitreousError: there are no test pixels.
@@ -168,7 +174,7 @@ def scores_of(
         "confusion": confusion[:, :-1].tolist(),
         "unclassified": confusion[:, -1].tolist(),
     }
-    return found | ({"scenes": [_scene_row(one) for one in counted]} if several else {})
+    return found | ({"scenes": [_scene_row(one) for one in counted]} if each else {})
 
 
 def mean_iou(confusion: Ints) -> float:

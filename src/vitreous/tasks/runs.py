@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -323,6 +324,12 @@ def config_of(
         "fingerprints": dict(fingerprints),
         "versions": versions(),
     }
+
+
+def name_of(recipe: Settings) -> str:
+    """Return the name of a run where its recipe gives none: what it is trained on, and what is trained."""
+    source = re.sub(r"[*?\[\]]+", "", Path(recipe.source).stem).strip()  # of a pattern
+    return f"{source or 'scenes'}-{recipe.model}"
 
 
 def fingerprints_of(scene: xr.DataArray) -> dict[str, str | None]:

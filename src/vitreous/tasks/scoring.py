@@ -82,7 +82,7 @@ def score(
             truth = data[k].classes_at(pixels)
             yield Part(truth, classify(k, pixels), split.blocks_of(pixels), data.names[k])
 
-    return scores_of(parts(), class_names or data.class_names)
+    return scores_of(parts(), class_names or data.class_names, each=len(data) > 1)
 
 
 def test_figures(
