@@ -773,11 +773,13 @@ def _tensors(features: object) -> list[Tensor]:
 
 CHECKS: tuple[Callable[[str], None], ...] = (
     check_sizes_and_bands,
+    check_oblong,
     check_variation,
     check_gradients,
     check_evaluation,
     check_single_image,
     check_saving,
+    check_loading,
     check_features,
     check_head,
     check_weight_decay,

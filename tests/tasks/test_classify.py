@@ -510,6 +510,15 @@ def test_a_network_trains_with_fewer_and_fewer_tokens(tmp_path, places):
     assert load_run(again).methods == loaded.methods
 
 
+def test_a_network_that_labels_every_pixel_trains_with_fewer_tokens(tmp_path, places):
+    changed = {"model": "vit_test", "patch_size": 9, "mode": "dense", "tile_size": 18, "epochs": 2}
+    path = run(tmp_path, **places, **changed, reduce="tome", reduce_args={"r": 6})
+    loaded = load_run(path)
+    assert [entry["name"] for entry in loaded.methods] == ["tome"]
+    layers = [name for name, part in loaded.classifier.named_modules() if hasattr(part, "restore")]
+    assert layers == ["net.trunk.blocks.0.reducer", "net.trunk.blocks.1.reducer"]
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

@@ -1,11 +1,11 @@
-"""``vitreous predict``: map or restore a scene with a trained run, or map it with an export of one."""
+"""``vitreous predict``: map or restore a scene, or classify images, with a trained run or an export of one."""
 
 from __future__ import annotations
 
 import glob
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,6 +18,7 @@ from vitreous.cli.options import (
     check_run_or_export,
     check_runtime,
     free_output,
+    key_values,
     scene_hints,
 )
 from vitreous.errors import ConfigError
@@ -33,7 +34,7 @@ def predict(
         str,
         typer.Argument(
             help="Scene file, or the name of a built-in sample; or a collection: a folder or table of scenes, or with "
-            "-o FOLDER or --mosaic a pattern (in quotes)."
+            "-o FOLDER or --mosaic a pattern (in quotes); folder of images for a run of 'vitreous recognize'."
         ),
     ],
     out: Annotated[
@@ -42,8 +43,8 @@ def predict(
             "-o",
             "--out",
             metavar="OUT",
-            help="Output file, a COG (default: map.tif or restored.tif, unless it exists); of a collection the folder "
-            "for one product per scene.",
+            help="Output file: a COG, of images a CSV table (default: map.tif, restored.tif or predictions.csv, unless "
+            "it exists); of a collection the folder for one product per scene.",
         ),
     ] = None,
     mosaic: Annotated[
@@ -58,7 +59,8 @@ def predict(
         bool,
         typer.Option(
             "--overwrite",
-            help="Without -o: replace an existing map.tif or restored.tif; of a collection replace its products.",
+            help="Without -o: replace an existing map.tif, restored.tif or predictions.csv; of a collection replace its "
+            "products.",
         ),
     ] = False,
     probabilities: Annotated[
@@ -94,11 +96,20 @@ def predict(
             "--trust", help="Allow exports in torch format, which can run arbitrary code."
         ),
     ] = False,
+    top: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1000,
+            metavar="N",
+            help="Of images: most probable classes to write (default: 5).",
+        ),
+    ] = None,
     hints: Hints = None,
     mask: Mask = None,
     untrusted: Untrusted = False,
 ) -> None:
-    """Map or restore a scene of any size, window by window, with constant memory."""
+    """Map or restore a scene of any size, window by window, with constant memory, or classify images."""
     check_run_or_export(run)
     check_runtime(runtime)
     task = task_at(run)
@@ -109,9 +120,10 @@ def predict(
         "dask": dask,
         "runtime": runtime,
         "trust": trust or None,
+        "top": top,
     }
     check_product(task, run)
-    if mosaic or _is_collection(scene, out):
+    if task.takes != "images" and (mosaic or _is_collection(scene, out)):
         done = predict_collection(
             run,
             scene,
@@ -124,6 +136,12 @@ def predict(
         _say(done)
         return
     out = free_output(out, task.product, overwrite)
+
+    if task.takes == "images":
+        _classify_images(
+            run, scene, out, {**options, "mask": mask, "untrusted": untrusted or None}, hints
+        )
+        return
 
     from vitreous.scenes.samples import open_named
 
@@ -165,3 +183,15 @@ def _say(products: Sequence[Product]) -> None:
     for product in products:
         for path in product.paths:
             typer.echo(str(path))
+
+
+def _classify_images(
+    run: Path, folder: str, out: Path, options: dict[str, Any], hints: list[str] | None
+) -> None:
+    """Write the classes of the images of a folder."""
+    if hints is not None:
+        options["hints"] = key_values(hints, "--hints")
+    done: Any = apply_run(run, folder, out, **options)
+    rate = done.images / done.seconds
+    typer.echo(f"{done.images:,} images in {done.seconds:.1f} s ({rate:,.0f} images/s)")
+    typer.echo(str(out))

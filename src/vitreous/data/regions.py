@@ -413,6 +413,27 @@ class ReducedScene:
         return torch.where(torch.from_numpy(near), reduced, 0.0)
 
 
+@dataclass(frozen=True)
+class Stacked:
+    """The channels of several cubes of one size, one after the other.
+
+    Attributes:
+        cubes: the cubes.
+    """
+
+    cubes: Sequence[Cube]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(channels, height, width)``."""
+        height, width = self.cubes[0].shape[1:]
+        return sum(cube.shape[0] for cube in self.cubes), height, width
+
+    def __getitem__(self, window: tuple[slice, slice, slice]) -> Tensor:
+        """Return all channels of a window."""
+        return torch.cat([cube[window] for cube in self.cubes])
+
+
 def pad_border(
     window: npt.NDArray[np.float32], reach: int, padding: str
 ) -> npt.NDArray[np.float32]:

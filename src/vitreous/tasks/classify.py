@@ -33,6 +33,7 @@ from vitreous.tasks.division import (
     fitting,
     learned_from,
     measured_contract,
+    open_teacher,
     test_scene,
 )
 from vitreous.tasks.labelled import LabelledScene, LabelledScenes, open_data, open_labelled
@@ -40,6 +41,7 @@ from vitreous.tasks.provenance import start_provenance
 from vitreous.tasks.runs import CONFIG, METRICS, MODEL, SPLIT, load_run
 from vitreous.tasks.scoring import (
     MAP,
+    begun_with,
     by_classifier,
     by_maps,
     map_path,
@@ -55,6 +57,7 @@ from vitreous.tasks.training import (
     Trained,
     class_weights,
     classifier_settings,
+    distillation_of,
     drop_states,
     fit_estimator,
     fit_network,
@@ -62,6 +65,7 @@ from vitreous.tasks.training import (
 
 if TYPE_CHECKING:
     from vitreous.inference.export import Parity
+    from vitreous.tasks.teacher import SceneTeacher
 
 __all__ = [
     "MAP",
@@ -111,6 +115,7 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
         networks=any(map(runs.is_network, (recipe.model, *recipe.baselines))),
     )
     net = check_models(recipe)
+    distillation = distillation_of(recipe)
     if net is not None:
         with torch.device("meta"):
             runs.with_decoder(net, classifier_settings(recipe))
@@ -119,14 +124,21 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
     if recipe.reduce is not None:
         _check_method(recipe.reduce, recipe.reduce_args, "reduce", "reduce tokens")
     runs.check_start(recipe.init, TASK)
+    teacher = open_teacher(recipe)
     console.print(f"reading {recipe.source}", highlight=False)
     data = open_data(recipe)
     start = start_provenance(recipe.init)
+    if teacher is not None:  # its answers tell of the labels that it has learned
+        teacher.check(data)
+        start = (*start, *teacher.provenance)
     name = runs.name_of(recipe)
     config = runs.config_of(TASK, recipe, data.first, command, data.fingerprints)
+    if teacher is not None and distillation is not None:
+        config["teacher"] = teacher.noted(distillation)
     with runs.started_folder(recipe, config, name, resume=resume) as (folder, first):
         if resume:
             runs.check_unchanged(folder, data.fingerprints)
+            _check_same_teacher(folder, teacher)
         splits = _splits(recipe, data, folder)
         contract = measured_contract(data, splits)
         if first:
@@ -135,7 +147,9 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
             run = load_run(folder)
             trained, start = Trained(run.classifier, *_known_figures(folder)), run.start
         elif runs.is_network(recipe.model):
-            trained = fit_network(recipe, data, splits, contract, folder, resume=resume, show=show)
+            trained = fit_network(
+                recipe, data, splits, contract, folder, teacher, resume=resume, show=show
+            )
             if not first:
                 raise SystemExit(0)  # this process was started by the first one, to train with it
             _keep(folder, recipe, trained, data, splits, start)
@@ -169,7 +183,7 @@ def evaluate(path: str | Path) -> dict[str, Any]:
         "val": None,
         **test_figures(run.classifier, data, splits, run.class_names),
     }
-    return metrics_of(data, splits, run.recipe, receptive_size(run.classifier), [row], run.start)
+    return metrics_of(data, splits, run.recipe, learned_size(run), [row], run.start)
 
 
 def apply(
@@ -335,7 +349,10 @@ def fit_and_score(
     contract = measured_contract(scenes, splits)
     if runs.is_network(recipe.model):
         folder.mkdir(parents=True, exist_ok=True)
-        trained = fit_network(recipe, scenes, splits, contract, folder, resume=True, show=False)
+        teacher = open_teacher(recipe)
+        trained = fit_network(
+            recipe, scenes, splits, contract, folder, teacher, resume=True, show=False
+        )
         drop_states(folder)
     else:
         trained = fit_estimator(recipe.model, recipe, scenes, splits, contract)
@@ -369,6 +386,25 @@ def write_report(folder: Path, data: LabelledScenes, splits: Splits) -> None:
         splits[tested[0]],
         collection=ShownCollection(Path(data.source).name, shown, learned, trained),
     )
+
+
+def _check_same_teacher(folder: Path, teacher: SceneTeacher | None) -> None:
+    """Refuse to go on with another teacher than the training began with.
+
+    Raises:
+        ConfigError: its weights have changed.
+    """
+    known = runs.config_at(folder).get("teacher")
+    if teacher is not None and (known or {}).get("sha256") != teacher.hash:
+        raise ConfigError(
+            f"The teacher {teacher.path} changed after the run {folder} was started.",
+            "Restore its model.safetensors, or start a new run.",
+        )
+
+
+def learned_size(run: runs.Run) -> int:
+    """Return the side of the square around a training pixel that a run has learned from, by itself or by its teacher."""
+    return max(receptive_size(run.classifier), runs.teacher_size(run.path))
 
 
 # -- steps of train ---------------------------------------------------------------------------------------
@@ -406,7 +442,7 @@ def _describe(
         f"run {folder}\nsplit '{splits.method}': {counts['train']} training, {counts['val']} validation, "
         f"{counts['test']} test pixels{_of_scenes(splits)}; {facts['split']['leakage']:.0%} of the test pixels lie "
         "inside a training patch"
-        + (" or on ground that the initial weights have seen" if start else ""),
+        + (f" or on ground that {begun_with(recipe)} have seen" if start else ""),
         highlight=False,
     )
     if splits.params.get("per_class") and recipe.train_per_class is None:
@@ -455,7 +491,7 @@ def _keep(
         "chosen": None if trained.choice is None else asdict(trained.choice),
     }
     write_json(folder / CONFIG, config)
-    size = receptive_size(trained.classifier)
+    size = max(receptive_size(trained.classifier), runs.teacher_size(folder))
     learned = sorted({*splits.scenes_with(TRAIN), *splits.scenes_with(VAL)})
     own = (
         Seen.labels(Path(data.entries[k].scene).name, data.ground(k), splits[k], size)
@@ -498,7 +534,7 @@ def _measure(
         if name != recipe.model:
             console.print(f"baseline {name}", highlight=False)
             rows.append(_baseline(name, recipe, data, splits, folder))
-    size = receptive_size(trained.classifier)
+    size = max(receptive_size(trained.classifier), runs.teacher_size(folder))
     write_json(folder / METRICS, metrics_of(data, splits, recipe, size, rows, start))
     if recipe.report:
         console.print("writing the report", highlight=False)
@@ -518,6 +554,9 @@ def _baseline(
             "adapt_args": {},
             "reduce": None,
             "reduce_args": {},
+            "teacher": None,
+            "distill": None,
+            "distill_args": {},
             "devices": 1,  # the run's other processes have ended
         }
     )

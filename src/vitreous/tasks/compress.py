@@ -414,7 +414,7 @@ def _write(
         job.data,
         job.splits,
         recipe,
-        scoring.receptive_size(job.classifier),
+        classify.learned_size(job.run),
         rows,
         job.run.start,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,9 @@ from vitreous.scenes.cube import read_window
 from vitreous.tasks import runs
 from vitreous.tasks.checks import explained
 from vitreous.tasks.labelled import LabelledScene, LabelledScenes, open_data
+
+if TYPE_CHECKING:
+    from vitreous.tasks.teacher import SceneTeacher
 
 LEVEL_PIXELS = 20_000  # training pixels that tell how bright they all are
 
@@ -183,7 +187,25 @@ def training_spectra(data: LabelledScenes, splits: Splits, most: int) -> npt.NDA
 
 
 def recipe_receptive_size(recipe: Recipe) -> int:
-    """Return the side of the square of pixels that one prediction of a recipe's model depends on."""
+    """Return the side of the square of pixels that a recipe's model or its teacher looks at for one prediction."""
+    teacher = open_teacher(recipe)
+    return max(_own_size(recipe), 1 if teacher is None else teacher.classifier.receptive_size)
+
+
+def open_teacher(recipe: Recipe) -> SceneTeacher | None:
+    """Load the run that a network learns from, None where there is none.
+
+    Raises:
+        VitreousError: it is no finished run of a network that classifies, or cannot teach in this mode.
+    """
+    if recipe.teacher is None or not runs.is_network(recipe.model):
+        return None
+    from vitreous.tasks.teacher import SceneTeacher
+
+    return SceneTeacher(recipe.teacher, recipe)
+
+
+def _own_size(recipe: Recipe) -> int:
     builder = system_module(recipe.model).build
     if not runs.is_network(recipe.model):
         return int(card(recipe.model).variants[recipe.model].get("spatial_window", 1))

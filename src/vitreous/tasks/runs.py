@@ -24,7 +24,13 @@ from vitreous.catalog.results import versions
 from vitreous.catalog.tasks import tasks, verb_of
 from vitreous.data.contract import BandContract
 from vitreous.data.fingerprint import scene_fingerprint
-from vitreous.data.provenance import Provenance, Seen, provenance_from_json, provenance_to_json
+from vitreous.data.provenance import (
+    Provenance,
+    Seen,
+    SeenImages,
+    provenance_from_json,
+    provenance_to_json,
+)
 from vitreous.data.roles import Split, Splits
 from vitreous.errors import CheckpointError, ConfigError, VitreousError
 from vitreous.files import checked, hidden_folder, locked, read_json, task_of, write_json
@@ -36,7 +42,7 @@ from vitreous.layers.decoders import DenseNet
 from vitreous.layers.preprocess import Preprocess
 from vitreous.methods._apply import applied, reinstall
 from vitreous.models._pixel_estimator import PixelEstimator
-from vitreous.recipe import R, Recipe, Settings, make_recipe
+from vitreous.recipe import R, Recipe, SceneSettings, Settings, make_recipe
 from vitreous.tasks.checkpoint import load_exactly, load_tensors, save_tensors
 
 Network: TypeAlias = PatchClassifier | DenseClassifier
@@ -115,7 +121,7 @@ def before(provenance: Provenance, recipe: Settings) -> Provenance:
         provenance: what they have learned from now, the run's own training last.
         recipe: its settings.
     """
-    if not provenance or isinstance(provenance[-1], Seen):
+    if not provenance or isinstance(provenance[-1], Seen | SeenImages):
         return provenance[:-1]
     # A run of a version that recorded nothing; whether it started from nothing is known all the same.
     return () if recipe.init is None else provenance
@@ -296,7 +302,7 @@ def _check_finished(path: Path, task: str) -> None:
 
 def config_of(
     task: str,
-    recipe: Settings,
+    recipe: SceneSettings,
     scene: xr.DataArray,
     command: str,
     fingerprints: Mapping[str, str | None],
@@ -326,7 +332,7 @@ def config_of(
     }
 
 
-def name_of(recipe: Settings) -> str:
+def name_of(recipe: SceneSettings) -> str:
     """Return the name of a run where its recipe gives none: what it is trained on, and what is trained."""
     source = re.sub(r"[*?\[\]]+", "", Path(recipe.source).stem).strip()  # of a pattern
     return f"{source or 'scenes'}-{recipe.model}"
@@ -377,6 +383,23 @@ def recipe_of(folder: Path, kind: type[R]) -> R:
         VitreousError: its ``config.json`` is missing or damaged.
     """
     return make_recipe(config_at(folder)["recipe"], kind)
+
+
+class TeacherNote(BaseModel):
+    """What ``config.json`` notes of the teacher that a run has learned from."""
+
+    receptive_size: int = Field(1, ge=1, le=2**13)
+
+
+def teacher_size(folder: Path) -> int:
+    """Return the side of the square around a pixel that a run's teacher has seen; 1 where it had none.
+
+    Raises:
+        VitreousError: ``config.json`` is missing or damaged.
+    """
+    value = config_at(folder).get("teacher") or {}
+    note = checked(TeacherNote, value, folder / CONFIG, "Start the run again.")
+    return note.receptive_size
 
 
 class TrainingFigures(BaseModel):

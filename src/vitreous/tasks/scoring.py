@@ -216,7 +216,9 @@ def metrics_of(
     many = len(data) > 1
     grounds = data.grounds() if many else []
     begun, seen = start_leakage_of(
-        start, [Tested(splits[k].pixels(TEST), _ground(data, k, start)) for k in tested]
+        start,
+        [Tested(splits[k].pixels(TEST), _ground(data, k, start)) for k in tested],
+        begun_with(recipe),
     )
     near = [mask for _, mask in seen_in_training(used, grounds, patch_size)]
     own = near
@@ -241,6 +243,12 @@ def metrics_of(
         "systems": systems,
     }
     return found | ({"scenes": _scene_rows(data, splits)} if many else {})
+
+
+def begun_with(recipe: Recipe) -> str:
+    """Return, in words, whose knowledge a training begins with."""
+    parts = {"the initial weights": recipe.init, "the weights of the teacher": recipe.teacher}
+    return " and ".join(name for name, given in parts.items() if given) or "the initial weights"
 
 
 def _ground(data: LabelledScenes, index: int, start: Provenance) -> Ground:

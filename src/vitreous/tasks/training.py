@@ -23,6 +23,7 @@ from vitreous.data.regions import (
     LabelledArea,
     PixelRegions,
     ReducedScene,
+    Stacked,
     best_side,
     reduce_scene,
 )
@@ -45,7 +46,8 @@ from vitreous.tasks.runs import MODEL, PREPROCESS, STATE, load_run
 from vitreous.tasks.weights import is_model_file, load_model
 
 if TYPE_CHECKING:
-    from vitreous.tasks.fit import Choice, TrainingData
+    from vitreous.tasks.fit import Choice, Lesson, TrainingData
+    from vitreous.tasks.teacher import Distillation, SceneTeacher
 
 REFIT = "refit"  # folder of the second training, within the run's
 DECODER_WIDTH = 64  # of mode dense
@@ -104,6 +106,7 @@ def fit_network(
     splits: Splits,
     contract: BandContract,
     folder: Path,
+    teacher: SceneTeacher | None,
     *,
     resume: bool,
     show: bool,
@@ -113,7 +116,7 @@ def fit_network(
     The second training is a fresh one for as many epochs as validated best, with a schedule of that length. Resumed, the
     first one ends with the same choice as before, because its state is kept until both are done.
     """
-    chosen = _fit_once(recipe, data, splits, contract, folder, resume=resume, show=show)
+    chosen = _fit_once(recipe, data, splits, contract, folder, teacher, resume=resume, show=show)
     if not recipe.refit or chosen.choice is None:
         return chosen
     again = recipe.model_copy(update={"epochs": chosen.choice.epoch, "patience": 0})
@@ -124,6 +127,7 @@ def fit_network(
         splits.without_validation(),
         contract,
         folder / REFIT,
+        teacher,
         resume=resume,
         show=show,
     )
@@ -138,6 +142,7 @@ def _fit_once(
     splits: Splits,
     contract: BandContract,
     folder: Path,
+    teacher: SceneTeacher | None,
     *,
     resume: bool,
     show: bool,
@@ -150,7 +155,8 @@ def _fit_once(
     classifier, model_args = _make_classifier(recipe, data, splits, contract, console)
     _freeze(classifier, recipe)
     parameters, trainable = runs.parameter_counts(classifier)
-    task = ClassifyTask(classifier, training_data(recipe, data, splits, classifier), recipe)
+    learned = training_data(recipe, data, splits, classifier, teacher)
+    task = ClassifyTask(classifier, learned, recipe)
     fit(task, folder, resume=resume, show=show)
     result, choice = task.result(), task.choice
     if choice is not None:
@@ -372,8 +378,21 @@ def _start_from_file(
     return runs.with_decoder(net, settings), made.model_args
 
 
+def distillation_of(recipe: Recipe) -> Distillation | None:
+    """Return how the recipe's network learns from a teacher, None where it has none."""
+    if recipe.distill is None or not runs.is_network(recipe.model):
+        return None
+    from vitreous.tasks.teacher import Distillation
+
+    return Distillation.of(recipe.distill, recipe.distill_args)
+
+
 def training_data(
-    recipe: Recipe, data: LabelledScenes, splits: Splits, classifier: runs.Network
+    recipe: Recipe,
+    data: LabelledScenes,
+    splits: Splits,
+    classifier: runs.Network,
+    teacher: SceneTeacher | None = None,
 ) -> TrainingData:
     """Return what a network learns from and is validated on.
 
@@ -383,15 +402,20 @@ def training_data(
     from vitreous.tasks.fit import PARTS, TrainingData
 
     dense = isinstance(classifier, DenseClassifier)
-    reach = classifier.radius if dense else classifier.margin
+    own_reach = classifier.radius if dense else classifier.margin
+    reach = own_reach if teacher is None else max(own_reach, teacher.reach)
     areas: dict[int, list[LabelledArea]] = {TRAIN: [], VAL: []}
     wanted = sorted({*splits.scenes_with(TRAIN), *splits.scenes_with(VAL)})
     pixels = sum(int(np.prod([side + 2 * reach for side in data.shapes[k]])) for k in wanted)
-    held = pixels * classifier.preprocess.channels * 4 <= HELD_BYTES
+    readers = [classifier] if teacher is None else [classifier, teacher.classifier]
+    channels = sum(reader.preprocess.channels for reader in readers)
+    held = pixels * channels * 4 <= HELD_BYTES
     for k in wanted:
         roles, labels = splits[k].roles, np.asarray(data[k].labels.values)
         taking = (roles == TRAIN) | (roles == VAL)
-        cube = _cube(data, k, classifier, taking, reach, recipe.padding, held)
+        # A teacher's channels are cut and turned with the student's own.
+        cubes = [_cube(data, k, reader, taking, reach, recipe.padding, held) for reader in readers]
+        cube = cubes[0] if len(cubes) == 1 else Stacked(cubes)
         for role, found in areas.items():
             if (roles == role).any():
                 found.append(LabelledArea(cube, PackedImage(np.where(roles == role, labels, 0))))
@@ -401,7 +425,7 @@ def training_data(
             return None
         if isinstance(classifier, DenseClassifier):
             return TilePixels(own, margin=reach, side=classifier.tile_size - 2 * reach)
-        shared = recipe.mode == "scene" and reach > classifier.radius
+        shared = recipe.mode == "scene" and own_reach > classifier.radius
         most = recipe.batch_size * PARTS
         side = best_side([area.classes for area in own], reach, most) if shared else 1
         return PixelRegions(own, half=classifier.radius, margin=reach, side=side)
@@ -410,7 +434,19 @@ def training_data(
     assert train is not None
     images = [area.classes for area in train.areas]
     weights = class_weights(images, len(data.class_names), recipe.class_weights)
-    return TrainingData(train, regions(areas[VAL]), classifier.preprocess.dark(), weights)
+    lesson = None if teacher is None else _lesson(recipe, data, classifier, teacher)
+    return TrainingData(train, regions(areas[VAL]), classifier.preprocess.dark(), weights, lesson)
+
+
+def _lesson(
+    recipe: Recipe, data: LabelledScenes, classifier: runs.Network, teacher: SceneTeacher
+) -> Lesson:
+    from vitreous.tasks.fit import Lesson
+
+    distillation = distillation_of(recipe)
+    assert distillation is not None
+    lift = teacher.lift(classifier, data.first)
+    return Lesson(teacher, distillation, teacher.dark(), lift)
 
 
 def _cube(
