@@ -30,7 +30,7 @@ def models(
     pattern: Annotated[str, typer.Argument(help="Variant, or a pattern such as 'swin*'.")],
     bands: Annotated[int, typer.Option(min=1, max=65536, help="Number of image bands.")] = 3,
     image_size: Annotated[int, typer.Option(min=1, max=4096, help="Image size in pixels.")] = 224,
-    batch: Annotated[int, typer.Option(min=1, max=65536, help="Batch size.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Batch size.")] = 8,
     repeats: Annotated[int, typer.Option(min=3, max=100_000, help="Number of timed calls.")] = 15,
     num_classes: Annotated[int, typer.Option(min=1, max=65535, help="Number of classes.")] = 1000,
     backward: Annotated[
@@ -60,7 +60,7 @@ def models(
 
     console = Console(stderr=True)
     settings = [
-        Setting(name, bands, image_size, batch, repeats, backward, num_classes, threads)
+        Setting(name, bands, image_size, batch_size, repeats, backward, num_classes, threads)
         for name in names
     ]
     rows = [
@@ -80,7 +80,7 @@ def runs(
     paths: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="Run folders, or exports inside them.")
     ],
-    runtimes: Annotated[
+    runtime: Annotated[
         str | None,
         typer.Option(
             metavar="NAME,...",
@@ -101,7 +101,7 @@ def runs(
 
     A run is exported once into its own folder if a runtime needs that.
     """
-    names = split_commas([runtimes]) if runtimes else [None]
+    names = split_commas([runtime]) if runtime else [None]
     for name in names:
         check_runtime(name)
     for path in paths:

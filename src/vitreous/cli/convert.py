@@ -69,7 +69,7 @@ def convert(
             help="Centre wavelengths in nm of the bands they were trained on, e.g. 665,560,490.",
         ),
     ] = None,
-    classes: Annotated[
+    num_classes: Annotated[
         int | None,
         typer.Option(
             min=1,
@@ -79,7 +79,9 @@ def convert(
     ] = None,
     method: Annotated[
         str,
-        typer.Option(metavar="METHOD", help="How to adapt the first layer to other bands."),
+        typer.Option(
+            "--adapt-bands", metavar="METHOD", help="How to adapt the first layer to other bands."
+        ),
     ] = "auto",
     partial: Annotated[
         bool,
@@ -111,11 +113,11 @@ def convert(
             file,
             model,
             bands=bands,
-            num_classes=classes,
+            num_classes=num_classes,
             image_size=image_size,
             model_args=key_values(model_args or [], "--model-args"),
             source_bands=described_bands(wavelengths),
-            method=method,
+            method=adapt_bands,
             partial=partial,
         )
     except weights.PartialLoadError as error:

@@ -79,7 +79,7 @@ def bench_model(
     *,
     bands: int = 3,
     image_size: int = 224,
-    batch: int = 8,
+    batch_size: int = 8,
     repeats: int = 15,
     backward: bool = False,
     num_classes: int = 1000,
@@ -91,7 +91,7 @@ def bench_model(
         model: name of a variant.
         bands: channels of the image.
         image_size: side of the image in pixels.
-        batch: images per call.
+        batch_size: images per call.
         repeats: calls on the clock.
         backward: also time the gradients, as in training.
         num_classes: classes of the head.
@@ -101,7 +101,7 @@ def bench_model(
         VitreousError: the measurement failed, for want of memory perhaps.
     """
     return measure_apart(
-        Setting(model, bands, image_size, batch, repeats, backward, num_classes, threads)
+        Setting(model, bands, image_size, batch_size, repeats, backward, num_classes, threads)
     )
 
 
@@ -112,7 +112,7 @@ def measure_apart(setting: Setting) -> Figures:
         VitreousError: the measurement failed, for want of memory perhaps.
     """
     found = run_apart(
-        "vitreous.inference.bench", asdict(setting), setting.model, "Try a smaller --batch."
+        "vitreous.inference.bench", asdict(setting), setting.model, "Try a smaller --batch-size."
     )
     return Figures(**{**found, "setting": setting, "spread": tuple(found["spread"])})
 
