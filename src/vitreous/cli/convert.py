@@ -77,11 +77,9 @@ def convert(
             help="Number of classes of a new head (default: keep the head of the weights).",
         ),
     ] = None,
-    method: Annotated[
+    adapt_bands: Annotated[
         str,
-        typer.Option(
-            "--adapt-bands", metavar="METHOD", help="How to adapt the first layer to other bands."
-        ),
+        typer.Option(metavar="METHOD", help="How to adapt the first layer to other bands."),
     ] = "auto",
     partial: Annotated[
         bool,
