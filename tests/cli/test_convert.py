@@ -123,3 +123,14 @@ def test_training_refuses_a_file_of_another_model(published, tmp_path):
 
 def test_the_help_of_init_names_both_kinds():
     assert ".safetensors" in str(Recipe.model_fields["init"].description)
+
+
+def test_a_model_is_made_for_oblong_images(published):
+    done = _convert("w.pth", "--model", "vit_test", "--image-size", "15x33", "-o", "o.safetensors")
+    assert done.exit_code == 0, done.output
+    assert "images of 15 x 33" in done.stdout
+    model, report = load_model("o.safetensors")
+    assert (model.size, report.made.image_size) == ((15, 33), (15, 33))
+    done = _convert("w.pth", "--model", "vit_test", "--image-size", "15x", "-o", "p.safetensors")
+    assert done.exit_code == 2
+    assert "--image-size '15x' is not an image size" in " ".join(done.output.split())

@@ -510,6 +510,15 @@ def test_a_network_trains_with_fewer_and_fewer_tokens(tmp_path, places):
     assert load_run(again).methods == loaded.methods
 
 
+def test_a_network_that_labels_every_pixel_trains_with_fewer_tokens(tmp_path, places):
+    changed = {"model": "vit_test", "patch_size": 9, "mode": "dense", "tile_size": 18, "epochs": 2}
+    path = run(tmp_path, **places, **changed, reduce="tome", reduce_args={"r": 6})
+    loaded = load_run(path)
+    assert [entry["name"] for entry in loaded.methods] == ["tome"]
+    layers = [name for name, part in loaded.classifier.named_modules() if hasattr(part, "restore")]
+    assert layers == ["net.trunk.blocks.0.reducer", "net.trunk.blocks.1.reducer"]
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -594,7 +603,7 @@ def test_a_mask_hides_pixels_from_training(tmp_path):
     ) as file:  # fmt: skip
         file.write(hidden)
     settings = {**places, "mask": str(tmp_path / "clouds.tif"), "hints": {"mask_values": 1}}
-    with pytest.warns(UserWarning, match="have no valid data"):
+    with pytest.warns(UserWarning, match="labelled pixels are masked or have no valid data"):
         folder = run(tmp_path, **settings, model="random_forest", split="random", map=True)
     assert not Split.load(folder / "split.npz").roles[hidden[0] > 0].any()
     with rasterio.open(folder / "map.tif") as file:
@@ -628,3 +637,19 @@ def test_a_class_outside_the_scene_is_not_trained(tmp_path):
     assert trained.classifier.num_classes == 3
     metrics = json.loads((done / "metrics.json").read_text())
     assert [entry["value"] for entry in metrics["classes"]] == [10, 40, 80]
+
+
+def test_what_was_said_of_the_files_is_not_said_again(tmp_path):
+    """Labels on another grid are resampled, which the training says; opening the run again does not."""
+    place = rasterio.Affine(10, 0, 500000, 0, -10, 4000000)
+    scene = make_scene(tiny_cube(tiny_labels()), wavelengths=NANOMETRES, crs="EPSG:32611", transform=place)  # fmt: skip
+    geotiff.write(scene, tmp_path / "scene.tif")
+    finer = np.kron(tiny_labels(), np.ones((2, 2), int)).astype("u1")
+    codes = make_scene(finer[None], crs="EPSG:32611", transform=place * rasterio.Affine.scale(0.5))
+    geotiff.write(codes, tmp_path / "labels.tif")
+    places = {"scene": str(tmp_path / "scene.tif"), "labels": str(tmp_path / "labels.tif")}
+    with pytest.warns(UserWarning, match="is on a different grid"):
+        folder = run(tmp_path, **places, model="random_forest", split="random")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        evaluate(folder)

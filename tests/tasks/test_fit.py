@@ -183,7 +183,7 @@ def test_every_process_takes_as_many_steps(places):
         recipe = tiny_recipe(Path(), **places, batch_size=16)
         parts = [fit.EpochBatches(regions, recipe, 0, rank, world) for rank in range(world)]
         assert len({len(part) for part in parts}) == 1
-        seen = torch.cat([batch.classes for part in parts for batch, _ in part])
+        seen = torch.cat([batch.regions.classes for part in parts for batch in part])
         assert len(seen) >= 40
         drawn = sorted(
             int(m) for part in parts for group in part.plan for *_, ms in group for m in ms

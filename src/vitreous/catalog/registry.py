@@ -37,7 +37,9 @@ from vitreous.errors import CheckpointError, ConfigError, ModelError, did_you_me
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-STAGES = ("adapt", "reduce", "quantize")  # of methods, in the order in which they are applied
+# Of methods, in the order in which they are applied, and of those that act while a model is trained.
+STAGES = ("adapt", "prune", "reduce", "robust", "quantize")
+TRAINING_STAGES = ("distill", "pretrain")
 DEFAULT_IMAGE_SIZE = 15
 ORDINARY = 1024  # bands, classes or pixels, up to which every variant fits into any memory
 _ROOMS = ("models", "methods")
@@ -105,7 +107,7 @@ def package_of(name: str) -> str:
 
 
 def stage(name: str) -> str:
-    """Return the stage of a method, which its folder is named after: ``adapt``, ``reduce`` or ``quantize``."""
+    """Return the stage of a method, which its folder is named after (``STAGES``, ``TRAINING_STAGES``)."""
     entry = card(name)
     return entry.stage or _catalogue()[1][entry.slug].module.split(".")[-2]
 
@@ -240,14 +242,14 @@ def check_task(name: str, task: str, *, baseline: bool = False) -> None:
     """
     entry, kind, asked = card(name), kind_of(name), tasks()[task]
     wanted = asked.baselines if baseline else asked.kinds
-    if kind.name in wanted and task in entry.tasks:
+    if kind.name in wanted and asked.serves(entry.tasks):
         _variant(name)
         return
-    suitable = (entry for entry in cards() if entry.kind in wanted and task in entry.tasks)
+    suitable = (entry for entry in cards() if entry.kind in wanted and asked.serves(entry.tasks))
     names = [n for other in suitable for n in other.variants if not n.endswith("_test")]
     choice = f"one of {listed(names)} (see 'vitreous systems')."
     what = f"'{name}' is {an(kind.title)}"
-    if baseline and kind.name in asked.kinds and task in entry.tasks:
+    if baseline and kind.name in asked.kinds and asked.serves(entry.tasks):
         raise ConfigError(
             f"{what} and needs training; 'vitreous {asked.verb}' compares with systems that need none.",
             f"Choose {choice}",
@@ -255,7 +257,7 @@ def check_task(name: str, task: str, *, baseline: bool = False) -> None:
     verbs = [
         f"Train it with 'vitreous {other.verb}'"
         for other in tasks().values()
-        if kind.name in other.kinds and other.name in entry.tasks
+        if kind.name in other.kinds and other.serves(entry.tasks)
     ]
     ways = [*verbs, kind.advice] if kind.advice else verbs
     advice = f"{ways[0]}, or choose {choice}" if ways else f"Choose {choice}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitreous.cli.options import key_values, split_commas
+from vitreous.cli.options import key_values, read_image_size, split_commas
 from vitreous.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,8 +51,11 @@ def convert(
         ),
     ] = None,
     image_size: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Image size of the model (default: as trained)."),
+        str | None,
+        typer.Option(
+            metavar="N|HxW",
+            help="Image size of the model, e.g. 224 or 96x160 (default: as trained).",
+        ),
     ] = None,
     bands: Annotated[
         int | None,
@@ -112,7 +115,7 @@ def convert(
             model,
             bands=bands,
             num_classes=num_classes,
-            image_size=image_size,
+            image_size=None if image_size is None else read_image_size(image_size),
             model_args=key_values(model_args or [], "--model-args"),
             source_bands=described_bands(wavelengths),
             method=adapt_bands,
@@ -155,11 +158,13 @@ def report_table(report: LoadReport) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
+    from vitreous.layers.sizes import size_name
+
     made = report.made
     known = "" if made.bands.wavelengths is None else " (wavelengths known)"
     about = (
         f"{made.name}: {made.bands.count} bands{known}, {made.num_classes} classes, "
-        f"images of {made.image_size} x {made.image_size}\nfound: {report.found}"
+        f"images of {size_name(made.image_size)}\nfound: {report.found}"
     )
     if report.read:
         options = ", ".join(f"{key}={json.dumps(value)}" for key, value in report.read.items())

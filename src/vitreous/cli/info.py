@@ -139,12 +139,14 @@ def _print(facts: dict[str, Any]) -> None:
 
     from vitreous.cli.tables import show
 
-    table = Table(title=escape(facts["source"]), show_header=False, title_justify="left")
+    table = Table(show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, text in _rows(facts):
         table.add_row(name, escape(text))
     console = Console()
+    # On one line however long, so that it can be copied.
+    console.print(facts["source"], soft_wrap=True, markup=False, highlight=False, style="italic")
     show(table, console)
     if "labels" in facts:
         labels = Table("class", "name", "pixels", title="Labels", title_justify="left")

@@ -102,6 +102,36 @@ def print_restoration(console: Console, metrics: dict[str, Any]) -> None:
         console.print(sentence, style="yellow", highlight=False, markup=False)
 
 
+def print_recognition(console: Console, metrics: dict[str, Any]) -> None:
+    """Print the scores of a run that classifies images, with what is to be known of its test images."""
+    images = metrics["images"]
+    counts = ", ".join(f"{images['counts'][role]:,} {role}" for role in ("train", "val", "test"))
+    line = f"Images: {counts}; {images['leakage']:.1%} of the test images are copies of training images."
+    if images["optimistic"]:
+        line += " [yellow]These figures are optimistic.[/]"
+    console.print(line, highlight=False)
+    for sentence in (metrics.get("start") or {}).get("sentences", []):
+        console.print(sentence, style="yellow", highlight=False, markup=False)
+    keys = {"map": "mAP", "f1": "F1"} if metrics["several"] else {"top1": "top-1", "top5": "top-5"}
+    title = "Accuracy on the test images in percent, with 95 % confidence intervals"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("system", no_wrap=True)
+    for heading in (*keys.values(), "ECE", "weights", "train s", "images/s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for number, system in enumerate(metrics["systems"]):
+        test = system["test"]
+        table.add_row(
+            system["name"],
+            *(_score(test, key) if test.get(key) is not None else "-" for key in keys),
+            f"{100 * test['ece']:.1f}",
+            _short(system.get("parameters")),
+            _number(system.get("train_seconds"), ",.1f"),
+            _number(system.get("images_per_second"), ",.0f"),
+            style="bold" if number == 0 else "",
+        )
+    show(table, console)
+
+
 def print_pretraining(console: Console, metrics: dict[str, Any]) -> None:
     """Print the losses of a pre-training run's ``metrics.json``."""
     for name in ("train_loss", "val_loss"):
@@ -127,7 +157,7 @@ def print_run(console: Console, run: Path, task: Task) -> None:
 def _score(scores: dict[str, Any] | None, key: str) -> str:
     if scores is None:
         return "-"
-    if scores[f"{key}_ci"] is None:
+    if scores.get(f"{key}_ci") is None:
         return f"{scores[key] * 100:.1f}"
     low, high = scores[f"{key}_ci"]
     return f"{scores[key] * 100:.1f}\n{low * 100:.1f}-{high * 100:.1f}"

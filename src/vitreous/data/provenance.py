@@ -24,9 +24,11 @@ from vitreous.errors import CheckpointError
 
 MASK_BYTES = 2**17  # of a packed mask; a larger one is kept coarser, and covers more than was seen
 MOST_REACH = 2**12  # pixels; no model sees so far
+MOST_DIGESTS = 2**14  # of images in a header
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Ints: TypeAlias = npt.NDArray[np.int64]
+Digests: TypeAlias = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,59 @@ class Unknown:
         return {"task": "unknown", "source": self.source}
 
 
-Provenance: TypeAlias = tuple[Seen | Unknown, ...]
+@dataclass(frozen=True)
+class SeenImages:
+    """Images that one training has learned from, or chosen an epoch by, known by hashes of their pixels.
+
+    Of many images only those are kept whose hash is a multiple of ``step``, which is a random part of them.
+
+    Attributes:
+        task: ``recognize``.
+        labelled: whether labels were learned from.
+        source: the collection's name, for messages.
+        step: 1, or a power of two.
+        digests: the hashes, packed.
+    """
+
+    task: str
+    labelled: bool
+    source: str
+    step: int
+    digests: str
+
+    @classmethod
+    def of(cls, task: str, source: str, digests: Digests) -> SeenImages:
+        """Record labelled images by the hashes of their pixels."""
+        step, kept = 1, np.unique(digests)
+        while len(kept) > MOST_DIGESTS:
+            step *= 2
+            kept = kept[kept % np.uint64(step) == 0]
+        text = base64.b64encode(zlib.compress(kept.astype("<u8").tobytes(), 9)).decode()
+        return cls(task, True, source, step, text)
+
+    @property
+    def known(self) -> Digests:
+        """The hashes.
+
+        Raises:
+            ValueError: they are damaged.
+        """
+        try:
+            unfolding = zlib.decompressobj()
+            packed = base64.b64decode(self.digests, validate=True)
+            data = unfolding.decompress(packed, 8 * MOST_DIGESTS + 1)
+        except (binascii.Error, zlib.error) as error:
+            raise ValueError(f"its hashes cannot be read: {error}") from error
+        if len(data) % 8 or len(data) > 8 * MOST_DIGESTS:
+            raise ValueError(f"its hashes have {len(data)} bytes")
+        return np.frombuffer(data, dtype="<u8").astype(np.uint64)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return {"images": True, **vars(self)}
+
+
+Provenance: TypeAlias = tuple[Seen | SeenImages | Unknown, ...]
 
 
 def provenance_from_json(value: Any, source: str) -> Provenance:
@@ -156,9 +210,26 @@ def provenance_to_json(provenance: Provenance | None) -> list[dict[str, Any]] | 
     return None if provenance is None else [entry.to_json() for entry in provenance]
 
 
-def _entry(value: Any) -> Seen | Unknown:
+def _seen_images(value: Any) -> SeenImages:
+    step = int(value["step"])
+    if not (0 < step < 2**63 and step & (step - 1) == 0):
+        raise ValueError(f"its step is {step}")
+    made = SeenImages(
+        str(value["task"]),
+        bool(value["labelled"]),
+        str(value["source"]),
+        step,
+        str(value["digests"]),
+    )
+    made.known  # noqa: B018  # refuses damaged hashes
+    return made
+
+
+def _entry(value: Any) -> Seen | SeenImages | Unknown:
     if value["task"] == "unknown":
         return Unknown(str(value["source"]))
+    if value.get("images") is True:
+        return _seen_images(value)
     area = Area.from_json(value["area"])
     cell, reach, pixels = int(value["cell"]), int(value["reach"]), value["pixels"]
     if cell < 1 or not 0 <= reach <= MOST_REACH or not isinstance(pixels, str | None):
@@ -242,6 +313,7 @@ class StartLeakage:
         share: test pixels of any of these kinds.
         sources: where that ground is known from, as ``task of scene``.
         unknown: files whose provenance is unknown.
+        who: has seen it, in words.
     """
 
     labelled: float
@@ -250,6 +322,7 @@ class StartLeakage:
     share: float
     sources: tuple[str, ...]
     unknown: tuple[str, ...]
+    who: str = "the initial weights"
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -267,15 +340,16 @@ class StartLeakage:
     def sentences(self) -> list[str]:
         """What a user should be told, in sentences; none where nothing was seen and all is known."""
         told = []
+        who = self.who[0].upper() + self.who[1:]
         if self.patches:
             told.append(
-                f"The initial weights were trained with labels on this ground: {self.patches:.0%} of "
+                f"{who} were trained with labels on this ground: {self.patches:.0%} of "
                 f"the test pixels lie inside their training patches, {self.labelled:.0%} are pixels whose labels were "
                 "used."
             )
         if self.unlabelled:
             told.append(
-                f"The initial weights were pre-trained on this ground without labels: "
+                f"{who} were pre-trained on this ground without labels: "
                 f"{self.unlabelled:.0%} of the test pixels lie in it."
             )
         if self.unknown:
@@ -286,13 +360,16 @@ class StartLeakage:
         return told
 
 
-def start_leakage(start: Provenance, pixels: Ints, ground: Ground) -> tuple[StartLeakage, Mask]:
+def start_leakage(
+    start: Provenance, pixels: Ints, ground: Ground, who: str = "the initial weights"
+) -> tuple[StartLeakage, Mask]:
     """Say what a training's start has seen of its test pixels.
 
     Args:
         start: the provenance of the weights that it starts from.
         pixels: flat indices of the test pixels.
         ground: of their scene.
+        who: has learned from it, in words.
 
     Returns:
         The shares, and the test pixels that were seen, in the order of ``pixels``.
@@ -321,6 +398,7 @@ def start_leakage(start: Provenance, pixels: Ints, ground: Ground) -> tuple[Star
         share(either),
         tuple(dict.fromkeys(sources)),
         unknown,
+        who,
     )
     return found, either
 
@@ -335,3 +413,67 @@ def split_leakage(split: Split, patch_size: int, seen: Mask) -> float:
     """
     near = split.near_training(patch_size)[split.roles == TEST]
     return float((near | seen).mean()) if len(seen) else 0.0
+
+
+@dataclass(frozen=True)
+class ImageLeakage:
+    """What the weights that a training starts from have seen of its test images.
+
+    Attributes:
+        share: of the test images, 0 to 1, that they have learned from.
+        sources: where those are known from, as ``task of collection``.
+        scenes: scenes that they have learned from, whose ground cannot be compared with image files.
+        unknown: files whose provenance is unknown.
+    """
+
+    share: float
+    sources: tuple[str, ...]
+    scenes: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        parts = {name: list(getattr(self, name)) for name in ("sources", "scenes", "unknown")}
+        return {"share": self.share, **parts, "sentences": self.sentences}
+
+    @property
+    def sentences(self) -> list[str]:
+        """What a user should be told, in sentences; none where nothing was seen and all is known."""
+        told = []
+        if self.share:
+            told.append(
+                f"The initial weights were trained on {self.share:.0%} of the test images "
+                f"({', '.join(self.sources)})."
+            )
+        if self.scenes:
+            told.append(
+                f"The initial weights have learned from {', '.join(self.scenes)}; whether the test images show that "
+                "ground is not known."
+            )
+        if self.unknown:
+            told.append(
+                f"The provenance of the weights in {', '.join(self.unknown)} is unknown: they may have seen the "
+                "test images."
+            )
+        return told
+
+
+def image_leakage(start: Provenance, digests: Digests) -> ImageLeakage:
+    """Say what a training's start has seen of its test images.
+
+    Args:
+        start: the provenance of the weights that it starts from.
+        digests: hashes of the test images' pixels.
+    """
+    seen, looked_at = np.zeros((2, len(digests)), dtype=bool)
+    sources = []
+    for entry in (entry for entry in start if isinstance(entry, SeenImages)):
+        held = np.isin(digests, entry.known)
+        seen |= held
+        looked_at |= digests % np.uint64(entry.step) == 0
+        if held.any():
+            sources.append(f"{entry.task} of {entry.source}")
+    share = float(seen.sum() / max(looked_at.sum(), 1))
+    scenes = dict.fromkeys(f"{e.task} of {e.source}" for e in start if isinstance(e, Seen))
+    unknown = dict.fromkeys(e.source for e in start if isinstance(e, Unknown))
+    return ImageLeakage(share, tuple(dict.fromkeys(sources)), tuple(scenes), tuple(unknown))

@@ -58,6 +58,7 @@ from vitreous.inference.integers import Quantization, integer_form
 from vitreous.inference.patch_classifier import PatchClassifier
 from vitreous.inference.pixels import probabilities_at
 from vitreous.inference.runtimes import Exported, load_exported
+from vitreous.layers.answers import joined
 from vitreous.methods._apply import applied
 
 Network: TypeAlias = PatchClassifier | DenseClassifier
@@ -191,7 +192,7 @@ class PatchGraph(nn.Module):
     ) -> Float[Tensor, "batch classes"]:
         """Classify."""
         normalised = self.classifier.normalise(patches.permute(0, 3, 1, 2))
-        return self.classifier.score(normalised).softmax(-1)
+        return joined(self.classifier.score(normalised)).softmax(-1)
 
 
 class PixelGraph(nn.Module):

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vitreous.catalog.arguments import ImageSize
 from vitreous.errors import ModelError
+from vitreous.layers.answers import Heads
 from vitreous.layers.frozen import hold_frozen
 from vitreous.layers.sizes import as_size, plain_size
 
@@ -59,6 +60,7 @@ class Backbone(nn.Module):
         variant: the name that it was made by, and
         arguments: what differs from that variant's own; ``create_model`` sets both.
         methods: what was applied to it (``methods/_apply.py``).
+        distilling: whether a network with a distillation head returns both heads' scores in training (``Heads``).
         stem_reach: how far a front-end shared by overlapping patches looks around a pixel (``docs/architecture.md``).
     """
 
@@ -74,6 +76,7 @@ class Backbone(nn.Module):
     band_tables: ClassVar[tuple[str, ...]] = ()
     band_arguments: ClassVar[tuple[str, ...]] = ()
     frozen: tuple[str, ...] = ()
+    distilling = False
     undecayed: ClassVar[
         tuple[str, ...]
     ] = ()  # ends of further names that weight decay leaves alone
@@ -97,7 +100,7 @@ class Backbone(nn.Module):
         """Return what the head reads: ``(batch, tokens, dim)`` or ``(batch, dim, height, width)``."""
         raise NotImplementedError
 
-    def forward_head(self, features: Any) -> Float[Tensor, "batch classes"]:
+    def forward_head(self, features: Any) -> Any:  # Float[Tensor, "batch classes"] or Heads
         """Pool the features and classify."""
         raise NotImplementedError
 
@@ -129,14 +132,14 @@ class Backbone(nn.Module):
 
     def forward_patches(
         self, x: Float[Tensor, "batch bands height width"]
-    ) -> Float[Tensor, "batch classes"]:
+    ) -> Any:  # Float[Tensor, "batch classes"] or Heads
         """Classify patches of the stem's output."""
         return self.forward_head(self.forward_features(x))
 
     def forward(
         self, x: Float[Tensor, "batch bands height width"]
-    ) -> Float[Tensor, "batch classes"]:
-        """Classify images.
+    ) -> Any:  # Float[Tensor, "batch classes"] or Heads
+        """Classify images; in a training that treats two heads apart, return the scores of both.
 
         Raises:
             ModelError: images of other bands, or of a size that the network was not built for.
@@ -191,6 +194,13 @@ class Backbone(nn.Module):
         if self.checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
+
+    def join_heads(
+        self, labels: Float[Tensor, "batch classes"], teacher: Float[Tensor, "batch classes"]
+    ) -> Float[Tensor, "batch classes"] | Heads:
+        """Return the mean of the two heads' scores, or both in a training that treats them apart (``distilling``)."""
+        both = Heads(labels, teacher)
+        return both if self.distilling and self.training else both.mean
 
     def make_head(self, num_classes: int) -> nn.Module:
         """Return a new classifier, or for 0 classes what hands its input on."""

@@ -7,8 +7,9 @@ A method is a file ``methods/<stage>/<slug>.py`` with its card and
     calibrate(model, batches, **settings) -> rows    where the method measures activations (optional); one row
                                                  per layer, in place of those of ``install``
 
-Both raise ModelError where the method cannot serve the model. Stages follow one another: a model is adapted
-(trained on), then its tokens are reduced, then it is quantized; never the other way round and no stage twice.
+Both raise ModelError where the method cannot serve the model. Stages follow one another (``STAGES``): a model is
+adapted (trained on), then parts are pruned, then its tokens are reduced, then it is made robust, then quantized; never
+the other way round and no stage twice. Methods of ``TRAINING_STAGES`` act while a model is trained and leave nothing in it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitreous.catalog.arguments import check_values
-from vitreous.catalog.registry import STAGES, card, stage, system_module
+from vitreous.catalog.registry import STAGES, TRAINING_STAGES, card, stage, system_module
 from vitreous.errors import ModelError, did_you_mean
 
 M = TypeVar("M", bound=nn.Module)
@@ -154,15 +155,16 @@ def _resolve(name: str, changes: dict[str, Any]) -> tuple[ModuleType, dict[str, 
             f"'{name}' has several variants.", f"Choose one of {', '.join(entry.variants)}."
         )
     module = system_module(name)
+    takes = module.loss if stage(name) in TRAINING_STAGES else module.install
     known = {
         key: parameter.default
-        for key, parameter in inspect.signature(module.install).parameters.items()
+        for key, parameter in inspect.signature(takes).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
     for key in changes:
         if key not in known:
             raise ModelError(f"{name} has no setting '{key}'.", did_you_mean(key, known))
-    check_values(name, module.install, changes)
+    check_values(name, takes, changes)
     complete = {**known, **entry.variants[name], **changes}
     return module, {
         key: list(value) if isinstance(value, tuple) else value for key, value in complete.items()
@@ -176,6 +178,11 @@ def _note(model: nn.Module, name: str, settings: dict[str, Any]) -> None:
 def _check_stage(model: nn.Module, name: str) -> None:
     """Refuse a method that comes after a later one, or beside one of its own stage."""
     own = stage(name)
+    if own in TRAINING_STAGES:
+        raise ModelError(
+            f"'{name}' acts while a model is trained.",
+            f"Give it to 'vitreous train --{own}'.",
+        )
     for entry in applied(model):
         other = stage(entry["name"])
         if STAGES.index(other) == STAGES.index(own):
@@ -186,7 +193,7 @@ def _check_stage(model: nn.Module, name: str) -> None:
         if STAGES.index(other) > STAGES.index(own):
             raise ModelError(
                 f"'{name}' cannot be applied after '{entry['name']}'.",
-                "Adapt first, then reduce tokens, then quantize.",
+                f"The order is {', '.join(STAGES)}.",
             )
 
 

@@ -216,6 +216,7 @@ class CascadedGroupAttention(nn.Module):
             out = self.core(
                 *(rearrange(part, "b d h w -> b 1 (h w) d") for part in (query, key, value)),
                 bias[None, None] if hidden is None else bias + hidden,
+                (height, width),
             )
             mixed.append(rearrange(out, "b 1 (h w) d -> b d h w", h=height))
         return self.proj(self.act(torch.cat(mixed, 1)))

@@ -207,7 +207,8 @@ class WindowAttention(nn.Module):
             self.qkv(x), "b n t (c h d) -> c b n h t d", c=3, h=self.heads
         ).unbind(0)
         bias = self.position(*window)
-        mixed = self.core(query, key, value, bias if mask is None else bias + mask)
+        bias = bias if mask is None else bias + mask
+        mixed = self.core(query, key, value, bias, window)
         return self.proj(rearrange(mixed, "b n h t d -> b n t (h d)"))
 
 

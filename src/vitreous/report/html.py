@@ -20,8 +20,11 @@ from vitreous.report.page import (
     UNIT_WORDS,
     as_svg,
     as_table,
+    banner,
+    bar,
     document,
     duration,
+    interval_range,
     learning,
     page_header,
     percent,
@@ -31,6 +34,7 @@ from vitreous.report.page import (
     run_again,
     scene_facts,
     scene_title,
+    score_card,
 )
 from vitreous.report.record import (
     ClassEntry,
@@ -175,36 +179,14 @@ def _model_size(system: System) -> str:
 def _numbers(page: _Page) -> Markup:
     test = page.trained.test
     cards = [
-        _score_card("Overall accuracy", "OA", percent(test.oa), test.oa, test.oa_ci),
-        _score_card("Average accuracy", "AA", percent(test.aa), test.aa, test.aa_ci),
-        _score_card("Cohen's kappa", "κ", ratio(test.kappa), test.kappa, test.kappa_ci),
+        score_card("Overall accuracy", "OA", test.oa, test.oa_ci),
+        score_card("Average accuracy", "AA", test.aa, test.aa_ci),
+        score_card("Cohen's kappa", "κ", test.kappa, test.kappa_ci, ratio),
     ]
     return join(
         _leakage_banner(page.record.metrics),
         tag("div", *cards, class_="scores"),
         tag("p", _protocol(page), class_="note"),
-    )
-
-
-def _score_card(name: str, symbol: str, shown: str, value: Number, interval: Interval) -> Markup:
-    write = ratio if symbol == "κ" else percent
-    low, high = interval or (None, None)
-    bar = None
-    if low is not None and high is not None and value is not None:
-        bar = tag(
-            "div",
-            tag("i", style=f"left:{_share(low):.2f}%;width:{_share(high - low):.2f}%"),
-            tag("b", style=f"left:{_share(value):.2f}%"),
-            class_="interval",
-            aria_hidden="true",
-        )
-    return tag(
-        "div",
-        tag("p", name, " ", tag("abbr", symbol, title=name), class_="name"),
-        tag("p", shown, class_="value"),
-        bar,
-        tag("p", f"95 % interval {_range(interval, write)}", class_="range") if interval else None,
-        class_="card score",
     )
 
 
@@ -227,18 +209,14 @@ def _leakage_banner(metrics: Metrics) -> Markup:
             )
         words += f"{told} Expect lower accuracy on unseen ground"
         words += "; a block split shows by how much." if neighbours else "."
-        return _banner("warning", "Optimistic estimate. ", words)
+        return banner("warning", "Optimistic estimate. ", words)
     if split.leakage > 0:
         words = f"{share}: their surroundings were seen in training, so the accuracy is slightly optimistic. {told}"
-        return _banner("caution", "Some leakage. ", words)
+        return banner("caution", "Some leakage. ", words)
     if start is not None and start.unknown:
-        return _banner("caution", "Unknown provenance. ", f"{share}. {told}")
+        return banner("caution", "Unknown provenance. ", f"{share}. {told}")
     words = f"{share}: the accuracy applies to held-out ground in this scene."
-    return _banner("good", "No leakage. ", words)
-
-
-def _banner(kind: str, title: str, words: str) -> Markup:
-    return tag("div", tag("strong", title), words.strip(), class_=f"banner {kind}", role="note")
+    return banner("good", "No leakage. ", words)
 
 
 def _protocol(page: _Page) -> str:
@@ -480,7 +458,7 @@ def _systems(page: _Page) -> Markup | None:
 def _with_interval(value: Number, interval: Interval, write: Any, best: float | None) -> Markup:
     shown = write(value)
     number = tag("b", shown) if value is not None and value == best else Markup(shown)
-    return join(number, tag("small", _range(interval, write)) if interval else None)
+    return join(number, tag("small", interval_range(interval, write)) if interval else None)
 
 
 # --- classes ----------------------------------------------------------------------------------------------
@@ -513,26 +491,15 @@ def _class_table(page: _Page, test: Scores) -> Markup:
     rows = [
         [
             join(_swatch(colors.get(score.value, "#808080")), score.name),
-            _bar(score.producer),
-            _bar(score.user),
-            _bar(score.f1),
+            bar(score.producer),
+            bar(score.user),
+            bar(score.f1),
             f"{trained.get(score.value, 0):,}",
             f"{score.support:,}",
         ]
         for score in test.per_class
     ]
     return as_table(f"Accuracy of {page.trained.name} for each class", head, rows)
-
-
-def _bar(value: Number) -> Markup:
-    if value is None:
-        return Markup(MISSING)
-    return join(
-        tag(
-            "span", tag("i", style=f"width:{_share(value):.1f}%"), class_="bar", aria_hidden="true"
-        ),
-        tag("span", percent(value), class_="figure"),
-    )
 
 
 def _confusion(page: _Page, test: Scores) -> Markup:
@@ -628,12 +595,3 @@ def _again(page: _Page) -> Markup:
         ("Split hash", tag("code", split.hash) if split.hash else MISSING),
     ]
     return run_again(page.record.config, page.scene, facts)
-
-
-def _range(interval: Interval, write: Any) -> str:
-    low, high = interval or (None, None)
-    return f"{write(low).removesuffix(' %')} – {write(high)}"
-
-
-def _share(value: float) -> float:
-    return float(np.clip(100 * value, 0, 100))

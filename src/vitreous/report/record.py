@@ -162,11 +162,12 @@ class Metrics(Record):
 
 
 class ChosenEntry(Record):
-    """The epoch that validation pixels chose."""
+    """The epoch that validation pixels or images chose."""
 
     epoch: int
     epochs: int
     val_oa: Number = None
+    score: Number = None
 
 
 class ModelEntry(Record):

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitreous.errors import SceneError, VitreousError
-from vitreous.scenes.arrays import MAX_ARRAYS, ArrayInfo, Key, check_memory, plain
+from vitreous.scenes.arrays import MAX_ARRAYS, ArrayInfo, Key, as_declared, check_memory, plain
 from vitreous.scenes.attributes import NODATA, find, key_of
 
 _MAX_DEPTH = 8
@@ -103,10 +103,12 @@ class Hdf5File:
             attributes["_FillValue"] = plain(np.asarray(dataset.fillvalue))
         if str(attributes.get("NAME", "")).startswith(_BARE_DIMENSION):
             note = "a dimension without values"
-        dtype = np.dtype(object) if note else dataset.dtype
+        dtype, declared = (
+            (np.dtype(object), attributes) if note else as_declared(dataset.dtype, attributes)
+        )
         dims = _dimension_names(dataset)
         shape = tuple(int(n) for n in dataset.shape or ())
-        return ArrayInfo(name, shape, dtype, dims, attributes, note)
+        return ArrayInfo(name, shape, dtype, dims, declared, note)
 
     def read(self, name: str, key: Key | None = None) -> npt.NDArray[Any]:
         """Return all of array ``name``, or the part that ``key`` cuts out."""
@@ -114,7 +116,9 @@ class Hdf5File:
             dataset = file[name]
             chunk = int(np.prod(dataset.chunks or (1,), dtype=object)) * dataset.dtype.itemsize
             check_memory(chunk, f"One chunk of {name} in {self.source}")
-            return np.asarray(dataset[() if key is None else key])
+            values = np.asarray(dataset[() if key is None else key])
+            declared, _ = as_declared(values.dtype, _attributes(dataset))
+            return values.view(declared)
 
 
 def _datasets(group: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:

@@ -123,7 +123,7 @@ def measure(entry: Entry) -> RunFigures:
     loaded = _load(entry)
     classifier: SceneClassifier = loaded.classifier
     run = loaded if isinstance(loaded, Run) else load_run(folder)
-    data = open_labelled(run.recipe)
+    data = open_labelled(run.recipe, again=True)
     pixels_per_second = throughput(classifier, data.scene, entry.repeats)
     latency = _seconds(classifier, data.scene, 1, entry.repeats)
     memory = peak_memory() / 2**20  # before the accuracy is measured, which reads further windows

@@ -51,7 +51,8 @@ from vitreous.tasks.weights import is_model_file, load_model
 
 if TYPE_CHECKING:
     from vitreous.inference.export import Parity
-    from vitreous.tasks.fit import Choice
+    from vitreous.tasks.fit import Choice, Lesson
+    from vitreous.tasks.teacher import Distillation, SceneTeacher
 
 TASK = "classify"
 MAP = "map.tif"
@@ -107,6 +108,7 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
         networks=any(map(runs.is_network, (recipe.model, *recipe.baselines))),
     )
     net = check_models(recipe)
+    distillation = _distillation(recipe)
     if net is not None:
         with torch.device("meta"):
             runs.with_decoder(net, _settings(recipe))
@@ -115,14 +117,21 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
     if recipe.reduce is not None:
         _check_method(recipe.reduce, recipe.reduce_args, "reduce", "reduce tokens")
     runs.check_start(recipe.init, TASK)
+    teacher = open_teacher(recipe)
     console.print(f"reading {recipe.scene}", highlight=False)
     data = open_labelled(recipe)
     start = start_provenance(recipe.init)
+    if teacher is not None:  # its answers tell of the labels that it has learned
+        teacher.check(data)
+        start = (*start, *teacher.provenance)
     name = f"{Path(recipe.scene).stem}-{recipe.model}"
     config = runs.config_of(TASK, recipe, data.scene, command, data.fingerprint)
+    if teacher is not None and distillation is not None:
+        config["teacher"] = teacher.noted(distillation)
     with runs.started_folder(recipe, config, name, resume=resume) as (folder, first):
         if resume:
             runs.check_unchanged(folder, data.scene, data.fingerprint)
+            _check_same_teacher(folder, teacher)
         split = _split(recipe, data, folder)
         contract = _contract(data, split)
         if first:
@@ -131,7 +140,9 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
             run = load_run(folder)
             trained, start = Trained(run.classifier, *_known_figures(folder)), run.start
         elif runs.is_network(recipe.model):
-            trained = _fit_network(recipe, data, split, contract, folder, resume=resume, show=show)
+            trained = _fit_network(
+                recipe, data, split, contract, folder, teacher, resume=resume, show=show
+            )
             if not first:
                 return folder  # the first process does the rest
             _keep(folder, recipe, trained, data, split, start)
@@ -165,7 +176,7 @@ def evaluate(path: str | Path) -> dict[str, Any]:
         "val": None,
         **_test_figures(run.classifier, data, split, run.class_names),
     }
-    return metrics_of(data, split, run.recipe, receptive_size(run.classifier), [row], run.start)
+    return metrics_of(data, split, run.recipe, learned_size(run), [row], run.start)
 
 
 def apply(
@@ -236,7 +247,7 @@ def export(path: str | Path, form: str, folder: str | Path, *, single: bool = Fa
             f"'{run.name}' is not a network; only networks can be exported.",
             "Use the run itself: vitreous predict.",
         )
-    data = open_labelled(run.recipe)
+    data = open_labelled(run.recipe, again=True)
     split = fitting(run.split, data)
     product = graphs.Product(
         run.classifier,
@@ -258,7 +269,7 @@ def reopened(run: runs.Run) -> tuple[LabelledScene, Split]:
     Raises:
         VitreousError: they are others than it was trained on.
     """
-    data = open_labelled(run.recipe)
+    data = open_labelled(run.recipe, again=True)
     split = fitting(run.split, data)
     runs.check_unchanged(run.path, data.scene, data.fingerprint)
     return data, split
@@ -277,7 +288,7 @@ def draw_split(recipe: Recipe, data: LabelledScene) -> Split:
         raise explained(error, recipe, size) from error
     usable = _valid_pixels(data, BandContract.of(data.scene), split)
     if not usable.all():
-        _say_unmeasured(data, split, usable)
+        _say_unmeasured(data, split, usable, masked="mask" in recipe.scene_hints)
         roles = split.roles.copy()
         roles[~usable] = 0
         split = Split(roles, split.method, split.params, split.seed)
@@ -290,8 +301,10 @@ def draw_split(recipe: Recipe, data: LabelledScene) -> Split:
     return split
 
 
-def _say_unmeasured(data: LabelledScene, split: Split, usable: npt.NDArray[np.bool_]) -> None:
-    """Say in one line what is lost with labelled pixels that have no valid measurement.
+def _say_unmeasured(
+    data: LabelledScene, split: Split, usable: npt.NDArray[np.bool_], *, masked: bool
+) -> None:
+    """Say in one line what is lost with labelled pixels that have no valid measurement, or are masked.
 
     Raises:
         VitreousError: a single class is left.
@@ -299,8 +312,9 @@ def _say_unmeasured(data: LabelledScene, split: Split, usable: npt.NDArray[np.bo
     labels, chosen = np.asarray(data.labels.values), split.roles > 0
     before, after = (np.unique(labels[mask]) for mask in (chosen, chosen & usable))
     lost = int((chosen & ~usable).sum())
+    why = "are masked or have no valid data" if masked else "have no valid data"
     words = (
-        f"{lost:,} of {int(chosen.sum()):,} labelled pixels have no valid data; {after.size} of {before.size} classes"
+        f"{lost:,} of {int(chosen.sum()):,} labelled pixels {why}; {after.size} of {before.size} classes"
         " remain"
     )
     advice = "Check the scene's no-data value, mask and bands with 'vitreous info'."
@@ -326,7 +340,10 @@ def fit_and_score(
     contract = _contract(data, split)
     if runs.is_network(recipe.model):
         folder.mkdir(parents=True, exist_ok=True)
-        trained = _fit_network(recipe, data, split, contract, folder, resume=True, show=False)
+        teacher = open_teacher(recipe)
+        trained = _fit_network(
+            recipe, data, split, contract, folder, teacher, resume=True, show=False
+        )
         _drop_states(folder)
     else:
         trained = _fit_estimator(recipe.model, recipe, data, split, contract)
@@ -344,6 +361,46 @@ def learned_from(recipe: Recipe, split: Split) -> Split:
     return (
         split.without_validation() if recipe.refit or not runs.is_network(recipe.model) else split
     )
+
+
+def open_teacher(recipe: Recipe) -> SceneTeacher | None:
+    """Load the run that a network learns from, None where there is none.
+
+    Raises:
+        VitreousError: it is no finished run of a network that classifies, or cannot teach in this mode.
+    """
+    if recipe.teacher is None or not runs.is_network(recipe.model):
+        return None
+    from vitreous.tasks.teacher import SceneTeacher
+
+    return SceneTeacher(recipe.teacher, recipe)
+
+
+def _distillation(recipe: Recipe) -> Distillation | None:
+    if recipe.distill is None or not runs.is_network(recipe.model):
+        return None
+    from vitreous.tasks.teacher import Distillation
+
+    return Distillation.of(recipe.distill, recipe.distill_args)
+
+
+def _check_same_teacher(folder: Path, teacher: SceneTeacher | None) -> None:
+    """Refuse to go on with another teacher than the training began with.
+
+    Raises:
+        ConfigError: its weights have changed.
+    """
+    known = runs.config_at(folder).get("teacher")
+    if teacher is not None and (known or {}).get("sha256") != teacher.hash:
+        raise ConfigError(
+            f"The teacher {teacher.path} changed after the run {folder} was started.",
+            "Restore its model.safetensors, or start a new run.",
+        )
+
+
+def learned_size(run: runs.Run) -> int:
+    """Return the side of the square around a training pixel that a run has learned from, by itself or by its teacher."""
+    return max(receptive_size(run.classifier), runs.teacher_size(run.path))
 
 
 def receptive_size(classifier: runs.Network | PixelEstimator) -> int:
@@ -383,6 +440,11 @@ def fitting(split: Split, data: LabelledScene) -> Split:
 
 
 def _receptive_size(recipe: Recipe) -> int:
+    teacher = open_teacher(recipe)
+    return max(_own_size(recipe), 1 if teacher is None else teacher.classifier.receptive_size)
+
+
+def _own_size(recipe: Recipe) -> int:
     builder = system_module(recipe.model).build
     if not runs.is_network(recipe.model):
         return int(card(recipe.model).variants[recipe.model].get("spatial_window", 1))
@@ -427,7 +489,7 @@ def _describe(
     console.print(
         f"run {folder}\nsplit '{split.method}': {counts['train']} training, {counts['val']} validation, "
         f"{counts['test']} test pixels; {facts['split']['leakage']:.0%} of the test pixels lie inside a training patch"
-        + (" or on ground that the initial weights have seen" if start else ""),
+        + (f" or on ground that {begun_with(recipe)} have seen" if start else ""),
         highlight=False,
     )
     if facts["start"] is not None:
@@ -464,6 +526,7 @@ def _fit_network(
     split: Split,
     contract: BandContract,
     folder: Path,
+    teacher: SceneTeacher | None,
     *,
     resume: bool,
     show: bool,
@@ -473,7 +536,7 @@ def _fit_network(
     The second training is a fresh one for as many epochs as validated best, with a schedule of that length. Resumed, the
     first one ends with the same choice as before, because its state is kept until both are done.
     """
-    chosen = _fit_once(recipe, data, split, contract, folder, resume=resume, show=show)
+    chosen = _fit_once(recipe, data, split, contract, folder, teacher, resume=resume, show=show)
     if not recipe.refit or chosen.choice is None:
         return chosen
     again = recipe.model_copy(update={"epochs": chosen.choice.epoch, "patience": 0})
@@ -484,6 +547,7 @@ def _fit_network(
         split.without_validation(),
         contract,
         folder / REFIT,
+        teacher,
         resume=resume,
         show=show,
     )
@@ -498,6 +562,7 @@ def _fit_once(
     split: Split,
     contract: BandContract,
     folder: Path,
+    teacher: SceneTeacher | None,
     *,
     resume: bool,
     show: bool,
@@ -510,7 +575,9 @@ def _fit_once(
     classifier, model_args = _make_classifier(recipe, data, split, contract, console)
     _freeze(classifier, recipe)
     parameters, trainable = runs.parameter_counts(classifier)
-    task = ClassifyTask(classifier, _training_data(recipe, data, split, classifier), recipe)
+    task = ClassifyTask(
+        classifier, _training_data(recipe, data, split, classifier, teacher), recipe
+    )
     fit(task, folder, resume=resume, show=show)
     result, choice = task.result(), task.choice
     if choice is not None:
@@ -710,21 +777,30 @@ def _start_from_file(
 
 
 def _training_data(
-    recipe: Recipe, data: LabelledScene, split: Split, classifier: runs.Network
+    recipe: Recipe,
+    data: LabelledScene,
+    split: Split,
+    classifier: runs.Network,
+    teacher: SceneTeacher | None,
 ) -> Any:
     from vitreous.tasks.fit import PARTS, TrainingData
 
     pixels = {role: split.pixels(role) for role in (TRAIN, VAL)}
     dense = isinstance(classifier, DenseClassifier)
-    reach = classifier.radius if dense else classifier.margin
+    own_reach = classifier.radius if dense else classifier.margin
+    reach = own_reach if teacher is None else max(own_reach, teacher.reach)
+    around = np.concatenate(list(pixels.values()))
     cube = reduce_scene(
         data.scene,
         classifier.contract.select(data.scene),
         classifier.preprocess,
-        np.concatenate(list(pixels.values())),
+        around,
         reach=reach,
         padding=recipe.padding,
     )
+    if teacher is not None:  # cut and turned with the student's own channels
+        taught = teacher.cube(data.scene, around, reach=reach, padding=recipe.padding)
+        cube = torch.cat([cube, taught])
     width = data.scene.sizes["x"]
 
     def regions(role: int) -> PixelRegions | None:
@@ -736,7 +812,7 @@ def _training_data(
             return TilePixels(
                 cube, pixels[role], classes, width=width, half=0, margin=reach, side=side
             )
-        shared = recipe.mode == "scene" and reach > classifier.radius
+        shared = recipe.mode == "scene" and own_reach > classifier.radius
         most = recipe.batch_size * PARTS
         side = best_side(pixels[role], split.roles.shape, reach, most) if shared else 1
         return PixelRegions(
@@ -752,7 +828,19 @@ def _training_data(
     train = regions(TRAIN)
     assert train is not None
     weights = class_weights(train.classes, len(data.class_names), recipe.class_weights)
-    return TrainingData(train, regions(VAL), classifier.preprocess.dark(), weights)
+    lesson = None if teacher is None else _lesson(recipe, data, classifier, teacher)
+    return TrainingData(train, regions(VAL), classifier.preprocess.dark(), weights, lesson)
+
+
+def _lesson(
+    recipe: Recipe, data: LabelledScene, classifier: runs.Network, teacher: SceneTeacher
+) -> Lesson:
+    from vitreous.tasks.fit import Lesson
+
+    distillation = _distillation(recipe)
+    assert distillation is not None
+    lift = teacher.lift(classifier, data.scene)
+    return Lesson(teacher, distillation, teacher.dark(), lift)
 
 
 def class_weights(classes: torch.Tensor, count: int, kind: str) -> torch.Tensor:
@@ -781,7 +869,7 @@ def _keep(
         "chosen": None if trained.choice is None else asdict(trained.choice),
     }
     write_json(folder / CONFIG, config)
-    size = receptive_size(trained.classifier)
+    size = max(receptive_size(trained.classifier), runs.teacher_size(folder))
     own = Seen.labels(Path(recipe.scene).name, Ground.of(data.scene), split, size)
     runs.save_run_model(
         folder,
@@ -822,7 +910,7 @@ def _measure(
         if name != recipe.model:
             console.print(f"baseline {name}", highlight=False)
             rows.append(_baseline(name, recipe, data, split, folder))
-    size = receptive_size(trained.classifier)
+    size = max(receptive_size(trained.classifier), runs.teacher_size(folder))
     write_json(folder / METRICS, metrics_of(data, split, recipe, size, rows, start))
     if recipe.report:
         console.print("writing the report", highlight=False)
@@ -921,6 +1009,9 @@ def _baseline(
             "adapt_args": {},
             "reduce": None,
             "reduce_args": {},
+            "teacher": None,
+            "distill": None,
+            "distill_args": {},
             "devices": 1,  # the run's other processes have ended
         }
     )
@@ -950,7 +1041,7 @@ def metrics_of(
     for system in systems:
         _put_codes(system, data.class_codes)
     ground = Ground.of(data.scene) if start else Ground("", *split.roles.shape)
-    begun, seen = start_leakage(start, split.pixels(TEST), ground)
+    begun, seen = start_leakage(start, split.pixels(TEST), ground, begun_with(recipe))
     used = learned_from(recipe, split)
     return {
         "schema": 1,
@@ -968,6 +1059,12 @@ def metrics_of(
         "start": {**begun.to_json(), "split_leakage": used.leakage(patch_size)} if start else None,
         "systems": systems,
     }
+
+
+def begun_with(recipe: Recipe) -> str:
+    """Return, in words, whose knowledge a training begins with."""
+    parts = {"the initial weights": recipe.init, "the weights of the teacher": recipe.teacher}
+    return " and ".join(name for name, given in parts.items() if given) or "the initial weights"
 
 
 def _put_codes(system: dict[str, Any], codes: list[int]) -> None:

@@ -422,7 +422,7 @@ def _write(
         job.data,
         job.split,
         recipe,
-        classify.receptive_size(job.classifier),
+        classify.learned_size(job.run),
         rows,
         job.run.start,
     )

@@ -24,8 +24,8 @@ def load_run(path: str | Path) -> Any:
 
     Returns:
         What the task's module says: a :class:`~vitreous.tasks.runs.Run` (``classify``), a
-        :class:`~vitreous.tasks.restore.RestoreRun` or a :class:`~vitreous.tasks.pretrain.Pretrained`; each has
-        ``path``, ``recipe`` and ``provenance``.
+        :class:`~vitreous.tasks.restore.RestoreRun`, a :class:`~vitreous.tasks.recognize.RecognizeRun` or a
+        :class:`~vitreous.tasks.pretrain.Pretrained`; each has ``path``, ``recipe`` and ``provenance``.
 
     Raises:
         CheckpointError: the folder holds no finished run, its files are damaged, or nobody here knows its task.
@@ -61,11 +61,12 @@ def predict(
     out: str | Path | None = None,
     **options: Any,
 ) -> Product:
-    """Apply a run of any task, or an export of one, to a scene, and write what becomes of it.
+    """Apply a run of any task, or an export of one, to a scene or to images, and write what becomes of it.
 
     Args:
         path: a run folder, or the folder of an export.
-        scene: an opened scene, or what :func:`vitreous.open_scene` opens.
+        scene: an opened scene, or what :func:`vitreous.open_scene` opens; the path of a folder of images for a run
+            that classifies images.
         out: the file to write; the task's own (``map.tif``, ``restored.tif``) in the current folder when None.
         options: those of ``vitreous predict`` that the task knows (see ``apply`` of its module); None stands for one
             that is not given.
@@ -84,8 +85,18 @@ def predict(
     check_product(task, path)
     check_options(task, path, options)
     given = {name: value for name, value in options.items() if value is not None}
+    out = out or task.product
+    if task.takes == "images":
+        if not isinstance(scene, str | Path):
+            raise ConfigError(
+                f"{path} is a '{task.name}' run, which classifies images.",
+                "Give the path of a folder of images.",
+            )
+        module: Any = module_of(task)
+        done: Product = module.apply(path, scene, out, **given)
+        return done
     opened = open_scene(scene) if isinstance(scene, str | Path) else scene
-    return module_of(task).apply(path, opened, out or task.product, **given)
+    return module_of(task).apply(path, opened, out, **given)
 
 
 def export(path: str | Path, form: str, folder: str | Path, **options: Any) -> Parity:

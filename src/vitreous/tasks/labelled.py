@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,12 +102,20 @@ class LabelledScene:
         return make_split(self.labels, recipe, receptive_size, train_labels=train)
 
 
-def open_labelled(recipe: Recipe) -> LabelledScene:
+def open_labelled(recipe: Recipe, *, again: bool = False) -> LabelledScene:
     """Open the scene and labels of a recipe.
+
+    Args:
+        recipe: which names them.
+        again: those of a run, whose training has said all that is to say about its files.
 
     Raises:
         ConfigError: no labels are named, or labels of the two files do not agree in their classes.
     """
+    if again:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return open_labelled(recipe)
     if recipe.scene in SAMPLES and not Path(recipe.scene).exists():
         sample = load_sample(recipe.scene)
         if recipe.labels is not None:

@@ -23,7 +23,13 @@ from vitreous.catalog.results import versions
 from vitreous.catalog.tasks import tasks, verb_of
 from vitreous.data.contract import BandContract
 from vitreous.data.fingerprint import scene_fingerprint
-from vitreous.data.provenance import Provenance, Seen, provenance_from_json, provenance_to_json
+from vitreous.data.provenance import (
+    Provenance,
+    Seen,
+    SeenImages,
+    provenance_from_json,
+    provenance_to_json,
+)
 from vitreous.data.splits import Split
 from vitreous.errors import CheckpointError, ConfigError, VitreousError
 from vitreous.files import checked, hidden_folder, locked, read_json, task_of, write_json
@@ -107,7 +113,7 @@ def before(provenance: Provenance, recipe: Settings) -> Provenance:
         provenance: what they have learned from now, the run's own training last.
         recipe: its settings.
     """
-    if not provenance or isinstance(provenance[-1], Seen):
+    if not provenance or isinstance(provenance[-1], Seen | SeenImages):
         return provenance[:-1]
     # A run of a version that recorded nothing; whether it started from nothing is known all the same.
     return () if recipe.init is None else provenance
@@ -358,6 +364,23 @@ def recipe_of(folder: Path, kind: type[R]) -> R:
         VitreousError: its ``config.json`` is missing or damaged.
     """
     return make_recipe(config_at(folder)["recipe"], kind)
+
+
+class TeacherNote(BaseModel):
+    """What ``config.json`` notes of the teacher that a run has learned from."""
+
+    receptive_size: int = Field(1, ge=1, le=2**13)
+
+
+def teacher_size(folder: Path) -> int:
+    """Return the side of the square around a pixel that a run's teacher has seen; 1 where it had none.
+
+    Raises:
+        VitreousError: ``config.json`` is missing or damaged.
+    """
+    value = config_at(folder).get("teacher") or {}
+    note = checked(TeacherNote, value, folder / CONFIG, "Start the run again.")
+    return note.receptive_size
 
 
 class TrainingFigures(BaseModel):
