@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from vitreous.layers.bands import adapt_bands as adapt_bands
     from vitreous.methods._apply import apply as apply
     from vitreous.recipe import PretrainRecipe as PretrainRecipe
-    from vitreous.recipe import RecognizeRecipe as RecognizeRecipe
     from vitreous.recipe import Recipe as Recipe
+    from vitreous.recipe import RecognizeRecipe as RecognizeRecipe
     from vitreous.recipe import RestoreRecipe as RestoreRecipe
     from vitreous.recipe import load_recipe as load_recipe
     from vitreous.recipe import make_recipe as make_recipe

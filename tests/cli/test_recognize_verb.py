@@ -7,9 +7,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-from tiny_images import folder_of_pictures
 from typer.testing import CliRunner
 
+from tiny_images import folder_of_pictures
 from vitreous.cli.main import app
 
 RUNNER = CliRunner(env={"COLUMNS": "120", "NO_COLOR": "1"})
