@@ -281,6 +281,36 @@ def _without_dropout(model: M) -> M:
     return model
 
 
+def check_frozen(name: str) -> None:
+    """What a network names as frozen is there, and a step of training leaves that, and only that, as it was."""
+    model = _without_dropout(network(name).train())
+    patterns: tuple[str, ...] = getattr(model, "frozen", ())
+    if not patterns:
+        return
+    state = model.state_dict()
+    modules = {name for name, _ in model.named_modules()}
+    idle = [p for p in patterns if not fnmatch.filter([*modules, *state], p)]
+    assert not idle, f"{name}: freezes {idle}, which it does not have"
+    held = [part for pattern in patterns for part in fnmatch.filter(modules, pattern)]
+    frozen = {
+        key
+        for key in state
+        if any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
+        or any(key.startswith(f"{part}.") for part in held)
+    }
+    assert any(p.requires_grad for p in model.parameters()), f"{name}: all of it is frozen"
+    before = {key: value.clone() for key, value in state.items()}
+    model(images(8, 4, 15)).square().sum().backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.sub_(parameter.grad.sign())
+    moved = {
+        key for key, value in model.state_dict().items() if not torch.equal(value, before[key])
+    }
+    assert not moved & frozen, f"{name}: training changes {sorted(moved & frozen)}, which is frozen"
+
+
 def check_evaluation(name: str) -> None:
     """In eval mode, the same image gives the same result, alone and in a batch, of scores and of levels."""
     model = network(name).eval()
@@ -813,6 +843,7 @@ CHECKS: tuple[Callable[[str], None], ...] = (
     check_oblong,
     check_variation,
     check_gradients,
+    check_frozen,
     check_evaluation,
     check_single_image,
     check_saving,
@@ -834,6 +865,7 @@ RESTORER_CHECKS: tuple[Callable[[str], None], ...] = (
     check_values,
     check_variation,
     check_gradients,
+    check_frozen,
     check_evaluation,
     check_single_image,
     check_saving,

@@ -21,7 +21,7 @@ from vitreous.tasks.checkpoint import load_tensors, save_tensors
 from vitreous.tasks.classify import evaluate, train
 from vitreous.tasks.compress import compress, sensitivity
 from vitreous.tasks.compress_scene import calibration_batches
-from vitreous.tasks.labelled import open_labelled
+from vitreous.tasks.labelled import open_data
 from vitreous.tasks.runs import load_run
 
 VIT = {"model": "vit_test", "patch_size": 9, "mode": "patch"}
@@ -88,18 +88,18 @@ def test_the_report_shows_it(quantized):
 
 def test_calibration_is_what_training_sees(base):
     run = load_run(base)
-    data = open_labelled(run.recipe)
-    ((batch, classes),) = calibration_batches(run.classifier, data, run.split, 20, seed=0)
+    data = open_data(run.recipe)
+    ((batch, classes),) = calibration_batches(run.classifier, data, run.splits, 20, seed=0)
     assert batch.shape == (20, run.classifier.preprocess.channels, 9, 9)
     # The middle of each image is the preprocessed spectrum of a training pixel.
-    bands = run.classifier.contract.select(data.scene)
-    spectra = torch.from_numpy(data.scene.values[bands].astype(np.float32))[None]
+    bands = run.classifier.contract.select(data[0].scene)
+    spectra = torch.from_numpy(data[0].scene.values[bands].astype(np.float32))[None]
     channels = run.classifier.preprocess(spectra)[0].flatten(1).T
     training = channels[torch.from_numpy(run.split.pixels(1))]
     distance = torch.cdist(batch[:, :, 4, 4], training).min(1).values
     assert distance.max() < 1e-3
     every = torch.cdist(batch[:, :, 4, 4], channels).argmin(1)
-    assert torch.equal(classes, torch.from_numpy(data.classes_at(every.numpy()) - 1))
+    assert torch.equal(classes, torch.from_numpy(data[0].classes_at(every.numpy()) - 1))
 
 
 def test_too_few_bits_lose_accuracy(base):
@@ -134,8 +134,8 @@ def test_the_gate_backs_off_from_the_layers_that_do_not_bear_it(base, monkeypatc
 
 def test_sensitivity_finds_the_layer_that_matters(base, quantized):
     run = load_run(quantized.path)
-    data = open_labelled(run.recipe)
-    batches = [b.images for b in calibration_batches(run.classifier, data, run.split, 16, seed=0)]
+    data = open_data(run.recipe)
+    batches = [b.images for b in calibration_batches(run.classifier, data, run.splits, 16, seed=0)]
     with torch.no_grad():
         before = [run.classifier.net(batch) for batch in batches]
         layer = run.classifier.net.get_submodule("blocks.0.mlp.fc1")
@@ -269,10 +269,10 @@ def test_training_regains_what_pruning_lost(wide):
             show=False,
         )
         run = load_run(done.path)
-        data = open_labelled(run.recipe)
+        data = open_data(run.recipe)
         pixels = run.split.pixels(TRAIN)
         found[epochs] = (
-            classify_pixels(run.classifier, data.scene, pixels) == data.classes_at(pixels)
+            classify_pixels(run.classifier, data[0].scene, pixels) == data[0].classes_at(pixels)
         ).mean()
     assert found[6] > found[0]
 

@@ -122,13 +122,13 @@ def test_of_a_scene_as_it_is_it_says_what_its_map_says(tmp_path, places, teacher
     quiet = {"flips": False, "mixup": 0.0, "noise": 0.0, "gain": 0.0, "epochs": 1}
     student = run(tmp_path, **places, **{**STUDENT, "patch_size": 3}, **quiet, teacher=str(teacher))
     own = load_run(teacher)
-    data, split = classify.reopened(load_run(student))
-    pixels = split.pixels(1)
+    data, splits = classify.reopened(load_run(student))
+    pixels = splits[0].pixels(1)
     from vitreous.inference.pixels import classify_pixels
 
-    expected = classify_pixels(own.classifier, data.scene, pixels) - 1
+    expected = classify_pixels(own.classifier, data[0].scene, pixels) - 1
     pairs = torch.stack([torch.cat(found["classes"]), torch.cat(found["truth"])], 1)
-    wanted = np.stack([expected, data.classes_at(pixels) - 1], 1)
+    wanted = np.stack([expected, data[0].classes_at(pixels) - 1], 1)
     passes = len(pairs) // len(wanted)
     assert sorted(map(tuple, pairs.tolist())) == sorted(
         map(tuple, np.tile(wanted, (passes, 1)).tolist())
@@ -206,7 +206,7 @@ def test_the_student_learns_what_the_teacher_says_although_the_labels_say_otherw
     from vitreous.inference.pixels import classify_pixels
 
     pixels = np.arange(labels.size)
-    found = classify_pixels(student, data.scene, pixels)
+    found = classify_pixels(student, data[0].scene, pixels)
     assert (found == labels.ravel()).mean() > 0.8
     assert (found == wrong.ravel()).mean() < 0.6
 

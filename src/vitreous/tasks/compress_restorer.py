@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from vitreous.catalog.tasks import TASKS, build_report_of
-from vitreous.data.crops import Area, Crops
+from vitreous.catalog.tasks import TASKS
+from vitreous.data.blocks import TRAIN, VAL
 from vitreous.data.degradations import spoil
 from vitreous.errors import ModelError
+from vitreous.files import write_json
 from vitreous.inference.restore import SceneRestorer
 from vitreous.layers.ranges import fill_invalid
 from vitreous.layers.restorer import Restorer
@@ -50,37 +52,29 @@ class RestorerSubject:
                 f"{path} holds '{self.run.name}', which is not a network.",
                 "Compress a run of a network.",
             )
-        console.print(f"reading {self.run.recipe.scene}", highlight=False)
+        console.print(f"reading {self.run.recipe.source}", highlight=False)
         self.console, self.images = console, images
         self.path, self.name, self.report = path, self.run.name, self.run.recipe.report
         self.trained: SceneRestorer = self.run.restorer
         self.opened = restore.reopened(self.run)
-        train, val, _ = self.opened.areas
-        few = min(val.shape) < FEWEST
-        self.gated = restore.test_cube(
-            self.run.recipe,
-            self.trained,
-            self.opened.scene,
-            _end_of(train) if few else val,
-            self.opened.degrade,
-        )
-        self.tested = self.opened.test_cube(self.trained)
-        count = self.gated.clean[0].numel()
+        val = self.opened.sources.pieces[VAL]
+        few = not val or min(min(piece.area.shape) for piece in val) < FEWEST
+        self.gated = self.opened.cubes(self.trained, TRAIN if few else VAL)
+        self.tested = self.opened.cubes(self.trained)
+        count = sum(cube.clean[0].numel() for cube in self.gated)
         self.looked_at = f"{count} {'training' if few else 'validation'} pixels"
 
     def calibration(self) -> list[Calibration]:
-        """Return degraded crops of the training area, as training sees them."""
+        """Return degraded crops of the training areas, as training sees them."""
         generator = stream(self.run.recipe.seed, VALIDATED)
-        crops = self._crops().draw(self.images, generator, self.run.recipe.flips)
-        own, _ = self.trained.fitted(self.opened.scene)
-        clean = own.ranges(torch.stack([fill_invalid(crop)[0] for crop in crops]))
-        spoilt: Tensor = spoil(self.opened.degrade, clean, generator)
+        degrade = self.opened.degrade
+        sources = replace(self.opened.sources, contract=self.trained.contract)
+        source = sources.crops(TRAIN, self.run.recipe.crop * degrade.factor)
+        assert source is not None  # it has trained on them
+        crops = source.draw(self.images, generator, self.run.recipe.flips)
+        clean = self.trained.ranges(torch.stack([fill_invalid(crop)[0] for crop in crops]))
+        spoilt: Tensor = spoil(degrade, clean, generator)
         return [Calibration(part) for part in spoilt.split(BATCH)]
-
-    def _crops(self) -> Crops:
-        side = self.run.recipe.crop * self.opened.degrade.factor
-        bands = self.trained.contract.select(self.opened.scene)
-        return Crops(self.opened.scene, bands, self.opened.areas[0], side)
 
     def with_net(self, net: nn.Module) -> SceneRestorer:
         """Return the same restorer around another network."""
@@ -90,7 +84,7 @@ class RestorerSubject:
 
     def gate(self, trained: SceneRestorer) -> float:
         """Return the PSNR of the validation area, in dB."""
-        row, _ = restore.measure(trained, self.name, self.gated)
+        row = restore.measured(trained, self.name, self.gated)
         return float(row["test"][TASKS[restore.TASK].figure])
 
     def tuned(
@@ -98,13 +92,12 @@ class RestorerSubject:
     ) -> SceneRestorer:
         """Train for some more epochs of 25 steps on the training area."""
         return restore.train_further(
-            self.run.recipe, trained, self.opened, folder, epochs=epochs, rate=rate, show=show
+            trained, self.opened, folder, epochs=epochs, rate=rate, show=show
         )
 
     def test(self, trained: SceneRestorer) -> dict[str, Any]:
         """Return the quality of the test area."""
-        row, _ = restore.measure(trained, self.name, self.tested)
-        scores: dict[str, Any] = row["test"]
+        scores: dict[str, Any] = restore.measured(trained, self.name, self.tested)["test"]
         return scores
 
     def figures(self, scores: Mapping[str, Any]) -> dict[str, float]:
@@ -115,31 +108,25 @@ class RestorerSubject:
 
     def throughput(self, trained: SceneRestorer) -> float:
         """Return pixels a second."""
-        pixels = self.gated.clean[0].numel()
+        pixels = sum(cube.clean[0].numel() for cube in self.gated)
         started = time.perf_counter()
         for _ in range(TIMED):
-            restore.measure(trained, self.name, self.gated)
+            restore.measured(trained, self.name, self.gated)
         return TIMED * pixels / (time.perf_counter() - started)
 
     def write(
         self, folder: Path, trained: SceneRestorer, rows: list[dict[str, Any]], command: str
     ) -> None:
-        """Write model, metrics and the restored scene."""
-        run = self.run
-        restore.write_products(folder, run, trained, self.opened, self.tested, rows, self.console)
+        """Write model, metrics and the restored scenes."""
+        run, opened = self.run, self.opened
+        own = rows if opened.degrade.factor > 1 else [*rows, restore.untouched(self.tested)]
+        write_json(folder / runs.METRICS, opened.metrics(run, self.tested, own))
+        if run.recipe.product:
+            restore.write_products(folder, trained, opened.sources, self.console)
         restore.save_restorer(folder, trained, run.name, run.model_args, run.provenance)
 
     def write_report(self, folder: Path) -> None:
         """Write the report."""
         written = restore.load_run(folder).restorer
-        _, restored = restore.measure(written, self.name, self.tested)
-        cube = self.tested
-        build_report_of(restore.TASK)(
-            folder, self.opened.scene, cube.clean.numpy(), cube.degraded.values, restored.numpy()
-        )
-
-
-def _end_of(area: Area) -> Area:
-    """Return a part of an area that can be measured; all of it where it is small."""
-    spans = [slice(max(span.start, span.stop - 4 * FEWEST), span.stop) for span in area]
-    return Area(*spans)
+        _, restored = restore.measure(written, self.name, self.tested[0])
+        restore.write_report(folder, self.opened.sources, self.tested[0], restored)

@@ -12,17 +12,18 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from vitreous.catalog.tasks import TASKS, build_report_of
+from vitreous.catalog.tasks import TASKS
 from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.regions import reduce_scene
-from vitreous.data.splits import Split
+from vitreous.data.roles import Splits
 from vitreous.errors import ModelError
 from vitreous.files import write_json
 from vitreous.inference.pixels import classify_pixels
 from vitreous.methods._apply import Calibration
-from vitreous.tasks import classify, runs
+from vitreous.tasks import classify, runs, scoring
 from vitreous.tasks.bench import throughput
-from vitreous.tasks.labelled import LabelledScene
+from vitreous.tasks.labelled import LabelledScenes
+from vitreous.tasks.training import train_further
 
 BATCH = 32  # images of one calibration batch
 GATE_PIXELS = 2000  # the accuracy gate looks at no more
@@ -53,21 +54,21 @@ class SceneSubject:
                 f"{path} holds '{self.run.name}', which is not a network.",
                 "Compress a run of a network.",
             )
-        console.print(f"reading {self.run.recipe.scene}", highlight=False)
+        console.print(f"reading {self.run.recipe.source}", highlight=False)
         self.console, self.images = console, images
         self.path, self.name, self.report = path, self.run.name, self.run.recipe.report
         self.trained: runs.Network = self.run.classifier
-        self.data, self.split = classify.reopened(self.run)
-        few = len(self.split.pixels(VAL)) < FEWEST_GATE_PIXELS
-        self.pixels = _some(
-            self.split.pixels(TRAIN if few else VAL), GATE_PIXELS, self.run.recipe.seed
-        )
-        self.looked_at = f"{len(self.pixels)} {'training' if few else 'validation'} pixels"
+        self.data, self.splits = classify.reopened(self.run)
+        few = self.splits.counts["val"] < FEWEST_GATE_PIXELS
+        role, seed = TRAIN if few else VAL, self.run.recipe.seed
+        self.pixels = list(self.splits.some(role, GATE_PIXELS, seed))  # by scene
+        count = sum(len(pixels) for _, pixels in self.pixels)
+        self.looked_at = f"{count} {'training' if few else 'validation'} pixels"
 
     def calibration(self) -> list[Calibration]:
         """Return what the network is given in training, around some of the training pixels."""
         seed = self.run.recipe.seed
-        return calibration_batches(self.trained, self.data, self.split, self.images, seed)
+        return calibration_batches(self.trained, self.data, self.splits, self.images, seed)
 
     def with_net(self, net: nn.Module) -> runs.Network:
         """Return the same classifier around another network."""
@@ -77,8 +78,11 @@ class SceneSubject:
 
     def gate(self, trained: runs.Network) -> float:
         """Return the share of the gate's pixels that are right, in percent."""
-        found = classify_pixels(trained, self.data.scene, self.pixels)
-        return 100 * float((found == self.data.classes_at(self.pixels)).mean())
+        right = [
+            classify_pixels(trained, self.data[k].scene, pixels) == self.data[k].classes_at(pixels)
+            for k, pixels in self.pixels
+        ]
+        return 100 * float(np.concatenate(right).mean())
 
     def tuned(
         self, trained: runs.Network, epochs: int, rate: float, folder: Path, show: bool
@@ -96,13 +100,12 @@ class SceneSubject:
             "devices": 1,
         }
         own = recipe.model_copy(update=changes)
-        return classify.train_further(own, self.data, self.split, trained, folder, show=show)
+        return train_further(own, self.data, self.splits, trained, folder, show=show)
 
     def test(self, trained: runs.Network) -> dict[str, Any]:
         """Return the scores of the test pixels."""
-        pixels = self.split.pixels(TEST)
-        found = classify_pixels(trained, self.data.scene, pixels)
-        return classify.score_pixels(self.data, self.split, pixels, found, self.run.class_names)
+        found = scoring.by_classifier(trained, self.data)
+        return scoring.score(found, self.data, self.splits, TEST, self.run.class_names)
 
     def figures(self, scores: Mapping[str, Any]) -> dict[str, float]:
         """Return OA, AA and kappa."""
@@ -112,19 +115,20 @@ class SceneSubject:
 
     def throughput(self, trained: runs.Network) -> float:
         """Return pixels a second."""
-        return throughput(trained, self.data.scene, WINDOWS)
+        return throughput(trained, self.data.first, WINDOWS)
 
     def write(
         self, folder: Path, trained: runs.Network, rows: list[dict[str, Any]], command: str
     ) -> None:
         """Write model, split, map and metrics."""
         run = self.run
-        self.split.save(folder / runs.SPLIT)
+        self.splits.save(folder / runs.SPLIT)
         if run.recipe.map:
-            prediction = classify.map_scene(folder, run.recipe, trained, self.data, self.console)
-            rows[0]["pixels_per_second"] = prediction.pixels_per_second
+            rows[0]["pixels_per_second"] = scoring.map_scenes(
+                folder, run.recipe, trained, self.data, self.splits, self.console
+            )
         size = classify.learned_size(run)
-        metrics = classify.metrics_of(self.data, self.split, run.recipe, size, rows, run.start)
+        metrics = scoring.metrics_of(self.data, self.splits, run.recipe, size, rows, run.start)
         write_json(folder / runs.METRICS, metrics)
         runs.save_run_model(
             folder,
@@ -139,11 +143,11 @@ class SceneSubject:
 
     def write_report(self, folder: Path) -> None:
         """Write the report."""
-        build_report_of(classify.TASK)(folder, self.data.scene, self.data.labels, self.split)
+        classify.write_report(folder, self.data, self.splits)
 
 
 def calibration_batches(
-    classifier: runs.Network, data: LabelledScene, split: Split, images: int, seed: int
+    classifier: runs.Network, data: LabelledScenes, splits: Splits, images: int, seed: int
 ) -> list[Calibration]:
     """Return batches of what the network is given in training: images around some of the training pixels.
 
@@ -151,27 +155,30 @@ def calibration_batches(
         Images ``(batch, channels, side, side)``, patches with their class or in mode ``dense`` tiles with the classes of
         their training pixels.
     """
-    pixels = _some(split.pixels(TRAIN), images, seed)
     settings = classifier.settings()
     side = runs.image_size(settings)
-    cube = reduce_scene(
-        data.scene,
-        classifier.contract.select(data.scene),
-        classifier.preprocess,
-        pixels,
-        reach=side // 2,
-        padding=classifier.padding,
-    )
-    # Also where the crops begin: the border shifts both.
-    rows, columns = np.divmod(pixels, data.scene.sizes["x"])
-    crops = _crops(cube, rows, columns, side)
-    if settings["mode"] == "dense":
-        known = np.where(split.roles == TRAIN, np.asarray(data.labels.values).astype(np.int64), 0)
-        padded = torch.from_numpy(np.pad(known - 1, side // 2, constant_values=-1))[None]
-        classes = _crops(padded, rows, columns, side)[:, 0]
-    else:
-        classes = torch.from_numpy(data.classes_at(pixels) - 1)
-    parts = zip(crops.split(BATCH), classes.split(BATCH), strict=True)
+    crops, classes = [], []
+    for k, pixels in splits.some(TRAIN, images, seed):
+        scene = data[k].scene
+        cube = reduce_scene(
+            scene,
+            classifier.contract.select(scene),
+            classifier.preprocess,
+            pixels,
+            reach=side // 2,
+            padding=classifier.padding,
+        )
+        # Also where the crops begin: the border shifts both.
+        rows, columns = np.divmod(pixels, scene.sizes["x"])
+        crops.append(_crops(cube, rows, columns, side))
+        if settings["mode"] != "dense":
+            classes.append(torch.from_numpy(data[k].classes_at(pixels) - 1))
+            continue
+        labels = np.asarray(data[k].labels.values).astype(np.int64)
+        known = np.where(splits[k].roles == TRAIN, labels, 0) - 1
+        padded = torch.from_numpy(np.pad(known, side // 2, constant_values=-1))[None]
+        classes.append(_crops(padded, rows, columns, side)[:, 0])
+    parts = zip(torch.cat(crops).split(BATCH), torch.cat(classes).split(BATCH), strict=True)
     return [Calibration(*part) for part in parts]
 
 
@@ -180,10 +187,3 @@ def _crops(
 ) -> Tensor:
     corners = zip(rows.tolist(), columns.tolist(), strict=True)
     return torch.stack([cube[:, r : r + side, c : c + side] for r, c in corners])
-
-
-def _some(pixels: npt.NDArray[np.int64], most: int, seed: int) -> npt.NDArray[np.int64]:
-    """Return at most so many of the pixels, in their order."""
-    if len(pixels) <= most:
-        return pixels
-    return np.sort(np.random.default_rng(seed).choice(pixels, most, replace=False))
