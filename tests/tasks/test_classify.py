@@ -19,12 +19,12 @@ from tiny_scene import (
     write_scene,
 )
 from vitreous.data.blocks import TEST, TRAIN
-from vitreous.data.splits import Split
+from vitreous.data.roles import Split
 from vitreous.errors import ConfigError, ModelError, SplitError, VitreousError
 from vitreous.methods.reduce import evit
 from vitreous.scenes import geotiff, numpy_files
 from vitreous.scenes.cube import make_labels, make_scene, unlabelled_code
-from vitreous.tasks import classify
+from vitreous.tasks import classify, training
 from vitreous.tasks.checkpoint import load_tensors
 from vitreous.tasks.classify import class_weights, evaluate, train
 from vitreous.tasks.runs import load_run
@@ -408,7 +408,7 @@ def test_adapting_random_weights_is_said(tmp_path, places, plain, adapt, capsys)
 
 
 def test_a_quantized_run_is_no_start(tmp_path, places, plain, monkeypatch):
-    monkeypatch.setattr(classify, "has", lambda net, stage: stage == "quantize")
+    monkeypatch.setattr(training, "has", lambda net, stage: stage == "quantize")
     with pytest.raises(ModelError, match="is quantized") as caught:
         run(tmp_path, **places, init=str(plain))
     assert caught.value.fix

@@ -18,13 +18,18 @@ import torch
 
 from run_folders import command, equal, history, stopped_after_saving, weights
 from tiny_scene import tiny_recipe, tiny_settings, write_scene
+from vitreous.data.roles import Split, Splits
 from vitreous.errors import ConfigError, VitreousError
 from vitreous.methods.adapt import lora
 from vitreous.tasks import classify, fit, loop
 from vitreous.tasks.checkpoint import load_state
 from vitreous.tasks.classify import train
+from vitreous.tasks.division import measured_contract
+from vitreous.tasks.labelled import open_data
 from vitreous.tasks.runs import load_run
 from vitreous.tasks.schedules import cosine, cycle_progress, cyclic_rate
+from vitreous.tasks.scoring import test_figures
+from vitreous.tasks.training import fit_estimator
 
 LOLA = {"model": "lola_specvit_test", "patch_size": 5}
 
@@ -173,12 +178,12 @@ def test_training_leaves_the_environment_as_it_was(tmp_path, places, monkeypatch
 
 def test_every_process_takes_as_many_steps(places):
     """Also where there are fewer batches than processes."""
+    from areas import labelled_area
     from vitreous.data.regions import PixelRegions
 
     pixels = np.arange(40)
-    regions = PixelRegions(
-        torch.zeros(1, 12, 12), pixels, pixels % 2, width=10, half=1, margin=1, side=1
-    )
+    area = labelled_area(torch.zeros(1, 12, 12), pixels, pixels % 2, 10)
+    regions = PixelRegions([area], half=1, margin=1, side=1)
     for world in (1, 2, 3, 7):
         recipe = tiny_recipe(Path(), **places, batch_size=16)
         parts = [fit.EpochBatches(regions, recipe, 0, rank, world) for rank in range(world)]
@@ -337,7 +342,7 @@ def test_refitting_trains_on_all_labels_for_as_many_epochs(tmp_path, places, thi
     folder = run(tmp_path, **places, **REFIT, report=True)
     assert [row["epoch"] for row in history(folder / "refit")] == ["1", "2", "3"]
     assert len(history(folder)) == 5
-    split = classify.Split.load(folder / "split.npz")
+    split = Split.load(folder / "split.npz")
     recipe = tiny_recipe(tmp_path, **places, **{**REFIT, "epochs": 3, "refit": False})
     data = classify.open_labelled(recipe)
     plain, _ = classify.fit_and_score(recipe, data, split.without_validation(), tmp_path / "plain")
@@ -379,12 +384,11 @@ def test_estimators_have_nothing_to_choose_and_learn_from_validation_pixels_too(
     beside = run(tmp_path, **places, **split, baselines=["svm"], epochs=1, name="beside")
     alone = run(tmp_path, **places, **split, model="svm", name="alone")
     recipe = tiny_recipe(tmp_path, **places, **split, model="svm")
-    data = classify.open_labelled(recipe)
-    drawn = classify.Split.load(alone / "split.npz")
-    by_hand = classify._fit_estimator(
-        "svm", recipe, data, drawn.without_validation(), classify._contract(data, drawn)
-    )
-    known = classify._test_figures(by_hand.classifier, data, drawn, data.class_names)["test"]
+    data = open_data(recipe)
+    drawn = Splits.load(alone / "split.npz")
+    contract = measured_contract(data, drawn)
+    by_hand = fit_estimator("svm", recipe, data, drawn.without_validation(), contract)
+    known = test_figures(by_hand.classifier, data, drawn)["test"]
     figures = [json.loads((path / "metrics.json").read_text())["systems"] for path in (beside, alone)]  # fmt: skip
     assert figures[0][1]["test"] == figures[1][0]["test"] == known
     assert figures[1][0]["val"] is None
