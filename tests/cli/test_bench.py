@@ -15,7 +15,7 @@ def test_models_are_compared(cli, tmp_path):
         "5",
         "--image-size",
         "12",
-        "--batch",
+        "--batch-size",
         "2",
         "--repeats",
         "3",

@@ -51,7 +51,7 @@ def test_a_file_is_converted_and_every_tensor_told(published, tmp_path):
 
 def test_the_table_says_what_was_done(published):
     done = _convert(
-        "w.pth", "--model", "vit_test", "--image-size", 33, "--bands", 5, "--classes", 2,
+        "w.pth", "--model", "vit_test", "--image-size", 33, "--bands", 5, "--num-classes", 2,
         "-o", "o.safetensors",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
@@ -81,7 +81,7 @@ def test_what_does_not_fit_ends_with_2_and_writes_nothing(published, cli, tmp_pa
         (["--model", "vit_test", "--wavelengths", "red"], "not a list of numbers"),
         (["--model", "vit_test", "--wavelengths", "0.665,0.56,0.49"], "looks like micrometres"),
         (["--model", "vit_test", "--wavelengths", "665,560"], "take 3 bands, but 2 are described"),
-        (["--model", "vit_test", "--bands", "5", "--method", "average"], "cannot be adapted"),
+        (["--model", "vit_test", "--bands", "5", "--adapt-bands", "average"], "cannot be adapted"),
         (["--model", "vit_test", "--model-args", "dept=3"], "no argument 'dept'"),
         (["--model", "vit_test", "-o", "w.pth"], "is the input file"),
         (["--model", "vit_test", "-o", "o.pth"], "Use the suffix .safetensors"),

@@ -40,7 +40,7 @@ def models(
         str,
         typer.Option(metavar="N|HxW", help="Image size in pixels, e.g. 224 or 96x160."),
     ] = "224",
-    batch: Annotated[int, typer.Option(min=1, max=65536, help="Batch size.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Batch size.")] = 8,
     repeats: Annotated[int, typer.Option(min=3, max=100_000, help="Number of timed calls.")] = 15,
     num_classes: Annotated[int, typer.Option(min=1, max=65535, help="Number of classes.")] = 1000,
     backward: Annotated[
@@ -71,7 +71,8 @@ def models(
 
     console = Console(stderr=True)
     settings = [
-        Setting(name, bands, size, batch, repeats, backward, num_classes, threads) for name in names
+        Setting(name, bands, size, batch_size, repeats, backward, num_classes, threads)
+        for name in names
     ]
     rows = [
         _row(measure_apart(setting))
@@ -90,7 +91,7 @@ def runs(
     paths: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="Run folders, or exports inside them.")
     ],
-    runtimes: Annotated[
+    runtime: Annotated[
         str | None,
         typer.Option(
             metavar="NAME,...",
@@ -111,7 +112,7 @@ def runs(
 
     A run is exported once into its own folder if a runtime needs that.
     """
-    names = split_commas([runtimes]) if runtimes else [None]
+    names = split_commas([runtime]) if runtime else [None]
     for name in names:
         check_runtime(name)
     for path in paths:

@@ -72,7 +72,7 @@ def convert(
             help="Centre wavelengths in nm of the bands they were trained on, e.g. 665,560,490.",
         ),
     ] = None,
-    classes: Annotated[
+    num_classes: Annotated[
         int | None,
         typer.Option(
             min=1,
@@ -80,7 +80,7 @@ def convert(
             help="Number of classes of a new head (default: keep the head of the weights).",
         ),
     ] = None,
-    method: Annotated[
+    adapt_bands: Annotated[
         str,
         typer.Option(metavar="METHOD", help="How to adapt the first layer to other bands."),
     ] = "auto",
@@ -114,11 +114,11 @@ def convert(
             file,
             model,
             bands=bands,
-            num_classes=classes,
+            num_classes=num_classes,
             image_size=None if image_size is None else read_image_size(image_size),
             model_args=key_values(model_args or [], "--model-args"),
             source_bands=described_bands(wavelengths),
-            method=method,
+            method=adapt_bands,
             partial=partial,
         )
     except weights.PartialLoadError as error:

@@ -21,7 +21,6 @@ Hints = Annotated[
     list[str] | None,
     typer.Option(
         "--hints",
-        "--hint",
         metavar="KEY=VALUE",
         help="Reader option for the scene, e.g. unit=dn.",
     ),

@@ -81,7 +81,7 @@ def bench_model(
     *,
     bands: int = 3,
     image_size: ImageSize = 224,
-    batch: int = 8,
+    batch_size: int = 8,
     repeats: int = 15,
     backward: bool = False,
     num_classes: int = 1000,
@@ -93,7 +93,7 @@ def bench_model(
         model: name of a variant.
         bands: channels of the image.
         image_size: side of the image in pixels, or ``(height, width)``.
-        batch: images per call.
+        batch_size: images per call.
         repeats: calls on the clock.
         backward: also time the gradients, as in training.
         num_classes: classes of the head.
@@ -104,7 +104,7 @@ def bench_model(
     """
     size = checked_image_size(f"image_size of {model}", image_size)
     return measure_apart(
-        Setting(model, bands, size, batch, repeats, backward, num_classes, threads)
+        Setting(model, bands, size, batch_size, repeats, backward, num_classes, threads)
     )
 
 
@@ -115,7 +115,7 @@ def measure_apart(setting: Setting) -> Figures:
         VitreousError: the measurement failed, for want of memory perhaps.
     """
     found = run_apart(
-        "vitreous.inference.bench", asdict(setting), setting.model, "Try a smaller --batch."
+        "vitreous.inference.bench", asdict(setting), setting.model, "Try a smaller --batch-size."
     )
     return Figures(**{**found, "setting": setting, "spread": tuple(found["spread"])})
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vitreous.errors import ModelError
+from vitreous.layers.bands import Bands
 
 
 class Restorer(nn.Module):
@@ -34,6 +35,7 @@ class Restorer(nn.Module):
         band_parameters: names of the parameters that have an axis that counts bands (see ``layers/bands.py``).
         band_axes: that axis by name, from 0, where it is not the second.
         band_tables: those of them that hold a vector or a number for each band, as what makes the output does.
+        spectrum: what ``create_model`` was told of its bands, None where it was their number alone.
         variant: the name that it was made by, and
         arguments: what differs from that variant's own; ``create_model`` sets both.
     """
@@ -50,6 +52,7 @@ class Restorer(nn.Module):
     def __init__(self, bands: int) -> None:
         super().__init__()
         self.bands = bands
+        self.spectrum: Bands | None = None
         self.checkpointing = False
         self.variant: str | None = None
         self.arguments: dict[str, Any] = {}

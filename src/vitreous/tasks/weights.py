@@ -76,7 +76,7 @@ class Blueprint:
         """
         net = create_model(
             self.name,
-            bands=self.bands.count,
+            bands=self.bands,
             **sizes_for(self.name, num_classes=self.num_classes, image_size=self.image_size),
             **self.model_args,
         )
@@ -310,7 +310,7 @@ def blueprint(model: Network, bands: Bands | None = None) -> Blueprint:
     return Blueprint(
         model.variant,
         dict(model.arguments),
-        bands or Bands(model.bands),
+        bands or model.spectrum or Bands(model.bands),
         getattr(model, "num_classes", None),
         getattr(model, "image_size", None),
         applied(model),
