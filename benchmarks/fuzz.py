@@ -22,7 +22,7 @@ import fuzzing
 from fuzzing import Outcome
 
 TOTAL = 100_000
-PIECE = 500  # mutants of a kind between two records
+PIECE = 200  # mutants of a kind between two records
 COLUMNS = {
     fuzzing.OPENED: "opened",
     fuzzing.WORDS: "answered in words",

@@ -59,6 +59,8 @@ def test_commands_in_the_pages_exist():
     verbs = get_command(app).commands
     for page in PAGES:
         for verb, rest in re.findall(r"vitreous ([a-z]+)([^\n`]*)", _code(page)):
+            if (page.name, verb) == ("extending.md", "anomaly"):  # of the package on that page
+                continue
             assert verb in verbs, f"{page.name}: {verb}"
             command = verbs[verb]
             if hasattr(command, "commands"):  # such as 'bench runs'

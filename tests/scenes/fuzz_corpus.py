@@ -301,7 +301,8 @@ def bands_of_variables(folder: Path) -> Path:
         for name, size in (("y", 5), ("x", 8)):
             file[name] = np.arange(1.0, size + 1)
             file[name].make_scale(name)
-        for band in ("B02", "B03", "B04"):
+        file.attrs["platform"] = "Sentinel-2A"
+        for band in ("B02", "B8A", "B04"):
             file[band] = np.ones((5, 8), "i2")
             file[band].attrs["_Unsigned"] = "true"
             for axis, name in enumerate(("y", "x")):
@@ -332,6 +333,7 @@ _SCENES: dict[str, Callable[[Path], Path]] = {
     "desis": desis,
     "sentinel_2": sentinel_2,
     "odd_facts": odd_facts,
+    "bands_of_variables": bands_of_variables,
 }
 
 

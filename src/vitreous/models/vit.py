@@ -92,7 +92,8 @@ CARD = Card(
     notes=[
         "Usage: vit_patch is our variant for small scene patches: sized like lola_specvit_tiny, "
         "tokens of 3 x 3 pixels.",
-        "Usage: With a distillation token, predictions average both heads, also in training.",
+        "Usage: With a distillation token, predictions average both heads; a training with a "
+        "teacher (--distill) treats them apart.",
         "Image size: Patches are 16 pixels at 224; on smaller images they shrink so that at "
         "least 7 x 7 remain (token_size).",
         "Checkpoints: vit_tiny to vit_base have the sizes of DeiT, whose weights load.",
@@ -311,12 +312,12 @@ class VisionTransformer(Trunk):
 
     def forward_head(
         self, features: Float[Tensor, "batch tokens dim"]
-    ) -> Float[Tensor, "batch classes"]:
-        """Classify the pooled tokens; with a distillation token, the mean of both heads."""
+    ) -> Any:  # Float[Tensor, "batch classes"] or Heads
+        """Classify the pooled tokens; with a distillation token, the mean of both heads (see ``distilling``)."""
         logits = self.head(self.pool_tokens(features))
         if self.distillation_head is None:
             return logits
-        return (logits + self.distillation_head(features[:, 1])) / 2
+        return self.join_heads(logits, self.distillation_head(features[:, 1]))
 
 
 def _check(

@@ -8,22 +8,23 @@ usual names in any spelling (``attributes.py``). Labels follow the same rules as
 from __future__ import annotations
 
 import math
-import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from vitreous.catalog.results import physical_memory
 from vitreous.errors import SceneError, did_you_mean
 from vitreous.scenes.attributes import (
     CENTRES,
     GOOD,
+    NODATA,
     UNITS,
     WIDTHS,
     find,
@@ -44,6 +45,8 @@ Key: TypeAlias = tuple[slice, ...]
 
 MAX_ARRAYS = 10_000  # a file that lists more arrays than this is not a scene
 DEFLATE_RATIO = 1032  # no deflate stream expands further: a header that claims more lies
+_USUAL_MEMORY = 16 * 2**30  # bytes, where the system does not say
+_STORED_TYPE = {*map(key_of, NODATA), "validmin", "validmax", "validrange", "flagvalues"}
 _LABEL_NAMES = {"labels", "label", "gt", "groundtruth", "classes", "classmap", "landcover"}
 
 
@@ -118,11 +121,12 @@ def open_cube(
     wavelength_unit: str | None = None,
     known: Mapping[str, Any] | None = None,
 ) -> xr.DataArray:
-    """Make a scene of the one array in ``file`` that is a cube.
+    """Make a scene of the one array in ``file`` that is a cube, or of its images where each is a band.
 
     Args:
         file: the file.
-        variable: the array's name; needed only where several could be meant.
+        variable: the array's name, or those of several images, divided by commas; needed only where several could be
+            meant.
         axis_order: ``yxb``, ``byx`` or ``ybx`` (b for bands); needed only where the shape is ambiguous.
         wavelength_unit: ``nm`` or ``um``, instead of what the file says or leaves open.
         known: arguments of :func:`make_scene`, which win over what the file says.
@@ -130,11 +134,19 @@ def open_cube(
     Raises:
         SceneError: no array is a cube, several are, or it is not clear which axis holds the bands.
     """
+    from vitreous.scenes.image_variables import joined_images
+
     known = known or {}
-    info = choose_cube(file, variable)
-    axes = find_axes(file, info, axis_order, known)
+    images = joined_images(file, variable, known)
+    if images is not None:
+        info, reader, axes = images.info, images.reader, (0, 1, 2)
+        known = {**images.facts, **known}
+    else:
+        info = choose_cube(file, variable)
+        axes = find_axes(file, info, axis_order, known)
+        reader = WindowReader(file, info, axes)
     bands, height, width = check_shape([info.shape[axis] for axis in axes], file.source)
-    cube = LazyCube((bands, height, width), info.dtype, WindowReader(file, info, axes))
+    cube = LazyCube((bands, height, width), info.dtype, reader)
     values, facts = as_measured(cube, info, known, stored(file.attrs).nodata)
     facts |= spectral_facts(file, bands, wavelength_unit, info=info, band_axis=axes[0], known=known)
     facts |= settle(
@@ -191,22 +203,44 @@ def open_label_image(file: ArrayFile, *, variable: str | None = None) -> LabelIm
     """
     info = _choose_labels(file, variable)
     check_memory(info.nbytes, f"{file.source}: {info}")
-    long = [axis for axis, n in enumerate(info.shape) if n > 1 or len(info.shape) == 2]
-    row, column = long
-    dims = [info.dims[axis] for axis in long] if info.dims else []
-    if image_axes(dims) == (1, 0) or (image_axes(dims) is None and _lies_turned(file, info, long)):
-        row, column = column, row
-    values = file.read(info.name)
-    values = values.reshape([info.shape[axis] for axis in long])
-    place = _georeference(file, info, row, column)
+    image = image_of(file, info)
+    values = image.read(file, slice(None), slice(None))
+    place = _georeference(file, info, image.row, image.column)
     nodata = stored(info.attrs).nodata or stored(file.attrs).nodata
     return LabelImage(
-        values.T if row > column else values,
+        values,
         nodata=nodata[0] if nodata else None,
         class_names=_flag_names(info),
         crs=place.get("crs"),
         transform=place.get("transform"),
     )
+
+
+class ImageOf(NamedTuple):
+    """An image and the axes of its rows and columns; all other axes have length 1."""
+
+    info: ArrayInfo
+    row: int
+    column: int
+
+    def read(self, file: ArrayFile, rows: slice, columns: slice) -> npt.NDArray[Any]:
+        """Return some ``(rows, columns)``."""
+        key = [slice(0, 1)] * len(self.info.shape)
+        key[self.row], key[self.column] = rows, columns
+        values = file.read(self.info.name, tuple(key))
+        others = tuple(axis for axis in range(values.ndim) if axis not in {self.row, self.column})
+        values = values.squeeze(others)
+        return values.T if self.row > self.column else values
+
+
+def image_of(file: ArrayFile, info: ArrayInfo) -> ImageOf:
+    """Return how an image lies in its array."""
+    long = [axis for axis, n in enumerate(info.shape) if n > 1 or len(info.shape) == 2]
+    row, column = long
+    dims = [info.dims[axis] for axis in long] if info.dims else []
+    if image_axes(dims) == (1, 0) or (image_axes(dims) is None and _lies_turned(file, info, long)):
+        row, column = column, row
+    return ImageOf(info, row, column)
 
 
 def choose_cube(file: ArrayFile, variable: str | None = None) -> ArrayInfo:
@@ -221,16 +255,16 @@ def choose_cube(file: ArrayFile, variable: str | None = None) -> ArrayInfo:
         info = _three_axes(find_array(file, variable))
         if not info.numeric or len(info.shape) != 3:
             raise SceneError(
-                f"{file.source}: {info} is not a numeric cube.", _say_variable(_cubes(file))
+                f"{file.source}: {info} is not a numeric cube.", _say_variable(cubes(file))
             )
         return info
-    cubes = _cubes(file)
-    without_previews = [c for c in cubes if not (c.dtype == np.uint8 and 3 in c.shape)]
-    cubes = without_previews or cubes
-    if len(cubes) == 1:
-        return cubes[0]
-    if cubes:
-        raise SceneError(f"{file.source} holds {len(cubes)} cubes.", _say_variable(cubes))
+    found = cubes(file)
+    without_previews = [c for c in found if not (c.dtype == np.uint8 and 3 in c.shape)]
+    found = without_previews or found
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise SceneError(f"{file.source} holds {len(found)} cubes.", _say_variable(found))
     listed = ", ".join(str(a) for a in file.arrays[:12]) or "no readable arrays"
     raise SceneError(
         f"{file.source} holds no three-dimensional array, only {listed}.",
@@ -347,11 +381,7 @@ def check_memory(nbytes: int, what: str) -> None:
     Raises:
         SceneError: ``nbytes`` are more than that.
     """
-    try:
-        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    except (AttributeError, ValueError, OSError):  # not on Windows
-        limit = 8 * 2**30
-    if nbytes > limit:
+    if nbytes > (physical_memory() or _USUAL_MEMORY) // 2:
         raise SceneError(
             f"{what} needs {nbytes / 2**30:.1f} GiB of memory at once, more than half of this machine's memory.",
             "Store it as ENVI, GeoTIFF or Zarr, which are read in windows.",
@@ -376,6 +406,36 @@ def parse_crs(wkt: str, source: str) -> Any:
             f"{source} has a coordinate system that cannot be parsed: {wkt[:80]!r}.",
             "Correct the WKT, or remove it.",
         ) from error
+
+
+def as_declared(
+    dtype: np.dtype[Any], attrs: Mapping[str, Any]
+) -> tuple[np.dtype[Any], Mapping[str, Any]]:
+    """Return the type and attributes of whole numbers that ``_Unsigned`` declares to be stored as their counterpart.
+
+    NetCDF's classic types have no sign of choice: ``_Unsigned = "true"`` beside int8 means uint8, and then no-data values and
+    limits are given in the stored type too (NetCDF Users Guide, attribute conventions).
+    """
+    word = str(attrs.get("_Unsigned", "")).strip().lower()
+    kind = {("i", "true"): "u", ("u", "false"): "i"}.get((dtype.kind, word))
+    if kind is None:
+        return dtype, attrs
+    declared = np.dtype(f"{dtype.byteorder}{kind}{dtype.itemsize}")
+    limits, turn = np.iinfo(declared), 2 ** (8 * dtype.itemsize)
+
+    def counterpart(value: Any) -> Any:
+        if isinstance(value, list):
+            return [counterpart(item) for item in value]
+        given = number(value)
+        if given is None or not given.is_integer() or limits.min <= given <= limits.max:
+            return value
+        moved = given + (turn if given < limits.min else -turn)
+        return moved if limits.min <= moved <= limits.max else value
+
+    return declared, {
+        name: counterpart(value) if key_of(name) in _STORED_TYPE else value
+        for name, value in attrs.items()
+    }
 
 
 def plain(value: Any) -> Any:
@@ -420,7 +480,8 @@ class WindowReader:
         return stored_part.transpose(self._axes)
 
 
-def _cubes(file: ArrayFile) -> list[ArrayInfo]:
+def cubes(file: ArrayFile) -> list[ArrayInfo]:
+    """Return the arrays with three axes, such of length 1 left out."""
     reduced = (_three_axes(a) for a in file.arrays if a.numeric)
     return [a for a in reduced if len(a.shape) == 3]
 
@@ -445,7 +506,7 @@ def _cuts_off(limits: tuple[float, float], dtype: np.dtype[Any]) -> bool:
     return limits[0] > kind.min or limits[1] < kind.max
 
 
-def _is_image(info: ArrayInfo) -> bool:
+def is_image(info: ArrayInfo) -> bool:
     """An image of numbers; a third axis of length 1 (time, band) does not count."""
     if not info.numeric or len(info.shape) not in {2, 3}:
         return False
@@ -453,7 +514,7 @@ def _is_image(info: ArrayInfo) -> bool:
 
 
 def _choose_labels(file: ArrayFile, variable: str | None) -> ArrayInfo:
-    images = [a for a in file.arrays if _is_image(a)]
+    images = [a for a in file.arrays if is_image(a)]
     if variable is not None:
         info = find_array(file, variable)
         if info not in images and not (info.numeric and len(info.shape) == 2):
@@ -553,7 +614,7 @@ def _say_no_centres(column: Column, source: str) -> bool:
 def _of_another(file: ArrayFile, vector: ArrayInfo) -> bool:
     """True where a list belongs to another cube of the file."""
     length = math.prod(vector.shape)
-    return len(_cubes(file)) > 1 and any(length in cube.shape for cube in _cubes(file))
+    return len(cubes(file)) > 1 and any(length in cube.shape for cube in cubes(file))
 
 
 def _band_coordinate(

@@ -22,7 +22,7 @@ from vitreous.errors import SceneError
 from vitreous.scenes import hyperion, landsat, sentinel2
 from vitreous.scenes.cube import LazyCube, Window, georeference, make_scene, wavelengths_of
 from vitreous.scenes.gdal_files import RasterReader, known_grid, open_raster
-from vitreous.scenes.sensors import sensors
+from vitreous.scenes.sensors import SensorBand, sensor_of_names, sensors
 from vitreous.scenes.stacks import stacked
 from vitreous.scenes.values import converted
 from vitreous.scenes.wavelengths import from_names
@@ -32,7 +32,6 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 _WILD = re.compile(r"[*?\[{]")
 _BAND = re.compile(r"(?:^|.*[^A-Za-z0-9])(B\d?\d|B8A)(?:_(?:10|20|60)m)?", re.I)
 _POLARISATION = re.compile(r"(?:.*[-_])?(VV|VH|HH|HV)(?:[-_.].*)?", re.I)
-_HLS = re.compile(r"HLS\.(L30|S30)\.", re.I)
 
 
 def pattern_of(paths: Sequence[str | os.PathLike[str]]) -> str:
@@ -199,10 +198,10 @@ def _spectral(
         return {"wavelengths": in_names}
     table = _table(images, files, source)
     bands = [match[1].upper() if (match := _BAND.fullmatch(f.stem)) else "" for f in files]
-    if table is not None and set(bands) <= table.keys():
+    if set(bands) <= table.keys():
         return {
-            "wavelengths": [table[band][0] for band in bands],
-            "fwhm": [table[band][1] for band in bands],
+            "wavelengths": [table[band].centre for band in bands],
+            "fwhm": [table[band].fwhm for band in bands],
         }
     if all(_POLARISATION.fullmatch(file.stem) for file in files):
         return {}  # radar
@@ -216,22 +215,13 @@ def _spectral(
 
 def _table(
     images: Sequence[xr.DataArray], files: Sequence[Path], source: str
-) -> dict[str, tuple[float, float]] | None:
+) -> dict[str, SensorBand]:
     """The bands of the sensor that names or pixels of 10 and 20 m give away."""
-    msi = {band.name: (band.centre, band.fwhm) for band in sensors()["sentinel2a"].bands}
     stems = [file.stem for file in files]
-    hls = {match[1].upper() for stem in stems if (match := _HLS.search(stem))}
-    if hls:
-        # HLS gives the bands of Landsat two digits.
-        oli = {
-            f"B{int(band.name[1:]):02d}": (band.centre, band.fwhm)
-            for band in sensors()["landsat8"].bands
-        }
-        return {"L30": oli, "S30": msi}[hls.pop()] if len(hls) == 1 else None
-    if all(stem.upper().startswith("S2B_") for stem in stems):
-        return {band.name: (band.centre, band.fwhm) for band in sensors()["sentinel2b"].bands}
-    if any(re.search(r"B8A|S2[ABCD]_|T\d\d[A-Z]{3}_", stem, re.I) for stem in stems):
-        return msi
+    bands = [match[1].upper() for stem in stems if (match := _BAND.fullmatch(stem))]
+    found = sensor_of_names(bands, stems)
+    if found is not None:
+        return found
     padded = all(re.search(r"B(0\d|1[0-2])$", stem, re.I) for stem in stems)
     places = [georeference(image) for image in images]
     sides = {round(abs(grid.a)) for crs, grid in places if crs is not None and grid is not None}
@@ -241,8 +231,8 @@ def _table(
             " (if not, set wavelengths=...).",
             stacklevel=5,
         )
-        return msi
-    return None
+        return {band.name: band for band in sensors()["sentinel2a"].bands}
+    return {}
 
 
 def _common_values(

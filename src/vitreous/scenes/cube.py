@@ -424,7 +424,9 @@ def read_window(
     invalid = ~np.isfinite(cube).all(axis=0)
     nodata = scene.attrs.get("nodata")
     if nodata is not None and np.isfinite(nodata):
-        equal = is_nodata(cube, nodata)
+        # In float32, whole numbers of 32 bits are no longer apart from their neighbours.
+        exact = stored.dtype.kind in "iu" and stored.dtype.itemsize >= 4
+        equal = is_nodata(stored if exact else cube, nodata)
         invalid |= equal.all(axis=0) if nodata == 0 else equal.any(axis=0)
     cube *= np.float32(scene.attrs.get("scale", 1.0))
     cube[:, invalid] = np.nan

@@ -125,6 +125,8 @@ def open_scene(
     file, reader = _reader_of(path)
     common = {name: value for name, value in hints.items() if name in COMMON_HINTS}
     own = {name: value for name, value in hints.items() if name not in COMMON_HINTS}
+    if isinstance(own.get("variable"), (list, tuple)):  # one image per band
+        own["variable"] = ",".join(map(str, own["variable"]))
     if "wavelength_unit" in common:
         known_unit(str(common["wavelength_unit"]))
     if "wavelength_unit" in common and "wavelength_unit" in _parameters(reader.open):

@@ -38,6 +38,7 @@ from vitreous.scenes.arrays import (
 )
 from vitreous.scenes.cube import LabelImage
 from vitreous.scenes.hdf5 import Hdf5File
+from vitreous.scenes.image_variables import several_names
 
 _HEADER = 128
 _PREFIX = 4096  # bytes of a variable that surely contain its flags, sizes, name and data tag
@@ -277,6 +278,8 @@ class _Folded:
 
 def _fold(file: ArrayFile, variable: str | None, shape: tuple[int, int] | None) -> _Folded | None:
     """See a ``(bands, pixels)`` matrix as a cube, if the file has one and no real cube is meant."""
+    if several_names(file, variable) is not None:
+        return None
     named = None if variable is None else arrays.find_array(file, variable)
     is_cube = named is not None and len(named.shape) == 3
     if is_cube or (named is None and any(a.numeric and len(a.shape) == 3 for a in file.arrays)):

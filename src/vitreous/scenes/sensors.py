@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -17,6 +18,12 @@ import numpy as np
 
 from vitreous.errors import SceneError, did_you_mean, listed
 from vitreous.scenes.attributes import key_of
+
+_HLS = re.compile(r"\bHLS\.(L30|S30)\.", re.I)
+_LANDSAT = re.compile(r"landsat[-_ ]?([45789])\b|\bL[CETM]0([45789])_", re.I)
+_SENTINEL_2 = re.compile(
+    r"sentinel[-_ ]?2(?:[-_ ]?([abcd]))?\b|(?:\b|_)S2([ABCD])?_|(?:\b|_)T\d\d[A-Z]{3}_", re.I
+)
 
 
 class SensorBand(NamedTuple):
@@ -123,6 +130,40 @@ def banded(name: str) -> Sensor:
             "Its products say their centres; give them as a CSV file with the columns wavelength and fwhm.",
         )
     return found
+
+
+def sensor_of_names(
+    names: Sequence[str], texts: Iterable[str] = ()
+) -> dict[str, SensorBand] | None:
+    """Return the bands, by name, of the sensor that names of bands or other texts of a product give away.
+
+    Numbers alone do not: B05 is the red edge of Sentinel-2 and the near infrared of Landsat 8.
+
+    Args:
+        names: of the bands, in capitals.
+        texts: file names, titles, names of platforms.
+    """
+    said = " ".join(texts)
+    hls = {match.upper() for match in _HLS.findall(said)}
+    if len(hls) > 1:
+        return None
+    landsat = _LANDSAT.search(said)
+    if hls == {"L30"} or landsat:
+        number = landsat[1] or landsat[2] if landsat else "8"
+        bands = sensors()[f"landsat{number}"].bands
+        # HLS and others give the bands of Landsat two digits.
+        return {name: b for b in bands for name in (b.name, f"B{int(b.name[1:]):02d}")}
+    sentinel = _SENTINEL_2.search(said)
+    if hls == {"S30"} or sentinel or "B8A" in names:
+        letter = (sentinel[1] or sentinel[2] or "a").lower() if sentinel else "a"
+        # Platforms of one kind differ by a few nanometres.
+        found = sensors().get(f"sentinel2{letter}", sensors()["sentinel2a"])
+        return {
+            name: band
+            for band in found.bands
+            for name in (band.name, re.sub("^B0", "B", band.name))
+        }
+    return None
 
 
 def _entries(name: str) -> dict[str, Any]:

@@ -27,7 +27,7 @@ import xarray as xr
 
 from vitreous.errors import SceneError, VitreousError
 from vitreous.scenes import arrays
-from vitreous.scenes.arrays import MAX_ARRAYS, ArrayInfo, Key, check_memory, plain
+from vitreous.scenes.arrays import MAX_ARRAYS, ArrayInfo, Key, as_declared, check_memory, plain
 from vitreous.scenes.attributes import NODATA, find
 from vitreous.scenes.cube import LabelImage, georeference
 from vitreous.scenes.places import PLAIN
@@ -151,7 +151,9 @@ class ZarrFile:
             nbytes = math.prod(array.shards or array.chunks) * array.dtype.itemsize
             check_memory(nbytes, f"One chunk of {name or self.source}")
             try:
-                return np.asarray(array[... if key is None else key])
+                values = np.asarray(array[... if key is None else key])
+                declared, _ = as_declared(values.dtype, dict(array.attrs))
+                return values.view(declared)
             except MemoryError as error:  # blosc allocates what the head of a chunk says
                 if nbytes > _SMALL_CHUNK:
                     raise
@@ -208,9 +210,11 @@ def _describe(name: str, array: Any, store: Path) -> ArrayInfo:
         note = f"{array.dtype} values"
     else:
         note = _missing_chunks(array, store / name)
-    dtype = np.dtype(object) if note else np.dtype(array.dtype)
+    dtype, declared = (
+        (np.dtype(object), attrs) if note else as_declared(np.dtype(array.dtype), attrs)
+    )
     shape = tuple(int(n) for n in array.shape)
-    return ArrayInfo(name, shape, dtype, tuple(str(d) for d in dims), attrs, note)
+    return ArrayInfo(name, shape, dtype, tuple(str(d) for d in dims), declared, note)
 
 
 def _missing_chunks(array: Any, folder: Path) -> str:
