@@ -46,6 +46,7 @@ from vitreous.files import checked, read_json, write_json
 from vitreous.inference.descriptions import RestorerHeader
 from vitreous.inference.export_format import sha256
 from vitreous.inference.restore import TILE, SceneRestorer, restored_scene
+from vitreous.layers.bands import Bands
 from vitreous.layers.ranges import BandRange, fill_invalid
 from vitreous.layers.restorer import Restorer
 from vitreous.progress import progress_bar
@@ -63,6 +64,7 @@ from vitreous.tasks.quality import FEWEST, quality
 from vitreous.tasks.runs import CONFIG, METRICS, MODEL, STATE
 from vitreous.tasks.sources import Sources, open_sources
 from vitreous.tasks.streams import VALIDATED, stream
+from vitreous.tasks.weights import is_model_file, load_model
 
 if TYPE_CHECKING:
     from vitreous.inference.export import Parity
@@ -445,12 +447,11 @@ def _sources(recipe: RestoreRecipe, factor: int) -> Sources:
 
 
 def _untrained(recipe: RestoreRecipe, sources: Sources) -> SceneRestorer:
-    """Return what is to be trained: fresh, or as the run left it that it starts from."""
+    """Return what is to be trained: fresh, or as the run or model file holds it that it starts from."""
     torch.manual_seed(recipe.seed)
     scene = sources.first
-    if recipe.init is None:
-        net = create_model(recipe.model, bands=sources.contract.spectrum, **recipe.model_args)
-        assert isinstance(net, Restorer)
+    if recipe.init is None or is_model_file(recipe.init):
+        net = _network(recipe, sources.contract.spectrum)
         spectra = sources.spectra()
         ranges = BandRange.fit(spectra, recipe.range)
         contract = sources.contract.measured(spectra)
@@ -503,13 +504,33 @@ def _fit(
 def _start(recipe: RestoreRecipe) -> RestoreRun:
     """Load the run to start from, and refuse another model."""
     start = load_run(str(recipe.init))
-    if (start.name, start.model_args) != (recipe.model, recipe.model_args):
-        raise ModelError(
-            f"{recipe.init} holds '{start.name}' with {start.model_args or 'its own arguments'}, "
-            f"not '{recipe.model}' with {recipe.model_args or 'its own'}.",
-            f"Use --model {start.name} with the same arguments.",
-        )
+    _check_start(recipe, start.name, start.model_args)
     return start
+
+
+def _network(recipe: RestoreRecipe, bands: Bands) -> Restorer:
+    """Return the network for some bands, fresh or of the model file that it starts from."""
+    if recipe.init is None:
+        net = create_model(recipe.model, bands=bands, **recipe.model_args)
+    else:
+        net, report = load_model(recipe.init, bands=bands)
+        _check_start(recipe, report.made.name, report.made.model_args)
+    assert isinstance(net, Restorer)
+    return net
+
+
+def _check_start(recipe: RestoreRecipe, name: str, model_args: dict[str, Any]) -> None:
+    """Refuse to start from another model than the recipe's.
+
+    Raises:
+        ModelError: it is another one.
+    """
+    if (name, model_args) != (recipe.model, recipe.model_args):
+        raise ModelError(
+            f"{recipe.init} holds '{name}' with {model_args or 'its own arguments'}, "
+            f"not '{recipe.model}' with {recipe.model_args or 'its own'}.",
+            f"Use --model {name} with the same arguments.",
+        )
 
 
 def _start_leakage(start: Provenance, sources: Sources, factor: int) -> StartLeakage | None:
