@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 
 from fixtures_reader import load_fixture
 from vitreous.catalog.registry import create_model
+from vitreous.checkpoints import hub
+from vitreous.checkpoints.foreign import read_foreign
+from vitreous.checkpoints.tensors import load_exactly, load_tensors, save_tensors
 from vitreous.errors import CheckpointError, ModelError, VitreousError
 from vitreous.layers.bands import Bands
-from vitreous.tasks import hub
-from vitreous.tasks.checkpoint import load_exactly, load_tensors, save_tensors
-from vitreous.tasks.foreign import read_foreign
 from vitreous.tasks.weights import PartialLoadError, convert, load_model, save_model
 from vitreous.testing import images, make
 

@@ -28,6 +28,8 @@ from vitreous.catalog.registry import (
     system_module,
 )
 from vitreous.catalog.tasks import build_report_of
+from vitreous.checkpoints import headers
+from vitreous.checkpoints.tensors import load_exactly, save_tensors
 from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.contract import BandContract
 from vitreous.data.crops import Area, Crops, sample_spectra
@@ -58,7 +60,6 @@ from vitreous.scenes.formats import find_writer
 from vitreous.scenes.overwrite import check_overwrite
 from vitreous.scenes.samples import open_named
 from vitreous.tasks import runs
-from vitreous.tasks.checkpoint import load_exactly, save_tensors
 from vitreous.tasks.provenance import start_provenance
 from vitreous.tasks.quality import FEWEST, quality
 from vitreous.tasks.runs import CONFIG, METRICS, MODEL, STATE
@@ -311,7 +312,7 @@ def load_run(path: str | Path) -> RestoreRun:
     path = Path(path)
     with runs.checkpoint(path, TASK) as (tensors, header):
         checked(RestorerHeader, header, path / MODEL, "Restore the file, or train again.")
-        runs.check_counts(header["model_args"], tensors)
+        headers.check_counts(header["model_args"], tensors)
         contract = BandContract.from_json(header["contract"])
         with torch.device("meta"):
             net = create_model(header["name"], bands=len(contract.used), **header["model_args"])
@@ -319,7 +320,7 @@ def load_run(path: str | Path) -> RestoreRun:
         assert isinstance(net, Restorer)
         restorer = SceneRestorer(net, ranges, contract, **header["settings"])
         load_exactly(restorer, tensors, header["name"])
-        known = provenance_from_json(header.get(runs.PROVENANCE), path.name)
+        known = provenance_from_json(header.get(headers.PROVENANCE), path.name)
         return RestoreRun(path, restorer.eval(), header["name"], header["model_args"], known)
 
 
@@ -576,13 +577,13 @@ def _keep(
     config["model"] = {"name": recipe.model, "train_seconds": seconds}
     write_json(folder / CONFIG, config)
     header = {
-        "schema": runs.SCHEMA,
+        "schema": headers.SCHEMA,
         "kind": card(recipe.model).kind,
         "name": recipe.model,
         "model_args": recipe.model_args,
         "contract": restorer.contract.to_json(),
         "settings": restorer.settings(),
-        runs.PROVENANCE: provenance_to_json(provenance),
+        headers.PROVENANCE: provenance_to_json(provenance),
     }
     save_tensors(folder / MODEL, restorer.state_dict(), header)
 

@@ -27,6 +27,11 @@ from vitreous.catalog.arguments import (
 from vitreous.catalog.registry import card, create_model, kind_of, sizes_for, system_module
 from vitreous.catalog.results import versions
 from vitreous.catalog.tensors import DERIVED, check_finite
+from vitreous.checkpoints import hub
+from vitreous.checkpoints.foreign import PICKLED, Foreign, read_foreign
+from vitreous.checkpoints.headers import PROVENANCE, check_counts
+from vitreous.checkpoints.layouts import Layout, recognise
+from vitreous.checkpoints.tensors import load_exactly, read_safetensors, save_tensors
 from vitreous.data.provenance import Provenance, provenance_to_json
 from vitreous.errors import CheckpointError, ModelError, VitreousError
 from vitreous.layers.backbone import Backbone
@@ -34,11 +39,6 @@ from vitreous.layers.bands import Bands, adapt_bands, resize_kernel
 from vitreous.layers.restorer import Restorer
 from vitreous.layers.sizes import as_size
 from vitreous.methods._apply import applied, has, reinstall
-from vitreous.tasks import hub
-from vitreous.tasks.checkpoint import load_exactly, read_safetensors, save_tensors
-from vitreous.tasks.foreign import PICKLED, Foreign, read_foreign
-from vitreous.tasks.layouts import Layout, recognise
-from vitreous.tasks.runs import PROVENANCE, check_counts
 
 Network: TypeAlias = Backbone | Restorer
 
