@@ -34,7 +34,7 @@ from vitreous.catalog.registry import create_model
 from vitreous.catalog.results import first, percents, table_of
 from vitreous.catalog.study import SEARCH_SEED, Study
 from vitreous.data.blocks import TEST, TRAIN, VAL
-from vitreous.data.splits import Split
+from vitreous.data.roles import Split
 from vitreous.recipe import Recipe, make_recipe
 from vitreous.tasks import classify, runs
 from vitreous.tasks.labelled import LabelledScene, open_labelled

@@ -147,7 +147,7 @@ def test_models_methods_and_files(place):
     )
     assert weights.shape == (2, 5, 1, 1) and how
     found = vitreous.bench_model(
-        "vit_test", image_size=8, batch=1, repeats=3, num_classes=2, threads=1
+        "vit_test", image_size=8, batch_size=1, repeats=3, num_classes=2, threads=1
     )
     assert found.images_per_second > 0
 

@@ -196,6 +196,12 @@ class SceneSettings(Settings):
     """What the recipes of all tasks on a scene have."""
 
     scene: str = _setting("indian_pines", "Data", "Scene file, or the name of a built-in sample.")
+    scenes: str | None = _setting(
+        None,
+        "Data",
+        "A collection instead of one scene: a folder, a pattern (in quotes), or a table (CSV, GeoParquet, GeoPackage, "
+        "STAC items) with the columns scene, labels, role, date, sensor.",
+    )
     mask: str | None = _setting(
         None,
         "Data",
@@ -205,6 +211,23 @@ class SceneSettings(Settings):
         False, "Data", "Read files in a separate process with limits on memory and time."
     )
     flips: bool = _setting(True, "Training", "Augment with random flips and 90-degree rotations.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_source(cls, values: Any) -> Any:
+        """Refuse a scene beside a collection."""
+        if isinstance(values, dict) and values.get("scenes") is not None:
+            default = cls.model_fields["scene"].default
+            if values.get("scene", default) != default:
+                raise ValueError("give either scene or scenes, not both")
+            if "split" in cls.model_fields:
+                values = {"split": "scenes", **values}
+        return values
+
+    @property
+    def source(self) -> str:
+        """The scene or the collection."""
+        return self.scene if self.scenes is None else self.scenes
 
     @property
     def scene_hints(self) -> dict[str, Any]:
@@ -216,7 +239,9 @@ class Recipe(SceneSettings):
     """The settings of ``vitreous train``, checked and complete."""
 
     labels: str | None = _setting(
-        None, "Data", "Label image or vector file (built-in samples have their own)."
+        None,
+        "Data",
+        "Label image or vector file (built-in samples have their own); of a collection their folder or pattern.",
     )
     test_labels: str | None = _setting(None, "Data", "Separate test labels; implies --split files.")
     label_attribute: str | None = _setting(
@@ -231,10 +256,11 @@ class Recipe(SceneSettings):
         "Names and colours of the classes of a label image: a CSV, JSON or QML file, or a known scheme, e.g. worldcover.",
     )
 
-    split: Literal["blocks", "random", "fixed", "files"] = _setting(
+    split: Literal["blocks", "random", "fixed", "files", "scenes"] = _setting(
         "blocks",
         "Split",
-        "How to split labelled pixels; only 'blocks' keeps training and test patches from overlapping.",
+        "How to split labelled pixels; only 'blocks' keeps training and test patches from overlapping. 'scenes', the "
+        "default of collections, trains and tests on different scenes.",
     )
     train_fraction: float = _setting(
         0.3, "Split", "Fraction of labelled pixels used for training.", gt=0, lt=1
@@ -300,8 +326,10 @@ class Recipe(SceneSettings):
         {}, "Model", "Settings of the --distill method, e.g. weight=0.3."
     )
 
-    reduction: Literal["pca", "none"] = _setting(
-        "pca", "Preprocessing", "Spectral dimensionality reduction."
+    reduction: Literal["auto", "pca", "none"] = _setting(
+        "auto",
+        "Preprocessing",
+        "Spectral dimensionality reduction; auto: none for networks that read the bands themselves, else pca.",
     )
     standardize: bool = _setting(
         True, "Preprocessing", "Standardize the bands (z-score) before the reduction."
@@ -412,6 +440,12 @@ class Recipe(SceneSettings):
             )
         if self.mode == "dense" and self.tile_size < self.patch_size:
             raise ValueError("tile_size must not be smaller than patch_size")
+        if self.scenes is None and self.split == "scenes":
+            raise ValueError("split 'scenes' needs a collection: set scenes")
+        if self.scenes is not None and self.split in {"fixed", "files"}:
+            raise ValueError(
+                f"split '{self.split}' divides a single scene; for a collection use 'scenes', with roles in its table"
+            )
         if (self.test_labels is not None) != (self.split == "files"):
             raise ValueError("split 'files' and test_labels must be given together")
         if self.refit and self.val_fraction == 0:

@@ -18,14 +18,24 @@ from torch import Tensor, nn
 
 from vitreous.catalog.arguments import ImageSize
 from vitreous.catalog.lookup import load
-from vitreous.catalog.registry import card, create_model, kind_of, sizes_for, stage
+from vitreous.catalog.registry import (
+    TRAINING_STAGES,
+    card,
+    create_model,
+    kind_of,
+    sizes_for,
+    stage,
+)
 from vitreous.errors import ModelError
+from vitreous.layers.answers import Answer
 from vitreous.layers.backbone import Backbone
 from vitreous.layers.quantizers import Quantizer, rows_of
 from vitreous.layers.restorer import Restorer, pad_to_multiple
 from vitreous.layers.sizes import as_size
 from vitreous.methods._apply import Applied, applied, apply, reinstall
 from vitreous.methods.adapt._freeze import freeze_base
+from vitreous.tasks.losses import ClassTargets
+from vitreous.tasks.teacher import Distillation
 from vitreous.tasks.weights import load_model, save_model
 
 SMALL = 0.2  # spread of parameters that were constant
@@ -269,6 +279,36 @@ def _without_dropout(model: M) -> M:
         if isinstance(getattr(module, "p", None), float):
             module.__dict__["p"] = 0.0
     return model
+
+
+def check_frozen(name: str) -> None:
+    """What a network names as frozen is there, and a step of training leaves that, and only that, as it was."""
+    model = _without_dropout(network(name).train())
+    patterns: tuple[str, ...] = getattr(model, "frozen", ())
+    if not patterns:
+        return
+    state = model.state_dict()
+    modules = {name for name, _ in model.named_modules()}
+    idle = [p for p in patterns if not fnmatch.filter([*modules, *state], p)]
+    assert not idle, f"{name}: freezes {idle}, which it does not have"
+    held = [part for pattern in patterns for part in fnmatch.filter(modules, pattern)]
+    frozen = {
+        key
+        for key in state
+        if any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
+        or any(key.startswith(f"{part}.") for part in held)
+    }
+    assert any(p.requires_grad for p in model.parameters()), f"{name}: all of it is frozen"
+    before = {key: value.clone() for key, value in state.items()}
+    model(images(8, 4, 15)).square().sum().backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.sub_(parameter.grad.sign())
+    moved = {
+        key for key, value in model.state_dict().items() if not torch.equal(value, before[key])
+    }
+    assert not moved & frozen, f"{name}: training changes {sorted(moved & frozen)}, which is frozen"
 
 
 def check_evaluation(name: str) -> None:
@@ -535,6 +575,11 @@ def check_method(name: str, model: str) -> None:
     Raises:
         AssertionError: a promise of ``methods/_apply.py`` is broken; the message says which.
     """
+    if stage(name) in TRAINING_STAGES:
+        check_refusal(name, model)  # there is nothing to be applied
+        if stage(name) == "distill":
+            check_distillation(name, model)
+        return
     if not serves(name, model):
         check_refusal(name, model)
         return
@@ -575,6 +620,25 @@ def check_refusal(name: str, model: str) -> None:
         assert error.fix, f"{name}: refuses {model} without saying what to do"
         return
     raise AssertionError(f"{name} serves {model}, which its card does not name")
+
+
+def check_distillation(name: str, model: str) -> None:
+    """A teacher's answers move the same weights as labels do, and more so where they say something else."""
+    distillation = Distillation.of(name, {})
+    student, x = _without_dropout(make(model)).train(), images(8, 4, 15)
+    distillation.prepare(student)
+    silent = _silent_in_training(make(model))
+    chance = torch.Generator().manual_seed(3)
+    said = torch.randn(8, CLASSES, generator=chance)
+    levels = student.forward_levels(x) if distillation.reads_levels else None
+    theirs = None if levels is None else [level.detach() + 1 for level in levels]
+    own = Answer(student(x), levels)
+    targets = ClassTargets(torch.arange(8) % CLASSES)
+    losses = [distillation.loss(own, Answer(one, theirs), targets) for one in (said, -said)]
+    assert all(loss.isfinite() and loss.ndim == 0 for loss in losses), f"{name}: {losses}"
+    assert not torch.equal(*losses), f"{name} on {model}: does not listen to the teacher"
+    losses[0].backward()
+    assert set(silent_parameters(student)) <= silent, f"{name} on {model}: no gradient reaches all"
 
 
 def check_method_scores(name: str, model: str) -> None:
@@ -676,9 +740,12 @@ def check_method_effect(name: str, model: str) -> None:
     what = f"{name} on {model}"
     if stage(name) == "adapt":
         _check_adapters(make(model).eval(), new.eval(), what)
+    elif stage(name) == "prune":
+        counts = [sum(p.numel() for p in net.parameters()) for net in (new, make(model))]
+        assert counts[0] < counts[1], f"{what}: as many parameters as before"
     elif stage(name) == "reduce":
         _check_reducers(new.eval(), report.rows, what)
-    else:
+    elif stage(name) == "quantize":
         _check_quantizers(new.eval(), what)
 
 
@@ -776,6 +843,7 @@ CHECKS: tuple[Callable[[str], None], ...] = (
     check_oblong,
     check_variation,
     check_gradients,
+    check_frozen,
     check_evaluation,
     check_single_image,
     check_saving,
@@ -797,6 +865,7 @@ RESTORER_CHECKS: tuple[Callable[[str], None], ...] = (
     check_values,
     check_variation,
     check_gradients,
+    check_frozen,
     check_evaluation,
     check_single_image,
     check_saving,

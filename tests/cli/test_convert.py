@@ -48,7 +48,7 @@ def test_a_file_is_converted_and_every_tensor_told(published, tmp_path):
 
 def test_the_table_says_what_was_done(published):
     done = _convert(
-        "w.pth", "--model", "vit_test", "--image-size", 33, "--bands", 5, "--classes", 2,
+        "w.pth", "--model", "vit_test", "--image-size", 33, "--bands", 5, "--num-classes", 2,
         "-o", "o.safetensors",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
@@ -78,7 +78,7 @@ def test_what_does_not_fit_ends_with_2_and_writes_nothing(published, cli, tmp_pa
         (["--model", "vit_test", "--wavelengths", "red"], "not a list of numbers"),
         (["--model", "vit_test", "--wavelengths", "0.665,0.56,0.49"], "looks like micrometres"),
         (["--model", "vit_test", "--wavelengths", "665,560"], "take 3 bands, but 2 are described"),
-        (["--model", "vit_test", "--bands", "5", "--method", "average"], "cannot be adapted"),
+        (["--model", "vit_test", "--bands", "5", "--adapt-bands", "average"], "cannot be adapted"),
         (["--model", "vit_test", "--model-args", "dept=3"], "no argument 'dept'"),
         (["--model", "vit_test", "-o", "w.pth"], "is the input file"),
         (["--model", "vit_test", "-o", "o.pth"], "Use the suffix .safetensors"),
@@ -123,3 +123,14 @@ def test_training_refuses_a_file_of_another_model(published, tmp_path):
 
 def test_the_help_of_init_names_both_kinds():
     assert ".safetensors" in str(Recipe.model_fields["init"].description)
+
+
+def test_a_model_is_made_for_oblong_images(published):
+    done = _convert("w.pth", "--model", "vit_test", "--image-size", "15x33", "-o", "o.safetensors")
+    assert done.exit_code == 0, done.output
+    assert "images of 15 x 33" in done.stdout
+    model, report = load_model("o.safetensors")
+    assert (model.size, report.made.image_size) == ((15, 33), (15, 33))
+    done = _convert("w.pth", "--model", "vit_test", "--image-size", "15x", "-o", "p.safetensors")
+    assert done.exit_code == 2
+    assert "--image-size '15x' is not an image size" in " ".join(done.output.split())

@@ -15,7 +15,7 @@ from tiny_scene import tiny_cube, tiny_labels, tiny_recipe, write_scene
 from vitreous.catalog.registry import create_model
 from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.provenance import Seen, Unknown
-from vitreous.data.splits import Split
+from vitreous.data.roles import Split
 from vitreous.errors import ConfigError, ModelError
 from vitreous.recipe import PretrainRecipe, RestoreRecipe, make_recipe
 from vitreous.scenes import numpy_files, open_scene

@@ -37,6 +37,8 @@ from vitreous.errors import CheckpointError, ConfigError, ModelError, did_you_me
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from vitreous.layers.bands import Bands
+
 # Of methods, in the order in which they are applied, and of those that act while a model is trained.
 STAGES = ("adapt", "prune", "reduce", "robust", "quantize")
 TRAINING_STAGES = ("distill", "pretrain")
@@ -115,7 +117,7 @@ def stage(name: str) -> str:
 def create_model(
     name: str,
     *,
-    bands: int,
+    bands: int | Bands,
     num_classes: int | None = None,
     image_size: ImageSize | None = None,
     **changes: Any,
@@ -124,7 +126,8 @@ def create_model(
 
     Args:
         name: a variant, e.g. ``lola_specvit_tiny`` (see :func:`list_models`).
-        bands: channels of the input.
+        bands: channels of the input: their number, or a :class:`~vitreous.layers.bands.Bands` with what is known of
+            them. Networks whose card says ``input="wavelengths"`` are told all of it, others their number.
         num_classes: classes to tell apart, or 0 for a network that returns the features its head would read;
             restorers tell none apart.
         image_size: side of the image or patch in pixels, or ``(height, width)``; 15 when None; restorers take any.
@@ -138,14 +141,25 @@ def create_model(
     builder = system_module(name).build
     changes = {key: plain(value) for key, value in changes.items()}
     check_arguments(name, builder, changes)
-    sizes = _sizes(entry, name, bands, num_classes, image_size)
+    spectrum = cast("Bands", bands) if hasattr(bands, "wavelengths") else None
+    count = bands if spectrum is None else spectrum.count
+    sizes = _sizes(entry, name, count, num_classes, image_size)
+    told: dict[str, Any] = sizes
+    if entry.input == "wavelengths":
+        if spectrum is None or spectrum.wavelengths is None:
+            raise ModelError(
+                f"'{name}' reads the wavelengths of its bands, which are not known.",
+                "Give bands=Bands(count, wavelengths); train on a scene that knows them, with --reduction none.",
+            )
+        told = {**sizes, "bands": spectrum}
     build = functools.partial(
-        _build, name, builder, {**entry.variants[name], **changes}, sizes, changes
+        _build, name, builder, {**entry.variants[name], **changes}, told, changes
     )
     if changes or not _ordinary(sizes):
         _check_weights(name, build, changes)
     model: Any = build()
     model.variant, model.arguments = name, changes  # what a file needs to rebuild it
+    model.spectrum = spectrum
     return cast("nn.Module", model)
 
 
@@ -208,7 +222,16 @@ def check_network(
     known = {key: value for key, value in arguments.items() if key not in about_bands}
     sizes = sizes_for(name, num_classes=2, image_size=image_size)
     with torch.device("meta"):
-        return create_model(name, bands=bands or 8, **sizes, **known)
+        return create_model(name, bands=_some_bands(name, bands or 8), **sizes, **known)
+
+
+def _some_bands(name: str, count: int) -> int | Bands:
+    """Return bands that a network can be built for, whatever scene it will be given."""
+    if card(name).input != "wavelengths":
+        return count
+    from vitreous.layers.bands import Bands
+
+    return Bands(count, tuple(400.0 + 2000.0 * k / count for k in range(count)))
 
 
 def check_estimator(
@@ -302,7 +325,7 @@ def _build(
     name: str,
     builder: Callable[..., nn.Module],
     arguments: Mapping[str, Any],
-    sizes: Mapping[str, ImageSize],
+    sizes: Mapping[str, Any],
     changes: Mapping[str, Any],
 ) -> nn.Module:
     """Build a network; what Python or torch has to say about impossible arguments is said with their names."""

@@ -10,16 +10,17 @@ from __future__ import annotations
 import base64
 import binascii
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from vitreous.data.blocks import TEST, TRAIN, VAL
+from vitreous.data.blocks import TRAIN, VAL
 from vitreous.data.crops import Area
 from vitreous.data.fingerprint import Ground
-from vitreous.data.splits import Split
+from vitreous.data.roles import Split
 from vitreous.errors import CheckpointError
 
 MASK_BYTES = 2**17  # of a packed mask; a larger one is kept coarser, and covers more than was seen
@@ -360,59 +361,61 @@ class StartLeakage:
         return told
 
 
+class Tested(NamedTuple):
+    """Test pixels of a scene.
+
+    Attributes:
+        pixels: flat indices.
+        ground: of the scene.
+    """
+
+    pixels: Ints
+    ground: Ground
+
+
 def start_leakage(
     start: Provenance, pixels: Ints, ground: Ground, who: str = "the initial weights"
 ) -> tuple[StartLeakage, Mask]:
+    """Say what a training's start has seen of its test pixels in one scene; see :func:`start_leakage_of`."""
+    found, seen = start_leakage_of(start, [Tested(pixels, ground)], who)
+    return found, seen[0]
+
+
+def start_leakage_of(
+    start: Provenance, tested: Sequence[Tested], who: str = "the initial weights"
+) -> tuple[StartLeakage, list[Mask]]:
     """Say what a training's start has seen of its test pixels.
 
     Args:
         start: the provenance of the weights that it starts from.
-        pixels: flat indices of the test pixels.
-        ground: of their scene.
+        tested: the test pixels of each scene.
         who: has learned from it, in words.
 
     Returns:
-        The shares, and the test pixels that were seen, in the order of ``pixels``.
+        The shares of all of them, and of each scene the test pixels that were seen, in the order of its pixels.
     """
-    own, near, unlabelled = (np.zeros(len(pixels), dtype=bool) for _ in range(3))
-    sources = []
-    for seen in (entry for entry in start if isinstance(entry, Seen)):
-        held = seen.holds(pixels, ground, seen.reach)
-        if seen.labelled:
-            near |= held
-            own |= seen.holds(pixels, ground)
-        else:
-            unlabelled |= held
-        if held.any():
-            sources.append(f"{seen.task} of {seen.source}")
-    either = near | unlabelled
-
-    def share(mask: Mask) -> float:
-        return float(mask.mean()) if len(mask) else 0.0
-
-    unknown = tuple(dict.fromkeys(seen.source for seen in start if isinstance(seen, Unknown)))
+    counts = np.zeros(4, dtype=np.int64)  # own labels, patches, unlabelled, any
+    seen, sources = [], []
+    for pixels, ground in tested:
+        own, near, unlabelled = (np.zeros(len(pixels), dtype=bool) for _ in range(3))
+        for entry in (entry for entry in start if isinstance(entry, Seen)):
+            held = entry.holds(pixels, ground, entry.reach)
+            if entry.labelled:
+                near |= held
+                own |= entry.holds(pixels, ground)
+            else:
+                unlabelled |= held
+            if held.any():
+                sources.append(f"{entry.task} of {entry.source}")
+        seen.append(near | unlabelled)
+        counts += [int(mask.sum()) for mask in (own, near, unlabelled, seen[-1])]
+    total = max(sum(len(pixels) for pixels, _ in tested), 1)
+    labelled, patches, unseen, share = (counts / total).tolist()
+    unknown = tuple(dict.fromkeys(entry.source for entry in start if isinstance(entry, Unknown)))
     found = StartLeakage(
-        share(own),
-        share(near),
-        share(unlabelled),
-        share(either),
-        tuple(dict.fromkeys(sources)),
-        unknown,
-        who,
+        labelled, patches, unseen, share, tuple(dict.fromkeys(sources)), unknown, who
     )
-    return found, either
-
-
-def split_leakage(split: Split, patch_size: int, seen: Mask) -> float:
-    """Return the share of test pixels inside a training patch of the split, or seen by the start of the training.
-
-    Args:
-        split: who trains and tests.
-        patch_size: side of the region that a prediction sees.
-        seen: test pixels that the start has seen, see :func:`start_leakage`.
-    """
-    near = split.near_training(patch_size)[split.roles == TEST]
-    return float((near | seen).mean()) if len(seen) else 0.0
+    return found, seen
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from vitreous.catalog.arguments import ImageSize
 from vitreous.errors import ModelError
 from vitreous.layers.answers import Heads
+from vitreous.layers.bands import Bands
 from vitreous.layers.frozen import hold_frozen
 from vitreous.layers.sizes import as_size, plain_size
 
@@ -59,6 +60,7 @@ class Backbone(nn.Module):
         frozen: shell patterns of the names of modules or parameters that training leaves as they were loaded.
         variant: the name that it was made by, and
         arguments: what differs from that variant's own; ``create_model`` sets both.
+        spectrum: what ``create_model`` was told of its bands, None where it was their number alone.
         methods: what was applied to it (``methods/_apply.py``).
         distilling: whether a network with a distillation head returns both heads' scores in training (``Heads``).
         stem_reach: how far a front-end shared by overlapping patches looks around a pixel (``docs/architecture.md``).
@@ -87,6 +89,7 @@ class Backbone(nn.Module):
         self.checkpointing = False
         self.variant: str | None = None
         self.arguments: dict[str, Any] = {}
+        self.spectrum: Bands | None = None
         self.methods: list[dict[str, Any]] = []
 
     @property

@@ -35,6 +35,8 @@ CARD = Card(
     year=2024,
     source_licence="CC-BY-NC-4.0 (insitro/ChannelViT): re-implemented from the equations",
     tasks=["classify"],
+    input="bands",
+    most_bands=32,  # attention is quadratic in them
     variants={
         "channelvit_tiny": {"dim": 192, "depth": 12, "heads": 3},
         "channelvit_small": {"dim": 384, "depth": 12, "heads": 6},

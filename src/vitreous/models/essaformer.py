@@ -32,6 +32,7 @@ CARD = Card(
     year=2023,
     source_licence="Unlicense (Rexzhan/ESSAformer): re-implemented from the equations",
     tasks=["restore"],
+    input="bands",
     variants={
         "essaformer": {"dim": 256, "scale": 4},
         "essaformer_x2": {"dim": 256, "scale": 2},

@@ -32,6 +32,7 @@ CARD = Card(
     year=2023,
     source_licence="MIT (Zeqiang-Lai/HSDT): re-implemented from the equations",
     tasks=["restore"],
+    input="bands",
     variants={
         "hsdt_medium": {"channels": 16},
         "hsdt_small": {"channels": 8},

@@ -37,6 +37,7 @@ CARD = Card(
     year=2025,
     source_licence="none stated (non-commercial note in the README): re-implemented from the equations",
     tasks=["classify"],
+    input="bands",
     variants={
         "lola_specvit_base": {
             "dim": 96,

@@ -17,7 +17,7 @@ from vitreous.catalog.registry import card, stage
 from vitreous.catalog.results import versions
 from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.regions import reduce_scene
-from vitreous.data.splits import Split
+from vitreous.data.roles import Splits
 from vitreous.errors import ConfigError, ModelError, VitreousError
 from vitreous.files import hidden_folder, write_json
 from vitreous.inference.bench import timed
@@ -29,9 +29,9 @@ from vitreous.layers.quantize import (
     set_enabled,
 )
 from vitreous.methods._apply import Report, apply, complete_settings
-from vitreous.tasks import classify, runs
+from vitreous.tasks import classify, runs, scoring
 from vitreous.tasks.bench import throughput
-from vitreous.tasks.labelled import LabelledScene
+from vitreous.tasks.labelled import LabelledScenes
 
 TABLE = "compress.json"
 BATCH = 32  # images of one calibration batch
@@ -67,13 +67,13 @@ class _Job:
     """One run, its data, and what is to be done to it."""
 
     run: runs.Run
-    data: LabelledScene
-    split: Split
+    data: LabelledScenes
+    splits: Splits
     method: str
     settings: dict[str, Any]
     batches: list[Tensor]
     console: Console
-    gate: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    gate: list[tuple[int, npt.NDArray[np.int64]]] = field(default_factory=list)  # by scene
     role: Literal["training", "validation"] = "validation"  # of the gate's pixels
 
     @property
@@ -84,8 +84,12 @@ class _Job:
 
     def accuracy(self, classifier: runs.Network) -> float:
         """Return the share of the gate's pixels that are right, in percent."""
-        found = classify_pixels(classifier, self.data.scene, self.gate)
-        return 100 * float((found == self.data.classes_at(self.gate)).mean())
+        right = [
+            classify_pixels(classifier, self.data[k].scene, pixels)
+            == self.data[k].classes_at(pixels)
+            for k, pixels in self.gate
+        ]
+        return 100 * float(np.concatenate(right).mean())
 
     def changed(self, **more: Any) -> tuple[runs.Network, Report]:
         """Return the classifier with the method applied."""
@@ -150,9 +154,7 @@ def compress(
         }
         write_json(made / TABLE, table)
         if job.run.recipe.report:
-            from vitreous.report.html import build_report
-
-            build_report(made, job.data.scene, job.data.labels, job.split)
+            classify.write_report(made, job.data, job.splits)
         folder = runs.publish(made, folder)
     return Compressed(folder, rows, report.rows, backed_off, notes)
 
@@ -174,48 +176,42 @@ def _open(path: Path, method: str, settings: dict[str, Any], images: int, consol
         raise ModelError(
             f"{path} holds '{run.name}', which is not a network.", "Compress a run of a network."
         )
-    console.print(f"reading {run.recipe.scene}", highlight=False)
-    data, split = classify.reopened(run)
-    batches = calibration_batches(run.classifier, data, split, images, run.recipe.seed)
-    few = len(split.pixels(VAL)) < FEWEST_GATE_PIXELS
-    gate = _some(split.pixels(TRAIN if few else VAL), GATE_PIXELS, run.recipe.seed)
+    console.print(f"reading {run.recipe.source}", highlight=False)
+    data, splits = classify.reopened(run)
+    batches = calibration_batches(run.classifier, data, splits, images, run.recipe.seed)
+    few = splits.counts["val"] < FEWEST_GATE_PIXELS
+    gate = splits.some(TRAIN if few else VAL, GATE_PIXELS, run.recipe.seed)
     role: Literal["training", "validation"] = "training" if few else "validation"
-    return _Job(run, data, split, method, settings, batches, console, gate, role)
+    return _Job(run, data, splits, method, settings, batches, console, gate, role)
 
 
 def calibration_batches(
-    classifier: runs.Network, data: LabelledScene, split: Split, images: int, seed: int
+    classifier: runs.Network, data: LabelledScenes, splits: Splits, images: int, seed: int
 ) -> list[Tensor]:
     """Return batches of what the network is given in training: images around some of the training pixels.
 
     Returns:
         ``(batch, channels, side, side)`` each: patches, or in mode ``dense`` tiles.
     """
-    pixels = _some(split.pixels(TRAIN), images, seed)
     side = runs.image_size(classifier.settings())
-    cube = reduce_scene(
-        data.scene,
-        classifier.contract.select(data.scene),
-        classifier.preprocess,
-        pixels,
-        reach=side // 2,
-        padding=classifier.padding,
-    )
-    rows, columns = np.divmod(
-        pixels, data.scene.sizes["x"]
-    )  # also where the crops begin: the border shifts both
-    crops = [
-        cube[:, r : r + side, c : c + side]
-        for r, c in zip(rows.tolist(), columns.tolist(), strict=True)
-    ]
+    crops = []
+    for k, pixels in splits.some(TRAIN, images, seed):
+        scene = data[k].scene
+        cube = reduce_scene(
+            scene,
+            classifier.contract.select(scene),
+            classifier.preprocess,
+            pixels,
+            reach=side // 2,
+            padding=classifier.padding,
+        )
+        # Also where the crops begin: the border shifts both.
+        rows, columns = np.divmod(pixels, scene.sizes["x"])
+        crops += [
+            cube[:, r : r + side, c : c + side]
+            for r, c in zip(rows.tolist(), columns.tolist(), strict=True)
+        ]
     return list(torch.stack(crops).split(BATCH))
-
-
-def _some(pixels: npt.NDArray[np.int64], most: int, seed: int) -> npt.NDArray[np.int64]:
-    """Return at most so many of the pixels, in their order."""
-    if len(pixels) <= most:
-        return pixels
-    return np.sort(np.random.default_rng(seed).choice(pixels, most, replace=False))
 
 
 # -- the gate -----------------------------------------------------------------------------------------------
@@ -232,7 +228,7 @@ def _within(job: _Job, max_drop: float) -> tuple[runs.Network, Report, list[str]
     before = job.accuracy(job.classifier)
     drop = before - job.accuracy(classifier)
     job.console.print(
-        f"OA on {len(job.gate)} {job.role} pixels: {before:.2f} % → {before - drop:.2f} % ({-drop:+.2f})",
+        f"OA on {sum(len(pixels) for _, pixels in job.gate)} {job.role} pixels: {before:.2f} % → {before - drop:.2f} % ({-drop:+.2f})",
         highlight=False,
     )
     if drop <= max_drop:
@@ -293,18 +289,13 @@ def _compare(
     """Measure both; return the table, and the rows of both for ``metrics.json``."""
     job.console.print("measuring accuracy and speed before and after", highlight=False)
     both = {"before": job.classifier, "after": after}
-    pixels = job.split.pixels(TEST)
     tests = {
-        key: classify.score_pixels(
-            job.data,
-            job.split,
-            pixels,
-            classify_pixels(one, job.data.scene, pixels),
-            job.run.class_names,
+        key: scoring.score(
+            scoring.by_classifier(one, job.data), job.data, job.splits, TEST, job.run.class_names
         )
         for key, one in both.items()
     }
-    speed = _in_turns(both, lambda one: throughput(one, job.data.scene, WINDOWS), max)
+    speed = _in_turns(both, lambda one: throughput(one, job.data.first, WINDOWS), max)
     latency = _in_turns(both, lambda one: _latency(one, job.batches[0][:1]), min)
     macs = {key: _macs(one, job.batches[0]) for key, one in both.items()}
     shares = {name: {key: 100 * tests[key][name] for key in both} for name in ("oa", "aa", "kappa")}
@@ -414,13 +405,14 @@ def _write(
         "settings": report.settings,
     }
     write_json(folder / runs.CONFIG, config)
-    job.split.save(folder / runs.SPLIT)
+    job.splits.save(folder / runs.SPLIT)
     if recipe.map:
-        prediction = classify.map_scene(folder, recipe, after, job.data, job.console)
-        rows[0]["pixels_per_second"] = prediction.pixels_per_second
-    metrics = classify.metrics_of(
+        rows[0]["pixels_per_second"] = scoring.map_scenes(
+            folder, recipe, after, job.data, job.splits, job.console
+        )
+    metrics = scoring.metrics_of(
         job.data,
-        job.split,
+        job.splits,
         recipe,
         classify.learned_size(job.run),
         rows,

@@ -193,7 +193,7 @@ def steps_on(regions: PixelRegions, group: Group, recipe: Recipe) -> int:
     """
     if not regions.shared:
         return 1
-    pixels = sum(len(region[2]) for region in group)
+    pixels = sum(len(region.members) for region in group)
     steps = -(-pixels // recipe.batch_size)
     alone = pixels // steps < 2 <= recipe.batch_size
     return max(1, steps - alone)

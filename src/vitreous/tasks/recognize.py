@@ -151,7 +151,7 @@ def train(
         else:
             trained = _fit(recipe, collection, size, folder, console, resume=resume, show=show)
             if not first:
-                raise SystemExit(0)  # this process was started by the first one, to train with it
+                return folder  # the first process does the rest
             learned = collection.store.digests[collection.of("train", "val")]
             own = SeenImages.of(TASK, Path(recipe.images).name, learned)
             _keep(folder, recipe, trained, (*start, own))

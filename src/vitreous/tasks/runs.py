@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,18 +31,20 @@ from vitreous.data.provenance import (
     provenance_from_json,
     provenance_to_json,
 )
-from vitreous.data.splits import Split
+from vitreous.data.roles import Split, Splits
 from vitreous.errors import CheckpointError, ConfigError, VitreousError
 from vitreous.files import checked, hidden_folder, locked, read_json, task_of, write_json
 from vitreous.inference.dense_classifier import DenseClassifier
 from vitreous.inference.descriptions import EstimatorHeader, NetworkHeader
 from vitreous.inference.patch_classifier import PatchClassifier
+from vitreous.layers.bands import Bands
 from vitreous.layers.decoders import DenseNet
 from vitreous.layers.preprocess import Preprocess
 from vitreous.methods._apply import applied, reinstall
 from vitreous.models._pixel_estimator import PixelEstimator
-from vitreous.recipe import R, Recipe, Settings, make_recipe
+from vitreous.recipe import R, Recipe, SceneSettings, Settings, make_recipe
 from vitreous.tasks.checkpoint import load_exactly, load_tensors, save_tensors
+from vitreous.tasks.processes import RUN_FOLDER, is_helper, kept_environment
 
 Network: TypeAlias = PatchClassifier | DenseClassifier
 
@@ -58,7 +61,7 @@ MODEL, STATE, SPLIT, CONFIG, METRICS, LOG = (
 )
 PREPROCESS = "preprocess.safetensors"  # of a pre-trained run, beside its model file
 PROVENANCE = "provenance"  # in the header of every model file
-RUN_FOLDER = "VITREOUS_RUN_FOLDER"  # tells the further processes of DDP where the first one writes
+SPECTRUM = "spectrum"  # in the header of a classifier: what its network was told of its bands
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,13 @@ class Run:
 
     @property
     def split(self) -> Split:
-        """The split it was trained on."""
+        """The split of the single scene that it was trained on."""
         return Split.load(self.path / SPLIT)
+
+    @property
+    def splits(self) -> Splits:
+        """The splits of all scenes that it was trained on."""
+        return Splits.load(self.path / SPLIT)
 
 
 def before(provenance: Provenance, recipe: Settings) -> Provenance:
@@ -128,6 +136,9 @@ def started_folder(
     A fresh one appears with its ``config.json`` in it, so that a run which is killed can always be resumed, and is
     removed again where the block fails before training has begun. At the end the run is noted as finished.
 
+    A further process of a training on several devices (:mod:`vitreous.tasks.processes`) gets the folder that the first
+    one has made.
+
     Args:
         recipe: the settings.
         config: what :func:`config_of` returns for a fresh run.
@@ -138,7 +149,7 @@ def started_folder(
         ConfigError: there is no such run, or another process is training in its folder.
         VitreousError: the folder cannot be made.
     """
-    if RUN_FOLDER in os.environ and int(os.environ.get("LOCAL_RANK", "0")) > 0:
+    if is_helper():
         yield Path(os.environ[RUN_FOLDER]), False
         return
     folder = Path(recipe.runs) / config["task"] / (recipe.name or name.lstrip("."))
@@ -149,8 +160,7 @@ def started_folder(
         with hidden_folder(folder.parent, folder.name) as made:
             write_json(made / CONFIG, config)
             folder = publish(made, folder)
-    os.environ[RUN_FOLDER] = str(folder.resolve())
-    with _alone(folder):
+    with _alone(folder), kept_environment(**{RUN_FOLDER: str(folder.resolve())}):
         if resume:
             _remove_leftovers(folder)
         try:
@@ -293,16 +303,20 @@ def _check_finished(path: Path, task: str) -> None:
 
 
 def config_of(
-    task: str, recipe: Settings, scene: xr.DataArray, command: str, labels: str | None = None
+    task: str,
+    recipe: SceneSettings,
+    scene: xr.DataArray,
+    command: str,
+    fingerprints: Mapping[str, str | None],
 ) -> dict[str, Any]:
     """Return what ``config.json`` holds: what it takes to do the run again, and to notice that it would be another one.
 
     Args:
         task: what is trained.
         recipe: the settings.
-        scene: what it is trained on.
+        scene: what it is trained on; of a collection any scene.
         command: the command line.
-        labels: fingerprint of the labels, where there are any.
+        fingerprints: of what it learns from, see :func:`fingerprints_of`.
     """
     return {
         "schema": 1,
@@ -311,13 +325,24 @@ def config_of(
         "command": command,
         "recipe": recipe.model_dump(),
         "scene": {
-            "source": str(scene.attrs.get("source", "")),
+            "source": recipe.scenes or str(scene.attrs.get("source", "")),
             "shape": list(scene.shape),
             "unit": scene.attrs.get("unit"),
         },
-        "fingerprints": {"scene": scene_fingerprint(scene), "labels": labels},
+        "fingerprints": dict(fingerprints),
         "versions": versions(),
     }
+
+
+def name_of(recipe: SceneSettings) -> str:
+    """Return the name of a run where its recipe gives none: what it is trained on, and what is trained."""
+    source = re.sub(r"[*?\[\]]+", "", Path(recipe.source).stem).strip()  # of a pattern
+    return f"{source or 'scenes'}-{recipe.model}"
+
+
+def fingerprints_of(scene: xr.DataArray) -> dict[str, str | None]:
+    """Return the fingerprints of a scene without labels."""
+    return {"scene": scene_fingerprint(scene), "labels": None}
 
 
 def config_at(folder: Path) -> dict[str, Any]:
@@ -332,13 +357,12 @@ def config_at(folder: Path) -> dict[str, Any]:
     return config
 
 
-def check_unchanged(folder: Path, scene: xr.DataArray, labels: str | None = None) -> None:
+def check_unchanged(folder: Path, fingerprints: Mapping[str, str | None]) -> None:
     """Refuse to go on with a run, or to measure it again, where its scene or labels are others than when it began.
 
     Args:
         folder: of the run.
-        scene: as it is now.
-        labels: fingerprint of the labels as they are now, where there are any.
+        fingerprints: of what it learns from, as it is now.
 
     Raises:
         ConfigError: they have changed. Runs of versions that kept no fingerprints are let through.
@@ -346,8 +370,7 @@ def check_unchanged(folder: Path, scene: xr.DataArray, labels: str | None = None
     known = config_at(folder).get("fingerprints")
     if not isinstance(known, dict):
         return
-    now = {"scene": scene_fingerprint(scene), "labels": labels}
-    for name, found in now.items():
+    for name, found in fingerprints.items():
         if known.get(name, found) != found:
             raise ConfigError(
                 f"The {name} of the run {folder} changed after it was started.",
@@ -438,6 +461,7 @@ def save_run_model(
         header |= {
             "kind": "model",
             "bands": classifier.preprocess.channels,
+            SPECTRUM: spectrum_of(classifier.net),
             "num_classes": classifier.num_classes,
             "model_args": model_args,
             "methods": applied(classifier.net),
@@ -538,7 +562,7 @@ def _network(
         net = make_net(
             header["name"],
             settings,
-            bands=header["bands"],
+            bands=_bands(header),
             num_classes=header["num_classes"],
             **header["model_args"],
         )
@@ -547,6 +571,24 @@ def _network(
     classifier = make_classifier(net, preprocess, contract, settings)
     load_exactly(classifier, tensors, header["name"])
     return classifier.eval()
+
+
+def _bands(header: dict[str, Any]) -> int | Bands:
+    """Return the channels that a checkpoint's network was built for."""
+    known = header.get(SPECTRUM)
+    if known is None:
+        return int(header["bands"])
+    bands = Bands.from_json(known)
+    if bands.count != header["bands"]:
+        raise ValueError(f"{header['bands']} channels are described as {bands.count}")
+    return bands
+
+
+def spectrum_of(net: nn.Module) -> dict[str, Any] | None:
+    """Return what a network was told of its bands, JSON-ready; None where it was told their number alone."""
+    bare = net.trunk if isinstance(net, DenseNet) else net
+    spectrum = getattr(bare, "spectrum", None)
+    return spectrum.to_json() if isinstance(spectrum, Bands) else None
 
 
 def _estimator(
@@ -567,7 +609,7 @@ _FORMS: dict[str, tuple[type[BaseModel], Callable[..., Network | PixelEstimator]
 
 
 def make_net(
-    name: str, settings: dict[str, Any], *, bands: int, num_classes: int, **model_args: Any
+    name: str, settings: dict[str, Any], *, bands: int | Bands, num_classes: int, **model_args: Any
 ) -> nn.Module:
     """Build the network of a classifier with such ``settings()``, with fresh weights.
 

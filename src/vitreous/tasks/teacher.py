@@ -15,13 +15,10 @@ A method of the stage ``distill`` is a file with its card and
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import xarray as xr
 from jaxtyping import Float, Int
@@ -29,14 +26,15 @@ from torch import Tensor, nn
 
 from vitreous.catalog.registry import stage, system_module
 from vitreous.data.provenance import Provenance
-from vitreous.data.regions import gather_patches, orient, patch_index, reduce_scene
+from vitreous.data.regions import gather_patches, orient, patch_index
 from vitreous.errors import ConfigError, ModelError
 from vitreous.inference.dense_classifier import DenseClassifier
+from vitreous.inference.export_format import sha256
 from vitreous.layers.answers import Answer, Targets
 from vitreous.methods._apply import complete_settings
 from vitreous.recipe import Recipe
 from vitreous.tasks import runs
-from vitreous.tasks.labelled import LabelledScene
+from vitreous.tasks.labelled import LabelledScenes
 
 
 @dataclass(frozen=True)
@@ -91,12 +89,6 @@ def frozen(network: nn.Module) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 class SceneTeacher:
     """A finished run of ``classify`` that is asked about the training pixels of a student.
 
@@ -118,7 +110,7 @@ class SceneTeacher:
             )
         self.classifier: runs.Network = self.run.classifier
         frozen(self.classifier)
-        self.hash = file_hash(self.path / runs.MODEL)
+        self.hash = sha256(self.path / runs.MODEL)
         if isinstance(self.classifier, DenseClassifier) and (
             recipe.mode != "dense" or recipe.tile_size != self.classifier.tile_size
         ):
@@ -154,7 +146,7 @@ class SceneTeacher:
             "settings": distillation.settings,
         }
 
-    def check(self, data: LabelledScene) -> None:
+    def check(self, data: LabelledScenes) -> None:
         """Refuse to teach other classes, or about bands without its own, than it has learned itself.
 
         Raises:
@@ -185,24 +177,12 @@ class SceneTeacher:
                 "Give a teacher that was trained on the same classes.",
             )
         try:
-            self.classifier.contract.check_values(data.scene)
+            self.classifier.contract.check_values(data.first)
         except ModelError as error:
             raise ModelError(
-                f"The teacher {self.path} cannot read {data.scene.attrs.get('source', 'the scene')}: {error.problem}",
+                f"The teacher {self.path} cannot read {data.first.attrs.get('source', 'the scene')}: {error.problem}",
                 "Give a teacher that was trained on this sensor, in this unit.",
             ) from error
-
-    def cube(
-        self,
-        scene: xr.DataArray,
-        pixels: npt.NDArray[np.int64],
-        *,
-        reach: int,
-        padding: str,
-    ) -> Float[Tensor, "channels height width"]:
-        """Return the channels that it reads, as :func:`~vitreous.data.regions.reduce_scene` does for the student."""
-        bands = self.classifier.contract.select(scene)
-        return reduce_scene(scene, bands, self._preprocess(), pixels, reach=reach, padding=padding)
 
     def lift(
         self, student: runs.Network, scene: xr.DataArray

@@ -72,7 +72,7 @@ class Blueprint:
         """
         net = create_model(
             self.name,
-            bands=self.bands.count,
+            bands=self.bands,
             num_classes=self.num_classes,
             image_size=self.image_size,
             **self.model_args,
@@ -288,7 +288,7 @@ def blueprint(model: Backbone, bands: Bands | None = None) -> Blueprint:
     return Blueprint(
         model.variant,
         dict(model.arguments),
-        bands or Bands(model.bands),
+        bands or model.spectrum or Bands(model.bands),
         model.num_classes,
         model.image_size,
         applied(model),
