@@ -216,7 +216,7 @@ def _read_settings(
     module = system_module(probe.name)
     told = dict(getattr(module, "AS_PUBLISHED", {})) if published else {}
     if hasattr(module, "read_settings"):
-        told |= module.read_settings(tensors)
+        told |= module.read_settings(tensors, probe.image_size)
     defaults = inspect.signature(module.build).parameters
     stated = {**card(probe.name).variants[probe.name], **probe.model_args}
     read = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,12 +124,18 @@ def train(
     check_recipe(recipe)
     recipe = runs.prepared(recipe, console, trained=True, networks=True)
     runs.check_start(recipe.init, TASK)
-    console.print(f"reading {recipe.images}", highlight=False)
+    console.print(f"reading {recipe.images}", highlight=False, markup=False)
     collection = open_collection(recipe, console)
     start = start_provenance(recipe.init)
     begun = image_leakage(start, collection.store.digests[collection.of("test")])
     size = image_size(recipe, collection)
-    check_system(recipe.model, recipe.model_args, image_size=plain_size(size))
+    if recipe.init is None:  # a file has arguments of its own
+        check_system(
+            recipe.model,
+            recipe.model_args,
+            bands=collection.store.bands,
+            image_size=plain_size(size),
+        )
     name = f"{Path(recipe.images).stem}-{recipe.model}"
     config = config_of(recipe, collection, command)
     with runs.started_folder(recipe, config, name, resume=resume) as (folder, first):
@@ -360,9 +367,10 @@ def check_unchanged(folder: Path, collection: ImageCollection) -> None:
 # -- steps of train ---------------------------------------------------------------------------------------
 
 
-def _tell(console: Console, notes: tuple[str, ...]) -> None:
+def _tell(console: Console, notes: Sequence[str]) -> None:
+    """Print sentences that a user should know; names of files in them are not markup."""
     for note in notes:
-        console.print(f"[yellow]{note}[/yellow]", highlight=False, soft_wrap=True)
+        console.print(note, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def _describe(
@@ -380,9 +388,9 @@ def _describe(
         f"validation, {counts['test']:,} test images{drawn}, {collection.store.bands} bands; resized and cropped to "
         f"{size[0]} x {size[1]} pixels",
         highlight=False,
+        markup=False,
     )
-    for sentence in begun.sentences:
-        console.print(f"[yellow]{sentence}[/yellow]", highlight=False)
+    _tell(console, begun.sentences)
 
 
 def _fit(
