@@ -245,3 +245,6 @@ def test_channelvits_table_is_that_of_the_first_side():
     oblong = {**weights, "pos_embed": torch.randn(1, 1 + 4 * 8, 32)}
     model = vitreous.from_reference("channelvit", oblong, {**kwargs, "img_size": (16, 32)})
     assert model.grid == (4, 8)
+    image = oblong["pos_embed"][:, 1:].mT.reshape(1, -1, 4, 8)
+    stretched = F.interpolate(image, scale_factor=(5.1 / 4, 6.1 / 8), mode="bicubic")
+    torch.testing.assert_close(model.position_table((5, 6), 3)[:, 1:], stretched.flatten(2).mT)
