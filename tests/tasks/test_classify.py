@@ -18,6 +18,7 @@ from tiny_scene import (
     tiny_scene,
     write_scene,
 )
+from vitreous.checkpoints.tensors import load_tensors
 from vitreous.data.blocks import TEST, TRAIN
 from vitreous.data.roles import Split
 from vitreous.errors import ConfigError, ModelError, SplitError, VitreousError
@@ -25,7 +26,6 @@ from vitreous.methods.reduce import evit
 from vitreous.scenes import geotiff, numpy_files
 from vitreous.scenes.cube import make_labels, make_scene, unlabelled_code
 from vitreous.tasks import classify, training
-from vitreous.tasks.checkpoint import load_tensors
 from vitreous.tasks.classify import class_weights, evaluate, train
 from vitreous.tasks.runs import load_run
 

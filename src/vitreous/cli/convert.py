@@ -162,10 +162,12 @@ def report_table(report: LoadReport) -> Table:
 
     made = report.made
     known = "" if made.bands.wavelengths is None else " (wavelengths known)"
-    about = (
-        f"{made.name}: {made.bands.count} bands{known}, {made.num_classes} classes, "
-        f"images of {size_name(made.image_size)}\nfound: {report.found}"
-    )
+    about = f"{made.name}: {made.bands.count} bands{known}"
+    if made.num_classes is not None:
+        about += f", {made.num_classes} classes"
+    if made.image_size is not None:
+        about += f", images of {size_name(made.image_size)}"
+    about += f"\nfound: {report.found}"
     if report.read:
         options = ", ".join(f"{key}={json.dumps(value)}" for key, value in report.read.items())
         about += f"\nread from the checkpoint: {options}"

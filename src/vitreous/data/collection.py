@@ -36,6 +36,7 @@ _LABEL_WORDS = (
     *("label", "labels", "mask", "masks", "gt", "truth", "groundtruth", "ground_truth"),
     *("annot", "annotation", "annotations", "seg", "segmentation", "classes"),
 )
+_OURS = ("config.json", "export.json")  # runs and exports of ours may lie in a folder of scenes
 _ROLES_SHOWN = "train, val, test"
 
 
@@ -95,13 +96,14 @@ def is_collection(path: str) -> bool:
     return False
 
 
-def read_collection(path: str, labels: str | None = None) -> Listed:
+def read_collection(path: str, labels: str | None = None, *, labelled: bool = True) -> Listed:
     """List the scenes of a collection; none is opened.
 
     Args:
         path: a folder, a pattern (``scenes/*.tif``), or a table.
         labels: folder or pattern of the labels' files, or one vector file for all scenes; where a table does not name
             them, and in a folder where they do not lie beside the scenes.
+        labelled: whether labels are wanted; what is wrong with them is not told otherwise.
 
     Raises:
         ConfigError: nothing of that name, an empty one, or a table without a column of scenes.
@@ -109,12 +111,14 @@ def read_collection(path: str, labels: str | None = None) -> Listed:
     place = Path(path).expanduser()
     if place.is_dir():
         found, beside = _of_folder(place)
-        listed_ = _paired(found, beside if labels is None else None, labels, place)
+        known = beside if labels is None and labelled else None
+        listed_ = _paired(found, known, labels, place)
     elif place.is_file() and place.suffix.lower() in TABLES:
         listed_ = _of_table(place, labels)
     elif glob.has_magic(path) and not place.exists():
         found, beside = _divided(_matching(place))
-        listed_ = _paired(found, beside if labels is None else None, labels, None)
+        known = beside if labels is None and labelled else None
+        listed_ = _paired(found, known, labels, None)
     else:
         raise ConfigError(
             f"{path} is no collection: neither a folder, a pattern such as scenes/*.tif, nor a table.",
@@ -164,7 +168,7 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
     except OSError as error:
         raise ConfigError(f"{folder} cannot be read: {error.strerror}.") from error
     for child in children:
-        if child.name.startswith("."):
+        if child.name.startswith(".") or any((child / name).is_file() for name in _OURS):
             continue
         if child.is_dir():
             try:

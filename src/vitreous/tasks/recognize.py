@@ -18,6 +18,8 @@ from rich.console import Console
 from vitreous.catalog.registry import check_system, check_task, create_model
 from vitreous.catalog.results import versions
 from vitreous.catalog.tasks import build_report_of
+from vitreous.checkpoints import headers
+from vitreous.checkpoints.tensors import load_exactly, save_tensors
 from vitreous.data.contract import BandContract
 from vitreous.data.image_collection import ImageCollection, open_images, open_unlabelled
 from vitreous.data.provenance import (
@@ -41,7 +43,6 @@ from vitreous.progress import progress_bar
 from vitreous.recipe import RecognizeRecipe
 from vitreous.scenes.cube import class_palette
 from vitreous.tasks import runs
-from vitreous.tasks.checkpoint import load_exactly, save_tensors
 from vitreous.tasks.image_metrics import THRESHOLD, image_scores
 from vitreous.tasks.provenance import start_provenance
 from vitreous.tasks.runs import CONFIG, METRICS, MODEL, PREPROCESS, STATE
@@ -262,7 +263,7 @@ def load_run(path: str | Path) -> RecognizeRun:
     path = Path(path)
     with runs.checkpoint(path, TASK) as (tensors, header):
         checked(RecognizerHeader, header, path / MODEL, "Restore the file, or train again.")
-        runs.check_counts(header["model_args"], tensors)
+        headers.check_counts(header["model_args"], tensors)
         contract = BandContract.from_json(header["contract"])
         size = (int(header["size"][0]), int(header["size"][1]))
         names = list(header["class_names"])
@@ -279,7 +280,7 @@ def load_run(path: str | Path) -> RecognizeRun:
         several = bool(header["several"])
         recognizer = Recognizer(net, preprocess, contract, names, size, several=several)
         load_exactly(recognizer, tensors, header["name"])
-        known = provenance_from_json(header.get(runs.PROVENANCE), path.name)
+        known = provenance_from_json(header.get(headers.PROVENANCE), path.name)
         return RecognizeRun(path, recognizer.eval(), header["name"], header["model_args"], known)
 
 
@@ -566,7 +567,7 @@ def save_recognizer(
     net = recognizer.net
     assert isinstance(net, Backbone)
     header = {
-        "schema": runs.SCHEMA,
+        "schema": headers.SCHEMA,
         "kind": KIND,
         "name": name,
         "model_args": dict(net.arguments),
@@ -576,7 +577,7 @@ def save_recognizer(
         "class_names": recognizer.class_names,
         "several": recognizer.several,
         "size": list(recognizer.size),
-        runs.PROVENANCE: provenance_to_json(provenance),
+        headers.PROVENANCE: provenance_to_json(provenance),
     }
     save_tensors(folder / MODEL, recognizer.state_dict(), header)
 
