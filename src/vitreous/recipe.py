@@ -711,7 +711,7 @@ class RecognizeRecipe(Settings):
     )
 
     epochs: int | None = _setting(
-        None, "Training", "Training epochs (default: about 2000 steps).", ge=1, le=MANY
+        None, "Training", "Training epochs (default: about 1000 steps).", ge=1, le=MANY
     )
     batch_size: int = _setting(64, "Training", "Images per step.", ge=1, le=MANY)
     learning_rate: float = _setting(1e-3, "Training", "Peak learning rate.", gt=0, le=1000)

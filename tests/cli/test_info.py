@@ -137,3 +137,10 @@ def test_preview_must_be_a_png(tmp_path):
 def test_ranges():
     assert ranges([1, 2, 3, 7, 9, 10]) == "1-3, 7, 9-10"
     assert ranges([]) == ""
+
+
+def test_a_long_path_stays_on_one_line(tmp_path):
+    folder = tmp_path / ("a folder with a long name " * 4).strip()
+    folder.mkdir()
+    write_scene(make_scene(np.zeros((1, 4, 7), "uint8")), folder / "[one].npy")
+    assert str(folder / "[one].npy") in _info(str(folder / "[one].npy")).splitlines()

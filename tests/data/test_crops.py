@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from smooth_scene import smooth_scene
 from vitreous.data.crops import Area, Crops, cut_scene, sample_spectra
 from vitreous.errors import SceneError
-from vitreous.scenes.cube import make_scene
+from vitreous.scenes.cube import LazyCube, make_scene
 
 ALL = np.arange(2)
 
@@ -119,3 +119,17 @@ def test_spectra_are_valid_ones_of_the_area_alone(monkeypatch):
     few = sample_spectra(smooth_scene(values), np.array([4, 3]), area)
     assert 20 <= len(few) <= 130
     assert {tuple(row) for row in few} <= {tuple(row) for row in expected}
+
+
+def test_a_large_area_is_sampled_in_single_rows():
+    """A strided window would make the reader of a file load the whole area."""
+    read = []
+
+    def values(window):
+        read.append(window)
+        return np.ones([len(range(s.start, s.stop, s.step)) for s in window], np.float32)
+
+    scene = make_scene(LazyCube((3, 4000, 1000), np.float32, values))
+    spectra = sample_spectra(scene, np.arange(3), Area(slice(0, 3000), slice(0, 1000)))
+    assert 20_000 <= len(spectra) < 30_000
+    assert {window[1].stop - window[1].start for window in read} == {1}

@@ -11,6 +11,7 @@ import zipfile
 import h5py
 import numpy as np
 import pytest
+import test_pace
 from affine import Affine
 
 import vitreous
@@ -245,3 +246,23 @@ def test_a_zarr_chunk_that_claims_gigabytes_is_told_of(tmp_path):
     chunk.write_bytes(head + chunk.read_bytes()[16:])
     with pytest.raises(SceneError, match=r"scene\.zarr"):
         read_window(vitreous.open_scene(tmp_path / "scene.zarr"), slice(0, 2), slice(0, 2))
+
+
+def test_words_where_numbers_should_be_are_told_of(tmp_path):
+    test_pace.write_level_1b(tmp_path / "PACE.nc")
+    with h5py.File(tmp_path / "PACE.nc", "r+") as file:
+        name = "sensor_band_parameters/blue_wavelength"
+        del file[name]
+        file[name] = np.array([b"nm", b"um"])
+    with pytest.raises(SceneError, match="blue_wavelength does not hold numbers"):
+        vitreous.open_scene(tmp_path / "PACE.nc")
+
+
+def test_names_that_are_no_text_are_passed_over(tmp_path):
+    path = netcdf(tmp_path / "scene.nc")
+    with h5py.File(path, "r+") as file:
+        file["cubf"], file["cube"].attrs["notf"] = CUBE, 3
+        file["g/notf"] = 3
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"cubf", b"cub\xff").replace(b"notf", b"not\xff"))
+    assert vitreous.open_scene(path).shape == (6, 5, 8)

@@ -226,3 +226,22 @@ def test_a_part_is_read_when_it_is_asked_for():
     assert georeference(part)[1] is not None and not read
     assert read_window(part, slice(0, 8), slice(4, 9)).shape == (3, 8, 5)
     assert read == [(slice(0, 3, 1), slice(100, 108, 1), slice(54, 59, 1))]
+
+
+@pytest.mark.filterwarnings("ignore:.*resampled")
+def test_pixels_of_size_0_are_no_place(tmp_path):
+    """In a scene, a mask and labels alike."""
+    flat = Affine(10, 0, 500015, 0, 0, 4_000_005)
+    with pytest.warns(UserWarning, match="pixels of size 0"):
+        scene = make_scene(np.zeros((1, 4, 5), np.uint8), crs="EPSG:32611", transform=flat)
+    assert georeference(scene)[1] is None
+    placed = make_scene(np.ones((1, 4, 5), np.uint8), crs="EPSG:32611", transform=GRIDS["metres"][1])  # fmt: skip
+    write_scene(placed, tmp_path / "scene.tif")
+    settings = {"driver": "GTiff", "count": 1, "height": 4, "width": 5, "dtype": "uint8"}
+    with rasterio.open(tmp_path / "flat.tif", "w", crs="EPSG:32611", transform=flat, **settings) as file:  # fmt: skip
+        file.write(np.full((1, 4, 5), 2, np.uint8))
+    with pytest.warns(UserWarning, match=r"flat\.tif has a transform that cannot be right"):
+        masked = open_scene(tmp_path / "scene.tif", mask=tmp_path / "flat.tif", mask_values=2)
+    assert np.isnan(read_window(masked, slice(0, 4), slice(0, 5))).all()
+    with pytest.warns(UserWarning, match="pixels of size 0"):
+        assert open_labels(tmp_path / "flat.tif", like=placed).values.min() == 1

@@ -18,6 +18,7 @@ from tiny_scene import (
     tiny_scene,
     write_scene,
 )
+from vitreous.checkpoints.tensors import load_tensors
 from vitreous.data.blocks import TEST, TRAIN
 from vitreous.data.roles import Split
 from vitreous.errors import ConfigError, ModelError, SplitError, VitreousError
@@ -25,7 +26,6 @@ from vitreous.methods.reduce import evit
 from vitreous.scenes import geotiff, numpy_files
 from vitreous.scenes.cube import make_labels, make_scene, unlabelled_code
 from vitreous.tasks import classify, training
-from vitreous.tasks.checkpoint import load_tensors
 from vitreous.tasks.classify import class_weights, evaluate, train
 from vitreous.tasks.runs import load_run
 
@@ -603,7 +603,7 @@ def test_a_mask_hides_pixels_from_training(tmp_path):
     ) as file:  # fmt: skip
         file.write(hidden)
     settings = {**places, "mask": str(tmp_path / "clouds.tif"), "hints": {"mask_values": 1}}
-    with pytest.warns(UserWarning, match="have no valid data"):
+    with pytest.warns(UserWarning, match="labelled pixels are masked or have no valid data"):
         folder = run(tmp_path, **settings, model="random_forest", split="random", map=True)
     assert not Split.load(folder / "split.npz").roles[hidden[0] > 0].any()
     with rasterio.open(folder / "map.tif") as file:
@@ -637,3 +637,19 @@ def test_a_class_outside_the_scene_is_not_trained(tmp_path):
     assert trained.classifier.num_classes == 3
     metrics = json.loads((done / "metrics.json").read_text())
     assert [entry["value"] for entry in metrics["classes"]] == [10, 40, 80]
+
+
+def test_what_was_said_of_the_files_is_not_said_again(tmp_path):
+    """Labels on another grid are resampled, which the training says; opening the run again does not."""
+    place = rasterio.Affine(10, 0, 500000, 0, -10, 4000000)
+    scene = make_scene(tiny_cube(tiny_labels()), wavelengths=NANOMETRES, crs="EPSG:32611", transform=place)  # fmt: skip
+    geotiff.write(scene, tmp_path / "scene.tif")
+    finer = np.kron(tiny_labels(), np.ones((2, 2), int)).astype("u1")
+    codes = make_scene(finer[None], crs="EPSG:32611", transform=place * rasterio.Affine.scale(0.5))
+    geotiff.write(codes, tmp_path / "labels.tif")
+    places = {"scene": str(tmp_path / "scene.tif"), "labels": str(tmp_path / "labels.tif")}
+    with pytest.warns(UserWarning, match="is on a different grid"):
+        folder = run(tmp_path, **places, model="random_forest", split="random")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        evaluate(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import random
 import signal
 import subprocess
@@ -17,11 +18,11 @@ import torch
 
 from run_folders import command, equal, history, stopped_after_saving, weights
 from tiny_scene import tiny_recipe, tiny_settings, write_scene
+from vitreous.checkpoints.tensors import load_state
 from vitreous.data.roles import Split, Splits
 from vitreous.errors import ConfigError, VitreousError
 from vitreous.methods.adapt import lora
 from vitreous.tasks import classify, fit, loop
-from vitreous.tasks.checkpoint import load_state
 from vitreous.tasks.classify import train
 from vitreous.tasks.division import measured_contract
 from vitreous.tasks.labelled import open_data
@@ -123,6 +124,56 @@ def test_two_processes_train_one_run(tmp_path, places):
     assert metrics["systems"][0]["test"]["oa"] > 0.6
     window = np.full((8, 20, 20), 0.5, np.float32)
     assert np.isfinite(load_run(runs[0]).classifier.classify(window)).all()
+
+
+SCRIPT = """
+import json, os, sys
+import vitreous
+
+before = dict(os.environ)
+recipe = vitreous.make_recipe(json.loads(sys.argv[1]))
+names = [vitreous.train(recipe, show=False).name for _ in range(2)]
+assert dict(os.environ) == before, os.environ.keys() ^ before.keys()
+with open(sys.argv[2], "a") as said:
+    said.write(" ".join(names))
+"""
+
+
+def test_a_script_runs_once_however_many_processes_train(tmp_path, places):
+    """Not once per process, and it goes on after training, with the environment as it was."""
+    settings = tiny_settings(tmp_path, **places, devices=2, epochs=1)
+    (tmp_path / "script.py").write_text(SCRIPT)
+    words = [sys.executable, tmp_path / "script.py", json.dumps(settings), tmp_path / "said.txt"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "said.txt").read_text() == "run run-2"
+
+
+def test_a_further_process_that_fails_is_an_error_and_no_hang(tmp_path, places):
+    code = """
+import json, sys
+from vitreous.tasks import processes
+import vitreous
+
+processes.PATIENCE = 1.0
+sys.executable = "/bin/false"
+vitreous.train(vitreous.make_recipe(json.loads(sys.argv[1])), show=False)
+"""
+    settings = tiny_settings(tmp_path, **places, devices=2, epochs=1)
+    words = [sys.executable, "-c", code, json.dumps(settings)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2
+    assert "further processes has failed" in done.stderr
+
+
+def test_training_leaves_the_environment_as_it_was(tmp_path, places, monkeypatch):
+    monkeypatch.setenv("VITREOUS_RUN_FOLDER", "of somebody else")
+    before = dict(os.environ)
+    run(tmp_path, **places, epochs=1)
+    assert dict(os.environ) == before
+    with pytest.raises(ConfigError, match="no run to resume"):
+        run(tmp_path, **places, name="nowhere", resume=True)
+    assert dict(os.environ) == before
 
 
 def test_every_process_takes_as_many_steps(places):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitreous.cli.options import Mask, Untrusted, scene_hints
+from vitreous.cli.options import Hints, Mask, Untrusted, scene_hints
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -18,15 +18,7 @@ PREVIEW_SIDE = 1024  # pixels; a picture for a look, however big the scene
 
 def info(
     scene: Annotated[str, typer.Argument(help="Scene file, or the name of a built-in sample.")],
-    hints: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--hints",
-            "--hint",
-            metavar="KEY=VALUE",
-            help="Reader option, e.g. variable=cube.",
-        ),
-    ] = None,
+    hints: Hints = None,
     mask: Mask = None,
     untrusted: Untrusted = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -147,12 +139,14 @@ def _print(facts: dict[str, Any]) -> None:
 
     from vitreous.cli.tables import show
 
-    table = Table(title=escape(facts["source"]), show_header=False, title_justify="left")
+    table = Table(show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, text in _rows(facts):
         table.add_row(name, escape(text))
     console = Console()
+    # On one line however long, so that it can be copied.
+    console.print(facts["source"], soft_wrap=True, markup=False, highlight=False, style="italic")
     show(table, console)
     if "labels" in facts:
         labels = Table("class", "name", "pixels", title="Labels", title_justify="left")

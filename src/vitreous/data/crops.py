@@ -85,9 +85,12 @@ def sample_spectra(
     """Return the spectra of valid pixels spread over an area, ``(pixels, bands)``."""
     height, width = area.shape
     step = max(1, int((height * width / SAMPLED) ** 0.5))
-    rows = slice(area.rows.start, area.rows.stop, step)
-    columns = slice(area.columns.start, area.columns.stop, step)
-    spectra = read_window(scene, rows, columns, bands).reshape(len(bands), -1).T
+    # Row by row: a strided read of a large file would load all of it.
+    lines = [
+        read_window(scene, slice(row, row + 1), area.columns, bands)[:, 0, ::step].T
+        for row in range(area.rows.start, area.rows.stop, step)
+    ]
+    spectra = np.concatenate(lines)
     return spectra[np.isfinite(spectra).all(1)]
 
 

@@ -519,6 +519,10 @@ def _notes(listing: ImageList, readings: Sequence[Reading], store: ImageStore) -
             else f"{count} files or folders that are not images"
         )
         notes.append(f"Skipped {what}: {listed(listing.skipped, SHOWN)}.")
+    if store.hints and all(path.suffix.lower() in PICTURES for path in store.paths):
+        notes.append(
+            f"Reader options have no effect on pictures of 8 bits: {listed(store.hints, SHOWN)}."
+        )
     grey = sum(reading.facts.bands == 1 < store.bands for reading in readings)
     if grey:
         notes.append(f"{grey} grey pictures among coloured ones are read in three equal bands.")

@@ -427,7 +427,7 @@ def check_request(form: str, folder: str | Path) -> None:
                 "Install it: pip install 'vitreous[deploy]'.",
             ) from error
     if Path(folder).exists() and not is_export(folder):
-        raise ConfigError(f"{folder} exists and is not an export.", "Choose another --output.")
+        raise ConfigError(f"{folder} exists and is not an export.", "Choose another --out.")
 
 
 def write_graph(part: Part, stem: Path, form: str, name: str) -> None:

@@ -8,7 +8,6 @@ usual names in any spelling (``attributes.py``). Labels follow the same rules as
 from __future__ import annotations
 
 import math
-import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from vitreous.catalog.results import physical_memory
 from vitreous.errors import SceneError, did_you_mean
 from vitreous.scenes.attributes import (
     CENTRES,
@@ -45,6 +45,7 @@ Key: TypeAlias = tuple[slice, ...]
 
 MAX_ARRAYS = 10_000  # a file that lists more arrays than this is not a scene
 DEFLATE_RATIO = 1032  # no deflate stream expands further: a header that claims more lies
+_USUAL_MEMORY = 16 * 2**30  # bytes, where the system does not say
 _STORED_TYPE = {*map(key_of, NODATA), "validmin", "validmax", "validrange", "flagvalues"}
 _LABEL_NAMES = {"labels", "label", "gt", "groundtruth", "classes", "classmap", "landcover"}
 
@@ -380,11 +381,7 @@ def check_memory(nbytes: int, what: str) -> None:
     Raises:
         SceneError: ``nbytes`` are more than that.
     """
-    try:
-        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    except (AttributeError, ValueError, OSError):  # not on Windows
-        limit = 8 * 2**30
-    if nbytes > limit:
+    if nbytes > (physical_memory() or _USUAL_MEMORY) // 2:
         raise SceneError(
             f"{what} needs {nbytes / 2**30:.1f} GiB of memory at once, more than half of this machine's memory.",
             "Store it as ENVI, GeoTIFF or Zarr, which are read in windows.",

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitreous.errors import SceneError
+from vitreous.scenes.places import usable
 
 DRIVERS = ("GTiff", "JP2OpenJPEG", "PNG", "JPEG")
 BLOCK_LIMIT = 256 * 2**20  # bytes that GDAL may have to decode to give a single pixel
@@ -67,7 +68,7 @@ def known_grid(dataset: Any) -> tuple[Any, Any]:
     GDAL's identity transform stands for "unknown".
     """
     transform = None if dataset.transform.is_identity else dataset.transform
-    return dataset.crs, transform
+    return dataset.crs, usable(transform, Path(dataset.name).name)
 
 
 class RasterReader:

@@ -84,7 +84,7 @@ class Hdf5File:
             within = [
                 group[key]
                 for key in group
-                if isinstance(group.get(key, getlink=True), h5py.HardLink)
+                if isinstance(key, str) and isinstance(group.get(key, getlink=True), h5py.HardLink)
             ]
             found: dict[str, Any] = {}
             for item in (*(g for g in within if isinstance(g, h5py.Group)), group):
@@ -114,6 +114,11 @@ class Hdf5File:
         """Return all of array ``name``, or the part that ``key`` cuts out."""
         with opened(self.path) as file:
             dataset = file[name]
+            if dataset.shape is None or dataset.dtype.kind not in "iufb":
+                raise SceneError(
+                    f"{self.source}: {name} does not hold numbers.",
+                    "The file is damaged; download it again.",
+                )
             chunk = int(np.prod(dataset.chunks or (1,), dtype=object)) * dataset.dtype.itemsize
             check_memory(chunk, f"One chunk of {name} in {self.source}")
             values = np.asarray(dataset[() if key is None else key])
@@ -129,7 +134,8 @@ def _datasets(group: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[st
             f"The group '{prefix or '/'}' has {len(group)} members, too many for a scene."
         )
     for key in group:
-        if not isinstance(group.get(key, getlink=True), h5py.HardLink):
+        # h5py gives names that are not UTF-8 as bytes: damage, and no name of ours.
+        if not isinstance(key, str) or not isinstance(group.get(key, getlink=True), h5py.HardLink):
             continue
         member = group[key]
         if isinstance(member, h5py.Dataset):
@@ -144,6 +150,8 @@ def _attributes(item: Any) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     for name in item.attrs:
+        if not isinstance(name, str):
+            continue
         attribute = item.attrs.get_id(name)
         if (
             attribute.get_storage_size() > _MAX_ATTRIBUTE

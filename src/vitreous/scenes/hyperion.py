@@ -18,7 +18,7 @@ import xarray as xr
 from vitreous.errors import SceneError
 from vitreous.scenes import geotiff
 from vitreous.scenes.cube import make_scene
-from vitreous.scenes.metadata_files import damaged, read_text
+from vitreous.scenes.metadata_files import damaged, members, read_text
 from vitreous.scenes.sensors import sensors
 from vitreous.scenes.stacks import stacked
 from vitreous.scenes.values import converted
@@ -47,7 +47,7 @@ def open(path: Path, **known: Any) -> xr.DataArray:
     Raises:
         SceneError: several scenes, or damaged metadata.
     """
-    return open_files([file for entry in path.iterdir() if (file := band_of(entry))], path, known)
+    return open_files(members(path, band_of), path, known)
 
 
 def open_files(files: Sequence[_File], path: Path, known: Mapping[str, Any]) -> xr.DataArray:
@@ -109,7 +109,7 @@ def band_of(path: Path) -> _File | None:
 
 def is_product(path: Path) -> bool:
     """Return whether a folder holds bands of Hyperion."""
-    return path.is_dir() and any(band_of(file) for file in path.iterdir())
+    return path.is_dir() and bool(members(path, band_of))
 
 
 def _factors(file: _File) -> dict[str, float]:

@@ -32,6 +32,7 @@ from vitreous.scenes.cube import (
 from vitreous.scenes.formats import call_reader, find_reader, local_path
 from vitreous.scenes.grids import Grid, nearest
 from vitreous.scenes.legends import legend, legend_beside
+from vitreous.scenes.places import usable
 
 MOST_CLASSES = 1000  # no legend is longer: an image with more values is a measurement
 _OWN_HINTS = ("nodata", "zero_class", "class_names", "classes")
@@ -255,7 +256,7 @@ def _coded(
     return _Coded(
         values,
         labelled,
-        Grid((values.shape[0], values.shape[1]), image.crs, image.transform),
+        Grid((values.shape[0], values.shape[1]), image.crs, usable(image.transform, source)),
         names,
         image.class_colors or {},
         source,

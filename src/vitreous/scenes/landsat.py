@@ -24,7 +24,7 @@ import xarray as xr
 from vitreous.errors import SceneError
 from vitreous.scenes import geotiff
 from vitreous.scenes.cube import make_scene
-from vitreous.scenes.metadata_files import damaged, read_json, read_text, read_xml
+from vitreous.scenes.metadata_files import damaged, members, read_json, read_text, read_xml
 from vitreous.scenes.sensors import SensorBand, sensors
 from vitreous.scenes.stacks import stacked
 from vitreous.scenes.values import converted
@@ -37,7 +37,6 @@ _SENSORS |= {
     f"M0{number}": "landsat1_mss" if number < 4 else "landsat4_mss" for number in range(1, 6)
 }
 SURFACE = (2.75e-5, -0.2)  # scale and offset of surface reflectance, the same for all Landsats
-_FILES_LIMIT = 20_000
 
 _BAND_FILE = re.compile(
     r"(?P<scene>L(?P<sensor>[COTEM])(?P<number>0\d)_L(?P<level>[12])\w\w_\d{6}_\d{8}_\d{8}_\d\d_\w\w)"
@@ -128,14 +127,7 @@ def open_files(files: Sequence[_File], path: Path, known: Mapping[str, Any]) -> 
 
 def find_bands(folder: Path) -> list[_File]:
     """Return the bands of reflected light in a folder, in the order of the instrument, all scenes."""
-    found = []
-    for count, path in enumerate(sorted(folder.iterdir())):
-        if count > _FILES_LIMIT:
-            break
-        file = band_of(path)
-        if file is not None:
-            found.append(file)
-    return sorted(found, key=lambda file: (file.scene, file.band.name))
+    return sorted(members(folder, band_of), key=lambda file: (file.scene, file.band.name))
 
 
 def band_of(path: Path) -> _File | None:

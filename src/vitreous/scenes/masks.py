@@ -11,7 +11,9 @@ first band is 1 where a pixel is clear).
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from vitreous.errors import SceneError
 from vitreous.scenes.cube import LazyCube, make_scene
 from vitreous.scenes.gdal_files import RasterReader, known_grid, open_raster
 from vitreous.scenes.grids import Grid, nearest_window
+from vitreous.scenes.metadata_files import MOST_FILES
 from vitreous.scenes.stacks import Values
 from vitreous.scenes.values import Converted
 
@@ -35,11 +38,10 @@ SCL_HIDDEN = (
     10,
 )  # no data, defective, cloud shadow, clouds of medium and high probability, cirrus
 QA_HIDDEN = 0b11111  # bits of fill, dilated cloud, cirrus, cloud, cloud shadow
-_SCL = re.compile(r"(?:.*_)?SCL(?:_\d\dm)?\.(?:jp2|tiff?)", re.I)
-_QA = re.compile(r".*QA_PIXEL\.tiff?", re.I)
-_UDM = re.compile(r".*_udm2(?:_clip)?\.tiff?", re.I)
+_SCL = re.compile(r"(?P<product>(?:.*_)?)SCL(?:_\d\dm)?\.(?:jp2|tiff?)", re.I)
+_QA = re.compile(r"(?P<product>.*)QA_PIXEL\.tiff?", re.I)
+_UDM = re.compile(r"(?P<product>.*_)udm2(?:_clip)?\.tiff?", re.I)
 _WORDS = {"scl": _SCL, "qa": _QA, "qa_pixel": _QA, "udm2": _UDM}
-_FILES_LIMIT = 20_000
 
 
 @dataclass
@@ -148,14 +150,27 @@ def _find(mask: str, near: Path) -> Path:
     folder = near if near.is_dir() else near.parent
     if not near.is_dir() and re.fullmatch(r"R\d\dm", folder.name):
         folder = folder.parent
-    found: list[Path] = []
-    for count, path in enumerate(folder.rglob("*")):
-        if count > _FILES_LIMIT:
-            break
-        if pattern.fullmatch(path.name):
-            found.append(path)
+    files = islice(folder.rglob("*"), MOST_FILES)
+    found = {path: match["product"] for path in files if (match := pattern.fullmatch(path.name))}
     if not found:
         raise SceneError(
             f"{folder} has no {mask.upper()} image.", "Give the mask's file: mask=FILE."
         )
-    return min(found)  # SCL_20m before SCL_60m
+    if near.is_dir():
+        return min(found)  # SCL_20m before SCL_60m
+    own = [path for path, product in found.items() if product and near.name.startswith(product)]
+    if own:
+        return min(own)
+    if len(set(found.values())) > 1:
+        some = ", ".join(str(path.relative_to(folder)) for path in sorted(found)[:4])
+        raise SceneError(
+            f"{folder} has several {mask.upper()} images ({some}), and none is named after {near.name}.",
+            "Give the mask's file: mask=FILE.",
+        )
+    taken = min(found)
+    warnings.warn(
+        f"{near.name} is masked by {taken}, which is not named after it (if it belongs to another scene, set "
+        "mask=FILE).",
+        stacklevel=5,
+    )
+    return taken

@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from xml.etree import ElementTree
 
 from vitreous.errors import SceneError
 
 METADATA_LIMIT = 32 * 2**20
+MOST_FILES = 20_000  # of a product
+
+F = TypeVar("F")
+
+
+def members(folder: Path, look: Callable[[Path], F | None]) -> list[F]:
+    """Return what some of a folder's files are, in the order of their names; of a huge folder, only the first files.
+
+    Args:
+        folder: of a product.
+        look: says what a file is, None for those that do not count.
+    """
+    files = islice(sorted(folder.iterdir()), MOST_FILES)
+    return [found for file in files if (found := look(file)) is not None]
 
 
 def read_text(path: Path) -> str:

@@ -41,9 +41,21 @@ def with_place(image: xr.DataArray, crs: Any, transform: Any, where: str) -> xr.
     Raises:
         SceneError: the CRS cannot be parsed.
     """
+    transform = usable(transform, where)
     if transform is not None:
-        image = _with_transform(image, transform, where)
+        image = _with_transform(image, transform)
     return image if crs is None else _with_crs(image, crs, where)
+
+
+def usable(transform: Any, where: str) -> Any:
+    """Return a transform, or None and a warning where it gives no pixel a size."""
+    if transform is None or (np.isfinite(transform.determinant) and transform.determinant != 0):
+        return transform
+    warnings.warn(
+        f"{where} has a transform that cannot be right (pixels of size 0); it is ignored.",
+        stacklevel=4,
+    )
+    return None
 
 
 def georeference(image: xr.DataArray) -> tuple[Any, Any]:
@@ -84,13 +96,7 @@ class _Span(NamedTuple):
     step: float | None
 
 
-def _with_transform(image: xr.DataArray, transform: Any, where: str) -> xr.DataArray:
-    if not np.isfinite(transform.determinant) or transform.determinant == 0:
-        warnings.warn(
-            f"{where} has a transform that cannot be right (pixels of size 0); it is ignored.",
-            stacklevel=4,
-        )
-        return image
+def _with_transform(image: xr.DataArray, transform: Any) -> xr.DataArray:
     a, b, c, d, e, f = numbers = [float(n) for n in tuple(transform)[:6]]
     across, down = (np.arange(image.sizes[dim]) + 0.5 for dim in PLAIN)
     turned = bool(b or d)

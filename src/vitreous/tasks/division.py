@@ -50,7 +50,7 @@ def draw_splits(recipe: Recipe, data: LabelledScenes) -> Splits:
         )
     except SplitError as error:
         raise explained(error, recipe, size) from error
-    splits = _measured(splits, data)
+    splits = _measured(splits, data, masked="mask" in recipe.scene_hints)
     for role, name in ((TRAIN, "training"), (TEST, "test")):
         if not splits.scenes_with(role):
             raise VitreousError(
@@ -94,8 +94,8 @@ def _by_scene(recipe: Recipe, data: LabelledScenes, size: int) -> Splits:
     return splits
 
 
-def _measured(splits: Splits, data: LabelledScenes) -> Splits:
-    """Leave out pixels without a valid measurement, and say in one line what is lost with them.
+def _measured(splits: Splits, data: LabelledScenes, *, masked: bool) -> Splits:
+    """Leave out pixels without a valid measurement, or masked, and say in one line what is lost with them.
 
     Raises:
         VitreousError: a single class is left.
@@ -117,8 +117,9 @@ def _measured(splits: Splits, data: LabelledScenes) -> Splits:
         parts.append(roles)
     if not lost:
         return splits
+    why = "are masked or have no valid data" if masked else "have no valid data"
     words = (
-        f"{lost:,} of {chosen:,} labelled pixels have no valid data; {after.sum()} of {before.sum()} classes"
+        f"{lost:,} of {chosen:,} labelled pixels {why}; {after.sum()} of {before.sum()} classes"
         " remain"
     )
     advice = "Check the scene's no-data value, mask and bands with 'vitreous info'."
@@ -159,7 +160,7 @@ def fitting(splits: Splits, data: LabelledScenes) -> Splits:
 
 def test_scene(run: runs.Run) -> tuple[LabelledScene, Split]:
     """Open a scene that a run was tested on, of several the first, with its labels and its split."""
-    data = open_data(run.recipe)
+    data = open_data(run.recipe, again=True)
     splits = fitting(run.splits, data)
     index = splits.scenes_with(TEST)[0]
     return data[index], splits[index]

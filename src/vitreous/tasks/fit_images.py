@@ -27,7 +27,7 @@ from vitreous.tasks.image_metrics import TOP, average_precision, mean_of
 from vitreous.tasks.loop import Row, Task
 from vitreous.tasks.schedules import cosine
 
-STEPS = 2000  # of a training, where no number of epochs is given ...
+STEPS = 1000  # of a training, where no number of epochs is given ...
 FEWEST_EPOCHS = 8  # ... however many the images are
 STATISTICS_BATCHES = 32  # to find batch-norm statistics on
 

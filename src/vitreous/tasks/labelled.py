@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,13 +213,21 @@ class Classes(NamedTuple):
     codes: Sequence[int]
 
 
-def open_data(recipe: Recipe) -> LabelledScenes:
+def open_data(recipe: Recipe, *, again: bool = False) -> LabelledScenes:
     """Open what a recipe trains on: one scene, or a collection that is checked as a whole.
+
+    Args:
+        recipe: which names it.
+        again: that of a run, whose training has said all that is to say about its files.
 
     Raises:
         CollectionError: something in the collection does not fit.
         ConfigError: no labels are named, or labels of the two files do not agree in their classes.
     """
+    if again:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return open_data(recipe)
     if recipe.scenes is None:
         return LabelledScenes.of(open_labelled(recipe), Path(recipe.scene).name)
     listing = read_collection(recipe.scenes, recipe.labels)
@@ -385,6 +394,10 @@ def _joined(
 
 def open_labelled(recipe: Recipe) -> LabelledScene:
     """Open the scene and labels of a recipe.
+
+    Args:
+        recipe: which names them.
+        again: those of a run, whose training has said all that is to say about its files.
 
     Raises:
         ConfigError: no labels are named, or labels of the two files do not agree in their classes.

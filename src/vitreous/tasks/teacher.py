@@ -15,7 +15,6 @@ A method of the stage ``distill`` is a file with its card and
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitreous.catalog.registry import stage, system_module
+from vitreous.checkpoints import classifiers
 from vitreous.data.provenance import Provenance
 from vitreous.data.regions import gather_patches, orient, patch_index
 from vitreous.errors import ConfigError, ModelError
 from vitreous.inference.dense_classifier import DenseClassifier
+from vitreous.inference.export_format import sha256
 from vitreous.layers.answers import Answer, Targets
 from vitreous.methods._apply import complete_settings
 from vitreous.recipe import Recipe
@@ -89,12 +90,6 @@ def frozen(network: nn.Module) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 class SceneTeacher:
     """A finished run of ``classify`` that is asked about the training pixels of a student.
 
@@ -109,14 +104,14 @@ class SceneTeacher:
     def __init__(self, path: str | Path, recipe: Recipe) -> None:
         self.path = Path(path)
         self.run = runs.load_run(self.path)
-        if not isinstance(self.run.classifier, runs.Network):
+        if not isinstance(self.run.classifier, classifiers.Network):
             raise ModelError(
                 f"The teacher {path} holds '{self.run.name}', which is not a network.",
                 "Give a run of a network.",
             )
-        self.classifier: runs.Network = self.run.classifier
+        self.classifier: classifiers.Network = self.run.classifier
         frozen(self.classifier)
-        self.hash = file_hash(self.path / runs.MODEL)
+        self.hash = sha256(self.path / runs.MODEL)
         if isinstance(self.classifier, DenseClassifier) and (
             recipe.mode != "dense" or recipe.tile_size != self.classifier.tile_size
         ):
@@ -191,7 +186,7 @@ class SceneTeacher:
             ) from error
 
     def lift(
-        self, student: runs.Network, scene: xr.DataArray
+        self, student: classifiers.Network, scene: xr.DataArray
     ) -> Float[Tensor, "channels student_channels"]:
         """Return what turns noise on the student's channels into noise on its own.
 
