@@ -35,6 +35,7 @@ OWN_PAGE = {
     "leaderboard": "leaderboard.md",
     "compression": "compression.md",
     "integers": "compression.md",
+    "fuzz": "scenes.md",
 }
 BENCHMARK_ORDER = (
     "accuracy",
@@ -180,6 +181,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "compression": partial(result, "compression"),
     "integers": partial(result, "integers"),
     "leaderboard": partial(result, "leaderboard"),
+    "fuzz": partial(result, "fuzz"),
     "reproductions": reproductions,
     "benchmarks": benchmarks,
 }
