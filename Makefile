@@ -12,7 +12,7 @@ LOWEST ?= tests/test_light.py tests/scenes/test_geotiff.py tests/scenes/test_env
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-bare test-lowest lint format docs bench bench-peers clean
+.PHONY: help demo test test-slow test-bare test-lowest lint format docs changelog bench bench-peers clean
 
 help:  ## Say what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -50,6 +50,9 @@ format: $(VENV)/.dev  ## Format the code and mend what can be mended automatical
 docs: $(VENV)/.docs  ## Rewrite the generated sections and build the site
 	$(BIN)/python docs/generate.py
 	$(BIN)/mkdocs build --strict --quiet
+
+changelog:  ## Join the entries of changelog.d/ into CHANGELOG.md (VERSION=1.2.3 for a release)
+	$(PYTHON) docs/changelog.py $(VERSION)
 
 bench: $(VENV)/.core  ## Measure again what the docs say (takes long)
 	@set -e; for script in $(filter-out benchmarks/peers.py,$(wildcard benchmarks/[a-z]*.py)); do echo "$$script"; $(BIN)/python "$$script"; done

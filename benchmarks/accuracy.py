@@ -31,7 +31,7 @@ from rich.console import Console
 from vitreous.catalog.registry import card
 from vitreous.catalog.results import percent, write_result
 from vitreous.data.blocks import TEST
-from vitreous.data.splits import Split
+from vitreous.data.roles import Split
 from vitreous.files import read_json
 from vitreous.inference.patch_classifier import PatchClassifier
 from vitreous.inference.pixels import classify_pixels

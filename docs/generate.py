@@ -36,6 +36,8 @@ OWN_PAGE = {
     "compression": "compression.md",
     "integers": "compression.md",
     "fuzz": "scenes.md",
+    "recognition": "recognition.md",
+    "image_reading": "recognition.md",
 }
 BENCHMARK_ORDER = (
     "accuracy",
@@ -45,6 +47,8 @@ BENCHMARK_ORDER = (
     "token_reduction",
     "compression",
     "integers",
+    "recognition",
+    "image_reading",
 )
 
 
@@ -182,6 +186,8 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "integers": partial(result, "integers"),
     "leaderboard": partial(result, "leaderboard"),
     "fuzz": partial(result, "fuzz"),
+    "recognition": partial(result, "recognition"),
+    "image_reading": partial(result, "image_reading"),
     "reproductions": reproductions,
     "benchmarks": benchmarks,
 }

@@ -69,15 +69,20 @@ def page(card: Card) -> str:
     )
 
 
+STAGE_TITLES = {
+    "distill": "distillation",
+    "pretrain": "pre-training",
+    "adapt": "adaptation",
+    "prune": "pruning",
+    "reduce": "token reduction",
+    "robust": "robustness",
+    "quantize": "quantization",
+}
+
+
 def kind_of(card: Card) -> str:
     """Return the kind of a system as readers call it; of a method its stage."""
-    return (
-        {"adapt": "adaptation", "reduce": "token reduction", "quantize": "quantization"}[
-            stage(card.slug)
-        ]
-        if card.kind == "method"
-        else KINDS[card.kind].title
-    )
+    return STAGE_TITLES[stage(card.slug)] if card.kind == "method" else KINDS[card.kind].title
 
 
 def tasks_of(card: Card) -> str:
@@ -103,9 +108,11 @@ def linked(paper: str) -> str:
 def _use(card: Card) -> str:
     variant = _smallest(card)
     if card.kind == "method":
+        train = "vitreous train --scene scene.hdr --labels fields.gpkg \\\n   "
         if stage(card.slug) == "adapt":
-            mode = "lora_only" if card.slug == "lora" else f"{card.slug}_only"
-            command = f"vitreous train --scene scene.hdr --labels fields.gpkg \\\n    --init RUN --adapt {mode}"
+            command = f"{train} --init RUN --adapt {card.slug}_only"
+        elif stage(card.slug) == "distill":
+            command = f"{train} --model vit_tiny_distilled --teacher RUN --distill {variant}"
         else:
             command = f"vitreous compress RUN --method {variant}"
     else:

@@ -59,6 +59,8 @@ def test_commands_in_the_pages_exist():
     verbs = get_command(app).commands
     for page in PAGES:
         for verb, rest in re.findall(r"vitreous ([a-z]+)([^\n`]*)", _code(page)):
+            if (page.name, verb) == ("extending.md", "anomaly"):  # of the package on that page
+                continue
             assert verb in verbs, f"{page.name}: {verb}"
             command = verbs[verb]
             if hasattr(command, "commands"):  # such as 'bench runs'
@@ -103,7 +105,9 @@ def test_citation_names_this_version():
 def test_every_docs_page_is_in_the_navigation():
     """Pages of systems are not: the table of all systems leads to them."""
     config = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
-    assert set(_listed(config["nav"])) == {page.name for page in (ROOT / "docs").glob("*.md")}
+    docs = ROOT / "docs"
+    every = {str(page.relative_to(docs)) for page in docs.rglob("*.md")}
+    assert set(_listed(config["nav"])) == {p for p in every if not p.startswith("systems/")}
 
 
 def _listed(entries):

@@ -454,7 +454,6 @@ EARLIER = {
     "hsdt",
     "mctf",
     "satmae_pp",
-    "swin",
 }
 
 

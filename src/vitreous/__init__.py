@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vitreous.methods._apply import apply as apply
     from vitreous.recipe import PretrainRecipe as PretrainRecipe
     from vitreous.recipe import Recipe as Recipe
+    from vitreous.recipe import RecognizeRecipe as RecognizeRecipe
     from vitreous.recipe import RestoreRecipe as RestoreRecipe
     from vitreous.recipe import load_recipe as load_recipe
     from vitreous.recipe import make_recipe as make_recipe
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from vitreous.tasks.dispatch import predict as predict
     from vitreous.tasks.export import export_run as export_run
     from vitreous.tasks.pretrain import train as pretrain  # noqa: F401
+    from vitreous.tasks.recognize import train as recognize  # noqa: F401
     from vitreous.tasks.restore import train as restore  # noqa: F401
     from vitreous.tasks.weights import convert as convert
     from vitreous.tasks.weights import load_model as load_model
@@ -65,11 +67,13 @@ _HOMES = {
     "Recipe": "vitreous.recipe",
     "RestoreRecipe": "vitreous.recipe",
     "PretrainRecipe": "vitreous.recipe",
+    "RecognizeRecipe": "vitreous.recipe",
     "make_recipe": "vitreous.recipe",
     "load_recipe": "vitreous.recipe",
     "train": "vitreous.tasks.classify",
     "restore": "vitreous.tasks.restore:train",
     "pretrain": "vitreous.tasks.pretrain:train",
+    "recognize": "vitreous.tasks.recognize:train",
     # runs
     "load_run": "vitreous.tasks.dispatch",
     "evaluate": "vitreous.tasks.dispatch",

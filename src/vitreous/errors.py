@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Iterable
 
 LISTED = 30  # names in a message; more would bury it
+FAULTS = 200  # lines of a list of faults
 LONGEST = 2000  # characters of a sentence: whatever went into it, it stays one that can be read
 
 
@@ -33,6 +34,30 @@ class VitreousError(Exception):
 
 class SceneError(VitreousError):
     """A scene or label file that cannot be read, or does not say what it must."""
+
+
+class CollectionError(VitreousError):
+    """Scenes of a collection that cannot be used together: all that does not fit, one line each.
+
+    Args:
+        problem: what is wrong, in one sentence, naming the collection.
+        faults: what does not fit as ``(where, what)``; the longest list is cut after ``FAULTS`` lines.
+        fix: what to do about it, in one sentence.
+    """
+
+    def __init__(self, problem: str, faults: Iterable[tuple[str, str]], fix: str = "") -> None:
+        super().__init__(problem, fix)
+        self.faults = list(faults)
+        shown = [(shortened(where, 100), shortened(what, 300)) for where, what in self.faults]
+        width = max((len(where) for where, _ in shown[:FAULTS]), default=0)
+        lines = [f"  {where:<{width}}  {what}" for where, what in shown[:FAULTS]]
+        if len(shown) > FAULTS:
+            lines.append(f"  ... and {len(shown) - FAULTS:,} more")
+        self.problem = "\n".join([self.problem, *lines])
+        self.args = (self.problem, self.fix)
+
+    def __str__(self) -> str:
+        return f"{self.problem}\n{self.fix}".strip()
 
 
 class SplitError(VitreousError):

@@ -35,7 +35,16 @@ LONGEST_NAME = 100  # characters; file systems take 255, and numbers and suffixe
 
 
 # What settings are about, in the order in which they are shown.
-PANELS = ("Data", "Split", "Model", "Preprocessing", "Degradation", "Training", "Run")
+PANELS = (
+    "Data",
+    "Split",
+    "Model",
+    "Preprocessing",
+    "Degradation",
+    "Augmentation",
+    "Training",
+    "Run",
+)
 
 
 def setting(default: Any, panel: str, description: str, **limits: Any) -> Any:
@@ -59,6 +68,12 @@ _ADAPT = re.compile(rf"scratch|\w+_only|{_THEN}\w+")
 # Only of what is trained here, not of its baselines.
 _OF_THE_RUN = ("init", "devices", "accelerator", "precision", "tensorboard")
 
+# Methods that a network is trained with.
+_OF_THE_NETWORK = (
+    *("adapt", "adapt_args", "reduce", "reduce_args"),
+    *("teacher", "distill", "distill_args"),
+)
+
 R = TypeVar("R", bound="Settings")
 
 
@@ -74,16 +89,7 @@ class Settings(BaseModel):
         defer_build=True,  # 'vitreous --help' validates nothing
     )
 
-    scene: str = _setting("indian_pines", "Data", "Scene file, or the name of a built-in sample.")
     hints: dict[str, Any] = _setting({}, "Data", "Reader options, e.g. variable=cube.")
-    mask: str | None = _setting(
-        None,
-        "Data",
-        "Mask of pixels to exclude, e.g. clouds: a file, or the product's own 'scl' or 'qa' layer.",
-    )
-    untrusted: bool = _setting(
-        False, "Data", "Read files in a separate process with limits on memory and time."
-    )
 
     model: str
     model_args: dict[str, Any] = _setting({}, "Model", "Overrides for the variant, e.g. dim=48.")
@@ -93,7 +99,6 @@ class Settings(BaseModel):
 
     learning_rate: float
     weight_decay: float = _setting(0.05, "Training", "AdamW weight decay.", ge=0, le=1000)
-    flips: bool = _setting(True, "Training", "Augment with random flips and 90-degree rotations.")
     clip: float = _setting(1.0, "Training", "Gradient clipping (maximum norm).", gt=0, le=1e12)
     ema: float = _setting(
         0.98, "Training", "EMA decay of the weights used for evaluation.", ge=0, lt=1
@@ -107,11 +112,6 @@ class Settings(BaseModel):
     runs: str = _setting("runs", "Run", "Folder that runs are written to.")
     report: bool = _setting(True, "Run", "Write report.html.")
     tensorboard: bool = _setting(False, "Run", "Also log for TensorBoard.")
-
-    @property
-    def scene_hints(self) -> dict[str, Any]:
-        """All that the reader of the scene is told."""
-        return self.hints if self.mask is None else {**self.hints, "mask": self.mask}
 
     @field_validator("*")
     @classmethod
@@ -192,11 +192,56 @@ class Settings(BaseModel):
         return dict(sorted(cls.model_fields.items(), key=place))
 
 
-class Recipe(Settings):
+class SceneSettings(Settings):
+    """What the recipes of all tasks on a scene have."""
+
+    scene: str = _setting("indian_pines", "Data", "Scene file, or the name of a built-in sample.")
+    scenes: str | None = _setting(
+        None,
+        "Data",
+        "A collection instead of one scene: a folder, a pattern (in quotes), or a table (CSV, GeoParquet, GeoPackage, "
+        "STAC items) with the columns scene, labels, role, date, sensor.",
+    )
+    mask: str | None = _setting(
+        None,
+        "Data",
+        "Mask of pixels to exclude, e.g. clouds: a file, or the product's own 'scl' or 'qa' layer.",
+    )
+    untrusted: bool = _setting(
+        False, "Data", "Read files in a separate process with limits on memory and time."
+    )
+    flips: bool = _setting(True, "Training", "Augment with random flips and 90-degree rotations.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_source(cls, values: Any) -> Any:
+        """Refuse a scene beside a collection."""
+        if isinstance(values, dict) and values.get("scenes") is not None:
+            default = cls.model_fields["scene"].default
+            if values.get("scene", default) != default:
+                raise ValueError("give either scene or scenes, not both")
+            if "split" in cls.model_fields:
+                values = {"split": "scenes", **values}
+        return values
+
+    @property
+    def source(self) -> str:
+        """The scene or the collection."""
+        return self.scene if self.scenes is None else self.scenes
+
+    @property
+    def scene_hints(self) -> dict[str, Any]:
+        """All that the reader of the scene is told."""
+        return self.hints if self.mask is None else {**self.hints, "mask": self.mask}
+
+
+class Recipe(SceneSettings):
     """The settings of ``vitreous train``, checked and complete."""
 
     labels: str | None = _setting(
-        None, "Data", "Label image or vector file (built-in samples have their own)."
+        None,
+        "Data",
+        "Label image or vector file (built-in samples have their own); of a collection their folder or pattern.",
     )
     test_labels: str | None = _setting(None, "Data", "Separate test labels; implies --split files.")
     label_attribute: str | None = _setting(
@@ -211,10 +256,11 @@ class Recipe(Settings):
         "Names and colours of the classes of a label image: a CSV, JSON or QML file, or a known scheme, e.g. worldcover.",
     )
 
-    split: Literal["blocks", "random", "fixed", "files"] = _setting(
+    split: Literal["blocks", "random", "fixed", "files", "scenes"] = _setting(
         "blocks",
         "Split",
-        "How to split labelled pixels; only 'blocks' keeps training and test patches from overlapping.",
+        "How to split labelled pixels; only 'blocks' keeps training and test patches from overlapping. 'scenes', the "
+        "default of collections, trains and tests on different scenes.",
     )
     train_fraction: float = _setting(
         0.3, "Split", "Fraction of labelled pixels used for training.", gt=0, lt=1
@@ -268,8 +314,22 @@ class Recipe(Settings):
         {}, "Model", "Settings of the --reduce method, e.g. keep_rate=0.5."
     )
 
-    reduction: Literal["pca", "none"] = _setting(
-        "pca", "Preprocessing", "Spectral dimensionality reduction."
+    teacher: str | None = _setting(
+        None, "Model", "Run folder of a trained network to learn from (needs --distill)."
+    )
+    distill: str | None = _setting(
+        None,
+        "Model",
+        "Distillation method to learn from the --teacher with, e.g. deit_hard (see 'vitreous methods').",
+    )
+    distill_args: dict[str, Any] = _setting(
+        {}, "Model", "Settings of the --distill method, e.g. weight=0.3."
+    )
+
+    reduction: Literal["auto", "pca", "none"] = _setting(
+        "auto",
+        "Preprocessing",
+        "Spectral dimensionality reduction; auto: none for networks that read the bands themselves, else pca.",
     )
     standardize: bool = _setting(
         True, "Preprocessing", "Standardize the bands (z-score) before the reduction."
@@ -380,6 +440,12 @@ class Recipe(Settings):
             )
         if self.mode == "dense" and self.tile_size < self.patch_size:
             raise ValueError("tile_size must not be smaller than patch_size")
+        if self.scenes is None and self.split == "scenes":
+            raise ValueError("split 'scenes' needs a collection: set scenes")
+        if self.scenes is not None and self.split in {"fixed", "files"}:
+            raise ValueError(
+                f"split '{self.split}' divides a single scene; for a collection use 'scenes', with roles in its table"
+            )
         if (self.test_labels is not None) != (self.split == "files"):
             raise ValueError("split 'files' and test_labels must be given together")
         if self.refit and self.val_fraction == 0:
@@ -390,15 +456,16 @@ class Recipe(Settings):
             raise ValueError(f"adapt_args has no effect: adapt '{self.adapt}' uses no method")
         if self.reduce_args and self.reduce is None:
             raise ValueError("reduce_args needs a method: set reduce")
+        if (self.teacher is None) != (self.distill is None):
+            raise ValueError("teacher and distill must be given together")
+        if self.distill_args and self.distill is None:
+            raise ValueError("distill_args needs a method: set distill")
         return self
 
     def _rules(self, trained: bool, networks: bool) -> dict[str, tuple[str, ...]]:
         rules = super()._rules(trained, networks)
         if not trained:
-            rules = {
-                reason: (*names, "adapt", "adapt_args", "reduce", "reduce_args")
-                for reason, names in rules.items()
-            }
+            rules = {reason: (*names, *_OF_THE_NETWORK) for reason, names in rules.items()}
         if not networks:
             for_networks = (
                 *self.panel("Model", "model", "model_args"),
@@ -447,7 +514,7 @@ class Recipe(Settings):
         return self.adapt.startswith(_THEN)
 
 
-class RestoreRecipe(Settings):
+class RestoreRecipe(SceneSettings):
     """The settings of ``vitreous restore``: a network learns to undo what a degradation does to a scene."""
 
     test_fraction: float = _setting(
@@ -527,7 +594,7 @@ class RestoreRecipe(Settings):
         return self
 
 
-class PretrainRecipe(Settings):
+class PretrainRecipe(SceneSettings):
     """The settings of ``vitreous pretrain``: a network learns from a scene without labels."""
 
     val_fraction: float = _setting(
@@ -562,6 +629,143 @@ class PretrainRecipe(Settings):
     def _rules(self, trained: bool, networks: bool) -> dict[str, tuple[str, ...]]:
         rules = super()._rules(trained, networks)
         return rules if self.reduction == "pca" else {"reduction is 'none'": ("components",)}
+
+
+class RecognizeRecipe(Settings):
+    """The settings of ``vitreous recognize``: a network learns the class, or the classes, of whole images."""
+
+    images: str = _setting(
+        "",
+        "Data",
+        "Folder of images, <class>/* or train|val|test/<class>/*, or a table (CSV, Parquet) with the columns image, "
+        "label or labels, and role.",
+    )
+    root: str | None = _setting(
+        None, "Data", "Folder that the paths in a table are relative to (default: the table's own)."
+    )
+
+    val_fraction: float = _setting(
+        0.1,
+        "Split",
+        "Fraction of the training images held out to choose the best epoch, where none are given for it; 0: keep the "
+        "last epoch.",
+        ge=0,
+        lt=1,
+    )
+    test_fraction: float = _setting(
+        0.2, "Split", "Fraction held out for testing, where no images are given for it.", gt=0, lt=1
+    )
+    split_seed: int = _setting(
+        0,
+        "Split",
+        "Random seed of the split, the same for runs that are compared.",
+        ge=0,
+        le=MOST_SEED,
+    )
+
+    model: str = _setting(
+        "efficientvit_m0", "Model", "Name of the network (see 'vitreous systems')."
+    )
+    image_size: str | None = _setting(
+        None,
+        "Model",
+        "Size that images are resized and cropped to, in pixels: 64, or 48x64 for height x width (default: that of the "
+        "images, at most 224).",
+        pattern=r"^\d{1,4}(x\d{1,4})?$",
+    )
+
+    crop: float = _setting(
+        0.5,
+        "Augmentation",
+        "Least share of an image in a random crop; 1: the whole image.",
+        gt=0,
+        le=1,
+    )
+    flip: Literal["horizontal", "all", "none"] = _setting(
+        "horizontal",
+        "Augmentation",
+        "Random mirroring; 'all' also turns images by 90 degrees, for views from above.",
+    )
+    operations: int = _setting(
+        1,
+        "Augmentation",
+        "RandAugment: random operations per image, on colours of RGB pictures, per band of all others; 0: none.",
+        ge=0,
+        le=8,
+    )
+    magnitude: float = _setting(5.0, "Augmentation", "Strength of these operations.", ge=0, le=10)
+    erasing: float = _setting(
+        0.1,
+        "Augmentation",
+        "Share of the images in which a random rectangle is erased.",
+        ge=0,
+        le=1,
+    )
+    mixup: float = _setting(0.1, "Augmentation", "MixUp alpha; 0: off.", ge=0, le=1000)
+    cutmix: float = _setting(
+        0.0,
+        "Augmentation",
+        "CutMix alpha; 0: off. With MixUp, each image gets either.",
+        ge=0,
+        le=1000,
+    )
+
+    epochs: int | None = _setting(
+        None, "Training", "Training epochs (default: about 1000 steps).", ge=1, le=MANY
+    )
+    batch_size: int = _setting(64, "Training", "Images per step.", ge=1, le=MANY)
+    learning_rate: float = _setting(1e-3, "Training", "Peak learning rate.", gt=0, le=1000)
+    warmup_epochs: int = _setting(3, "Training", "Epochs of linear warm-up.", ge=0, le=MANY)
+    schedule: Literal["cosine", "constant"] = _setting(
+        "cosine", "Training", "Learning-rate schedule."
+    )
+    label_smoothing: float = _setting(
+        0.1, "Training", "Label smoothing of the cross-entropy (one label per image).", ge=0, lt=1
+    )
+    class_weights: Literal["none", "balanced", "sqrt"] = _setting(
+        "none", "Training", "Class weighting of the loss."
+    )
+    patience: int = _setting(
+        0,
+        "Training",
+        "Early stopping: epochs without improvement on the validation images; 0: train to the end, then keep the best "
+        "epoch.",
+        ge=0,
+        le=MANY,
+    )
+    workers: int = _setting(
+        0,
+        "Training",
+        "Processes that read and augment images; 0: the training process itself.",
+        ge=0,
+        le=256,
+    )
+
+    @field_validator("image_size", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        """Take a number from YAML or Python for the word that it is on the command line."""
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width that images are brought to; None where it follows from the images."""
+        if self.image_size is None:
+            return None
+        height, _, width = self.image_size.partition("x")
+        return int(height), int(width or height)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RecognizeRecipe:
+        if self.test_fraction + self.val_fraction >= 0.95:
+            raise ValueError("test_fraction and val_fraction leave nothing to train on")
+        if self.size is not None and not min(self.size) >= 4:
+            raise ValueError("image_size must be 4 pixels or more")
+        return self
+
+    def _rules(self, trained: bool, networks: bool) -> dict[str, tuple[str, ...]]:
+        rules = super()._rules(trained, networks)
+        return rules if self.operations else {**rules, "operations is 0": ("magnitude",)}
 
 
 @overload

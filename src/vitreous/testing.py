@@ -18,14 +18,24 @@ from torch import Tensor, nn
 
 from vitreous.catalog.arguments import ImageSize
 from vitreous.catalog.lookup import load
-from vitreous.catalog.registry import card, create_model, kind_of, sizes_for, stage
+from vitreous.catalog.registry import (
+    TRAINING_STAGES,
+    card,
+    create_model,
+    kind_of,
+    sizes_for,
+    stage,
+)
 from vitreous.errors import ModelError
+from vitreous.layers.answers import Answer
 from vitreous.layers.backbone import Backbone
 from vitreous.layers.quantizers import Quantizer, rows_of
 from vitreous.layers.restorer import Restorer, pad_to_multiple
 from vitreous.layers.sizes import as_size
 from vitreous.methods._apply import Applied, applied, apply, reinstall
 from vitreous.methods.adapt._freeze import freeze_base
+from vitreous.tasks.losses import ClassTargets
+from vitreous.tasks.teacher import Distillation
 from vitreous.tasks.weights import load_model, save_model
 
 SMALL = 0.2  # spread of parameters that were constant
@@ -271,6 +281,36 @@ def _without_dropout(model: M) -> M:
     return model
 
 
+def check_frozen(name: str) -> None:
+    """What a network names as frozen is there, and a step of training leaves that, and only that, as it was."""
+    model = _without_dropout(network(name).train())
+    patterns: tuple[str, ...] = getattr(model, "frozen", ())
+    if not patterns:
+        return
+    state = model.state_dict()
+    modules = {name for name, _ in model.named_modules()}
+    idle = [p for p in patterns if not fnmatch.filter([*modules, *state], p)]
+    assert not idle, f"{name}: freezes {idle}, which it does not have"
+    held = [part for pattern in patterns for part in fnmatch.filter(modules, pattern)]
+    frozen = {
+        key
+        for key in state
+        if any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
+        or any(key.startswith(f"{part}.") for part in held)
+    }
+    assert any(p.requires_grad for p in model.parameters()), f"{name}: all of it is frozen"
+    before = {key: value.clone() for key, value in state.items()}
+    model(images(8, 4, 15)).square().sum().backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.sub_(parameter.grad.sign())
+    moved = {
+        key for key, value in model.state_dict().items() if not torch.equal(value, before[key])
+    }
+    assert not moved & frozen, f"{name}: training changes {sorted(moved & frozen)}, which is frozen"
+
+
 def check_evaluation(name: str) -> None:
     """In eval mode, the same image gives the same result, alone and in a batch, of scores and of levels."""
     model = network(name).eval()
@@ -337,9 +377,9 @@ def check_weight_decay(name: str) -> None:
 
 def check_bands_parameters(name: str) -> None:
     """``band_parameters`` name all parameters whose shape depends on the bands."""
-    few, many = (dict(make(name, bands=b).named_parameters()) for b in (3, 7))
+    few, many = (dict(network(name, bands=b).named_parameters()) for b in (3, 7))
     differ = {n for n in few if few[n].shape != many[n].shape}
-    model = make(name)
+    model = network(name)
     declared = set(model.band_parameters)
     assert differ == declared, f"{name}: bands shape {differ}, band_parameters says {declared}"
     assert set(model.band_axes) <= declared, f"{name}: band_axes {model.band_axes} of no parameter"
@@ -514,6 +554,21 @@ def check_tiles(name: str) -> None:
         assert torch.equal(model(odd), padded[..., :side, :side]), f"{name}: pads in another way"
 
 
+def check_restorer_loading(name: str) -> None:
+    """A file brings a restorer back as it was, and its weights serve cubes of other bands."""
+    model, x = make_restorer(name).eval(), images(2, 4, 12)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        path = save_model(model, Path(folder) / "m.safetensors")
+        again, report = load_model(path)
+        assert torch.equal(again(x), model(x)), f"{name}: a file changes the weights"
+        assert report.complete, f"{name}: {report}"
+        other, report = load_model(path, bands=7)
+        assert report.complete, f"{name} with other bands: {report}"
+        restored = other(images(2, 7, 12))
+        assert restored.shape[1] == 7, f"{name}: 7 bands became {restored.shape[1]}"
+        assert torch.isfinite(restored).all(), f"{name}: not finite with other bands"
+
+
 def check_values(name: str) -> None:
     """No value is clipped on its way: outside of 0 to 1, each still moves the output."""
     x = images(1, 4, 12).mul(2).requires_grad_()
@@ -535,6 +590,11 @@ def check_method(name: str, model: str) -> None:
     Raises:
         AssertionError: a promise of ``methods/_apply.py`` is broken; the message says which.
     """
+    if stage(name) in TRAINING_STAGES:
+        check_refusal(name, model)  # there is nothing to be applied
+        if stage(name) == "distill":
+            check_distillation(name, model)
+        return
     if not serves(name, model):
         check_refusal(name, model)
         return
@@ -575,6 +635,25 @@ def check_refusal(name: str, model: str) -> None:
         assert error.fix, f"{name}: refuses {model} without saying what to do"
         return
     raise AssertionError(f"{name} serves {model}, which its card does not name")
+
+
+def check_distillation(name: str, model: str) -> None:
+    """A teacher's answers move the same weights as labels do, and more so where they say something else."""
+    distillation = Distillation.of(name, {})
+    student, x = _without_dropout(make(model)).train(), images(8, 4, 15)
+    distillation.prepare(student)
+    silent = _silent_in_training(make(model))
+    chance = torch.Generator().manual_seed(3)
+    said = torch.randn(8, CLASSES, generator=chance)
+    levels = student.forward_levels(x) if distillation.reads_levels else None
+    theirs = None if levels is None else [level.detach() + 1 for level in levels]
+    own = Answer(student(x), levels)
+    targets = ClassTargets(torch.arange(8) % CLASSES)
+    losses = [distillation.loss(own, Answer(one, theirs), targets) for one in (said, -said)]
+    assert all(loss.isfinite() and loss.ndim == 0 for loss in losses), f"{name}: {losses}"
+    assert not torch.equal(*losses), f"{name} on {model}: does not listen to the teacher"
+    losses[0].backward()
+    assert set(silent_parameters(student)) <= silent, f"{name} on {model}: no gradient reaches all"
 
 
 def check_method_scores(name: str, model: str) -> None:
@@ -676,9 +755,12 @@ def check_method_effect(name: str, model: str) -> None:
     what = f"{name} on {model}"
     if stage(name) == "adapt":
         _check_adapters(make(model).eval(), new.eval(), what)
+    elif stage(name) == "prune":
+        counts = [sum(p.numel() for p in net.parameters()) for net in (new, make(model))]
+        assert counts[0] < counts[1], f"{what}: as many parameters as before"
     elif stage(name) == "reduce":
         _check_reducers(new.eval(), report.rows, what)
-    else:
+    elif stage(name) == "quantize":
         _check_quantizers(new.eval(), what)
 
 
@@ -773,11 +855,14 @@ def _tensors(features: object) -> list[Tensor]:
 
 CHECKS: tuple[Callable[[str], None], ...] = (
     check_sizes_and_bands,
+    check_oblong,
     check_variation,
     check_gradients,
+    check_frozen,
     check_evaluation,
     check_single_image,
     check_saving,
+    check_loading,
     check_features,
     check_head,
     check_weight_decay,
@@ -795,10 +880,13 @@ RESTORER_CHECKS: tuple[Callable[[str], None], ...] = (
     check_values,
     check_variation,
     check_gradients,
+    check_frozen,
     check_evaluation,
     check_single_image,
     check_saving,
+    check_restorer_loading,
     check_weight_decay,
+    check_bands_parameters,
     check_checkpointing,
     check_bfloat16,
 )

@@ -1,8 +1,11 @@
 import csv
 import json
 
+import pytest
 from PIL import Image
 
+from vitreous.cli.options import read_image_size
+from vitreous.errors import VitreousError
 from vitreous.inference.bench import Setting, measure
 
 
@@ -12,7 +15,7 @@ def test_models_are_compared(cli, tmp_path):
         "5",
         "--image-size",
         "12",
-        "--batch",
+        "--batch-size",
         "2",
         "--repeats",
         "3",
@@ -33,6 +36,38 @@ def test_models_are_compared(cli, tmp_path):
     assert float(row["low"]) <= float(row["milliseconds"]) <= float(row["high"])
     assert float(row["pixels_per_second"]) == 144 * float(row["images_per_second"])
     assert Image.open(picture).size[0] > 500
+
+
+def test_oblong_images_cost_by_their_pixels():
+    wide, tall, square = (
+        measure(Setting("convnext_test", 3, size, 2, 3, num_classes=4, threads=1))
+        for size in ((128, 256), (256, 128), 256)
+    )
+    assert wide.macs == tall.macs
+    assert wide.macs == pytest.approx(square.macs / 2, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("24", 24),
+        ("24x36", (24, 36)),
+        ("24,36", (24, 36)),
+        (" 24 X 36 ".lower(), (24, 36)),
+        ("24×24", 24),
+    ],
+)
+def test_image_sizes_are_read(text, size):
+    assert read_image_size(text) == size
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "24x", "24x36x3", "24.5", "-24", "24 36", "0", "24x0", "9999", "1e2", "²"]
+)
+def test_what_is_no_image_size_is_refused(text):
+    with pytest.raises(VitreousError, match="--image-size") as refused:
+        read_image_size(text)
+    assert refused.value.fix
 
 
 def test_training_costs_more_than_prediction():

@@ -6,10 +6,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from fixtures_reader import load_fixture
+from smooth_scene import restore_settings, write_smooth_scene
 from tiny_scene import tiny_recipe, write_scene
 from vitreous.cli.main import app
 from vitreous.errors import ModelError
-from vitreous.recipe import Recipe
+from vitreous.recipe import Recipe, RestoreRecipe, make_recipe
+from vitreous.tasks import restore
 from vitreous.tasks.classify import train
 from vitreous.tasks.runs import load_run
 from vitreous.tasks.weights import load_model
@@ -48,7 +51,7 @@ def test_a_file_is_converted_and_every_tensor_told(published, tmp_path):
 
 def test_the_table_says_what_was_done(published):
     done = _convert(
-        "w.pth", "--model", "vit_test", "--image-size", 33, "--bands", 5, "--classes", 2,
+        "w.pth", "--model", "vit_test", "--image-size", 33, "--bands", 5, "--num-classes", 2,
         "-o", "o.safetensors",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
@@ -78,7 +81,7 @@ def test_what_does_not_fit_ends_with_2_and_writes_nothing(published, cli, tmp_pa
         (["--model", "vit_test", "--wavelengths", "red"], "not a list of numbers"),
         (["--model", "vit_test", "--wavelengths", "0.665,0.56,0.49"], "looks like micrometres"),
         (["--model", "vit_test", "--wavelengths", "665,560"], "take 3 bands, but 2 are described"),
-        (["--model", "vit_test", "--bands", "5", "--method", "average"], "cannot be adapted"),
+        (["--model", "vit_test", "--bands", "5", "--adapt-bands", "average"], "cannot be adapted"),
         (["--model", "vit_test", "--model-args", "dept=3"], "no argument 'dept'"),
         (["--model", "vit_test", "-o", "w.pth"], "is the input file"),
         (["--model", "vit_test", "-o", "o.pth"], "Use the suffix .safetensors"),
@@ -123,3 +126,41 @@ def test_training_refuses_a_file_of_another_model(published, tmp_path):
 
 def test_the_help_of_init_names_both_kinds():
     assert ".safetensors" in str(Recipe.model_fields["init"].description)
+
+
+def test_a_model_is_made_for_oblong_images(published):
+    done = _convert("w.pth", "--model", "vit_test", "--image-size", "15x33", "-o", "o.safetensors")
+    assert done.exit_code == 0, done.output
+    assert "images of 15 x 33" in done.stdout
+    model, report = load_model("o.safetensors")
+    assert (model.size, report.made.image_size) == ((15, 33), (15, 33))
+    done = _convert("w.pth", "--model", "vit_test", "--image-size", "15x", "-o", "p.safetensors")
+    assert done.exit_code == 2
+    assert "--image-size '15x' is not an image size" in " ".join(done.output.split())
+
+
+def test_a_restorer_is_converted_and_trained_further(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fixture = load_fixture("essaformer")
+    torch.save(fixture["state_dict"], "w.pth")
+    arguments = {"dim": 16, "scale": 4}
+    words = [w for key, value in arguments.items() for w in ("--model-args", f"{key}={value}")]
+    done = _convert("w.pth", "--model", "essaformer_test", *words, "-o", "m.safetensors")
+    assert done.exit_code == 0, done.output
+    assert "essaformer_test: 6 bands" in done.stdout and "classes" not in done.stdout
+    settings = restore_settings(
+        tmp_path, scene=write_smooth_scene(tmp_path), model="essaformer_test", model_args=arguments,
+        init="m.safetensors", steps=1, learning_rate=1e-9, crop=8,
+    )  # fmt: skip
+    folder = restore.train(make_recipe(settings, RestoreRecipe), show=False)
+    trained = restore.load_run(folder).restorer.net.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            trained(fixture["input"]), fixture["output"], rtol=1e-3, atol=1e-4
+        )
+    for changes, said in (
+        ({"model": "essaformer_tiny", "model_args": {}}, "holds 'essaformer_test'"),
+        ({"model_args": {"dim": 8, "scale": 4}}, "with the same arguments"),
+    ):
+        with pytest.raises(ModelError, match=said):
+            restore.train(make_recipe({**settings, **changes}, RestoreRecipe), show=False)

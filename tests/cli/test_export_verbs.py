@@ -144,7 +144,7 @@ def test_a_pre_trained_run_is_not_exported(tmp_path):
 
 
 def test_export_says_what_it_wrote(place, run, tmp_path):
-    done = run_cli("export", run, "--format", "torch", "--output", tmp_path / "out")
+    done = run_cli("export", run, "--format", "torch", "--out", tmp_path / "out")
     assert done.exit_code == 0, done.output
     assert "patches.pt2" in done.output
     assert "100.00% identical classes" in done.output
@@ -162,10 +162,10 @@ def test_what_makes_no_sense_is_refused(place, run, tmp_path):
         (("export", forest), "'random_forest' is not a network"),
         (("export", run, "--format", "tflite"), "no format 'tflite'"),
         (("export", tmp_path), "is not a run folder"),
-        (("export", run, "--output", place), "is not an export"),
+        (("export", run, "--out", place), "is not an export"),
         (("predict", run, scene, "--runtime", "tensorrt"), "no runtime 'tensorrt'"),
         (("predict", forest, scene, "--runtime", "onnxruntime"), "is not a network"),
-        (("bench", "runs", run, "--runtimes", "torch,tensorrt"), "no runtime 'tensorrt'"),
+        (("bench", "runs", run, "--runtime", "torch,tensorrt"), "no runtime 'tensorrt'"),
         (("bench", "runs", run, "--plot", "x.doc"), ".png"),
     ):
         done = run_cli(*words)

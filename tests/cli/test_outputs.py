@@ -152,3 +152,30 @@ def test_hints_that_are_no_numbers_are_kept(tmp_path):
     run = classify.train(recipe, show=False)
     assert classify.load_run(run).recipe.hints == {"nodata": "nan"}
     assert np.isfinite(classify.evaluate(run)["systems"][0]["test"]["oa"])
+
+
+def test_an_option_has_one_name_in_all_verbs_and_one_meaning():
+    from typer.main import get_command
+
+    names: dict[str, set[tuple[str, ...]]] = {}
+    meanings: dict[str, set[str]] = {}
+
+    def collect(command):
+        for below in getattr(command, "commands", {}).values():
+            collect(below)
+        for option in command.params:
+            if option.param_type_name == "option" and not hasattr(command, "commands"):
+                names.setdefault(option.name, set()).add(tuple(option.opts))
+                for word in option.opts:
+                    meanings.setdefault(word, set()).add(option.name)
+
+    collect(get_command(app))
+    assert len(names) > 80
+    assert {name: words for name, words in names.items() if len(words) > 1} == {}
+    meanings["--range"].discard("per")  # 'range' is a word of Python
+    assert {word: found for word, found in meanings.items() if len(found) > 1} == {}
+    assert names["out"] == {("-o", "--out")}
+    assert names["settings"] == {("--set",)}
+    assert names["hints"] == {("--hints",)}
+    # What the same thing was called in some verbs.
+    assert not {"--output", "--hint", "--args", "--kind", "--batch", "--runtimes"} & set(meanings)

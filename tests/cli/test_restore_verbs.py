@@ -114,9 +114,9 @@ def test_help_shows_every_setting(verb):
             ["degrade", "indian_pines", "-o", "o.png"],
             "does not have the suffix of a writable format",
         ),
-        (["degrade", "indian_pines", "-o", "o.tif", "--kind", "gausian"], "gaussian"),
-        (["degrade", "indian_pines", "-o", "o.tif", "--args", "sigma"], "KEY=VALUE"),
-        (["degrade", "indian_pines", "-o", "o.tif", "--args", "sigma=-1"], "negative"),
+        (["degrade", "indian_pines", "-o", "o.tif", "--degradation", "gausian"], "gaussian"),
+        (["degrade", "indian_pines", "-o", "o.tif", "--set", "sigma"], "KEY=VALUE"),
+        (["degrade", "indian_pines", "-o", "o.tif", "--set", "sigma=-1"], "negative"),
         (["degrade", "indian_pines", "-o", "o.tif", "--range", "bnd"], "'band'"),
     ],
 )
@@ -218,9 +218,9 @@ def test_nothing_writes_over_the_scene_that_it_reads(trained, place, tmp_path):
 
 def test_degrade_writes_a_spoilt_scene_of_the_same_place(tmp_path, place):
     out, again, other = (tmp_path / name for name in ("a.tif", "b.npy", "c.tif"))
-    assert said("degrade", place, "-o", out, "--args", "sigma=25").strip() == str(out)
-    said("degrade", place, "-o", again, "--args", "sigma=25")
-    said("degrade", place, "-o", other, "--args", "sigma=25", "--seed", 1)
+    assert said("degrade", place, "-o", out, "--set", "sigma=25").strip() == str(out)
+    said("degrade", place, "-o", again, "--set", "sigma=25")
+    said("degrade", place, "-o", other, "--set", "sigma=25", "--seed", 1)
     clean, spoilt = open_scene(place), open_scene(out)
     np.testing.assert_array_equal(spoilt.values, open_scene(again).values)
     assert not np.array_equal(spoilt.values, open_scene(other).values)
@@ -228,7 +228,7 @@ def test_degrade_writes_a_spoilt_scene_of_the_same_place(tmp_path, place):
     noise = (spoilt.values - clean.values).std((1, 2)) / np.ptp(clean.values, (1, 2))
     np.testing.assert_allclose(noise, 25 / 255, rtol=0.05)
     per_scene = tmp_path / "d.tif"
-    said("degrade", place, "-o", per_scene, "--args", "sigma=25", "--range", "scene")
+    said("degrade", place, "-o", per_scene, "--set", "sigma=25", "--range", "scene")
     levels = (open_scene(per_scene).values - clean.values).std((1, 2))
     np.testing.assert_allclose(levels, levels.mean(), rtol=0.05)
 
@@ -239,12 +239,12 @@ def test_degrade_makes_coarser_scenes_without_inventing_pixels(tmp_path, place):
     holed = write_smooth_scene(tmp_path, cube)
     for kind, factor in (("gaussian", 1), ("downsample", 4)):
         out = tmp_path / f"{kind}.tif"
-        said("degrade", holed, "-o", out, "--kind", kind)
+        said("degrade", holed, "-o", out, "--degradation", kind)
         scene = open_scene(out)
         assert scene.shape == (6, 40 // factor, 96 // factor)
         invalid = np.isnan(read_window(scene, slice(None), slice(None))[0])
         assert np.argwhere(invalid).tolist() == [[9 // factor, 10 // factor]]
-    assert "coarser" in refused("degrade", write_smooth_scene(tmp_path / "tiny", cube[:, :3]), "-o", out, "--kind", "downsample")  # fmt: skip
+    assert "coarser" in refused("degrade", write_smooth_scene(tmp_path / "tiny", cube[:, :3]), "-o", out, "--degradation", "downsample")  # fmt: skip
 
 
 # -- going on ---------------------------------------------------------------------------------------------

@@ -30,6 +30,9 @@ CHANGES = {
     "adapt_args": ("bottleneck=8", {"bottleneck": 8}),
     "reduce": ("evit", "evit"),
     "reduce_args": ("keep_rate=0.5", {"keep_rate": 0.5}),
+    "teacher": ("runs/classify/t", "runs/classify/t"),
+    "distill": ("deit_soft", "deit_soft"),
+    "distill_args": ("weight=0.5", {"weight": 0.5}),
     "reduction": ("none", "none"),
     "padding": ("zero", "zero"),
     "schedule": ("cyclic", "cyclic"),
@@ -51,6 +54,9 @@ TOGETHER = {
     "test_labels": ["--split", "files"],
     "adapt_args": ["--adapt", "adaptformer_only"],
     "reduce_args": ["--reduce", "evit"],
+    "teacher": ["--distill", "deit_hard"],
+    "distill": ["--teacher", "runs/t"],
+    "distill_args": ["--teacher", "runs/t", "--distill", "deit_hard"],
 }
 
 

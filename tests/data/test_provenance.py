@@ -18,11 +18,10 @@ from vitreous.data.provenance import (
     pack,
     provenance_from_json,
     provenance_to_json,
-    split_leakage,
     start_leakage,
     unpack,
 )
-from vitreous.data.splits import Split
+from vitreous.data.roles import Split
 from vitreous.errors import CheckpointError
 
 HERE = Ground("here", 40, 50)
@@ -113,10 +112,6 @@ def test_shares_tell_labelled_pixels_patches_and_unlabelled_ground_apart():
     ):
         assert words in told
     assert found.to_json() == json.loads(json.dumps(found.to_json()))
-    split = split_of(now)
-    own = split.near_training(3)[test]
-    assert split_leakage(split, 3, seen) == pytest.approx((own | seen).mean())
-    assert split_leakage(split, 3, np.zeros_like(seen)) == pytest.approx(split.leakage(3))
 
 
 def test_nothing_seen_is_said_by_nothing():

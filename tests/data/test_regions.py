@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from areas import labelled_area, packed
 from vitreous.data.regions import (
     SIDES,
     PixelRegions,
@@ -29,9 +30,8 @@ def regions_of(height, width, pixels, *, half, margin, side, padding="reflect"):
     """Pixel ``p`` has class ``p``, so that batches can be traced back; values name their place."""
     cube = np.arange(1, 2 * height * width + 1, dtype=np.float32).reshape(2, height, width)
     padded = pad_border(cube, margin, padding)
-    regions = PixelRegions(
-        torch.from_numpy(padded), pixels, pixels, width=width, half=half, margin=margin, side=side
-    )
+    area = labelled_area(padded, pixels, pixels, width)
+    regions = PixelRegions([area], half=half, margin=margin, side=side)
     return regions, padded
 
 
@@ -81,7 +81,7 @@ def test_every_pixel_once_with_its_own_patch(scene, half, extra, side, batch_siz
 def test_without_a_generator_the_order_is_the_scenes():
     regions, _ = regions_of(8, 9, np.arange(72), half=1, margin=1, side=1)
     plan = regions.plan(10)
-    assert [int(members[0]) for group in plan for _, _, members in group] == list(range(72))
+    assert [int(members[0]) for group in plan for *_, members in group] == list(range(72))
 
 
 @pytest.mark.parametrize("side", [1, 4, 11])
@@ -129,11 +129,11 @@ def test_the_grid_of_regions_shifts_only_with_a_generator():
     pixels = np.arange(400)
     regions, _ = regions_of(20, 20, pixels, half=0, margin=0, side=8)
     corners = {
-        tuple(sorted({(top % 8, left % 8) for group in plan for top, left, _ in group}))
+        tuple(sorted({(top % 8, left % 8) for group in plan for _, top, left, _ in group}))
         for plan in (regions.plan(400, torch.Generator().manual_seed(seed)) for seed in range(20))
     }
     assert len(corners) > 5
-    assert {(t % 8, x % 8) for g in regions.plan(400) for t, x, _ in g} == {(0, 0)}
+    assert {(t % 8, x % 8) for g in regions.plan(400) for _, t, x, _ in g} == {(0, 0)}
 
 
 @pytest.mark.parametrize("padding", ["reflect", "zero"])
@@ -190,25 +190,25 @@ def test_the_border_is_the_one_that_maps_are_made_with(height, width, padding):
 
 def test_best_side():
     dense, lone = np.arange(100 * 100), np.array([0, 5050, 9999])
-    assert best_side(lone, (100, 100), margin=10, most=1000) == 1
-    assert best_side(dense, (100, 100), margin=10, most=100_000) == 100
-    assert best_side(dense, (100, 100), margin=10, most=1) == 1
+    assert best_side([packed(lone, (100, 100))], margin=10, most=1000) == 1
+    assert best_side([packed(dense, (100, 100))], margin=10, most=100_000) == 100
+    assert best_side([packed(dense, (100, 100))], margin=10, most=1) == 1
     # Larger scenes are never taken whole: their regions would strain memory.
     wide = np.arange(4 * 5000)
-    assert best_side(wide, (4, 5000), margin=10, most=100_000) in (1, *SIDES)
+    assert best_side([packed(wide, (4, 5000))], margin=10, most=100_000) in (1, *SIDES)
 
 
 @pytest.mark.parametrize("scene", [120, 600])
 def test_a_batch_is_drawn_from_many_places(scene):
     """Of a class map in stripes, every batch has most classes: steps on one place unlearn the others."""
     pixels = np.arange(0, scene * scene, 7)
-    side = best_side(pixels, (scene, scene), margin=2, most=512)
+    side = best_side([packed(pixels, (scene, scene))], margin=2, most=512)
     regions, _ = regions_of(scene, scene, pixels, half=1, margin=2, side=side)
     plan = regions.plan(512, torch.Generator().manual_seed(0))
-    full = [group for group in plan if sum(len(m) for _, _, m in group) > 400]
+    full = [group for group in plan if sum(len(m) for *_, m in group) > 400]
     assert len(full) > len(plan) / 2
     for group in full:
-        members = torch.cat([m for _, _, m in group])
+        members = torch.cat([m for *_, m in group])
         stripes = (regions.rows[members] * 8 // scene).bincount(minlength=8)
         assert (stripes > 0).sum() >= 6
 
@@ -217,7 +217,7 @@ def test_a_batch_is_drawn_from_many_places(scene):
 @given(labelled(), st.integers(0, 6), st.integers(1, 200))
 def test_the_best_side_computes_no_more_than_single_patches(scene, margin, most):
     height, width, pixels = scene
-    side = best_side(pixels, (height, width), margin, most)
+    side = best_side([packed(pixels, (height, width))], margin, most)
 
     def computed(side):
         regions, _ = regions_of(height, width, pixels, half=0, margin=margin, side=side)

@@ -10,12 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitreous.data.blocks import make_grid
+from vitreous.data.blocks import TEST, TRAIN, VAL, make_grid
+from vitreous.data.roles import Split
 from vitreous.data.splits import (
-    TEST,
-    TRAIN,
-    VAL,
-    Split,
     buffered_blocks,
     fixed_split,
     make_split,
@@ -486,14 +483,14 @@ def test_a_split_by_blocks_is_resampled_by_its_own():
 
 
 def test_other_splits_are_resampled_by_blocks_of_a_patch_and_many_blocks_are_joined(monkeypatch):
-    from vitreous.data import splits
+    from vitreous.data import roles
 
     labels = np.kron(np.arange(36).reshape(6, 6) % 3 + 1, np.ones((8, 8), dtype=int))
     split = stratified_random(labels, train_fraction=0.3)
     split.params["patch_size"] = 11
     pixels = split.pixels(TEST)
     assert split.blocks_of(pixels).side == 11
-    monkeypatch.setattr(splits, "MOST_BLOCKS", 5)
+    monkeypatch.setattr(roles, "MOST_BLOCKS", 5)
     joined = split.blocks_of(pixels)
     assert joined.side == 44
     assert len(np.unique(joined.of_pixel)) == 4

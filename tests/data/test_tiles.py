@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from areas import labelled_area
+from vitreous.data.regions import read_square
 from vitreous.data.tiles import TILES, TilePixels
 
 HEIGHT, WIDTH, MARGIN, SIDE = 37, 52, 3, 10
@@ -17,8 +19,7 @@ def tiles_of(pixels, seen=None):
     cube[0, MARGIN:-MARGIN, MARGIN:-MARGIN] = np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) + 1
     if seen is not None:
         cube[:, MARGIN:-MARGIN, MARGIN:-MARGIN] *= seen
-    facts = {"width": WIDTH, "half": 0, "margin": MARGIN, "side": SIDE}
-    return TilePixels(torch.from_numpy(cube), pixels, pixels, **facts)
+    return TilePixels([labelled_area(cube, pixels, pixels, WIDTH)], margin=MARGIN, side=SIDE)
 
 
 def a_few(count=90):
@@ -50,7 +51,7 @@ def test_batches_are_of_several_tiles_and_nearly_equal():
 
 def test_a_tile_is_never_divided():
     tiles = tiles_of(np.arange(HEIGHT * WIDTH))
-    places = [(top, left) for group in tiles.plan(1) for top, left, _ in group]
+    places = [(top, left) for group in tiles.plan(1) for _, top, left, _ in group]
     assert len(places) == len(set(places)) == 4 * 6
 
 
@@ -61,7 +62,7 @@ def test_the_grid_moves_from_pass_to_pass():
         (top % SIDE, left % SIDE)
         for _ in range(20)
         for group in tiles.plan(1, generator)
-        for top, left, _ in group
+        for _, top, left, _ in group
     }
     assert len(offsets) > 10
 
@@ -103,8 +104,8 @@ def test_what_may_be_seen_stays_as_it_is():
     tiles = tiles_of(pixels, seen)
     for group in tiles.plan(64):
         filled = tiles.collate(group).regions
-        for (top, left, _), tile in zip(group, filled, strict=True):
-            plain = tiles._crop(top, left, SIDE + 2 * MARGIN)
+        for (_, top, left, _), tile in zip(group, filled, strict=True):
+            plain = read_square(tiles.areas[0].cube, top, left, SIDE + 2 * MARGIN)
             kept = plain != 0
             assert torch.equal(tile[kept], plain[kept])
 
@@ -112,7 +113,7 @@ def test_what_may_be_seen_stays_as_it_is():
 def test_the_cube_is_left_alone():
     pixels = a_few(20)
     tiles = tiles_of(pixels, surroundings(pixels))
-    before = tiles.cube.clone()
+    before = tiles.areas[0].cube.clone()
     for group in tiles.plan(64):
         tiles.collate(group, torch.Generator().manual_seed(0))
-    assert torch.equal(tiles.cube, before)
+    assert torch.equal(tiles.areas[0].cube, before)

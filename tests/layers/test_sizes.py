@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from vitreous.catalog.registry import check_system, create_model
+from vitreous.checkpoints.tensors import load_tensors
 from vitreous.errors import ModelError
 from vitreous.layers.backbone import stem_stride
 from vitreous.layers.decoders import DECODERS, DenseNet
 from vitreous.layers.sizes import as_size, plain_size
 from vitreous.layers.windows import DistanceBias, RelativePositionBias
-from vitreous.tasks.checkpoint import load_tensors
 from vitreous.tasks.weights import load_model, save_model
 from vitreous.testing import images, make
 
@@ -44,7 +44,7 @@ def test_a_square_given_as_two_sides_is_its_side():
 @pytest.mark.parametrize(
     "given",
     [(), (9,), (9, 9, 9), (0, 9), (9, -1), (9, 4097), (True, 9), (9, 9.0), (9.5, 9), ("9", 9), "99", "9x9",
-     {9: 9}, {9, 12}, (9, None), (float("nan"), 9), (9, (9, 9)), np.ones((2, 2), int), np.array([9.0, 9.0]), object()],
+     {9: 9}, {9, 12}, (9, None), (float("nan"), 9), (9, (9, 9)), np.ones((2, 2), int), np.array([9.0, 9.0]), object],
     ids=str,
 )  # fmt: skip
 def test_what_is_no_size_is_refused_in_words(given):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import vitreous
+from vitreous.catalog.registry import list_models
 from vitreous.errors import ModelError
 from vitreous.layers.attention import AttentionCore
 from vitreous.layers.positions import Positions
@@ -71,6 +72,19 @@ def test_every_core_over_a_grid_tells_its_sizes(name):
             cells = grid[0] * grid[1] * getattr(network, "stacked", 1)
             assert shape[-1] - cells in (0, 1), (at, shape, grid)
             assert grid[0] < grid[1] or ".inner" in at, (at, grid)
+
+
+@pytest.mark.parametrize("name", list_models("*_test", kind="model"))
+@torch.no_grad()
+def test_every_core_of_every_architecture_tells_its_sizes(name):
+    network, x = make(name).eval(), images(1, 4, 15)
+    cores = [m for m in network.modules() if isinstance(m, AttentionCore)]
+    for core in cores:
+        core.set_submodule("scores", Recorded(1))
+    network(x)
+    for core in cores:
+        for shape, (rows, columns) in core.scores.seen:
+            assert rows * columns * getattr(network, "stacked", 1) in {*shape, shape[-1] - 1}
 
 
 @torch.no_grad()

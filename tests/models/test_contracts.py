@@ -1,5 +1,8 @@
 """Promises of every architecture beyond the conformance matrix: features instead of classes, and images of other shapes."""
 
+from types import SimpleNamespace
+from typing import ClassVar
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -7,7 +10,9 @@ from safetensors.torch import load_file
 from vitreous import testing
 from vitreous.catalog.registry import cards, create_model
 from vitreous.errors import ModelError
-from vitreous.tasks.weights import load_model, save_model
+from vitreous.layers.backbone import Backbone, FeatureInfo
+from vitreous.layers.bands import Bands
+from vitreous.tasks.weights import _adapt, _count_bands, load_model, save_model
 
 SLUGS = [entry.slug for entry in cards() if entry.kind == "model"]
 TWO_HEADED = [
@@ -129,3 +134,98 @@ def test_images_smaller_than_a_token_are_refused_in_words(slug):
         with pytest.raises(ModelError, match=f"needs images of {net.least_size} pixels"):
             call(small)
     net(testing.images(1, 4, net.least_size))
+
+
+# -- the checks themselves ----------------------------------------------------------------------------------
+
+
+class Bandwise(Backbone):
+    """A network whose bands are on the first axis of what it learns of them, and whose stem may stay as it was."""
+
+    band_parameters = ("gain", "table")
+    band_axes: ClassVar[dict[str, int]] = {"gain": 0, "table": 0}
+    any_size = True
+
+    def __init__(self, bands, image_size=15, frozen=()):
+        super().__init__(bands, testing.CLASSES, image_size)
+        self.num_features, self.frozen = 6, frozen
+        self.feature_info = [FeatureInfo(6, 1)]
+        self.gain = torch.nn.Parameter(torch.ones(bands))
+        self.table = torch.nn.Parameter(torch.randn(bands, 6))
+        self.stem_norm = torch.nn.BatchNorm2d(6)
+        self.head = self.make_head(testing.CLASSES)
+
+    def level_maps(self, x):
+        return [self.stem_norm(torch.einsum("bchw,c,cd->bdhw", x, self.gain, self.table))]
+
+    def forward_features(self, x):
+        return self.level_maps(x)[0]
+
+    def forward_head(self, features):
+        return self.head(features.mean((2, 3)))
+
+
+@pytest.fixture
+def bandwise(monkeypatch):
+    """Give the checks this network, whatever they ask for."""
+
+    def use(**settings):
+        def made(name, *, bands=4, image_size=15, seed=0):
+            torch.manual_seed(seed)
+            return Bandwise(bands, image_size, **settings)
+
+        monkeypatch.setattr(testing, "network", made)
+
+    return use
+
+
+def test_the_matrix_knows_band_axes_other_than_the_second(bandwise, monkeypatch):
+    bandwise()
+    testing.check_bands_parameters("bandwise_test")
+    monkeypatch.setattr(Bandwise, "band_axes", {"gain": 0})
+    with pytest.raises(AssertionError, match=r"axes \[0\] of table"):
+        testing.check_bands_parameters("bandwise_test")
+    monkeypatch.setattr(Bandwise, "band_axes", {"gain": 0, "table": 0, "head.bias": 0})
+    with pytest.raises(AssertionError, match="of no parameter"):
+        testing.check_bands_parameters("bandwise_test")
+
+
+def test_the_matrix_expects_no_gradients_of_what_is_frozen(bandwise, monkeypatch):
+    bandwise(frozen=("stem_norm", "gain"))
+    testing.check_gradients("bandwise_test")
+    testing.check_frozen("bandwise_test")
+    bandwise(frozen=("stem_nrm",))
+    with pytest.raises(AssertionError, match="does not have"):
+        testing.check_frozen("bandwise_test")
+    bandwise(frozen=("*",))
+    with pytest.raises(AssertionError, match="all of it is frozen"):
+        testing.check_frozen("bandwise_test")
+    bandwise(frozen=("stem_norm", "gain"))
+    monkeypatch.setattr(Bandwise, "train", torch.nn.Module.train)  # which forgets what is frozen
+    with pytest.raises(AssertionError, match=r"changes \['gain', 'stem_norm.*which is frozen"):
+        testing.check_frozen("bandwise_test")
+
+
+def test_the_matrix_finds_what_is_confused_on_oblong_images(bandwise, monkeypatch):
+    bandwise()
+    testing.check_oblong("bandwise_test")
+    whole = Bandwise.level_maps
+    for wrong, said in (
+        (lambda self, x: whole(self, x.transpose(2, 3)), "cells of"),
+        (lambda self, x: whole(self, x[..., : x.shape[2]]), "every column"),
+        (lambda self, x: whole(self, x[:, :, : x.shape[3]]), "every row"),
+    ):
+        monkeypatch.setattr(Bandwise, "level_maps", wrong)
+        with pytest.raises(AssertionError, match=said):
+            testing.check_oblong("bandwise_test")
+
+
+def test_weights_of_bands_on_the_first_axis_are_adapted():
+    source, target = Bands(4, (450.0, 550.0, 650.0, 850.0)), Bands(2, (655.0, 455.0))
+    model = Bandwise(2)
+    weights = {key: value.clone() for key, value in Bandwise(4).state_dict().items()}
+    adapted, names, how, _ = _adapt(weights, model, source, target, "auto")
+    assert (names, how) == (["gain", "table"], "nearest")
+    assert adapted["gain"].shape == (2,) and adapted["table"].shape == (2, 6)
+    probe = SimpleNamespace(build_empty=lambda: model)
+    assert _count_bands({"table": torch.zeros(7, 6)}, probe) == 7

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from areas import labelled_area
 from tiny_scene import tiny_recipe, write_scene
 from vitreous.catalog.registry import cards
 from vitreous.data.regions import PixelRegions
@@ -77,7 +78,7 @@ def regions(count, side):
     pixels = np.arange(count) * 3
     cube = torch.zeros(2, 12, 90)
     classes = np.arange(count) % 2
-    return PixelRegions(cube, pixels, classes, width=84, half=1, margin=3, side=side)
+    return PixelRegions([labelled_area(cube, pixels, classes, 84)], half=1, margin=3, side=side)
 
 
 @pytest.mark.parametrize("side", [1, 16, 84])
@@ -89,7 +90,7 @@ def test_no_step_is_left_with_a_single_pixel(tmp_path, batch, side):
         data = regions(count, side)
         steps = []
         for group, parts in zip(*planned(data, recipe), strict=True):
-            pixels = sum(len(region[2]) for region in group)
+            pixels = sum(len(region.members) for region in group)
             steps += [-(-(pixels - part) // parts) for part in range(parts)]
         assert sum(steps) == count
         assert min(steps) >= 2, (count, steps)

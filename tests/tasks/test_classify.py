@@ -18,14 +18,14 @@ from tiny_scene import (
     tiny_scene,
     write_scene,
 )
+from vitreous.checkpoints.tensors import load_tensors
 from vitreous.data.blocks import TEST, TRAIN
-from vitreous.data.splits import Split
+from vitreous.data.roles import Split
 from vitreous.errors import ConfigError, ModelError, SplitError, VitreousError
 from vitreous.methods.reduce import evit
 from vitreous.scenes import geotiff, numpy_files
 from vitreous.scenes.cube import make_labels, make_scene, unlabelled_code
-from vitreous.tasks import classify
-from vitreous.tasks.checkpoint import load_tensors
+from vitreous.tasks import classify, training
 from vitreous.tasks.classify import class_weights, evaluate, train
 from vitreous.tasks.runs import load_run
 
@@ -408,7 +408,7 @@ def test_adapting_random_weights_is_said(tmp_path, places, plain, adapt, capsys)
 
 
 def test_a_quantized_run_is_no_start(tmp_path, places, plain, monkeypatch):
-    monkeypatch.setattr(classify, "has", lambda net, stage: stage == "quantize")
+    monkeypatch.setattr(training, "has", lambda net, stage: stage == "quantize")
     with pytest.raises(ModelError, match="is quantized") as caught:
         run(tmp_path, **places, init=str(plain))
     assert caught.value.fix
@@ -508,6 +508,15 @@ def test_a_network_trains_with_fewer_and_fewer_tokens(tmp_path, places):
     assert reducer.keep_rate == 0.5
     again = run(tmp_path, **places, **changed, name="again", init=str(path))
     assert load_run(again).methods == loaded.methods
+
+
+def test_a_network_that_labels_every_pixel_trains_with_fewer_tokens(tmp_path, places):
+    changed = {"model": "vit_test", "patch_size": 9, "mode": "dense", "tile_size": 18, "epochs": 2}
+    path = run(tmp_path, **places, **changed, reduce="tome", reduce_args={"r": 6})
+    loaded = load_run(path)
+    assert [entry["name"] for entry in loaded.methods] == ["tome"]
+    layers = [name for name, part in loaded.classifier.named_modules() if hasattr(part, "restore")]
+    assert layers == ["net.trunk.blocks.0.reducer", "net.trunk.blocks.1.reducer"]
 
 
 @pytest.mark.parametrize(

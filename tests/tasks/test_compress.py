@@ -15,7 +15,7 @@ from vitreous.errors import ConfigError, ModelError, VitreousError
 from vitreous.layers.quantize import quantized_layers
 from vitreous.tasks.classify import evaluate, train
 from vitreous.tasks.compress import calibration_batches, compress, sensitivity
-from vitreous.tasks.labelled import open_labelled
+from vitreous.tasks.labelled import open_data
 from vitreous.tasks.runs import load_run
 
 VIT = {"model": "vit_test", "patch_size": 9, "mode": "patch"}
@@ -82,12 +82,12 @@ def test_the_report_shows_it(quantized):
 
 def test_calibration_is_what_training_sees(base):
     run = load_run(base)
-    data = open_labelled(run.recipe)
-    (batch,) = calibration_batches(run.classifier, data, run.split, 20, seed=0)
+    data = open_data(run.recipe)
+    (batch,) = calibration_batches(run.classifier, data, run.splits, 20, seed=0)
     assert batch.shape == (20, run.classifier.preprocess.channels, 9, 9)
     # The middle of each image is the preprocessed spectrum of a training pixel.
-    bands = run.classifier.contract.select(data.scene)
-    spectra = torch.from_numpy(data.scene.values[bands].astype(np.float32))[None]
+    bands = run.classifier.contract.select(data.first)
+    spectra = torch.from_numpy(data.first.values[bands].astype(np.float32))[None]
     channels = run.classifier.preprocess(spectra)[0].flatten(1).T
     training = channels[torch.from_numpy(run.split.pixels(1))]
     distance = torch.cdist(batch[:, :, 4, 4], training).min(1).values
@@ -126,8 +126,8 @@ def test_the_gate_backs_off_from_the_layers_that_do_not_bear_it(base, monkeypatc
 
 def test_sensitivity_finds_the_layer_that_matters(base, quantized):
     run = load_run(quantized.path)
-    data = open_labelled(run.recipe)
-    batches = calibration_batches(run.classifier, data, run.split, 16, seed=0)
+    data = open_data(run.recipe)
+    batches = calibration_batches(run.classifier, data, run.splits, 16, seed=0)
     with torch.no_grad():
         before = [run.classifier.net(batch) for batch in batches]
         layer = run.classifier.net.get_submodule("blocks.0.mlp.fc1")

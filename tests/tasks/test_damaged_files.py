@@ -10,9 +10,10 @@ import pytest
 
 from damage import changed, drawn, mutate_header, mutate_json, only_told
 from tiny_scene import tiny_labels, tiny_recipe, tiny_scene, write_scene
+from vitreous.checkpoints.tensors import load_tensors, save_tensors
 from vitreous.cli.recipes import resumed_recipe
-from vitreous.data import splits
-from vitreous.data.splits import Split
+from vitreous.data import split_files
+from vitreous.data.roles import Split
 from vitreous.errors import CheckpointError, VitreousError
 from vitreous.files import is_unfinished, task_of
 from vitreous.inference.restore import restored_scene
@@ -20,7 +21,6 @@ from vitreous.inference.runtimes import load_exported
 from vitreous.recipe import PretrainRecipe, Recipe, RestoreRecipe, make_recipe
 from vitreous.report.record import read_record
 from vitreous.tasks import bench, classify, loop, pretrain, restore
-from vitreous.tasks.checkpoint import load_tensors, save_tensors
 from vitreous.tasks.compress import compress
 from vitreous.tasks.export import export_run
 from vitreous.tasks.runs import load_run
@@ -158,7 +158,7 @@ def test_splits(copied, monkeypatch):
         assert only_told(lambda: Split.load(path), f"cut to {length}")
     told = {"schema": 1, "method": split.method, "params": split.params, "seed": 0, "hash": "x"}
     for what, value in drawn(told, COUNT):
-        monkeypatch.setattr(splits.json, "dumps", lambda *_, value=value, **__: _dumped(value))
+        monkeypatch.setattr(split_files.json, "dumps", lambda *_, value=value, **__: _dumped(value))
         split.save(path)
         monkeypatch.undo()
         only_told(lambda: classify.evaluate(run), f"split {what}")

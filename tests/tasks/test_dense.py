@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 
+from areas import labelled_area
 from tiny_scene import tiny_cube, tiny_labels, tiny_recipe, tiny_settings, write_scene
+from vitreous.checkpoints.tensors import load_tensors, save_tensors
 from vitreous.data.blocks import TEST, TRAIN
-from vitreous.data.splits import Split
+from vitreous.data.roles import Split
 from vitreous.data.tiles import TilePixels
 from vitreous.errors import CheckpointError, ConfigError, ModelError
 from vitreous.inference.dense_classifier import DenseClassifier
 from vitreous.recipe import make_recipe
 from vitreous.tasks import fit, loop
-from vitreous.tasks.checkpoint import load_tensors, save_tensors
 from vitreous.tasks.classify import evaluate, train
 from vitreous.tasks.runs import load_run
 
@@ -188,8 +189,9 @@ def test_from_the_command_line(cli, tmp_path, places):
 @pytest.mark.parametrize("passes", [1, 3])
 def test_automatic_epochs_count_steps_on_tiles(passes):
     pixels = np.arange(0, 60 * 60, 7)
-    facts = {"width": 60, "half": 0, "margin": 1, "side": 14}
-    tiles = TilePixels(torch.zeros(1, 62, 62), pixels, pixels % 3, **facts)
+    tiles = TilePixels(
+        [labelled_area(torch.zeros(1, 62, 62), pixels, pixels % 3, 60)], margin=1, side=14
+    )
     recipe = make_recipe({"mode": "dense", "passes": passes})
     epochs = fit.automatic_epochs(tiles, recipe)
     taken = epochs * passes * len(tiles.plan(recipe.batch_size))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import random
 import signal
 import subprocess
@@ -17,13 +18,18 @@ import torch
 
 from run_folders import command, equal, history, stopped_after_saving, weights
 from tiny_scene import tiny_recipe, tiny_settings, write_scene
+from vitreous.checkpoints.tensors import load_state
+from vitreous.data.roles import Split, Splits
 from vitreous.errors import ConfigError, VitreousError
 from vitreous.methods.adapt import lora
 from vitreous.tasks import classify, fit, loop
-from vitreous.tasks.checkpoint import load_state
 from vitreous.tasks.classify import train
+from vitreous.tasks.division import measured_contract
+from vitreous.tasks.labelled import open_data
 from vitreous.tasks.runs import load_run
 from vitreous.tasks.schedules import cosine, cycle_progress, cyclic_rate
+from vitreous.tasks.scoring import test_figures
+from vitreous.tasks.training import fit_estimator
 
 LOLA = {"model": "lola_specvit_test", "patch_size": 5}
 
@@ -120,19 +126,69 @@ def test_two_processes_train_one_run(tmp_path, places):
     assert np.isfinite(load_run(runs[0]).classifier.classify(window)).all()
 
 
+SCRIPT = """
+import json, os, sys
+import vitreous
+
+before = dict(os.environ)
+recipe = vitreous.make_recipe(json.loads(sys.argv[1]))
+names = [vitreous.train(recipe, show=False).name for _ in range(2)]
+assert dict(os.environ) == before, os.environ.keys() ^ before.keys()
+with open(sys.argv[2], "a") as said:
+    said.write(" ".join(names))
+"""
+
+
+def test_a_script_runs_once_however_many_processes_train(tmp_path, places):
+    """Not once per process, and it goes on after training, with the environment as it was."""
+    settings = tiny_settings(tmp_path, **places, devices=2, epochs=1)
+    (tmp_path / "script.py").write_text(SCRIPT)
+    words = [sys.executable, tmp_path / "script.py", json.dumps(settings), tmp_path / "said.txt"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "said.txt").read_text() == "run run-2"
+
+
+def test_a_further_process_that_fails_is_an_error_and_no_hang(tmp_path, places):
+    code = """
+import json, sys
+from vitreous.tasks import processes
+import vitreous
+
+processes.PATIENCE = 1.0
+sys.executable = "/bin/false"
+vitreous.train(vitreous.make_recipe(json.loads(sys.argv[1])), show=False)
+"""
+    settings = tiny_settings(tmp_path, **places, devices=2, epochs=1)
+    words = [sys.executable, "-c", code, json.dumps(settings)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2
+    assert "further processes has failed" in done.stderr
+
+
+def test_training_leaves_the_environment_as_it_was(tmp_path, places, monkeypatch):
+    monkeypatch.setenv("VITREOUS_RUN_FOLDER", "of somebody else")
+    before = dict(os.environ)
+    run(tmp_path, **places, epochs=1)
+    assert dict(os.environ) == before
+    with pytest.raises(ConfigError, match="no run to resume"):
+        run(tmp_path, **places, name="nowhere", resume=True)
+    assert dict(os.environ) == before
+
+
 def test_every_process_takes_as_many_steps(places):
     """Also where there are fewer batches than processes."""
+    from areas import labelled_area
     from vitreous.data.regions import PixelRegions
 
     pixels = np.arange(40)
-    regions = PixelRegions(
-        torch.zeros(1, 12, 12), pixels, pixels % 2, width=10, half=1, margin=1, side=1
-    )
+    area = labelled_area(torch.zeros(1, 12, 12), pixels, pixels % 2, 10)
+    regions = PixelRegions([area], half=1, margin=1, side=1)
     for world in (1, 2, 3, 7):
         recipe = tiny_recipe(Path(), **places, batch_size=16)
         parts = [fit.EpochBatches(regions, recipe, 0, rank, world) for rank in range(world)]
         assert len({len(part) for part in parts}) == 1
-        seen = torch.cat([batch.classes for part in parts for batch, _ in part])
+        seen = torch.cat([batch.regions.classes for part in parts for batch in part])
         assert len(seen) >= 40
         drawn = sorted(
             int(m) for part in parts for group in part.plan for *_, ms in group for m in ms
@@ -286,7 +342,7 @@ def test_refitting_trains_on_all_labels_for_as_many_epochs(tmp_path, places, thi
     folder = run(tmp_path, **places, **REFIT, report=True)
     assert [row["epoch"] for row in history(folder / "refit")] == ["1", "2", "3"]
     assert len(history(folder)) == 5
-    split = classify.Split.load(folder / "split.npz")
+    split = Split.load(folder / "split.npz")
     recipe = tiny_recipe(tmp_path, **places, **{**REFIT, "epochs": 3, "refit": False})
     data = classify.open_labelled(recipe)
     plain, _ = classify.fit_and_score(recipe, data, split.without_validation(), tmp_path / "plain")
@@ -328,12 +384,11 @@ def test_estimators_have_nothing_to_choose_and_learn_from_validation_pixels_too(
     beside = run(tmp_path, **places, **split, baselines=["svm"], epochs=1, name="beside")
     alone = run(tmp_path, **places, **split, model="svm", name="alone")
     recipe = tiny_recipe(tmp_path, **places, **split, model="svm")
-    data = classify.open_labelled(recipe)
-    drawn = classify.Split.load(alone / "split.npz")
-    by_hand = classify._fit_estimator(
-        "svm", recipe, data, drawn.without_validation(), classify._contract(data, drawn)
-    )
-    known = classify._test_figures(by_hand.classifier, data, drawn, data.class_names)["test"]
+    data = open_data(recipe)
+    drawn = Splits.load(alone / "split.npz")
+    contract = measured_contract(data, drawn)
+    by_hand = fit_estimator("svm", recipe, data, drawn.without_validation(), contract)
+    known = test_figures(by_hand.classifier, data, drawn)["test"]
     figures = [json.loads((path / "metrics.json").read_text())["systems"] for path in (beside, alone)]  # fmt: skip
     assert figures[0][1]["test"] == figures[1][0]["test"] == known
     assert figures[1][0]["val"] is None

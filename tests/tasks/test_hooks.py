@@ -15,7 +15,7 @@ from vitreous.catalog.registry import create_model
 from vitreous.errors import ModelError, VitreousError
 from vitreous.layers.frozen import averaged_copy
 from vitreous.recipe import RestoreRecipe, make_recipe
-from vitreous.tasks import classify, loop, restore
+from vitreous.tasks import classify, loop, restore, training
 from vitreous.tasks.classify import train
 from vitreous.tasks.hooks import Hooks
 
@@ -56,7 +56,7 @@ def inserted(monkeypatch):
     parts = []
 
     def insert(where, part):
-        freeze = classify._freeze
+        freeze = training._freeze
 
         def put(classifier, recipe):
             own = part()
@@ -65,7 +65,7 @@ def inserted(monkeypatch):
             classifier.net.set_submodule(where, nn.Sequential(old, own))
             freeze(classifier, recipe)
 
-        monkeypatch.setattr(classify, "_freeze", put)
+        monkeypatch.setattr(training, "_freeze", put)
         return parts
 
     return insert
@@ -248,7 +248,7 @@ def test_frozen_parts_stay_in_evaluation_mode_without_gradients():
 def test_frozen_parts_come_out_of_a_training_as_they_went_in(tmp_path, places, monkeypatch):
     """Weights and statistics alike, in the model and in its average, which shares what does not move."""
     seen = {}
-    freeze = classify._freeze
+    freeze = training._freeze
 
     def hold(classifier, recipe):
         classifier.net.frozen = ("patch_embed*",)
@@ -257,7 +257,7 @@ def test_frozen_parts_come_out_of_a_training_as_they_went_in(tmp_path, places, m
             {n: t.clone() for n, t in classifier.state_dict().items() if "patch_embed" in n}
         )
 
-    monkeypatch.setattr(classify, "_freeze", hold)
+    monkeypatch.setattr(training, "_freeze", hold)
     folder = run(tmp_path, **places, model="efficientformer_test", patch_size=9)
     after = weights(folder)
     assert any("running_mean" in name for name in seen)

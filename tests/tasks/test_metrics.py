@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from vitreous.data.splits import Blocks
+from vitreous.data.roles import Blocks
 from vitreous.errors import VitreousError
 from vitreous.tasks.metrics import confusion_of, oa_aa_kappa, scores
 

@@ -121,7 +121,7 @@ def test_what_is_no_picture_is_refused_in_words(folder):
 
 
 def test_an_empty_folder_is_refused_in_words(tmp_path):
-    with pytest.raises(VitreousError, match="no JPEG or PNG"):
+    with pytest.raises(VitreousError, match="no images in class folders"):
         read_image_folder(tmp_path, 8)
 
 

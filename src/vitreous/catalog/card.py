@@ -26,6 +26,11 @@ class Card:
         year: of publication.
         source_licence: licence of the authors' code (we re-implement; none of it is copied).
         tasks: what it can be trained for.
+        input: how a network reads the spectral axis: ``channels`` (any features in any order), ``bands`` (those of the
+            scene, each by itself or in their order), or ``wavelengths`` (bands whose centres it is told). Recipes reduce
+            channels to principal components by default, and leave bands as they are unless the card's own ``recipe``
+            names ``components``.
+        most_bands: bands that it can read one by one at reasonable cost, None for any number; more are reduced.
         models: of a method: the models that it serves, by shell patterns of their variants.
         stage: of a method: what its folder is called, which a method of another package says here where it does not
             lie in such a folder.
@@ -46,6 +51,8 @@ class Card:
     year: int = 0
     source_licence: str = ""
     tasks: list[str] = field(default_factory=list)
+    input: str = "channels"
+    most_bands: int | None = None
     models: list[str] = field(default_factory=list)
     stage: str = ""
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)

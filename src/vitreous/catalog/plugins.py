@@ -71,6 +71,15 @@ def rows(group: str, name: str, make: Callable[..., T]) -> Iterator[tuple[Source
             leave_out(source.package, source.module, error)
 
 
+def installed() -> dict[str, list[str]]:
+    """Return what other packages declare, in words by their names: ``systems: my_package.my_model``."""
+    found: dict[str, list[str]] = {}
+    for group in (SYSTEMS, TASKS, KINDS, READERS):
+        for source in sources(group):
+            found.setdefault(source.package, []).append(f"{group.split('.')[1]}: {source.module}")
+    return found
+
+
 def system_files(folder: Path) -> list[Path]:
     """Return the files of a folder that hold a system each: those whose names do not begin with an underscore."""
     return [path for path in sorted(folder.rglob("*.py")) if not path.stem.startswith("_")]

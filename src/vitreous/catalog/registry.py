@@ -37,7 +37,11 @@ from vitreous.errors import CheckpointError, ConfigError, ModelError, did_you_me
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-STAGES = ("adapt", "reduce", "quantize")  # of methods, in the order in which they are applied
+    from vitreous.layers.bands import Bands
+
+# Of methods, in the order in which they are applied, and of those that act while a model is trained.
+STAGES = ("adapt", "prune", "reduce", "robust", "quantize")
+TRAINING_STAGES = ("distill", "pretrain")
 DEFAULT_IMAGE_SIZE = 15
 ORDINARY = 1024  # bands, classes or pixels, up to which every variant fits into any memory
 _ROOMS = ("models", "methods")
@@ -105,7 +109,7 @@ def package_of(name: str) -> str:
 
 
 def stage(name: str) -> str:
-    """Return the stage of a method, which its folder is named after: ``adapt``, ``reduce`` or ``quantize``."""
+    """Return the stage of a method, which its folder is named after (``STAGES``, ``TRAINING_STAGES``)."""
     entry = card(name)
     return entry.stage or _catalogue()[1][entry.slug].module.split(".")[-2]
 
@@ -113,7 +117,7 @@ def stage(name: str) -> str:
 def create_model(
     name: str,
     *,
-    bands: int,
+    bands: int | Bands,
     num_classes: int | None = None,
     image_size: ImageSize | None = None,
     **changes: Any,
@@ -122,7 +126,8 @@ def create_model(
 
     Args:
         name: a variant, e.g. ``lola_specvit_tiny`` (see :func:`list_models`).
-        bands: channels of the input.
+        bands: channels of the input: their number, or a :class:`~vitreous.layers.bands.Bands` with what is known of
+            them. Networks whose card says ``input="wavelengths"`` are told all of it, others their number.
         num_classes: classes to tell apart, or 0 for a network that returns the features its head would read;
             restorers tell none apart.
         image_size: side of the image or patch in pixels, or ``(height, width)``; 15 when None; restorers take any.
@@ -136,14 +141,25 @@ def create_model(
     builder = system_module(name).build
     changes = {key: plain(value) for key, value in changes.items()}
     check_arguments(name, builder, changes)
-    sizes = _sizes(entry, name, bands, num_classes, image_size)
+    spectrum = cast("Bands", bands) if hasattr(bands, "wavelengths") else None
+    count = bands if spectrum is None else spectrum.count
+    sizes = _sizes(entry, name, count, num_classes, image_size)
+    told: dict[str, Any] = sizes
+    if entry.input == "wavelengths":
+        if spectrum is None or spectrum.wavelengths is None:
+            raise ModelError(
+                f"'{name}' reads the wavelengths of its bands, which are not known.",
+                "Give bands=Bands(count, wavelengths); train on a scene that knows them, with --reduction none.",
+            )
+        told = {**sizes, "bands": spectrum}
     build = functools.partial(
-        _build, name, builder, {**entry.variants[name], **changes}, sizes, changes
+        _build, name, builder, {**entry.variants[name], **changes}, told, changes
     )
     if changes or not _ordinary(sizes):
         _check_weights(name, build, changes)
     model: Any = build()
     model.variant, model.arguments = name, changes  # what a file needs to rebuild it
+    model.spectrum = spectrum
     return cast("nn.Module", model)
 
 
@@ -206,7 +222,16 @@ def check_network(
     known = {key: value for key, value in arguments.items() if key not in about_bands}
     sizes = sizes_for(name, num_classes=2, image_size=image_size)
     with torch.device("meta"):
-        return create_model(name, bands=bands or 8, **sizes, **known)
+        return create_model(name, bands=_some_bands(name, bands or 8), **sizes, **known)
+
+
+def _some_bands(name: str, count: int) -> int | Bands:
+    """Return bands that a network can be built for, whatever scene it will be given."""
+    if card(name).input != "wavelengths":
+        return count
+    from vitreous.layers.bands import Bands
+
+    return Bands(count, tuple(400.0 + 2000.0 * k / count for k in range(count)))
 
 
 def check_estimator(
@@ -240,14 +265,14 @@ def check_task(name: str, task: str, *, baseline: bool = False) -> None:
     """
     entry, kind, asked = card(name), kind_of(name), tasks()[task]
     wanted = asked.baselines if baseline else asked.kinds
-    if kind.name in wanted and task in entry.tasks:
+    if kind.name in wanted and asked.serves(entry.tasks):
         _variant(name)
         return
-    suitable = (entry for entry in cards() if entry.kind in wanted and task in entry.tasks)
+    suitable = (entry for entry in cards() if entry.kind in wanted and asked.serves(entry.tasks))
     names = [n for other in suitable for n in other.variants if not n.endswith("_test")]
     choice = f"one of {listed(names)} (see 'vitreous systems')."
     what = f"'{name}' is {an(kind.title)}"
-    if baseline and kind.name in asked.kinds and task in entry.tasks:
+    if baseline and kind.name in asked.kinds and asked.serves(entry.tasks):
         raise ConfigError(
             f"{what} and needs training; 'vitreous {asked.verb}' compares with systems that need none.",
             f"Choose {choice}",
@@ -255,7 +280,7 @@ def check_task(name: str, task: str, *, baseline: bool = False) -> None:
     verbs = [
         f"Train it with 'vitreous {other.verb}'"
         for other in tasks().values()
-        if kind.name in other.kinds and other.name in entry.tasks
+        if kind.name in other.kinds and other.serves(entry.tasks)
     ]
     ways = [*verbs, kind.advice] if kind.advice else verbs
     advice = f"{ways[0]}, or choose {choice}" if ways else f"Choose {choice}"
@@ -300,7 +325,7 @@ def _build(
     name: str,
     builder: Callable[..., nn.Module],
     arguments: Mapping[str, Any],
-    sizes: Mapping[str, ImageSize],
+    sizes: Mapping[str, Any],
     changes: Mapping[str, Any],
 ) -> nn.Module:
     """Build a network; what Python or torch has to say about impossible arguments is said with their names."""

@@ -8,7 +8,7 @@ documentation read it. It is a table of plain values: paths are strings ``module
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -34,6 +34,8 @@ class Task:
         recipe: path of the class of its settings.
         module: path of the module that does it (:class:`TaskModule`).
         kinds: of systems that it trains.
+        like: another task, whose systems all serve this one as well; empty where cards name those that do.
+        takes: what its runs are applied to: a ``scene``, or ``images`` in a folder.
         baselines: kinds of systems that it compares them with.
         starts_from: further tasks whose runs a training can start from.
         report: path of the function that writes the report of a run.
@@ -54,6 +56,8 @@ class Task:
     recipe: str
     module: str
     kinds: tuple[str, ...]
+    like: str = ""
+    takes: str = "scene"
     baselines: tuple[str, ...] = ()
     starts_from: tuple[str, ...] = ()
     report: str = ""
@@ -65,9 +69,13 @@ class Task:
     figure_scale: float = 1.0
     next: str = ""
 
+    def serves(self, task_names: Collection[str]) -> bool:
+        """Tell whether a system whose card names these tasks can be trained or compared for this one."""
+        return (self.like or self.name) in task_names
+
 
 class Product(Protocol):
-    """What became of a scene."""
+    """What became of a scene, or of images."""
 
     @property
     def paths(self) -> list[Path]:
@@ -105,7 +113,7 @@ class TaskModule(Protocol):
     def apply(
         self, path: str | Path, scene: xr.DataArray, out: str | Path, **options: Any
     ) -> Product:
-        """Apply a run or an export of one to a scene."""
+        """Apply a run or an export of one to a scene, or to the path of a folder of images (``Task.takes``)."""
 
 
 TASKS = {
@@ -145,6 +153,27 @@ TASKS = {
             products={"scene": "restored.tif"},
             figure="psnr",
             figure_label="PSNR, dB",
+        ),
+        Task(
+            "recognize",
+            verb="recognize",
+            description="Train a network on images with one or several labels each, and evaluate it on held-out "
+            "images.",
+            deed="classify images",
+            recipe="vitreous.recipe:RecognizeRecipe",
+            module="vitreous.tasks.recognize",
+            kinds=("model",),
+            like="classify",
+            takes="images",
+            starts_from=("pretrain",),
+            report="vitreous.report.recognition:build_report",
+            shown="vitreous.cli.tables:print_recognition",
+            product="predictions.csv",
+            products={"tested": "predictions.csv"},
+            figure="score",
+            figure_label="top-1 or mAP, %",
+            figure_scale=100,
+            next="Classify other images with: vitreous predict {run} FOLDER -o classes.csv",
         ),
         Task(
             "pretrain",

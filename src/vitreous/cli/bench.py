@@ -8,10 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitreous.cli.options import RUNTIMES, check_run_or_export, check_runtime, split_commas
+from vitreous.cli.options import (
+    RUNTIMES,
+    check_run_or_export,
+    check_runtime,
+    read_image_size,
+    split_commas,
+)
 from vitreous.errors import ConfigError, ModelError, did_you_mean
 
 if TYPE_CHECKING:
+    from vitreous.catalog.arguments import ImageSize
     from vitreous.inference.bench import Figures
     from vitreous.tasks.bench import RunFigures
 
@@ -29,8 +36,11 @@ def _group() -> None:
 def models(
     pattern: Annotated[str, typer.Argument(help="Variant, or a pattern such as 'swin*'.")],
     bands: Annotated[int, typer.Option(min=1, max=65536, help="Number of image bands.")] = 3,
-    image_size: Annotated[int, typer.Option(min=1, max=4096, help="Image size in pixels.")] = 224,
-    batch: Annotated[int, typer.Option(min=1, max=65536, help="Batch size.")] = 8,
+    image_size: Annotated[
+        str,
+        typer.Option(metavar="N|HxW", help="Image size in pixels, e.g. 224 or 96x160."),
+    ] = "224",
+    batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Batch size.")] = 8,
     repeats: Annotated[int, typer.Option(min=3, max=100_000, help="Number of timed calls.")] = 15,
     num_classes: Annotated[int, typer.Option(min=1, max=65535, help="Number of classes.")] = 1000,
     backward: Annotated[
@@ -56,11 +66,12 @@ def models(
             did_you_mean(pattern, list_models(kind="model")),
         )
     _check_picture(plot)
+    size = read_image_size(image_size)
     from vitreous.inference.bench import Setting, measure_apart, write_csv
 
     console = Console(stderr=True)
     settings = [
-        Setting(name, bands, image_size, batch, repeats, backward, num_classes, threads)
+        Setting(name, bands, size, batch_size, repeats, backward, num_classes, threads)
         for name in names
     ]
     rows = [
@@ -80,7 +91,7 @@ def runs(
     paths: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="Run folders, or exports inside them.")
     ],
-    runtimes: Annotated[
+    runtime: Annotated[
         str | None,
         typer.Option(
             metavar="NAME,...",
@@ -101,7 +112,7 @@ def runs(
 
     A run is exported once into its own folder if a runtime needs that.
     """
-    names = split_commas([runtimes]) if runtimes else [None]
+    names = split_commas([runtime]) if runtime else [None]
     for name in names:
         check_runtime(name)
     for path in paths:
@@ -208,25 +219,28 @@ def _draw_runs(path: Path, found: list[RunFigures]) -> None:
 
 
 def _row(found: Figures) -> dict[str, Any]:
+    from vitreous.layers.sizes import as_size
+
     setting = found.setting
+    height, width = as_size(setting.image_size)
     return {
         "model": setting.model,
         "parameters": found.parameters,
         "gmacs": found.macs / 1e9,
         "batch": setting.batch,
-        "image_size": setting.image_size,
+        "image_size": setting.image_size if height == width else f"{height}x{width}",
         "bands": setting.bands,
         "milliseconds": found.milliseconds,
         "low": found.spread[0],
         "high": found.spread[1],
         "images_per_second": found.images_per_second,
-        "pixels_per_second": found.images_per_second * setting.image_size**2,
+        "pixels_per_second": found.images_per_second * height * width,
         "peak_memory_mib": found.peak_memory_mib,
         "top1": _published_accuracy(setting.model, setting.image_size),
     }
 
 
-def _published_accuracy(name: str, image_size: int) -> float | None:
+def _published_accuracy(name: str, image_size: ImageSize) -> float | None:
     from vitreous.catalog.registry import card
 
     for row in card(name).published:

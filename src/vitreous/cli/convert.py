@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitreous.cli.options import key_values, split_commas
+from vitreous.cli.options import key_values, read_image_size, split_commas
 from vitreous.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,8 +51,11 @@ def convert(
         ),
     ] = None,
     image_size: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Image size of the model (default: as trained)."),
+        str | None,
+        typer.Option(
+            metavar="N|HxW",
+            help="Image size of the model, e.g. 224 or 96x160 (default: as trained).",
+        ),
     ] = None,
     bands: Annotated[
         int | None,
@@ -69,7 +72,7 @@ def convert(
             help="Centre wavelengths in nm of the bands they were trained on, e.g. 665,560,490.",
         ),
     ] = None,
-    classes: Annotated[
+    num_classes: Annotated[
         int | None,
         typer.Option(
             min=1,
@@ -77,7 +80,7 @@ def convert(
             help="Number of classes of a new head (default: keep the head of the weights).",
         ),
     ] = None,
-    method: Annotated[
+    adapt_bands: Annotated[
         str,
         typer.Option(metavar="METHOD", help="How to adapt the first layer to other bands."),
     ] = "auto",
@@ -111,11 +114,11 @@ def convert(
             file,
             model,
             bands=bands,
-            num_classes=classes,
-            image_size=image_size,
+            num_classes=num_classes,
+            image_size=None if image_size is None else read_image_size(image_size),
             model_args=key_values(model_args or [], "--model-args"),
             source_bands=described_bands(wavelengths),
-            method=method,
+            method=adapt_bands,
             partial=partial,
         )
     except weights.PartialLoadError as error:
@@ -155,12 +158,16 @@ def report_table(report: LoadReport) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
+    from vitreous.layers.sizes import size_name
+
     made = report.made
     known = "" if made.bands.wavelengths is None else " (wavelengths known)"
-    about = (
-        f"{made.name}: {made.bands.count} bands{known}, {made.num_classes} classes, "
-        f"images of {made.image_size} x {made.image_size}\nfound: {report.found}"
-    )
+    about = f"{made.name}: {made.bands.count} bands{known}"
+    if made.num_classes is not None:
+        about += f", {made.num_classes} classes"
+    if made.image_size is not None:
+        about += f", images of {size_name(made.image_size)}"
+    about += f"\nfound: {report.found}"
     if report.read:
         options = ", ".join(f"{key}={json.dumps(value)}" for key, value in report.read.items())
         about += f"\nread from the checkpoint: {options}"

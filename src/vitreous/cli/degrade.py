@@ -16,16 +16,17 @@ def degrade(
         Path,
         typer.Option("-o", "--out", metavar="OUT", help="Output scene: .tif, .hdr, .npy or .zarr."),
     ],
-    kind: Annotated[
+    degradation: Annotated[
         str,
         typer.Option(
-            help="Degradation: gaussian, blind, band_noise, stripes, deadlines, impulse, ..."
+            metavar="NAME",
+            help="Degradation: gaussian, blind, band_noise, stripes, deadlines, impulse, ...",
         ),
     ] = "gaussian",
-    args: Annotated[
+    settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--args",
+            "--set",
             metavar="KEY=VALUE",
             help="Settings of the degradation, e.g. sigma=30 (of 255).",
         ),
@@ -44,15 +45,15 @@ def degrade(
     untrusted: Untrusted = False,
 ) -> None:
     """Add noise, stripes, dead columns or impulses to a scene, drop bands, or reduce its resolution."""
-    from vitreous.data.degradations import degradation, degraded_scene
+    from vitreous.data import degradations
     from vitreous.scenes import write_scene
     from vitreous.scenes.formats import find_writer
     from vitreous.scenes.overwrite import check_overwrite
     from vitreous.scenes.samples import open_named
 
     find_writer(out)
-    chosen = degradation(kind, key_values(args or [], "--args"))
+    chosen = degradations.degradation(degradation, key_values(settings or [], "--set"))
     opened = open_named(scene, scene_hints(hints, mask), untrusted=untrusted)
     check_overwrite(out, opened.scene)
-    write_scene(degraded_scene(opened.scene, chosen, per=per, seed=seed), out)
+    write_scene(degradations.degraded_scene(opened.scene, chosen, per=per, seed=seed), out)
     typer.echo(str(out))

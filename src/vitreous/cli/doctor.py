@@ -15,6 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
+from vitreous.catalog import plugins
+
 GIGABYTE = 1e9
 LITTLE_MEMORY = 4 * GIGABYTE  # `vitreous demo` stays below it
 LITTLE_DISK = 2 * GIGABYTE
@@ -42,6 +44,7 @@ def examine() -> dict[str, Any]:
         "machine": machine(),
         "packages": packages["core"],
         "extras": packages["extras"],
+        "extensions": plugins.installed(),
         "raster": raster(),
         "gpus": gpus(),
     }
@@ -195,6 +198,7 @@ def _print(facts: dict[str, Any]) -> None:
         "GPUs": ", ".join(facts["gpus"]) or "none",
         "packages": _versions(facts["packages"]),
         **{f"extra {extra}": _versions(packages) for extra, packages in facts["extras"].items()},
+        **{f"extension {name}": ", ".join(own) for name, own in facts["extensions"].items()},
         "raster": f"GDAL {rasters['gdal']}, PROJ {rasters['proj']}, GEOS {rasters['geos']}, "
         f"{len(rasters['bundled'])} bundled libraries (all with --json)",
         "safety": "VRT refused" if rasters["vrt_refused"] else "VRT NOT refused",

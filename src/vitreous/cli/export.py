@@ -20,10 +20,10 @@ def export(
         str,
         typer.Option("--format", metavar="|".join(FORMATS), help="Export format."),
     ] = "onnx",
-    output: Annotated[
+    out: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", metavar="FOLDER", help="Output folder (default: RUN/export-FORMAT)."
+            "-o", "--out", metavar="FOLDER", help="Output folder (default: RUN/export-FORMAT)."
         ),
     ] = None,
     single: Annotated[
@@ -45,7 +45,7 @@ def export(
 
     from vitreous.tasks.export import export_run
 
-    written = export_run(run, form, output, single=single)
+    written = export_run(run, form, out, single=single)
     for path in sorted(written.folder.iterdir()):
         typer.echo(f"{path}  {path.stat().st_size / 2**20:.2f} MiB")
     typer.echo(str(written.parity))

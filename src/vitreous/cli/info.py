@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitreous.cli.options import Mask, Untrusted, scene_hints
+from vitreous.cli.options import Hints, Mask, Untrusted, scene_hints
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -18,15 +18,7 @@ PREVIEW_SIDE = 1024  # pixels; a picture for a look, however big the scene
 
 def info(
     scene: Annotated[str, typer.Argument(help="Scene file, or the name of a built-in sample.")],
-    hints: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--hints",
-            "--hint",
-            metavar="KEY=VALUE",
-            help="Reader option, e.g. variable=cube.",
-        ),
-    ] = None,
+    hints: Hints = None,
     mask: Mask = None,
     untrusted: Untrusted = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,

@@ -13,10 +13,10 @@ def methods(
         typer.Argument(help="Name or pattern such as 'ptq*'; a single name shows its full card."),
     ] = "*",
 ) -> None:
-    """List the methods (adapt, reduce, quantize) in the order in which they are applied."""
+    """List the methods: those of training first, then the others in the order in which they are applied."""
     from rich.table import Table
 
-    from vitreous.catalog.registry import STAGES, cards, stage
+    from vitreous.catalog.registry import STAGES, TRAINING_STAGES, cards, stage
     from vitreous.cli.systems import card_table, matching
     from vitreous.cli.tables import show
 
@@ -27,7 +27,8 @@ def methods(
         return
     table = Table("stage", "method", "settings", "serves", "description")
     table.columns[1].no_wrap = True
-    for entry in sorted(chosen, key=lambda e: STAGES.index(stage(e.slug))):
+    order = (*TRAINING_STAGES, *STAGES)
+    for entry in sorted(chosen, key=lambda e: order.index(stage(e.slug))):
         settings = "\n".join(
             ", ".join(f"{key}={value}" for key, value in own.items()) or "-"
             for own in entry.variants.values()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vitreous.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from vitreous.catalog.arguments import ImageSize
 
 # What makes one value of several words, and the comma before what looks like a second setting.
 ENCLOSED = re.compile(r"""\[.*?\]|\{.*?\}|'.*?'|".*?\"""")
@@ -18,7 +21,6 @@ Hints = Annotated[
     list[str] | None,
     typer.Option(
         "--hints",
-        "--hint",
         metavar="KEY=VALUE",
         help="Reader option for the scene, e.g. unit=dn.",
     ),
@@ -77,6 +79,24 @@ def scene_hints(pairs: Iterable[str] | None, mask: str | None) -> dict[str, Any]
     """Return the hints for a scene's reader: those of ``--hints``, and ``--mask``."""
     hints = key_values(pairs or [], "--hints")
     return hints if mask is None else {**hints, "mask": mask}
+
+
+def read_image_size(text: str, option: str = "--image-size") -> ImageSize:
+    """Read a side, or height and width: ``24``, ``24x36`` or ``24,36``.
+
+    Raises:
+        ConfigError: it is neither.
+        ModelError: a side is out of range.
+    """
+    from vitreous.catalog.arguments import checked_image_size
+
+    sides = re.split(r"\s*[x×,]\s*", text.strip())
+    if len(sides) > 2 or not all(re.fullmatch(r"[0-9]{1,9}", side) for side in sides):
+        raise ConfigError(
+            f"{option} '{text}' is not an image size.",
+            "Give one side in pixels, or height and width: 24 or 24x36.",
+        )
+    return checked_image_size(option, tuple(map(int, sides)) if sides[1:] else int(sides[0]))
 
 
 def split_commas(words: Iterable[str]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vitreous.cli.options import Mask, Untrusted, scene_hints
+from vitreous.cli.options import Hints, Mask, Untrusted, scene_hints
 
 
 def resample(
@@ -23,10 +23,7 @@ def resample(
         Path,
         typer.Option("-o", "--out", metavar="OUT", help="Scene to write: .tif, .hdr, .npy, .zarr."),
     ],
-    hints: Annotated[
-        list[str] | None,
-        typer.Option("--hints", "--hint", metavar="KEY=VALUE", help="Hint for the scene's reader."),
-    ] = None,
+    hints: Hints = None,
     mask: Mask = None,
     untrusted: Untrusted = False,
 ) -> None:

@@ -40,6 +40,23 @@ def print_metrics(console: Console, metrics: dict[str, Any]) -> None:
     for sentence in start.get("sentences", []):
         console.print(sentence, style="yellow", highlight=False, markup=False)
     show(systems_table(metrics["systems"]), console)
+    if scenes := metrics["systems"][0]["test"].get("scenes"):
+        show(scenes_table(scenes), console)
+
+
+def scenes_table(scenes: list[dict[str, Any]]) -> Table:
+    """Return the accuracy of a system on each test scene of a collection, in percent."""
+    table = Table(
+        title="Each test scene", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    table.add_column("scene", overflow="fold")
+    keys = {"mIoU": "miou", "OA": "oa", "AA": "aa", "kappa": "kappa"}
+    for heading in (*keys, "pixels"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for scene in scenes:
+        figures = (f"{100 * scene[key]:.1f}" for key in keys.values())
+        table.add_row(scene["name"], *figures, f"{scene['pixels']:,}")
+    return table
 
 
 def split_line(split: dict[str, Any], seen_before: bool = False) -> str:
@@ -60,12 +77,15 @@ def systems_table(systems: list[dict[str, Any]]) -> Table:
     title = "Accuracy on the test pixels in percent, with 95 % confidence intervals"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("system", no_wrap=True)
-    for heading in ("OA", "AA", "kappa", "weights", "train s", "px/s"):
+    keys = {"OA": "oa", "AA": "aa", "kappa": "kappa"}
+    if any("scenes" in system["test"] for system in systems):
+        keys = {"mIoU": "miou", **keys}
+    for heading in (*keys, "weights", "train s", "px/s"):
         table.add_column(heading, justify="right", no_wrap=True)
     for number, system in enumerate(systems):
         table.add_row(
             system["name"],
-            *(_score(system["test"], key) for key in ("oa", "aa", "kappa")),
+            *(_score(system["test"], key) for key in keys.values()),
             _short(system.get("parameters")),
             _number(system.get("train_seconds"), ",.1f"),
             _number(system.get("pixels_per_second"), ",.0f"),
@@ -102,6 +122,36 @@ def print_restoration(console: Console, metrics: dict[str, Any]) -> None:
         console.print(sentence, style="yellow", highlight=False, markup=False)
 
 
+def print_recognition(console: Console, metrics: dict[str, Any]) -> None:
+    """Print the scores of a run that classifies images, with what is to be known of its test images."""
+    images = metrics["images"]
+    counts = ", ".join(f"{images['counts'][role]:,} {role}" for role in ("train", "val", "test"))
+    line = f"Images: {counts}; {images['leakage']:.1%} of the test images are copies of training images."
+    if images["optimistic"]:
+        line += " [yellow]These figures are optimistic.[/]"
+    console.print(line, highlight=False)
+    for sentence in (metrics.get("start") or {}).get("sentences", []):
+        console.print(sentence, style="yellow", highlight=False, markup=False)
+    keys = {"map": "mAP", "f1": "F1"} if metrics["several"] else {"top1": "top-1", "top5": "top-5"}
+    title = "Accuracy on the test images in percent, with 95 % confidence intervals"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("system", no_wrap=True)
+    for heading in (*keys.values(), "ECE", "weights", "train s", "images/s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for number, system in enumerate(metrics["systems"]):
+        test = system["test"]
+        table.add_row(
+            system["name"],
+            *(_score(test, key) if test.get(key) is not None else "-" for key in keys),
+            f"{100 * test['ece']:.1f}",
+            _short(system.get("parameters")),
+            _number(system.get("train_seconds"), ",.1f"),
+            _number(system.get("images_per_second"), ",.0f"),
+            style="bold" if number == 0 else "",
+        )
+    show(table, console)
+
+
 def print_pretraining(console: Console, metrics: dict[str, Any]) -> None:
     """Print the losses of a pre-training run's ``metrics.json``."""
     for name in ("train_loss", "val_loss"):
@@ -127,7 +177,7 @@ def print_run(console: Console, run: Path, task: Task) -> None:
 def _score(scores: dict[str, Any] | None, key: str) -> str:
     if scores is None:
         return "-"
-    if scores[f"{key}_ci"] is None:
+    if scores.get(f"{key}_ci") is None:
         return f"{scores[key] * 100:.1f}"
     low, high = scores[f"{key}_ci"]
     return f"{scores[key] * 100:.1f}\n{low * 100:.1f}-{high * 100:.1f}"

@@ -108,7 +108,7 @@ def buffered_roles(
         start = rng.choice(3, size=len(grid.boxes), p=shares).astype(np.int64)
         roles_of_blocks = _improve(start, grid.counts, touching, shares, rng)
         roles, held = _open_buffer(classes, grid, roles_of_blocks, shares, reach)
-        value = float(_quality(held, totals, shares))
+        value = float(division_quality(held, totals, shares))
         if value > best_value:
             best, best_value = roles, value
     return best
@@ -244,7 +244,7 @@ def _open_buffer(
             left = held.copy()
             left[roles_of_blocks[block]] -= np.bincount(classes[side] - 1, minlength=len(totals))
             outcomes.append(left)
-        keep = int(np.argmax(_quality(np.stack(outcomes), totals, shares)))
+        keep = int(np.argmax(division_quality(np.stack(outcomes), totals, shares)))
         roles[sides[keep]] = 0
         held = outcomes[keep]
     return roles, held
@@ -257,7 +257,7 @@ def _count(roles: Roles, classes: Ints, num_classes: int) -> Ints:
     return np.bincount(flat, minlength=3 * num_classes).reshape(3, num_classes)
 
 
-def _quality(held: Ints, totals: Ints, shares: Floats) -> Floats:
+def division_quality(held: Ints, totals: Ints, shares: Floats) -> Floats:
     """Return the quality of ``held`` pixels ``(..., 3, classes)`` of ``totals`` ``(classes,)``."""
     obtained = np.log((held + HALF_PIXEL) / totals)
     missing = np.maximum(np.minimum(totals, HANDFUL) - held[..., 0, :], 0).sum(axis=-1)

@@ -13,6 +13,7 @@ import xarray as xr
 from vitreous.data.levels import FACTOR, Levels
 from vitreous.data.pixels import spread_spectra
 from vitreous.errors import CheckpointError, ModelError
+from vitreous.layers.bands import Bands
 from vitreous.scenes.cube import good_bands, wavelengths_of
 
 TOLERANCE_NM = 2.0  # the same band of one sensor drifts less; neighbouring bands are further apart
@@ -30,6 +31,7 @@ class BandContract:
         wavelengths: centres of the used bands in nm, or None where the training scene did not know them.
         unit: ``dn``, ``radiance`` or ``reflectance``.
         levels: how bright its training pixels were, or None where nobody measured it.
+        fwhm: widths of the used bands in nm, or None where the training scene did not know them.
     """
 
     bands: int
@@ -37,6 +39,7 @@ class BandContract:
     wavelengths: tuple[float, ...] | None
     unit: str
     levels: Levels | None = None
+    fwhm: tuple[float, ...] | None = None
 
     @classmethod
     def of(cls, scene: xr.DataArray) -> BandContract:
@@ -52,11 +55,17 @@ class BandContract:
             used=tuple(int(b) for b in used),
             wavelengths=None if centres is None else tuple(float(c) for c in centres[used]),
             unit=str(scene.attrs.get("unit", "dn")),
+            fwhm=_widths(scene, used) if centres is not None else None,
         )
 
     def measured(self, spectra: npt.NDArray[np.float32]) -> BandContract:
         """Return the contract with the brightness of training pixels, ``(pixels, bands)`` of the used bands."""
         return replace(self, levels=Levels.fit(spectra))
+
+    @property
+    def spectrum(self) -> Bands:
+        """The used bands, with all that is known of them."""
+        return Bands(len(self.used), self.wavelengths, self.fwhm)
 
     def select(self, scene: xr.DataArray) -> npt.NDArray[np.int64]:
         """Return the scene's bands that the model takes, in the model's order.
@@ -162,13 +171,18 @@ class BandContract:
         """
         try:
             centres, levels = value["wavelengths"], value.get("levels")
+            widths = value.get("fwhm")
             contract = cls(
                 bands=int(value["bands"]),
                 used=tuple(int(b) for b in value["used"]),
                 wavelengths=None if centres is None else tuple(float(c) for c in centres),
                 unit=str(value["unit"]),
                 levels=None if levels is None else Levels.from_json(levels),
+                fwhm=None if widths is None else tuple(float(w) for w in widths),
             )
+            for what, values in (("wavelengths", centres), ("widths", widths)):
+                if values is not None and len(values) != len(contract.used):
+                    raise ValueError(f"{len(contract.used)} bands have {len(values)} {what}")
             if contract.levels and len(contract.levels.typical) != len(contract.used):
                 raise ValueError(f"{len(contract.used)} bands have other levels")
             if (
@@ -176,14 +190,21 @@ class BandContract:
                 or not 0 <= min(contract.used) <= max(contract.used) < contract.bands
             ):
                 raise ValueError(f"it uses bands that {contract.bands} bands do not have")
-            if centres is not None and len(centres) != len(contract.used):
-                raise ValueError(f"{len(contract.used)} bands have {len(centres)} wavelengths")
             return contract
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise CheckpointError(
                 f"The checkpoint's band description is damaged: {error}.",
                 "Restore the file, or train again.",
             ) from error
+
+
+def _widths(scene: xr.DataArray, used: npt.NDArray[np.int64]) -> tuple[float, ...] | None:
+    """Return the widths of bands in nm, None where not all are known."""
+    if "fwhm" not in scene.coords:
+        return None
+    widths = np.asarray(scene["fwhm"].values, dtype=np.float64)[used]
+    known = bool((np.isfinite(widths) & (widths > 0)).all())
+    return tuple(float(w) for w in widths) if known else None
 
 
 def _measured_spectra(scene: xr.DataArray, bands: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:

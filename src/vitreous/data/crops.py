@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -133,9 +135,10 @@ class Crops:
         Raises:
             SceneError: the area is next to nothing but invalid pixels.
         """
-        return torch.stack([self._one(generator, flips) for _ in range(count)])
+        return torch.stack([self.one(generator, flips) for _ in range(count)])
 
-    def _one(self, generator: torch.Generator, flips: bool) -> Float[Tensor, "bands side side"]:
+    def one(self, generator: torch.Generator, flips: bool) -> Float[Tensor, "bands side side"]:
+        """Draw one crop; see :meth:`draw`."""
         height, width = self.area.shape
         for _ in range(TRIES):
             down = int(torch.randint(height - self.side + 1, (), generator=generator))
@@ -149,14 +152,15 @@ class Crops:
             "Check its no-data value and bad bands with 'vitreous info'.",
         )
 
-    def read(self, row: int, column: int) -> Float[Tensor, "bands side side"]:
-        """Read the crop whose first pixel is at ``row`` and ``column`` of the scene."""
+    def read(self, *place: int) -> Float[Tensor, "bands side side"]:
+        """Read the crop whose first pixel is at a row and column of the scene."""
+        row, column = place
         values = read_window(
             self.scene, slice(row, row + self.side), slice(column, column + self.side), self.bands
         )
         return torch.from_numpy(np.ascontiguousarray(values))
 
-    def grid(self) -> list[tuple[int, int]]:
+    def grid(self) -> list[tuple[int, ...]]:
         """Return the first pixels of crops that lie side by side, in the order of the scene."""
         return [
             (row, column)
@@ -165,3 +169,55 @@ class Crops:
                 self.area.columns.start, self.area.columns.stop - self.side + 1, self.side
             )
         ]
+
+
+class CropSource(Protocol):
+    """Where crops come from: one scene (:class:`Crops`) or many (:class:`ManyCrops`)."""
+
+    @property
+    def side(self) -> int:
+        """Side of a crop in pixels."""
+
+    def draw(
+        self, count: int, generator: torch.Generator, flips: bool
+    ) -> Float[Tensor, "count bands side side"]:
+        """Draw crops of physical values, NaN where invalid."""
+
+    def read(self, *place: int) -> Float[Tensor, "bands side side"]:
+        """Read the crop at a place of :meth:`grid`."""
+
+    def grid(self) -> list[tuple[int, ...]]:
+        """Return the places of crops that lie side by side."""
+
+
+class ManyCrops:
+    """Crops of several scenes; a scene is drawn as often as its area is a part of all.
+
+    Args:
+        sources: the crops of each scene, of one size.
+    """
+
+    def __init__(self, sources: Sequence[Crops]) -> None:
+        self.sources = list(sources)
+        sizes = [math.prod(source.area.shape) for source in self.sources]
+        self._shares = torch.tensor(sizes, dtype=torch.float64)
+
+    @property
+    def side(self) -> int:
+        """Side of a crop in pixels."""
+        return self.sources[0].side
+
+    def draw(
+        self, count: int, generator: torch.Generator, flips: bool
+    ) -> Float[Tensor, "count bands side side"]:
+        """Draw crops; see :meth:`Crops.draw`."""
+        chosen = torch.multinomial(self._shares, count, replacement=True, generator=generator)
+        return torch.stack([self.sources[k].one(generator, flips) for k in chosen.tolist()])
+
+    def read(self, *place: int) -> Float[Tensor, "bands side side"]:
+        """Read the crop at a place of :meth:`grid`: the scene's number, row and column."""
+        return self.sources[place[0]].read(*place[1:])
+
+    def grid(self) -> list[tuple[int, ...]]:
+        """Return the places of crops that lie side by side, scene by scene."""
+        return [(k, *place) for k, source in enumerate(self.sources) for place in source.grid()]

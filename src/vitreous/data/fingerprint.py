@@ -22,6 +22,7 @@ GRID, SIDE, BANDS = (
     32,
 )  # ... larger ones in GRID x GRID squares of SIDE pixels, in so many bands
 STRIP = 2**22  # values read at a time
+_FAR = 2**40  # pixels: where a projection has no place for a point
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Ground:
         )
 
     def locate(
-        self, pixels: npt.NDArray[np.int64], other: Ground
+        self, pixels: npt.NDArray[np.int64], other: Ground, *, reproject: bool = False
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
         """Return rows and columns in this scene of pixels of another, or None where it cannot be told.
 
@@ -65,6 +66,7 @@ class Ground:
         Args:
             pixels: flat (row-major) indices in ``other``.
             other: the other scene.
+            reproject: also compare scenes of different coordinate systems.
 
         Returns:
             Rows and columns, which can lie outside of this scene.
@@ -72,13 +74,50 @@ class Ground:
         rows, columns = np.divmod(pixels, other.columns)
         if self.hash == other.hash:
             return rows, columns
-        if self.crs is None or self.crs != other.crs:
+        if self.crs != other.crs and not reproject:
+            return None
+        place = self.at(rows + 0.5, columns + 0.5, other)
+        if place is None:
+            return None
+        down, across = (np.clip(np.nan_to_num(part, nan=-_FAR), -_FAR, _FAR) for part in place)
+        return np.floor(down).astype(np.int64), np.floor(across).astype(np.int64)
+
+    def at(
+        self, rows: npt.NDArray[np.float64], columns: npt.NDArray[np.float64], other: Ground
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None:
+        """Return where points of another scene lie in this one, or None where it cannot be told.
+
+        Args:
+            rows: ``(n,)`` distances from the upper edge of ``other`` in its pixels.
+            columns: ``(n,)`` distances from its left edge.
+            other: the other scene.
+
+        Returns:
+            The same distances in this scene; infinite where a projection has no place for a point.
+        """
+        if self.hash == other.hash:
+            return rows, columns
+        if self.crs is None or other.crs is None:
             return None
         if self.transform is None or other.transform is None:
             return None
-        there = np.linalg.inv(_matrix(self.transform)) @ _matrix(other.transform)
-        across, down, _ = there @ np.stack([columns + 0.5, rows + 0.5, np.ones(len(pixels))])
-        return np.floor(down).astype(np.int64), np.floor(across).astype(np.int64)
+        points = np.stack([columns, rows, np.ones(len(rows))])
+        own, others = _matrix(self.transform), _matrix(other.transform)
+        if self.crs == other.crs:
+            across, down, _ = np.linalg.inv(own) @ others @ points
+            return down, across
+        from pyproj import Transformer
+        from pyproj.exceptions import ProjError
+
+        try:
+            x, y = Transformer.from_crs(other.crs, self.crs, always_xy=True).transform(
+                *(others @ points)[:2]
+            )
+        except ProjError:
+            return None
+        with np.errstate(invalid="ignore"):
+            across, down, _ = np.linalg.inv(own) @ np.stack([x, y, points[2]])
+        return down, across
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-ready values."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,10 +11,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vitreous.data.image_batches import resized
+from vitreous.data.image_files import PICTURES, read_picture
+from vitreous.data.image_lists import Listed, list_images
 from vitreous.errors import VitreousError
 
-FORMATS = ("JPEG", "PNG")  # of which every decoder is well tested
-SUFFIXES = {".jpg", ".jpeg", ".png"}
 LIMIT = 2 * 2**30  # bytes of all images together, as float32
 
 
@@ -48,47 +50,36 @@ def read_image_folder(folder: Path, side: int) -> ImageFolder:
     Raises:
         VitreousError: no class has a picture, one cannot be read, or they do not fit into memory.
     """
-    divided = (folder / "train").is_dir()
-    train = folder / "train" if divided else folder
-    names = sorted(path.name for path in train.iterdir() if path.is_dir()) if train.is_dir() else []
-    test = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), None)
-    found = _read(train, names, side)
-    if not len(found.images):
+    listing = list_images(folder)
+    listing.faults.refuse(str(folder))
+    pictures = [image for image in listing.images if image.path.suffix.lower() in PICTURES]
+    train = [image for image in pictures if image.role in (None, "train")]
+    if not train:
         raise VitreousError(
             f"{folder} contains no JPEG or PNG images.",
             "Give a folder with one subfolder per class, or with train/ and test/ above those.",
         )
-    return ImageFolder(found, _read(test, names, side) if divided and test else None, names)
+    names = sorted({image.labels[0] for image in train})
+    held_out = {image.role for image in pictures if image.role in ("test", "val")}
+    role = "test" if "test" in held_out else "val"
+    tested = [image for image in pictures if image.role == role]
+    known = [image for image in tested if image.labels[0] in names]
+    return ImageFolder(
+        _read(train, names, side), _read(known, names, side) if held_out else None, names
+    )
 
 
-def _read(folder: Path, names: list[str], side: int) -> Images:
+def _read(pictures: Sequence[Listed], names: list[str], side: int) -> Images:
     """Read the pictures of the named classes."""
-    paths = [
-        (path, number)
-        for number, name in enumerate(names)
-        for path in sorted((folder / name).glob("*"))
-        if path.suffix.lower() in SUFFIXES
-    ]
-    if (needed := 12 * len(paths) * side**2) > LIMIT:
+    if (needed := 12 * len(pictures) * side**2) > LIMIT:
         raise VitreousError(
-            f"{len(paths):,} images of {side} x {side} pixels need {needed / 2**30:.1f} GiB.",
+            f"{len(pictures):,} images of {side} x {side} pixels need {needed / 2**30:.1f} GiB.",
             "Choose fewer images.",
         )
-    values = np.empty((len(paths), side, side, 3), np.uint8)
-    for row, (path, _) in enumerate(paths):
-        values[row] = _picture(path, side)
+    values = np.empty((len(pictures), side, side, 3), np.uint8)
+    for row, picture in enumerate(pictures):
+        found = read_picture(picture.path, color=True)
+        values[row] = resized(found, (0, 0, *found.shape[:2]), (side, side))
     images = torch.from_numpy(values).permute(0, 3, 1, 2).float() / 255
-    return Images(images, torch.tensor([number for _, number in paths], dtype=torch.long))
-
-
-def _picture(path: Path, side: int) -> np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path, formats=FORMATS) as picture:
-            found = picture.convert("RGB")
-            if found.size != (side, side):
-                found = found.resize((side, side), Image.Resampling.BICUBIC)
-            return np.asarray(found)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
-        raise VitreousError(f"{path} cannot be read as JPEG or PNG: {error}.") from error
+    numbers = [names.index(picture.labels[0]) for picture in pictures]
+    return Images(images, torch.tensor(numbers, dtype=torch.long))

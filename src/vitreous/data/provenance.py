@@ -10,23 +10,26 @@ from __future__ import annotations
 import base64
 import binascii
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from vitreous.data.blocks import TEST, TRAIN, VAL
+from vitreous.data.blocks import TRAIN, VAL
 from vitreous.data.crops import Area
 from vitreous.data.fingerprint import Ground
-from vitreous.data.splits import Split
+from vitreous.data.roles import Split
 from vitreous.errors import CheckpointError
 
 MASK_BYTES = 2**17  # of a packed mask; a larger one is kept coarser, and covers more than was seen
 MOST_REACH = 2**12  # pixels; no model sees so far
+MOST_DIGESTS = 2**14  # of images in a header
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Ints: TypeAlias = npt.NDArray[np.int64]
+Digests: TypeAlias = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,59 @@ class Unknown:
         return {"task": "unknown", "source": self.source}
 
 
-Provenance: TypeAlias = tuple[Seen | Unknown, ...]
+@dataclass(frozen=True)
+class SeenImages:
+    """Images that one training has learned from, or chosen an epoch by, known by hashes of their pixels.
+
+    Of many images only those are kept whose hash is a multiple of ``step``, which is a random part of them.
+
+    Attributes:
+        task: ``recognize``.
+        labelled: whether labels were learned from.
+        source: the collection's name, for messages.
+        step: 1, or a power of two.
+        digests: the hashes, packed.
+    """
+
+    task: str
+    labelled: bool
+    source: str
+    step: int
+    digests: str
+
+    @classmethod
+    def of(cls, task: str, source: str, digests: Digests) -> SeenImages:
+        """Record labelled images by the hashes of their pixels."""
+        step, kept = 1, np.unique(digests)
+        while len(kept) > MOST_DIGESTS:
+            step *= 2
+            kept = kept[kept % np.uint64(step) == 0]
+        text = base64.b64encode(zlib.compress(kept.astype("<u8").tobytes(), 9)).decode()
+        return cls(task, True, source, step, text)
+
+    @property
+    def known(self) -> Digests:
+        """The hashes.
+
+        Raises:
+            ValueError: they are damaged.
+        """
+        try:
+            unfolding = zlib.decompressobj()
+            packed = base64.b64decode(self.digests, validate=True)
+            data = unfolding.decompress(packed, 8 * MOST_DIGESTS + 1)
+        except (binascii.Error, zlib.error) as error:
+            raise ValueError(f"its hashes cannot be read: {error}") from error
+        if len(data) % 8 or len(data) > 8 * MOST_DIGESTS:
+            raise ValueError(f"its hashes have {len(data)} bytes")
+        return np.frombuffer(data, dtype="<u8").astype(np.uint64)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return {"images": True, **vars(self)}
+
+
+Provenance: TypeAlias = tuple[Seen | SeenImages | Unknown, ...]
 
 
 def provenance_from_json(value: Any, source: str) -> Provenance:
@@ -156,9 +211,26 @@ def provenance_to_json(provenance: Provenance | None) -> list[dict[str, Any]] | 
     return None if provenance is None else [entry.to_json() for entry in provenance]
 
 
-def _entry(value: Any) -> Seen | Unknown:
+def _seen_images(value: Any) -> SeenImages:
+    step = int(value["step"])
+    if not (0 < step < 2**63 and step & (step - 1) == 0):
+        raise ValueError(f"its step is {step}")
+    made = SeenImages(
+        str(value["task"]),
+        bool(value["labelled"]),
+        str(value["source"]),
+        step,
+        str(value["digests"]),
+    )
+    made.known  # noqa: B018  # refuses damaged hashes
+    return made
+
+
+def _entry(value: Any) -> Seen | SeenImages | Unknown:
     if value["task"] == "unknown":
         return Unknown(str(value["source"]))
+    if value.get("images") is True:
+        return _seen_images(value)
     area = Area.from_json(value["area"])
     cell, reach, pixels = int(value["cell"]), int(value["reach"]), value["pixels"]
     if cell < 1 or not 0 <= reach <= MOST_REACH or not isinstance(pixels, str | None):
@@ -242,6 +314,7 @@ class StartLeakage:
         share: test pixels of any of these kinds.
         sources: where that ground is known from, as ``task of scene``.
         unknown: files whose provenance is unknown.
+        who: has seen it, in words.
     """
 
     labelled: float
@@ -250,6 +323,7 @@ class StartLeakage:
     share: float
     sources: tuple[str, ...]
     unknown: tuple[str, ...]
+    who: str = "the initial weights"
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -267,15 +341,16 @@ class StartLeakage:
     def sentences(self) -> list[str]:
         """What a user should be told, in sentences; none where nothing was seen and all is known."""
         told = []
+        who = self.who[0].upper() + self.who[1:]
         if self.patches:
             told.append(
-                f"The initial weights were trained with labels on this ground: {self.patches:.0%} of "
+                f"{who} were trained with labels on this ground: {self.patches:.0%} of "
                 f"the test pixels lie inside their training patches, {self.labelled:.0%} are pixels whose labels were "
                 "used."
             )
         if self.unlabelled:
             told.append(
-                f"The initial weights were pre-trained on this ground without labels: "
+                f"{who} were pre-trained on this ground without labels: "
                 f"{self.unlabelled:.0%} of the test pixels lie in it."
             )
         if self.unknown:
@@ -286,52 +361,122 @@ class StartLeakage:
         return told
 
 
-def start_leakage(start: Provenance, pixels: Ints, ground: Ground) -> tuple[StartLeakage, Mask]:
+class Tested(NamedTuple):
+    """Test pixels of a scene.
+
+    Attributes:
+        pixels: flat indices.
+        ground: of the scene.
+    """
+
+    pixels: Ints
+    ground: Ground
+
+
+def start_leakage(
+    start: Provenance, pixels: Ints, ground: Ground, who: str = "the initial weights"
+) -> tuple[StartLeakage, Mask]:
+    """Say what a training's start has seen of its test pixels in one scene; see :func:`start_leakage_of`."""
+    found, seen = start_leakage_of(start, [Tested(pixels, ground)], who)
+    return found, seen[0]
+
+
+def start_leakage_of(
+    start: Provenance, tested: Sequence[Tested], who: str = "the initial weights"
+) -> tuple[StartLeakage, list[Mask]]:
     """Say what a training's start has seen of its test pixels.
 
     Args:
         start: the provenance of the weights that it starts from.
-        pixels: flat indices of the test pixels.
-        ground: of their scene.
+        tested: the test pixels of each scene.
+        who: has learned from it, in words.
 
     Returns:
-        The shares, and the test pixels that were seen, in the order of ``pixels``.
+        The shares of all of them, and of each scene the test pixels that were seen, in the order of its pixels.
     """
-    own, near, unlabelled = (np.zeros(len(pixels), dtype=bool) for _ in range(3))
-    sources = []
-    for seen in (entry for entry in start if isinstance(entry, Seen)):
-        held = seen.holds(pixels, ground, seen.reach)
-        if seen.labelled:
-            near |= held
-            own |= seen.holds(pixels, ground)
-        else:
-            unlabelled |= held
-        if held.any():
-            sources.append(f"{seen.task} of {seen.source}")
-    either = near | unlabelled
-
-    def share(mask: Mask) -> float:
-        return float(mask.mean()) if len(mask) else 0.0
-
-    unknown = tuple(dict.fromkeys(seen.source for seen in start if isinstance(seen, Unknown)))
+    counts = np.zeros(4, dtype=np.int64)  # own labels, patches, unlabelled, any
+    seen, sources = [], []
+    for pixels, ground in tested:
+        own, near, unlabelled = (np.zeros(len(pixels), dtype=bool) for _ in range(3))
+        for entry in (entry for entry in start if isinstance(entry, Seen)):
+            held = entry.holds(pixels, ground, entry.reach)
+            if entry.labelled:
+                near |= held
+                own |= entry.holds(pixels, ground)
+            else:
+                unlabelled |= held
+            if held.any():
+                sources.append(f"{entry.task} of {entry.source}")
+        seen.append(near | unlabelled)
+        counts += [int(mask.sum()) for mask in (own, near, unlabelled, seen[-1])]
+    total = max(sum(len(pixels) for pixels, _ in tested), 1)
+    labelled, patches, unseen, share = (counts / total).tolist()
+    unknown = tuple(dict.fromkeys(entry.source for entry in start if isinstance(entry, Unknown)))
     found = StartLeakage(
-        share(own),
-        share(near),
-        share(unlabelled),
-        share(either),
-        tuple(dict.fromkeys(sources)),
-        unknown,
+        labelled, patches, unseen, share, tuple(dict.fromkeys(sources)), unknown, who
     )
-    return found, either
+    return found, seen
 
 
-def split_leakage(split: Split, patch_size: int, seen: Mask) -> float:
-    """Return the share of test pixels inside a training patch of the split, or seen by the start of the training.
+@dataclass(frozen=True)
+class ImageLeakage:
+    """What the weights that a training starts from have seen of its test images.
+
+    Attributes:
+        share: of the test images, 0 to 1, that they have learned from.
+        sources: where those are known from, as ``task of collection``.
+        scenes: scenes that they have learned from, whose ground cannot be compared with image files.
+        unknown: files whose provenance is unknown.
+    """
+
+    share: float
+    sources: tuple[str, ...]
+    scenes: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        parts = {name: list(getattr(self, name)) for name in ("sources", "scenes", "unknown")}
+        return {"share": self.share, **parts, "sentences": self.sentences}
+
+    @property
+    def sentences(self) -> list[str]:
+        """What a user should be told, in sentences; none where nothing was seen and all is known."""
+        told = []
+        if self.share:
+            told.append(
+                f"The initial weights were trained on {self.share:.0%} of the test images "
+                f"({', '.join(self.sources)})."
+            )
+        if self.scenes:
+            told.append(
+                f"The initial weights have learned from {', '.join(self.scenes)}; whether the test images show that "
+                "ground is not known."
+            )
+        if self.unknown:
+            told.append(
+                f"The provenance of the weights in {', '.join(self.unknown)} is unknown: they may have seen the "
+                "test images."
+            )
+        return told
+
+
+def image_leakage(start: Provenance, digests: Digests) -> ImageLeakage:
+    """Say what a training's start has seen of its test images.
 
     Args:
-        split: who trains and tests.
-        patch_size: side of the region that a prediction sees.
-        seen: test pixels that the start has seen, see :func:`start_leakage`.
+        start: the provenance of the weights that it starts from.
+        digests: hashes of the test images' pixels.
     """
-    near = split.near_training(patch_size)[split.roles == TEST]
-    return float((near | seen).mean()) if len(seen) else 0.0
+    seen, looked_at = np.zeros((2, len(digests)), dtype=bool)
+    sources = []
+    for entry in (entry for entry in start if isinstance(entry, SeenImages)):
+        held = np.isin(digests, entry.known)
+        seen |= held
+        looked_at |= digests % np.uint64(entry.step) == 0
+        if held.any():
+            sources.append(f"{entry.task} of {entry.source}")
+    share = float(seen.sum() / max(looked_at.sum(), 1))
+    scenes = dict.fromkeys(f"{e.task} of {e.source}" for e in start if isinstance(e, Seen))
+    unknown = dict.fromkeys(e.source for e in start if isinstance(e, Unknown))
+    return ImageLeakage(share, tuple(dict.fromkeys(sources)), tuple(scenes), tuple(unknown))

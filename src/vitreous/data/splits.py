@@ -1,217 +1,25 @@
-"""Splits: which labelled pixels train, which choose the model, and which are only ever measured.
+"""Drawing a split of one scene: buffered blocks, random pixels, fixed training pixels, or separate label files.
 
 A patch classifier sees more than one pixel. Where a test pixel lies inside a training patch, its spectrum took
 part in training, and the accuracy says less than it seems. :func:`buffered_blocks` keeps such pixels apart and is
-the default; the other splits exist to compare with the literature, and :meth:`Split.leakage` says how much they
+the default; the other splits exist to compare with the literature, and :meth:`vitreous.data.roles.Split.leakage` says how much they
 share. Model selection belongs to the validation pixels, never to the test pixels.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import tokenize
 import warnings
-import zipfile
-import zlib
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
 from vitreous.data.blocks import TEST, TRAIN, VAL, automatic_block_size, buffered_roles
+from vitreous.data.roles import UNUSED, LabelImage, Split
 from vitreous.errors import SplitError
-from vitreous.files import atomic_path, parse_json
 from vitreous.recipe import Recipe
-
-UNUSED = 0
-ROLE_NAMES = {TRAIN: "train", VAL: "val", TEST: "test"}
-
-MOST_BLOCKS = 4096  # that intervals are computed from; where there are more, larger ones
-MAX_PIXELS = 2**31  # of a saved split; a compressed file that unfolds to more is not ours
-MAX_META = 2**20
-MOST_SIDE = 100_000  # pixels, of blocks and of what a prediction depends on
-
-LabelImage: TypeAlias = "npt.NDArray[np.integer[Any]] | xr.DataArray"
-
-
-class Blocks(NamedTuple):
-    """Squares of a scene that pixels lie in.
-
-    Attributes:
-        of_pixel: ``(n,)`` the number of each pixel's square.
-        side: of a square in pixels.
-    """
-
-    of_pixel: npt.NDArray[np.int64]
-    side: int
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """One role per pixel of a scene.
-
-    Attributes:
-        roles: ``(height, width)`` uint8, read-only: 0 unused, 1 train, 2 validation, 3 test.
-        method: ``blocks``, ``random``, ``fixed`` or ``files``.
-        params: what the method was asked for and what it reports, ready for JSON.
-        seed: of the random choices.
-    """
-
-    roles: npt.NDArray[np.uint8]
-    method: str
-    params: dict[str, Any] = field(default_factory=dict)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        roles = np.array(self.roles, dtype=np.uint8, order="C")
-        roles.setflags(write=False)
-        object.__setattr__(self, "roles", roles)
-
-    def pixels(self, role: int) -> npt.NDArray[np.int64]:
-        """Return the flat (row-major) indices of the pixels with ``role``, ascending."""
-        return np.flatnonzero(self.roles == role)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Pixels per role: ``{"train": ..., "val": ..., "test": ...}``."""
-        return {name: int((self.roles == role).sum()) for role, name in ROLE_NAMES.items()}
-
-    @property
-    def hash(self) -> str:
-        """SHA-256 of the image of roles: equal roles have equal hashes, however they were drawn."""
-        shape = np.array(self.roles.shape, dtype="<i8").tobytes()
-        return hashlib.sha256(b"vitreous split" + shape + self.roles.tobytes()).hexdigest()
-
-    @property
-    def optimistic(self) -> bool:
-        """Whether accuracy on this split flatters: drawn at random, or test pixels lie in training patches.
-
-        Patches have the size that the split was made for; where none was given, 3 x 3 (direct neighbours).
-        """
-        return self.method == "random" or self.leakage(int(self.params.get("patch_size", 3))) > 0
-
-    def leakage(self, patch_size: int) -> float:
-        """Return the share of test pixels that lie inside the patch around some training pixel.
-
-        Args:
-            patch_size: side of the region that a prediction sees, in pixels. An even patch is taken as one
-                pixel larger, because it may extend either way.
-        """
-        test = self.roles == TEST
-        return float(self.near_training(patch_size)[test].mean()) if test.any() else 0.0
-
-    def near_training(self, patch_size: int) -> npt.NDArray[np.bool_]:
-        """Return ``(height, width)``: which pixels lie inside the patch around some training pixel.
-
-        Args:
-            patch_size: as in :meth:`leakage`.
-        """
-        from scipy.ndimage import maximum_filter
-
-        side = 2 * (patch_size // 2) + 1
-        near = maximum_filter(self.roles == TRAIN, size=side, mode="constant", cval=False)
-        return np.asarray(near, dtype=bool)
-
-    def blocks_of(self, pixels: npt.NDArray[np.int64]) -> Blocks:
-        """Return the blocks that pixels lie in, to resample: pixels of one block err together.
-
-        A split by blocks has its own. For any other split the scene is cut as that would: into squares of one patch,
-        more in large scenes (``vitreous.data.blocks.automatic_block_size``).
-
-        Args:
-            pixels: flat (row-major) indices.
-        """
-        height, width = self.roles.shape
-        own = self.params.get("block_size")
-        side = int(
-            own or automatic_block_size(height, width, int(self.params.get("patch_size", 1)))
-        )
-        rows, columns = np.divmod(pixels, width)
-        while True:
-            numbers = rows // side * (width // side + 1) + columns // side
-            if len(np.unique(numbers)) <= MOST_BLOCKS:
-                return Blocks(numbers, side)
-            side *= 2  # twice as large, each is still a union of the split's own
-
-    def without_validation(self) -> Split:
-        """Return the split with its validation pixels among the training pixels."""
-        roles = np.where(self.roles == VAL, TRAIN, self.roles)
-        return Split(roles.astype(np.uint8), self.method, self.params, self.seed)
-
-    def classes_without(self, role: int, labels: LabelImage) -> list[int]:
-        """Return the classes of ``labels`` that have no pixel with ``role``."""
-        values = np.asarray(labels)
-        present = set(np.unique(values[self.roles == role]).tolist())
-        return [int(k) for k in np.unique(values[values > 0]) if k not in present]
-
-    def save(self, path: str | Path) -> None:
-        """Write the split to ``path`` (``.npz``, no pickle), whole or not at all."""
-        meta = {
-            "schema": 1,
-            "method": self.method,
-            "params": self.params,
-            "seed": self.seed,
-            "hash": self.hash,
-        }
-        text = json.dumps(meta, allow_nan=False, sort_keys=True).encode()
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(
-                file,
-                allow_pickle=False,
-                roles=self.roles,
-                meta=np.frombuffer(text, dtype=np.uint8),
-                seal=np.frombuffer(_seal(self.roles, text), dtype=np.uint8),
-            )
-
-    @classmethod
-    def load(cls, path: str | Path) -> Split:
-        """Read a split that :meth:`save` wrote.
-
-        Raises:
-            SplitError: there is no such file, it is no split, or it was changed after it was written.
-        """
-        path = Path(path)
-        try:
-            with zipfile.ZipFile(path) as archive:
-                roles = _read_member(archive, "roles", dimensions=2, limit=MAX_PIXELS)
-                text = _read_member(archive, "meta", dimensions=1, limit=MAX_META).tobytes()
-                seal = _read_member(archive, "seal", dimensions=1, limit=64).tobytes()
-            if seal != _seal(roles, text) or int(roles.max(initial=0)) > TEST:
-                raise ValueError("its contents do not match its checksum")
-            return cls._from_meta(roles, parse_json(text.decode()))
-        except FileNotFoundError as error:
-            raise SplitError(f"The split {path} does not exist.", "Check the path.") from error
-        except (
-            *(OSError, zipfile.BadZipFile, zlib.error, EOFError),
-            *(KeyError, TypeError, ValueError, RecursionError),
-            *(NotImplementedError, RuntimeError),  # exotic compression, encryption
-            *(
-                SyntaxError,
-                tokenize.TokenError,
-            ),  # NumPy parses a member's header as Python literals
-        ) as error:
-            raise SplitError(
-                f"{path} is not a valid split file ({error}).",
-                "Create the split again with the recipe's seed.",
-            ) from error
-
-    @classmethod
-    def _from_meta(cls, roles: npt.NDArray[np.uint8], meta: dict[str, Any]) -> Split:
-        if meta["schema"] != 1:
-            raise ValueError(f"its schema {meta['schema']} is newer than this version of vitreous")
-        method, params, seed = meta["method"], meta["params"], meta["seed"]
-        if not (isinstance(method, str) and isinstance(params, dict) and isinstance(seed, int)):
-            raise TypeError("its settings have the wrong types")
-        for name in ("patch_size", "block_size"):
-            side = params.get(name, 1)
-            if type(side) is not int or not 1 <= side <= MOST_SIDE:
-                raise ValueError(f"its {name} is {side!r}")
-        return cls(roles, method, params, seed)
 
 
 def make_split(
@@ -305,7 +113,7 @@ def buffered_blocks(
     if block_size is not None and block_size < 1:
         raise SplitError(f"block_size is {block_size}.", "A block must be at least one pixel wide.")
     classes = np.searchsorted(np.unique(np.append(values, 0)), values)
-    shares = _block_shares(train_fraction, val_fraction)
+    shares = part_shares(train_fraction, val_fraction)
     size = block_size or automatic_block_size(values.shape[0], values.shape[1], patch_size)
     rng = np.random.default_rng(seed)
     roles = buffered_roles(classes, shares, reach=patch_size // 2, block_size=size, rng=rng)
@@ -510,7 +318,8 @@ def _check_fractions(train_fraction: float, val_fraction: float) -> None:
         )
 
 
-def _block_shares(train_fraction: float, val_fraction: float) -> npt.NDArray[np.float64]:
+def part_shares(train_fraction: float, val_fraction: float) -> npt.NDArray[np.float64]:
+    """Return the shares of training, validation and test in a division of blocks or scenes; they sum to one."""
     val = min(val_fraction, train_fraction / 2)
     shares = np.array([train_fraction * (1 - val_fraction), val, 1 - train_fraction])
     normalised: npt.NDArray[np.float64] = shares / shares.sum()
@@ -566,27 +375,3 @@ def _warn(message: str) -> None:
 def _rounded(fraction: float, count: int) -> int:
     """Round half up: Python's own rounding to even would favour some class sizes."""
     return math.floor(fraction * count + 0.5)
-
-
-def _seal(roles: npt.NDArray[np.uint8], meta: bytes) -> bytes:
-    shape = np.array(roles.shape, dtype="<i8").tobytes()
-    return hashlib.sha256(shape + roles.tobytes() + meta).digest()
-
-
-def _read_member(
-    archive: zipfile.ZipFile, name: str, *, dimensions: int, limit: int
-) -> npt.NDArray[np.uint8]:
-    """Read one uint8 array, having checked its header against its size before anything is allocated."""
-    info = archive.getinfo(f"{name}.npy")
-    if info.file_size > limit + 4096:
-        raise ValueError(f"'{name}' claims {info.file_size} bytes")
-    with archive.open(info) as file:
-        if np.lib.format.read_magic(file) != (1, 0):
-            raise ValueError(f"'{name}' has an unknown version")
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-        if dtype != np.uint8 or fortran or len(shape) != dimensions or min(shape, default=0) < 1:
-            raise ValueError(f"'{name}' has the type {dtype} and the shape {shape}")
-        data = file.read(limit + 1)
-    if len(data) != math.prod(shape):
-        raise ValueError(f"'{name}' holds {len(data)} bytes for the shape {shape}")
-    return np.frombuffer(data, dtype=np.uint8).reshape(shape)

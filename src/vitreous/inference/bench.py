@@ -16,9 +16,11 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from vitreous.catalog.arguments import ImageSize, checked_image_size
 from vitreous.catalog.registry import create_model
 from vitreous.errors import VitreousError
 from vitreous.inference.cost import count_cost
+from vitreous.layers.sizes import as_size
 
 WARM_UP = 2  # calls before the clock runs: allocation, choice of kernels
 ENOUGH_SECONDS = 20.0  # of measuring one setting: slow networks repeat less often ...
@@ -33,7 +35,7 @@ class Setting:
     Attributes:
         model: name of a variant.
         bands: channels of the image.
-        image_size: side of the image in pixels.
+        image_size: side of the image in pixels, or height and width.
         batch: images per call.
         repeats: calls on the clock.
         backward: also the gradients, as in training.
@@ -43,7 +45,7 @@ class Setting:
 
     model: str
     bands: int = 3
-    image_size: int = 224
+    image_size: ImageSize = 224
     batch: int = 8
     repeats: int = 15
     backward: bool = False
@@ -78,8 +80,8 @@ def bench_model(
     model: str,
     *,
     bands: int = 3,
-    image_size: int = 224,
-    batch: int = 8,
+    image_size: ImageSize = 224,
+    batch_size: int = 8,
     repeats: int = 15,
     backward: bool = False,
     num_classes: int = 1000,
@@ -90,8 +92,8 @@ def bench_model(
     Args:
         model: name of a variant.
         bands: channels of the image.
-        image_size: side of the image in pixels.
-        batch: images per call.
+        image_size: side of the image in pixels, or ``(height, width)``.
+        batch_size: images per call.
         repeats: calls on the clock.
         backward: also time the gradients, as in training.
         num_classes: classes of the head.
@@ -100,8 +102,9 @@ def bench_model(
     Raises:
         VitreousError: the measurement failed, for want of memory perhaps.
     """
+    size = checked_image_size(f"image_size of {model}", image_size)
     return measure_apart(
-        Setting(model, bands, image_size, batch, repeats, backward, num_classes, threads)
+        Setting(model, bands, size, batch_size, repeats, backward, num_classes, threads)
     )
 
 
@@ -112,7 +115,7 @@ def measure_apart(setting: Setting) -> Figures:
         VitreousError: the measurement failed, for want of memory perhaps.
     """
     found = run_apart(
-        "vitreous.inference.bench", asdict(setting), setting.model, "Try a smaller --batch."
+        "vitreous.inference.bench", asdict(setting), setting.model, "Try a smaller --batch-size."
     )
     return Figures(**{**found, "setting": setting, "spread": tuple(found["spread"])})
 
@@ -154,8 +157,9 @@ def measure(setting: Setting) -> Figures:
         num_classes=setting.num_classes,
         image_size=setting.image_size,
     )
-    cost = count_cost(model, setting.bands, setting.image_size)
-    images = torch.randn(setting.batch, setting.bands, setting.image_size, setting.image_size)
+    height, width = as_size(setting.image_size)
+    cost = count_cost(model, setting.bands, height, width)
+    images = torch.randn(setting.batch, setting.bands, height, width)
     model.train(setting.backward)
 
     def call() -> None:

@@ -13,6 +13,7 @@ MOST_CLASSES = 65535  # of a label image
 LARGEST_PATCH = 513
 WIDEST = 4096  # decoder
 LARGEST_SCALE = 64
+LARGEST_IMAGE = 2**14  # side in pixels
 
 Color: TypeAlias = Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
 Name: TypeAlias = Annotated[str, Field(min_length=1, max_length=1000)]
@@ -157,6 +158,20 @@ class EstimatorHeader(Classes):
     kind: Literal["estimator"]
     contract: dict[str, Any]
     estimator: dict[str, Any]
+
+
+class RecognizerHeader(Description):
+    """The header of the file of a network that classifies whole images."""
+
+    kind: Literal["recognizer"]
+    name: Name
+    contract: dict[str, Any]
+    model_args: dict[str, Any]
+    methods: list[MethodEntry]
+    class_names: list[str] = Field(min_length=1, max_length=MOST_CLASSES)
+    several: bool
+    size: list[Annotated[int, Field(ge=1, le=LARGEST_IMAGE)]] = Field(min_length=2, max_length=2)
+    channels: int = Field(ge=1, le=65536)
 
 
 class RestorerSettings(Description):

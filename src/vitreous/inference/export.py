@@ -58,6 +58,7 @@ from vitreous.inference.integers import Quantization, integer_form
 from vitreous.inference.patch_classifier import PatchClassifier
 from vitreous.inference.pixels import probabilities_at
 from vitreous.inference.runtimes import Exported, load_exported
+from vitreous.layers.answers import joined
 from vitreous.methods._apply import applied
 
 Network: TypeAlias = PatchClassifier | DenseClassifier
@@ -191,7 +192,7 @@ class PatchGraph(nn.Module):
     ) -> Float[Tensor, "batch classes"]:
         """Classify."""
         normalised = self.classifier.normalise(patches.permute(0, 3, 1, 2))
-        return self.classifier.score(normalised).softmax(-1)
+        return joined(self.classifier.score(normalised)).softmax(-1)
 
 
 class PixelGraph(nn.Module):
@@ -426,7 +427,7 @@ def check_request(form: str, folder: str | Path) -> None:
                 "Install it: pip install 'vitreous[deploy]'.",
             ) from error
     if Path(folder).exists() and not is_export(folder):
-        raise ConfigError(f"{folder} exists and is not an export.", "Choose another --output.")
+        raise ConfigError(f"{folder} exists and is not an export.", "Choose another --out.")
 
 
 def write_graph(part: Part, stem: Path, form: str, name: str) -> None:

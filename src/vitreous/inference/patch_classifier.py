@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vitreous.data.contract import BandContract
 from vitreous.data.regions import RegionBatch, gather_patches, patch_index
+from vitreous.layers.answers import Heads, joined
 from vitreous.layers.preprocess import Preprocess
 
 CHUNK = (
@@ -95,7 +96,7 @@ class PatchClassifier(nn.Module):
         self, image: Float[Tensor, "regions dim h w"], index: Int[Tensor, "pixels patch patch"]
     ) -> Float[Tensor, "pixels classes"]:
         """Read patches by index from :meth:`features` and return their logits."""
-        return self.score(self.read_patches(image, index))
+        return joined(self.score(self.read_patches(image, index)))
 
     def read_patches(
         self, image: Float[Tensor, "regions dim h w"], index: Int[Tensor, "pixels patch patch"]
@@ -105,8 +106,8 @@ class PatchClassifier(nn.Module):
 
     def score(
         self, patches: Float[Tensor, "pixels dim size size"]
-    ) -> Float[Tensor, "pixels classes"]:
-        """Return the logits of patches, read from :meth:`features` and normalised."""
+    ) -> Float[Tensor, "pixels classes"] | Heads:
+        """Return the logits of patches, read from :meth:`features` and normalised; in distillation of both heads."""
         if self.mode == "scene":
             return self.net.forward_patches(patches)  # type: ignore[operator]
         return self.net(patches)

@@ -75,8 +75,8 @@ class Scores(nn.Module):
 
         Args:
             scores: scaled products of queries and keys, biases added.
-            grid: rows and columns of the tokens' grid; tokens that belong to none come before it. None where the
-                tokens lie on none.
+            grid: rows and columns of the tokens' grid, or of a window of it; tokens that lie on none come before it. Where
+                keys are fewer than queries, it is the queries'. None where tokens lie on no grid.
         """
         return scores
 

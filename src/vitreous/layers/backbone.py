@@ -13,6 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from vitreous.catalog.arguments import ImageSize
 from vitreous.errors import ModelError
+from vitreous.layers.answers import Heads
+from vitreous.layers.bands import Bands
 from vitreous.layers.frozen import hold_frozen
 from vitreous.layers.sizes import as_size, plain_size
 
@@ -58,7 +60,9 @@ class Backbone(nn.Module):
         frozen: shell patterns of the names of modules or parameters that training leaves as they were loaded.
         variant: the name that it was made by, and
         arguments: what differs from that variant's own; ``create_model`` sets both.
+        spectrum: what ``create_model`` was told of its bands, None where it was their number alone.
         methods: what was applied to it (``methods/_apply.py``).
+        distilling: whether a network with a distillation head returns both heads' scores in training (``Heads``).
         stem_reach: how far a front-end shared by overlapping patches looks around a pixel (``docs/architecture.md``).
     """
 
@@ -74,6 +78,7 @@ class Backbone(nn.Module):
     band_tables: ClassVar[tuple[str, ...]] = ()
     band_arguments: ClassVar[tuple[str, ...]] = ()
     frozen: tuple[str, ...] = ()
+    distilling = False
     undecayed: ClassVar[
         tuple[str, ...]
     ] = ()  # ends of further names that weight decay leaves alone
@@ -84,6 +89,7 @@ class Backbone(nn.Module):
         self.checkpointing = False
         self.variant: str | None = None
         self.arguments: dict[str, Any] = {}
+        self.spectrum: Bands | None = None
         self.methods: list[dict[str, Any]] = []
 
     @property
@@ -97,7 +103,7 @@ class Backbone(nn.Module):
         """Return what the head reads: ``(batch, tokens, dim)`` or ``(batch, dim, height, width)``."""
         raise NotImplementedError
 
-    def forward_head(self, features: Any) -> Float[Tensor, "batch classes"]:
+    def forward_head(self, features: Any) -> Any:  # Float[Tensor, "batch classes"] or Heads
         """Pool the features and classify."""
         raise NotImplementedError
 
@@ -129,14 +135,14 @@ class Backbone(nn.Module):
 
     def forward_patches(
         self, x: Float[Tensor, "batch bands height width"]
-    ) -> Float[Tensor, "batch classes"]:
+    ) -> Any:  # Float[Tensor, "batch classes"] or Heads
         """Classify patches of the stem's output."""
         return self.forward_head(self.forward_features(x))
 
     def forward(
         self, x: Float[Tensor, "batch bands height width"]
-    ) -> Float[Tensor, "batch classes"]:
-        """Classify images.
+    ) -> Any:  # Float[Tensor, "batch classes"] or Heads
+        """Classify images; in a training that treats two heads apart, return the scores of both.
 
         Raises:
             ModelError: images of other bands, or of a size that the network was not built for.
@@ -191,6 +197,13 @@ class Backbone(nn.Module):
         if self.checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
+
+    def join_heads(
+        self, labels: Float[Tensor, "batch classes"], teacher: Float[Tensor, "batch classes"]
+    ) -> Float[Tensor, "batch classes"] | Heads:
+        """Return the mean of the two heads' scores, or both in a training that treats them apart (``distilling``)."""
+        both = Heads(labels, teacher)
+        return both if self.distilling and self.training else both.mean
 
     def make_head(self, num_classes: int) -> nn.Module:
         """Return a new classifier, or for 0 classes what hands its input on."""

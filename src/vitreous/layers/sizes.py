@@ -16,6 +16,12 @@ def as_size(image_size: int | Sequence[int]) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def size_name(image_size: int | Sequence[int]) -> str:
+    """Return a size as people write it: ``24 x 36``."""
+    height, width = as_size(image_size)
+    return f"{height} x {width}"
+
+
 def plain_size(size: Sequence[int]) -> ImageSize:
     """Return what ``create_model`` takes for a height and width: the side where they are equal, else both."""
     height, width = size

@@ -80,13 +80,11 @@ class RelativePositionBias(nn.Module):
             self._expanded = key, self._expand(height, width)
         return self._expanded[1]
 
-    def resized(
-        self, table: Float[Tensor, "offsets heads"], window: tuple[int, int] | None
-    ) -> Float[Tensor, "new_offsets heads"]:
+    def resized(self, table: Tensor, window: tuple[int, int] | None) -> Tensor:
         """Make a table for this window of one that was learned for another, bicubically.
 
         Args:
-            table: what was learned.
+            table: what was learned, ``(offsets, heads)``; left as it is where it cannot be that.
             window: the other window; a square's where not known.
         """
         offsets = _sides_of(table, None if window is None else _offsets(window), self.table)
@@ -120,16 +118,14 @@ class DistanceBias(RelativePositionBias):
         super().__init__(window, heads)
         self.table = nn.Parameter(torch.zeros(math.prod(self.window), heads))
 
-    def resized(
-        self, table: Float[Tensor, "distances heads"], window: tuple[int, int] | None
-    ) -> Float[Tensor, "new_distances heads"]:
+    def resized(self, table: Tensor, window: tuple[int, int] | None) -> Tensor:
         """Make a table for these distances: others are dropped, and the farthest known one is repeated.
 
         Distances count cells, whose size in pixels stays; so nothing changes on images of the size that the table was
         learned on.
 
         Args:
-            table: what was learned.
+            table: what was learned, ``(distances, heads)``; left as it is where it cannot be that.
             window: distances down and across that it tells apart; equally many where not known.
         """
         known = _sides_of(table, window, self.table)

@@ -237,6 +237,7 @@ class ConvAttention(nn.Module):
             split(self.mix_query(cells), self.query),
             split(self.mix_key(cells), self.key),
             split(self.mix_value(cells), self.value),
+            grid=(cells.shape[2], cells.shape[3]),
         )
         return self.proj(rearrange(mixed, "b h n d -> b n (h d)"))
 

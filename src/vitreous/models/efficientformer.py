@@ -112,9 +112,8 @@ CARD = Card(
     "latency-driven slimming of a small supernet on handwritten digits vs a uniformly narrowed "
     "network of equal latency.",
     notes=[
-        "Usage: With distillation, predictions average both heads, also in training; "
-        "forward_heads returns each for the distillation loss. Published sizes include both "
-        "heads.",
+        "Usage: With distillation, predictions average both heads; a training with a teacher "
+        "(--distill) treats them apart. Published sizes include both heads.",
         "Usage: fuse folds batch norms into the convolutions before them, as is done for mobile "
         "deployment.",
         "Usage: LayerScale starts at 1e-5 (layer_scale).",
@@ -229,7 +228,8 @@ class Attention(nn.Module):
         qkv = rearrange(self.qkv(x), "b n (g d) -> b g n d", g=self.heads)
         query, key, value = qkv.split(self.widths, -1)
         bias = self.bias(height, width).to(query.dtype)
-        return self.proj(rearrange(self.core(query, key, value, bias), "b g n d -> b n (g d)"))
+        mixed = self.core(query, key, value, bias, (height, width))
+        return self.proj(rearrange(mixed, "b g n d -> b n (g d)"))
 
 
 class TokenBlock(nn.Module):
@@ -402,10 +402,10 @@ class EfficientFormer(Backbone):
 
     def forward_head(
         self, features: Float[Tensor, "batch tokens dim"]
-    ) -> Float[Tensor, "batch classes"]:
-        """Classify the mean token; with two heads, the mean of both."""
+    ) -> Any:  # Float[Tensor, "batch classes"] or Heads
+        """Classify the mean token; with two heads, the mean of both (see ``distilling``)."""
         scores = self.forward_heads(features)
-        return scores[0] if len(scores) == 1 else (scores[0] + scores[1]) / 2
+        return scores[0] if len(scores) == 1 else self.join_heads(*scores)
 
     def level_maps(
         self, x: Float[Tensor, "batch bands height width"]
@@ -531,7 +531,9 @@ def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return rename_keys(learned, partial(substitute, rules))
 
 
-def read_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+def read_settings(
+    weights: Mapping[str, Tensor], image_size: ImageSize | None = None
+) -> dict[str, Any]:
     """Return what weights under our names say about options that a variant leaves open."""
     return {"distilled": "distillation_head.weight" in weights}
 

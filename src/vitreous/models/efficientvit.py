@@ -216,6 +216,7 @@ class CascadedGroupAttention(nn.Module):
             out = self.core(
                 *(rearrange(part, "b d h w -> b 1 (h w) d") for part in (query, key, value)),
                 bias[None, None] if hidden is None else bias + hidden,
+                (height, width),
             )
             mixed.append(rearrange(out, "b 1 (h w) d -> b d h w", h=height))
         return self.proj(self.act(torch.cat(mixed, 1)))
@@ -541,7 +542,9 @@ def _turn(key: str, value: Tensor) -> Tensor:
     return value.T if key.endswith("attention_biases") else value[:, :, None, None]
 
 
-def read_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+def read_settings(
+    weights: Mapping[str, Tensor], image_size: ImageSize | None = None
+) -> dict[str, Any]:
     """Return what weights under our names say about options that a variant leaves open."""
     return {"distilled": "distillation_head.1.weight" in weights}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,7 @@ CARD = Card(
     year=2023,
     source_licence="Unlicense (Rexzhan/ESSAformer): re-implemented from the equations",
     tasks=["restore"],
+    input="bands",
     variants={
         "essaformer": {"dim": 256, "scale": 4},
         "essaformer_x2": {"dim": 256, "scale": 2},
@@ -219,6 +220,9 @@ class ESSAformer(Restorer):
     """
 
     reach = 12
+    band_parameters = ("first.weight", "last.weight", "last.bias")
+    band_axes: ClassVar[dict[str, int]] = {"last.weight": 0, "last.bias": 0}
+    band_tables = ("last.weight", "last.bias")
 
     def __init__(
         self,

@@ -37,6 +37,7 @@ CARD = Card(
     year=2025,
     source_licence="none stated (non-commercial note in the README): re-implemented from the equations",
     tasks=["classify"],
+    input="bands",
     variants={
         "lola_specvit_base": {
             "dim": 96,
@@ -254,7 +255,7 @@ class WindowAttention(nn.Module):
         query, key, value = rearrange(
             self.qkv(tokens), "b n t (c h d) -> c b n h t d", c=3, h=self.heads
         )
-        mixed = self.core(query, key, value, bias.to(query.dtype))
+        mixed = self.core(query, key, value, bias.to(query.dtype), window)
         return reverse(
             self.proj(rearrange(mixed, "b n h t d -> b n t (h d)")), window, height, width
         )

@@ -38,6 +38,7 @@ CARD = Card(
     year=2024,
     source_licence="Apache-2.0 (techmn/satmae_pp): re-implemented from the equations",
     tasks=["classify", "pretrain"],
+    input="bands",
     variants={
         "satmae_pp_base": {"dim": 768, "depth": 12, "heads": 12, "group_dim": 256},
         "satmae_pp_large": {"dim": 1024, "depth": 24, "heads": 16, "group_dim": 256},

@@ -207,7 +207,8 @@ class WindowAttention(nn.Module):
             self.qkv(x), "b n t (c h d) -> c b n h t d", c=3, h=self.heads
         ).unbind(0)
         bias = self.position(*window)
-        mixed = self.core(query, key, value, bias if mask is None else bias + mask)
+        bias = bias if mask is None else bias + mask
+        mixed = self.core(query, key, value, bias, window)
         return self.proj(rearrange(mixed, "b n h t d -> b n t (h d)"))
 
 
@@ -620,7 +621,9 @@ def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return rename_keys(learned, partial(substitute, rules))
 
 
-def read_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+def read_settings(
+    weights: Mapping[str, Tensor], image_size: ImageSize | None = None
+) -> dict[str, Any]:
     """Return what weights under our names say about options that a variant leaves open."""
     return {
         "qkv_bias": "stages.0.blocks.0.attn.qkv.bias" in weights,

@@ -7,7 +7,7 @@ its reader likes; saved as an image it has the light colours.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from vitreous.report.record import Log, Number, Scores, System, plain
+from vitreous.report.record import Log, Number, System, plain
 from vitreous.report.spectra import ClassSpectrum
 
 INK, MUTED, GRID = "#1c2127", "#5c6672", "#dfe3e8"
@@ -59,6 +59,20 @@ def accuracy_figure(log: Log) -> Figure | None:
     )
 
 
+def recognition_figure(log: Log) -> Figure | None:
+    """Plot the accuracy on images over the epochs; None where the log holds none."""
+    return _curves(
+        log,
+        "Accuracy",
+        [
+            ("train_top1", "training top-1", BLUE, "-"),
+            ("val_top1", "validation top-1", ORANGE, "-"),
+            ("val_top5", "validation top-5", GREEN, (0, (4, 1.5))),
+            ("val_map", "validation mAP", ORANGE, "-"),
+        ],
+    )
+
+
 def psnr_figure(log: Log) -> Figure | None:
     """Plot the PSNR of the validation crops over the epochs; None where the log holds none."""
     return _curves(log, "PSNR (dB)", [("val_psnr", "validation", ORANGE, "-")])
@@ -75,13 +89,28 @@ def _row_name(name: str, value: int) -> str:
     return shown if name in (str(value), f"class {value}") else f"{shown}  {value}"
 
 
-def confusion_figure(scores: Scores, names: Sequence[str], values: Sequence[int]) -> Figure:
-    """Draw the confusion matrix: colours are shares of the true class, numbers are pixels.
+class Confused(Protocol):
+    """Scores with a confusion matrix."""
+
+    @property
+    def confusion(self) -> list[list[int]]:
+        """Rows are the truth, columns what was predicted."""
+
+    @property
+    def unclassified(self) -> list[int]:
+        """Per class what has no prediction; may be empty."""
+
+
+def confusion_figure(
+    scores: Confused, names: Sequence[str], values: Sequence[int], predicted: str = "map"
+) -> Figure:
+    """Draw the confusion matrix: colours are shares of the true class, numbers are pixels or images.
 
     Args:
         scores: holds the matrix, rows truth, columns map.
         names: of the classes in the matrix' order.
         values: their numbers.
+        predicted: what the columns are called.
     """
     matrix = np.array(scores.confusion, dtype=np.int64)
     count = len(matrix)
@@ -104,7 +133,7 @@ def confusion_figure(scores: Scores, names: Sequence[str], values: Sequence[int]
     _style(axes, grid=False)
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
-    axes.set_xlabel("map", color=MUTED, fontsize=8)
+    axes.set_xlabel(predicted, color=MUTED, fontsize=8)
     axes.set_ylabel("truth", color=MUTED, fontsize=8)
     if count <= LABELLED_CLASSES:
         axes.set_yticks(range(count), rows, fontsize=size, color=INK, parse_math=False)

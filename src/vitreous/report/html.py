@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,11 @@ from vitreous.report.page import (
     UNIT_WORDS,
     as_svg,
     as_table,
+    banner,
+    bar,
     document,
     duration,
+    interval_range,
     learning,
     page_header,
     percent,
@@ -31,6 +34,7 @@ from vitreous.report.page import (
     run_again,
     scene_facts,
     scene_title,
+    score_card,
 )
 from vitreous.report.record import (
     ClassEntry,
@@ -47,9 +51,6 @@ from vitreous.report.record import (
 from vitreous.report.spectra import class_spectra
 from vitreous.scenes.cube import wavelengths_of
 
-if TYPE_CHECKING:
-    pass
-
 SPECTRA_SHOWN = 48
 LEGEND_IN_GRID = 20  # a longer legend gets the page's whole width
 MATRIX_SCALE = 98  # pixels per inch of a confusion matrix
@@ -58,6 +59,7 @@ SPLIT_WORDS = {
     "random": "random pixels",
     "fixed": "the scene's predefined split",
     "files": "separate label files",
+    "scenes": "separate scenes",
 }
 
 
@@ -69,14 +71,65 @@ class SplitRoles(Protocol):
         """``(height, width)``: 0 unused, 1 train, 2 validation, 3 test."""
 
 
+class Shown(NamedTuple):
+    """A scene that is shown.
+
+    Attributes:
+        name: of the scene, for headings.
+        scene: the scene (read thinned, and in small tiles for the spectra).
+        labels: its labels ``(y, x)``, from 1 on.
+        roles: ``(height, width)``: 0 unused, 1 train, 2 validation, 3 test.
+        map_path: its map, None where there is none.
+    """
+
+    name: str
+    scene: xr.DataArray
+    labels: xr.DataArray
+    roles: npt.NDArray[np.uint8]
+    map_path: Path | None = None
+
+
+class ShownCollection(NamedTuple):
+    """What is shown of a collection.
+
+    Attributes:
+        title: its name.
+        shown: some of its test scenes.
+        learned: one of its training scenes, for the spectra.
+        training: ``(classes + 1,)`` training pixels by class number, of all scenes.
+    """
+
+    title: str
+    shown: Sequence[Shown]
+    learned: Shown
+    training: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A scene on the page, with its labels as an array."""
+
+    name: str
+    scene: xr.DataArray
+    labels: npt.NDArray[Any]
+    roles: npt.NDArray[np.uint8]
+    map_path: Path | None
+
+
 @dataclass(frozen=True)
 class _Page:
     """What the sections are made of."""
 
     record: RunRecord
-    scene: xr.DataArray
-    labels: npt.NDArray[Any]
-    roles: npt.NDArray[np.uint8]
+    title: str
+    places: list[_Place]
+    learned: _Place
+    training: npt.NDArray[np.int64]
+
+    @property
+    def scene(self) -> xr.DataArray:
+        """The scene that the page is about, or one of them."""
+        return self.places[0].scene
 
     @property
     def classes(self) -> list[ClassEntry]:
@@ -95,21 +148,19 @@ class _Page:
     def colors(self) -> dict[int, str]:
         return {number: entry.color for number, entry in self.numbered}
 
-    def pixels_with(self, role: int | None = None) -> npt.NDArray[np.int64]:
-        """Labelled pixels by class number, of one role or of all."""
-        chosen = self.labels > 0 if role is None else (self.roles == role) & (self.labels > 0)
-        return np.bincount(self.labels[chosen].ravel(), minlength=len(self.classes) + 1)
-
     @property
     def trained(self) -> System:
         return self.record.metrics.systems[0]
 
-    @property
-    def title(self) -> str:
-        return scene_title(self.scene)
 
-
-def build_report(run: Path, scene: xr.DataArray, labels: xr.DataArray, split: SplitRoles) -> Path:
+def build_report(
+    run: Path,
+    scene: xr.DataArray,
+    labels: xr.DataArray,
+    split: SplitRoles,
+    *,
+    collection: ShownCollection | None = None,
+) -> Path:
     """Write ``report.html`` into a run folder.
 
     Args:
@@ -117,6 +168,7 @@ def build_report(run: Path, scene: xr.DataArray, labels: xr.DataArray, split: Sp
         scene: the scene that the run was trained on (read thinned, and in small tiles for the spectra).
         labels: its labels ``(y, x)``.
         split: the split that the run was trained and tested with.
+        collection: of a run on several scenes, what is shown of them; the arguments above are of one of them.
 
     Returns:
         The path of the page.
@@ -126,18 +178,39 @@ def build_report(run: Path, scene: xr.DataArray, labels: xr.DataArray, split: Sp
             different sizes.
     """
     run = Path(run)
-    truth, roles = np.asarray(labels.values), np.asarray(split.roles)
-    shape = (scene.sizes["y"], scene.sizes["x"])
+    record = read_record(run)
+    if collection is None:
+        own = _place(Shown("", scene, labels, np.asarray(split.roles), record.map_path))
+        chosen = own.labels[(own.roles == pictures.TRAIN) & (own.labels > 0)]
+        counts = np.bincount(chosen.ravel(), minlength=len(record.metrics.classes) + 1)
+        page = _Page(record, scene_title(scene), [own], own, counts)
+    else:
+        places = [_place(one) for one in collection.shown]
+        learned = _place(collection.learned)
+        page = _Page(record, collection.title, places, learned, collection.training)
+    path = run / "report.html"
+    write_text(path, _document(page))
+    return path
+
+
+def _place(shown: Shown) -> _Place:
+    """Return a scene on the page, if all that is known of it is of one size.
+
+    Raises:
+        VitreousError: it is not.
+    """
+    truth, roles = np.asarray(shown.labels.values), np.asarray(shown.roles)
+    shape = (shown.scene.sizes["y"], shown.scene.sizes["x"])
     if truth.shape != shape or roles.shape != shape:
         raise VitreousError(
             f"The scene has {shape[0]} x {shape[1]} pixels, but its labels have {truth.shape} and its split "
             f"{roles.shape}.",
             "Build the report with the labels and the split of the same scene.",
         )
-    page = _Page(read_record(run), scene, truth, roles)
-    path = run / "report.html"
-    write_text(path, _document(page))
-    return path
+    path = shown.map_path
+    return _Place(
+        shown.name, shown.scene, truth, roles, path if path is not None and path.is_file() else None
+    )
 
 
 def _document(page: _Page) -> Markup:
@@ -150,6 +223,7 @@ def _document(page: _Page) -> Markup:
         [
             ("numbers", "Accuracy", _numbers(page)),
             ("compression", "Compression", _compression(page)),
+            ("scenes", "Test scenes", _scenes(page)),
             ("maps", "Maps", _maps(page)),
             ("systems", "Comparison of systems", _systems(page)),
             ("classes", "Classes", _classes(page)),
@@ -175,36 +249,17 @@ def _model_size(system: System) -> str:
 def _numbers(page: _Page) -> Markup:
     test = page.trained.test
     cards = [
-        _score_card("Overall accuracy", "OA", percent(test.oa), test.oa, test.oa_ci),
-        _score_card("Average accuracy", "AA", percent(test.aa), test.aa, test.aa_ci),
-        _score_card("Cohen's kappa", "κ", ratio(test.kappa), test.kappa, test.kappa_ci),
+        score_card("Overall accuracy", "OA", test.oa, test.oa_ci),
+        score_card("Average accuracy", "AA", test.aa, test.aa_ci),
+        score_card("Cohen's kappa", "κ", test.kappa, test.kappa_ci, ratio),
     ]
+    if test.miou is not None:
+        name = "Mean intersection over union"
+        cards.append(score_card(name, "mIoU", test.miou, test.miou_ci, percent))
     return join(
         _leakage_banner(page.record.metrics),
         tag("div", *cards, class_="scores"),
         tag("p", _protocol(page), class_="note"),
-    )
-
-
-def _score_card(name: str, symbol: str, shown: str, value: Number, interval: Interval) -> Markup:
-    write = ratio if symbol == "κ" else percent
-    low, high = interval or (None, None)
-    bar = None
-    if low is not None and high is not None and value is not None:
-        bar = tag(
-            "div",
-            tag("i", style=f"left:{_share(low):.2f}%;width:{_share(high - low):.2f}%"),
-            tag("b", style=f"left:{_share(value):.2f}%"),
-            class_="interval",
-            aria_hidden="true",
-        )
-    return tag(
-        "div",
-        tag("p", name, " ", tag("abbr", symbol, title=name), class_="name"),
-        tag("p", shown, class_="value"),
-        bar,
-        tag("p", f"95 % interval {_range(interval, write)}", class_="range") if interval else None,
-        class_="card score",
     )
 
 
@@ -227,18 +282,14 @@ def _leakage_banner(metrics: Metrics) -> Markup:
             )
         words += f"{told} Expect lower accuracy on unseen ground"
         words += "; a block split shows by how much." if neighbours else "."
-        return _banner("warning", "Optimistic estimate. ", words)
+        return banner("warning", "Optimistic estimate. ", words)
     if split.leakage > 0:
         words = f"{share}: their surroundings were seen in training, so the accuracy is slightly optimistic. {told}"
-        return _banner("caution", "Some leakage. ", words)
+        return banner("caution", "Some leakage. ", words)
     if start is not None and start.unknown:
-        return _banner("caution", "Unknown provenance. ", f"{share}. {told}")
+        return banner("caution", "Unknown provenance. ", f"{share}. {told}")
     words = f"{share}: the accuracy applies to held-out ground in this scene."
-    return _banner("good", "No leakage. ", words)
-
-
-def _banner(kind: str, title: str, words: str) -> Markup:
-    return tag("div", tag("strong", title), words.strip(), class_=f"banner {kind}", role="note")
+    return banner("good", "No leakage. ", words)
 
 
 def _protocol(page: _Page) -> str:
@@ -271,6 +322,11 @@ def _protocol(page: _Page) -> str:
 def _interval_words(test: Scores) -> str:
     """Say how the intervals were found, and what they leave out."""
     found = test.intervals
+    if found is not None and found.method == "scene bootstrap":
+        return (
+            f"The confidence intervals resample the {found.blocks or 0:,} test scenes, because errors of one scene "
+            "are correlated."
+        )
     if found is None or found.blocks is None or found.block_size is None:
         return (
             "The confidence intervals treat test pixels as independent, although neighbours are correlated: another "
@@ -294,16 +350,31 @@ def _method(split: SplitEntry) -> str:
 
 
 def _maps(page: _Page) -> Markup:
-    height, width = page.labels.shape
+    legend = _legend(page)
+    if len(page.places) > 1:
+        rows = [
+            join(tag("h3", place.name), tag("div", *_plates(page, place), class_="plates"))
+            for place in page.places
+        ]
+        return join(*rows, legend)
+    plates = _plates(page, page.places[0])
+    if len(page.classes) <= LEGEND_IN_GRID:
+        return tag("div", *plates, legend, class_="plates")
+    return join(tag("div", *plates, class_="plates"), legend)
+
+
+def _plates(page: _Page, place: _Place) -> list[Markup]:
+    """Return the pictures of a scene."""
+    height, width = place.labels.shape
     step = pictures.stride_for(height, width)
-    scene = pictures.scene_picture(page.scene)
+    scene = pictures.scene_picture(place.scene)
     thinned = "" if step == 1 else f" One pixel in {step} is shown."
-    truth, roles = pictures.thin(page.labels, step), pictures.thin(page.roles, step)
+    truth, roles = pictures.thin(place.labels, step), pictures.thin(place.roles, step)
     plates = [
-        plate("Scene", f"{pictures.scene_colours(page.scene)}.{thinned}", scene, photograph=True),
+        plate("Scene", f"{pictures.scene_colours(place.scene)}.{thinned}", scene, photograph=True),
         plate("Ground truth", "The labelled pixels.", pictures.class_picture(truth, page.colors)),
     ]
-    map_path = page.record.map_path
+    map_path = place.map_path
     if map_path is not None:
         mapped = pictures.read_map(map_path, (height, width), page.codes)
         plates.append(
@@ -324,7 +395,7 @@ def _maps(page: _Page) -> Markup:
         )
     )
     if map_path is not None:
-        outcomes = pictures.read_outcomes(map_path, page.labels, page.roles, page.codes)
+        outcomes = pictures.read_outcomes(map_path, place.labels, place.roles, page.codes)
         plates.append(
             plate(
                 "Errors",
@@ -332,10 +403,7 @@ def _maps(page: _Page) -> Markup:
                 pictures.overlay_picture(outcomes, pictures.OUTCOME_COLORS, scene),
             )
         )
-    legend = _legend(page)
-    if len(page.classes) <= LEGEND_IN_GRID:
-        return tag("div", *plates, legend, class_="plates")
-    return join(tag("div", *plates, class_="plates"), legend)
+    return plates
 
 
 def _key(names: Mapping[str, int], roles: npt.NDArray[np.uint8]) -> Markup:
@@ -365,7 +433,13 @@ def _swatch(color: str) -> Markup:
 
 
 def _legend(page: _Page) -> Markup:
-    counts = page.pixels_with()
+    counts = np.sum(
+        [
+            np.bincount(place.labels[place.labels > 0], minlength=len(page.classes) + 1)
+            for place in page.places
+        ],
+        axis=0,
+    )
     rows = [
         tag(
             "li",
@@ -437,6 +511,30 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else plain(value, 200)
 
 
+# --- scenes -----------------------------------------------------------------------------------------------
+
+
+def _scenes(page: _Page) -> Markup | None:
+    """Show how accuracy differs from scene to scene."""
+    found = page.trained.test.scenes
+    if not found:
+        return None
+    head = ("Scene", "mIoU", "OA", "AA", "κ", "Test pixels")
+    rows = [
+        [
+            one.name,
+            bar(one.miou),
+            percent(one.oa),
+            percent(one.aa),
+            ratio(one.kappa),
+            f"{one.pixels:,}",
+        ]
+        for one in found
+    ]
+    table = as_table(f"Accuracy of {page.trained.name} on each test scene", head, rows)
+    return tag("div", table, class_="card scroll")
+
+
 # --- systems ----------------------------------------------------------------------------------------------
 
 
@@ -480,7 +578,7 @@ def _systems(page: _Page) -> Markup | None:
 def _with_interval(value: Number, interval: Interval, write: Any, best: float | None) -> Markup:
     shown = write(value)
     number = tag("b", shown) if value is not None and value == best else Markup(shown)
-    return join(number, tag("small", _range(interval, write)) if interval else None)
+    return join(number, tag("small", interval_range(interval, write)) if interval else None)
 
 
 # --- classes ----------------------------------------------------------------------------------------------
@@ -497,42 +595,30 @@ def _classes(page: _Page) -> Markup | None:
 
 
 def _class_table(page: _Page, test: Scores) -> Markup:
-    trained = {
-        code: int(count)
-        for code, count in zip(page.codes, page.pixels_with(pictures.TRAIN)[1:], strict=False)
-    }
+    trained = {code: int(count) for code, count in zip(page.codes, page.training[1:], strict=False)}
     colors = {entry.value: entry.color for entry in page.classes}
     head = (
         "Class",
         "Producer's accuracy",
         "User's accuracy",
         "F1",
+        "IoU",
         "Training pixels",
         "Test pixels",
     )
     rows = [
         [
             join(_swatch(colors.get(score.value, "#808080")), score.name),
-            _bar(score.producer),
-            _bar(score.user),
-            _bar(score.f1),
+            bar(score.producer),
+            bar(score.user),
+            bar(score.f1),
+            bar(score.iou),
             f"{trained.get(score.value, 0):,}",
             f"{score.support:,}",
         ]
         for score in test.per_class
     ]
     return as_table(f"Accuracy of {page.trained.name} for each class", head, rows)
-
-
-def _bar(value: Number) -> Markup:
-    if value is None:
-        return Markup(MISSING)
-    return join(
-        tag(
-            "span", tag("i", style=f"width:{_share(value):.1f}%"), class_="bar", aria_hidden="true"
-        ),
-        tag("span", percent(value), class_="figure"),
-    )
 
 
 def _confusion(page: _Page, test: Scores) -> Markup:
@@ -578,12 +664,13 @@ def _learning(page: _Page) -> Markup | None:
 
 
 def _spectra(page: _Page) -> Markup | None:
-    training = page.roles == pictures.TRAIN
-    counts = page.pixels_with(pictures.TRAIN)
+    learned = page.learned
+    training = learned.roles == pictures.TRAIN
+    counts = page.training
     # The commonest classes, where there are more than anybody would look through.
     common = sorted(range(1, len(page.classes) + 1), key=lambda number: -counts[number])
     chosen = sorted(common[:SPECTRA_SHOWN])
-    spectra = class_spectra(page.scene, page.labels, training, chosen)
+    spectra = class_spectra(learned.scene, learned.labels, training, chosen)
     if not spectra:
         return None
     overall = np.mean([spectrum.mean for spectrum in spectra], axis=0)
@@ -628,12 +715,3 @@ def _again(page: _Page) -> Markup:
         ("Split hash", tag("code", split.hash) if split.hash else MISSING),
     ]
     return run_again(page.record.config, page.scene, facts)
-
-
-def _range(interval: Interval, write: Any) -> str:
-    low, high = interval or (None, None)
-    return f"{write(low).removesuffix(' %')} – {write(high)}"
-
-
-def _share(value: float) -> float:
-    return float(np.clip(100 * value, 0, 100))

@@ -5,7 +5,7 @@ Everything is in the file: style, figures and maps; no script, and a content sec
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ import yaml
 
 from vitreous.report import figures, pictures
 from vitreous.report.markup import Markup, data_uri, inline_svg, join, tag
-from vitreous.report.record import Config, Number, plain
+from vitreous.report.record import Config, Interval, Number, plain
 from vitreous.scenes.cube import wavelengths_of
 
 if TYPE_CHECKING:
@@ -142,6 +142,27 @@ def run_again(config: Config, scene: xr.DataArray, facts: Iterable[tuple[str, An
         scene: what it was trained on.
         facts: further lines, name and value.
     """
+    return settings_of(
+        config, facts, "Scene", str(scene.attrs.get("source") or ""), scene.attrs.get("attribution")
+    )
+
+
+def settings_of(
+    config: Config,
+    facts: Iterable[tuple[str, Any]],
+    what: str,
+    source: str,
+    attribution: str | None = None,
+) -> Markup:
+    """Return seed, versions, command and recipe of a run, and what it was trained on.
+
+    Args:
+        config: the run's ``config.json``.
+        facts: further lines, name and value.
+        what: the kind of data that it was trained on.
+        source: its file or folder.
+        attribution: of the data.
+    """
     recipe = yaml.safe_dump(
         _plain_values(config.recipe), sort_keys=False, allow_unicode=True, width=100
     )
@@ -149,9 +170,8 @@ def run_again(config: Config, scene: xr.DataArray, facts: Iterable[tuple[str, An
         ("Seed", config.recipe.get("seed", MISSING)),
         *facts,
         *((name, version) for name, version in config.versions.items()),
-        ("Scene", scene.attrs.get("source") or MISSING),
+        (what, source or MISSING),
     ]
-    attribution = scene.attrs.get("attribution")
     if attribution:
         facts.append(("Data", attribution))
     rows = [
@@ -241,3 +261,66 @@ def as_table(caption: str, head: Iterable[str], rows: Iterable[Sequence[str]]) -
         for row in rows
     )
     return tag("table", tag("caption", caption), tag("thead", header), tag("tbody", *body))
+
+
+# --- figures of merit --------------------------------------------------------------------------------------
+
+
+def score_card(
+    name: str,
+    symbol: str,
+    value: Number,
+    interval: Interval = None,
+    write: Callable[[Number], str] = percent,
+) -> Markup:
+    """Return a score in large figures over its 95 % interval."""
+    low, high = interval or (None, None)
+    drawn = None
+    if low is not None and high is not None and value is not None:
+        drawn = tag(
+            "div",
+            tag("i", style=f"left:{share_of(low):.2f}%;width:{share_of(high - low):.2f}%"),
+            tag("b", style=f"left:{share_of(value):.2f}%"),
+            class_="interval",
+            aria_hidden="true",
+        )
+    words = f"95 % interval {interval_range(interval, write)}"
+    return tag(
+        "div",
+        tag("p", name, " ", tag("abbr", symbol, title=name), class_="name"),
+        tag("p", write(value), class_="value"),
+        drawn,
+        tag("p", words, class_="range") if interval else None,
+        class_="card score",
+    )
+
+
+def banner(kind: str, title: str, words: str) -> Markup:
+    """Return a remark that stands out: ``good``, ``caution`` or ``warning``."""
+    return tag("div", tag("strong", title), words.strip(), class_=f"banner {kind}", role="note")
+
+
+def bar(value: Number) -> Markup:
+    """Return a share as a bar and a percentage."""
+    if value is None:
+        return Markup(MISSING)
+    return join(
+        tag(
+            "span",
+            tag("i", style=f"width:{share_of(value):.1f}%"),
+            class_="bar",
+            aria_hidden="true",
+        ),
+        tag("span", percent(value), class_="figure"),
+    )
+
+
+def interval_range(interval: Interval, write: Callable[[Number], str]) -> str:
+    """Write an interval's ends."""
+    low, high = interval or (None, None)
+    return f"{write(low).removesuffix(' %')} – {write(high)}"
+
+
+def share_of(value: float) -> float:
+    """Return a fraction as a percentage that a style takes."""
+    return float(np.clip(100 * value, 0, 100))

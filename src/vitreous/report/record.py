@@ -81,7 +81,19 @@ class ClassScore(Record):
     producer: Number = None
     user: Number = None
     f1: Number = None
+    iou: Number = None
     support: Count = 0
+
+
+class SceneScore(Record):
+    """Accuracies of one test scene of a collection."""
+
+    name: Name
+    pixels: Count = 0
+    oa: Number = None
+    aa: Number = None
+    kappa: Number = None
+    miou: Number = None
 
 
 class Intervals(Record):
@@ -99,13 +111,16 @@ class Scores(Record):
     oa: Number
     aa: Number
     kappa: Number
+    miou: Number = None
     oa_ci: Interval = None
     aa_ci: Interval = None
     kappa_ci: Interval = None
+    miou_ci: Interval = None
     intervals: Intervals | None = None
     per_class: list[ClassScore] = []
     confusion: list[list[Count]] = []
     unclassified: list[Count] = []
+    scenes: list[SceneScore] = []
 
     @model_validator(mode="after")
     def _square(self) -> Scores:
@@ -162,11 +177,12 @@ class Metrics(Record):
 
 
 class ChosenEntry(Record):
-    """The epoch that validation pixels chose."""
+    """The epoch that validation pixels or images chose."""
 
     epoch: int
     epochs: int
     val_oa: Number = None
+    score: Number = None
 
 
 class ModelEntry(Record):

@@ -19,6 +19,7 @@ from vitreous.report.page import (
     UNIT_WORDS,
     as_svg,
     as_table,
+    banner,
     document,
     duration,
     learning,
@@ -228,7 +229,7 @@ def _start_banner(start: RestorationStart | None) -> Markup | None:
         ("warning", "Optimistic. ") if start.share else ("caution", "Unknown provenance. ")
     )
     words = " ".join(start.sentences)
-    return tag("div", tag("strong", title), words, class_=f"banner {kind}", role="note")
+    return banner(kind, title, words)
 
 
 def _pictures(page: _Page) -> Markup:

@@ -15,6 +15,7 @@ import xarray as xr
 
 from vitreous.catalog.registry import stage
 from vitreous.data.blocks import TEST
+from vitreous.data.roles import Split
 from vitreous.errors import ConfigError
 from vitreous.inference.bench import peak_memory, run_apart, timed
 from vitreous.inference.export import neighbours
@@ -23,8 +24,9 @@ from vitreous.inference.pixels import classify_pixels
 from vitreous.inference.runtimes import Exported
 from vitreous.inference.windows import Job, SceneClassifier, Window, aligned, step_of
 from vitreous.report.record import Metrics, read_part
+from vitreous.tasks.division import test_scene
 from vitreous.tasks.export import exported_for
-from vitreous.tasks.labelled import LabelledScene, open_labelled
+from vitreous.tasks.labelled import LabelledScene
 from vitreous.tasks.runs import CONFIG, METRICS, MODEL, Run, load_run
 
 SIDE = 64  # pixels of the window that is classified on the clock
@@ -123,11 +125,11 @@ def measure(entry: Entry) -> RunFigures:
     loaded = _load(entry)
     classifier: SceneClassifier = loaded.classifier
     run = loaded if isinstance(loaded, Run) else load_run(folder)
-    data = open_labelled(run.recipe, again=True)
+    data, split = test_scene(run)
     pixels_per_second = throughput(classifier, data.scene, entry.repeats)
     latency = _seconds(classifier, data.scene, 1, entry.repeats)
     memory = peak_memory() / 2**20  # before the accuracy is measured, which reads further windows
-    pixels = _chosen(run, data, entry.pixels)
+    pixels = _chosen(split, data, entry.pixels)
     return RunFigures(
         run=folder.name,
         runtime="torch" if isinstance(loaded, Run) else loaded.runtime,
@@ -186,8 +188,8 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
     ]
 
 
-def _chosen(run: Run, data: LabelledScene, count: int) -> npt.NDArray[np.int64]:
-    pixels = run.split.pixels(TEST)
+def _chosen(split: Split, data: LabelledScene, count: int) -> npt.NDArray[np.int64]:
+    pixels = split.pixels(TEST)
     return neighbours(pixels, data.scene.sizes["x"], count) if count else pixels
 
 

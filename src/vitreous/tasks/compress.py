@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from vitreous.catalog.registry import card, stage
 from vitreous.catalog.results import versions
+from vitreous.checkpoints import classifiers
 from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.regions import reduce_scene
-from vitreous.data.splits import Split
+from vitreous.data.roles import Splits
 from vitreous.errors import ConfigError, ModelError, VitreousError
 from vitreous.files import hidden_folder, write_json
 from vitreous.inference.bench import timed
@@ -29,9 +30,9 @@ from vitreous.layers.quantize import (
     set_enabled,
 )
 from vitreous.methods._apply import Report, apply, complete_settings
-from vitreous.tasks import classify, runs
+from vitreous.tasks import classify, runs, scoring
 from vitreous.tasks.bench import throughput
-from vitreous.tasks.labelled import LabelledScene
+from vitreous.tasks.labelled import LabelledScenes
 
 TABLE = "compress.json"
 BATCH = 32  # images of one calibration batch
@@ -67,27 +68,31 @@ class _Job:
     """One run, its data, and what is to be done to it."""
 
     run: runs.Run
-    data: LabelledScene
-    split: Split
+    data: LabelledScenes
+    splits: Splits
     method: str
     settings: dict[str, Any]
     batches: list[Tensor]
     console: Console
-    gate: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    gate: list[tuple[int, npt.NDArray[np.int64]]] = field(default_factory=list)  # by scene
     role: Literal["training", "validation"] = "validation"  # of the gate's pixels
 
     @property
-    def classifier(self) -> runs.Network:
+    def classifier(self) -> classifiers.Network:
         """The trained classifier."""
-        assert isinstance(self.run.classifier, runs.Network)
+        assert isinstance(self.run.classifier, classifiers.Network)
         return self.run.classifier
 
-    def accuracy(self, classifier: runs.Network) -> float:
+    def accuracy(self, classifier: classifiers.Network) -> float:
         """Return the share of the gate's pixels that are right, in percent."""
-        found = classify_pixels(classifier, self.data.scene, self.gate)
-        return 100 * float((found == self.data.classes_at(self.gate)).mean())
+        right = [
+            classify_pixels(classifier, self.data[k].scene, pixels)
+            == self.data[k].classes_at(pixels)
+            for k, pixels in self.gate
+        ]
+        return 100 * float(np.concatenate(right).mean())
 
-    def changed(self, **more: Any) -> tuple[runs.Network, Report]:
+    def changed(self, **more: Any) -> tuple[classifiers.Network, Report]:
         """Return the classifier with the method applied."""
         net, report = apply(
             self.classifier.net, self.method, calibration=self.batches, **self.settings, **more
@@ -150,16 +155,14 @@ def compress(
         }
         write_json(made / TABLE, table)
         if job.run.recipe.report:
-            from vitreous.report.html import build_report
-
-            build_report(made, job.data.scene, job.data.labels, job.split)
+            classify.write_report(made, job.data, job.splits)
         folder = runs.publish(made, folder)
     return Compressed(folder, rows, report.rows, backed_off, notes)
 
 
-def with_net(classifier: runs.Network, net: nn.Module) -> runs.Network:
+def with_net(classifier: classifiers.Network, net: nn.Module) -> classifiers.Network:
     """Return the same classifier around another network."""
-    own = runs.make_classifier(
+    own = classifiers.make_classifier(
         net, classifier.preprocess, classifier.contract, classifier.settings()
     )
     return own.eval()
@@ -170,58 +173,52 @@ def with_net(classifier: runs.Network, net: nn.Module) -> runs.Network:
 
 def _open(path: Path, method: str, settings: dict[str, Any], images: int, console: Console) -> _Job:
     run = runs.load_run(path)
-    if not isinstance(run.classifier, runs.Network):
+    if not isinstance(run.classifier, classifiers.Network):
         raise ModelError(
             f"{path} holds '{run.name}', which is not a network.", "Compress a run of a network."
         )
-    console.print(f"reading {run.recipe.scene}", highlight=False)
-    data, split = classify.reopened(run)
-    batches = calibration_batches(run.classifier, data, split, images, run.recipe.seed)
-    few = len(split.pixels(VAL)) < FEWEST_GATE_PIXELS
-    gate = _some(split.pixels(TRAIN if few else VAL), GATE_PIXELS, run.recipe.seed)
+    console.print(f"reading {run.recipe.source}", highlight=False)
+    data, splits = classify.reopened(run)
+    batches = calibration_batches(run.classifier, data, splits, images, run.recipe.seed)
+    few = splits.counts["val"] < FEWEST_GATE_PIXELS
+    gate = splits.some(TRAIN if few else VAL, GATE_PIXELS, run.recipe.seed)
     role: Literal["training", "validation"] = "training" if few else "validation"
-    return _Job(run, data, split, method, settings, batches, console, gate, role)
+    return _Job(run, data, splits, method, settings, batches, console, gate, role)
 
 
 def calibration_batches(
-    classifier: runs.Network, data: LabelledScene, split: Split, images: int, seed: int
+    classifier: classifiers.Network, data: LabelledScenes, splits: Splits, images: int, seed: int
 ) -> list[Tensor]:
     """Return batches of what the network is given in training: images around some of the training pixels.
 
     Returns:
         ``(batch, channels, side, side)`` each: patches, or in mode ``dense`` tiles.
     """
-    pixels = _some(split.pixels(TRAIN), images, seed)
-    side = runs.image_size(classifier.settings())
-    cube = reduce_scene(
-        data.scene,
-        classifier.contract.select(data.scene),
-        classifier.preprocess,
-        pixels,
-        reach=side // 2,
-        padding=classifier.padding,
-    )
-    rows, columns = np.divmod(
-        pixels, data.scene.sizes["x"]
-    )  # also where the crops begin: the border shifts both
-    crops = [
-        cube[:, r : r + side, c : c + side]
-        for r, c in zip(rows.tolist(), columns.tolist(), strict=True)
-    ]
+    side = classifiers.image_size(classifier.settings())
+    crops = []
+    for k, pixels in splits.some(TRAIN, images, seed):
+        scene = data[k].scene
+        cube = reduce_scene(
+            scene,
+            classifier.contract.select(scene),
+            classifier.preprocess,
+            pixels,
+            reach=side // 2,
+            padding=classifier.padding,
+        )
+        # Also where the crops begin: the border shifts both.
+        rows, columns = np.divmod(pixels, scene.sizes["x"])
+        crops += [
+            cube[:, r : r + side, c : c + side]
+            for r, c in zip(rows.tolist(), columns.tolist(), strict=True)
+        ]
     return list(torch.stack(crops).split(BATCH))
-
-
-def _some(pixels: npt.NDArray[np.int64], most: int, seed: int) -> npt.NDArray[np.int64]:
-    """Return at most so many of the pixels, in their order."""
-    if len(pixels) <= most:
-        return pixels
-    return np.sort(np.random.default_rng(seed).choice(pixels, most, replace=False))
 
 
 # -- the gate -----------------------------------------------------------------------------------------------
 
 
-def _within(job: _Job, max_drop: float) -> tuple[runs.Network, Report, list[str]]:
+def _within(job: _Job, max_drop: float) -> tuple[classifiers.Network, Report, list[str]]:
     """Apply the method, backing off layer by layer until the accuracy holds.
 
     Raises:
@@ -232,7 +229,7 @@ def _within(job: _Job, max_drop: float) -> tuple[runs.Network, Report, list[str]
     before = job.accuracy(job.classifier)
     drop = before - job.accuracy(classifier)
     job.console.print(
-        f"OA on {len(job.gate)} {job.role} pixels: {before:.2f} % → {before - drop:.2f} % ({-drop:+.2f})",
+        f"OA on {sum(len(pixels) for _, pixels in job.gate)} {job.role} pixels: {before:.2f} % → {before - drop:.2f} % ({-drop:+.2f})",
         highlight=False,
     )
     if drop <= max_drop:
@@ -263,7 +260,7 @@ def _within(job: _Job, max_drop: float) -> tuple[runs.Network, Report, list[str]
 
 
 @torch.inference_mode()
-def sensitivity(classifier: runs.Network, batches: Sequence[Tensor]) -> list[str]:
+def sensitivity(classifier: classifiers.Network, batches: Sequence[Tensor]) -> list[str]:
     """Name the quantized layers, the one first that by itself changes the network's output most.
 
     Args:
@@ -288,23 +285,18 @@ def sensitivity(classifier: runs.Network, batches: Sequence[Tensor]) -> list[str
 
 
 def _compare(
-    job: _Job, after: runs.Network
+    job: _Job, after: classifiers.Network
 ) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
     """Measure both; return the table, and the rows of both for ``metrics.json``."""
     job.console.print("measuring accuracy and speed before and after", highlight=False)
     both = {"before": job.classifier, "after": after}
-    pixels = job.split.pixels(TEST)
     tests = {
-        key: classify.score_pixels(
-            job.data,
-            job.split,
-            pixels,
-            classify_pixels(one, job.data.scene, pixels),
-            job.run.class_names,
+        key: scoring.score(
+            scoring.by_classifier(one, job.data), job.data, job.splits, TEST, job.run.class_names
         )
         for key, one in both.items()
     }
-    speed = _in_turns(both, lambda one: throughput(one, job.data.scene, WINDOWS), max)
+    speed = _in_turns(both, lambda one: throughput(one, job.data.first, WINDOWS), max)
     latency = _in_turns(both, lambda one: _latency(one, job.batches[0][:1]), min)
     macs = {key: _macs(one, job.batches[0]) for key, one in both.items()}
     shares = {name: {key: 100 * tests[key][name] for key in both} for name in ("oa", "aa", "kappa")}
@@ -340,8 +332,8 @@ _SHARES = {"oa": "OA, %", "aa": "AA, %", "kappa": "kappa x 100"}
 
 
 def _in_turns(
-    both: dict[str, runs.Network],
-    measure: Callable[[runs.Network], float],
+    both: dict[str, classifiers.Network],
+    measure: Callable[[classifiers.Network], float],
     best: Callable[[list[float]], float],
 ) -> dict[str, float]:
     """Measure both in turn, so that whatever else the machine does hits both alike."""
@@ -352,13 +344,13 @@ def _in_turns(
     return {key: best(values) for key, values in found.items()}
 
 
-def _latency(classifier: runs.Network, image: Tensor) -> float:
+def _latency(classifier: classifiers.Network, image: Tensor) -> float:
     """Return the median seconds of one image through the network."""
     with torch.inference_mode():
         return float(np.median(timed(lambda: classifier.net(image), LATENCY_CALLS)))
 
 
-def _weights(classifier: runs.Network) -> float:
+def _weights(classifier: classifiers.Network) -> float:
     """Return what the weights take in MiB when each is stored in as many bits as it was rounded to."""
     bits = 32 * sum(p.numel() for p in classifier.parameters())
     for _, layer in quantized_layers(classifier):
@@ -367,7 +359,7 @@ def _weights(classifier: runs.Network) -> float:
     return bits / 8 / 2**20
 
 
-def _macs(classifier: runs.Network, batch: Tensor) -> int:
+def _macs(classifier: classifiers.Network, batch: Tensor) -> int:
     return count_cost(classifier.net, *batch.shape[1:]).macs
 
 
@@ -399,7 +391,7 @@ def _notes(job: _Job, rows: list[dict[str, Any]], backed_off: list[str]) -> list
 def _write(
     job: _Job,
     folder: Path,
-    after: runs.Network,
+    after: classifiers.Network,
     report: Report,
     rows: list[dict[str, Any]],
     command: str,
@@ -414,21 +406,22 @@ def _write(
         "settings": report.settings,
     }
     write_json(folder / runs.CONFIG, config)
-    job.split.save(folder / runs.SPLIT)
+    job.splits.save(folder / runs.SPLIT)
     if recipe.map:
-        prediction = classify.map_scene(folder, recipe, after, job.data, job.console)
-        rows[0]["pixels_per_second"] = prediction.pixels_per_second
-    metrics = classify.metrics_of(
+        rows[0]["pixels_per_second"] = scoring.map_scenes(
+            folder, recipe, after, job.data, job.splits, job.console
+        )
+    metrics = scoring.metrics_of(
         job.data,
-        job.split,
+        job.splits,
         recipe,
-        classify.receptive_size(job.classifier),
+        classify.learned_size(job.run),
         rows,
         job.run.start,
     )
     write_json(folder / runs.METRICS, metrics)
-    runs.save_run_model(
-        folder,
+    classifiers.save_classifier(
+        folder / runs.MODEL,
         after,
         name=job.run.name,
         model_args=job.run.model_args,

@@ -24,8 +24,8 @@ def load_run(path: str | Path) -> Any:
 
     Returns:
         What the task's module says: a :class:`~vitreous.tasks.runs.Run` (``classify``), a
-        :class:`~vitreous.tasks.restore.RestoreRun` or a :class:`~vitreous.tasks.pretrain.Pretrained`; each has
-        ``path``, ``recipe`` and ``provenance``.
+        :class:`~vitreous.tasks.restore.RestoreRun`, a :class:`~vitreous.tasks.recognize.RecognizeRun` or a
+        :class:`~vitreous.tasks.pretrain.Pretrained`; each has ``path``, ``recipe`` and ``provenance``.
 
     Raises:
         CheckpointError: the folder holds no finished run, its files are damaged, or nobody here knows its task.
@@ -61,11 +61,12 @@ def predict(
     out: str | Path | None = None,
     **options: Any,
 ) -> Product:
-    """Apply a run of any task, or an export of one, to a scene, and write what becomes of it.
+    """Apply a run of any task, or an export of one, to a scene or to images, and write what becomes of it.
 
     Args:
         path: a run folder, or the folder of an export.
-        scene: an opened scene, or what :func:`vitreous.open_scene` opens.
+        scene: an opened scene, or what :func:`vitreous.open_scene` opens; the path of a folder of images for a run
+            that classifies images.
         out: the file to write; the task's own (``map.tif``, ``restored.tif``) in the current folder when None.
         options: those of ``vitreous predict`` that the task knows (see ``apply`` of its module); None stands for one
             that is not given.
@@ -84,8 +85,18 @@ def predict(
     check_product(task, path)
     check_options(task, path, options)
     given = {name: value for name, value in options.items() if value is not None}
+    out = out or task.product
+    if task.takes == "images":
+        if not isinstance(scene, str | Path):
+            raise ConfigError(
+                f"{path} is a '{task.name}' run, which classifies images.",
+                "Give the path of a folder of images.",
+            )
+        module: Any = module_of(task)
+        done: Product = module.apply(path, scene, out, **given)
+        return done
     opened = open_scene(scene) if isinstance(scene, str | Path) else scene
-    return module_of(task).apply(path, opened, out or task.product, **given)
+    return module_of(task).apply(path, opened, out, **given)
 
 
 def export(path: str | Path, form: str, folder: str | Path, **options: Any) -> Parity:
@@ -112,6 +123,66 @@ def export(path: str | Path, form: str, folder: str | Path, **options: Any) -> P
     given = {name: value for name, value in options.items() if value is not None}
     parity: Parity = write(path, form, folder, **given)
     return parity
+
+
+def predict_collection(
+    path: str | Path,
+    collection: str,
+    out: str | Path,
+    *,
+    hints: dict[str, Any] | None = None,
+    mosaic: bool = False,
+    overwrite: bool = False,
+    **options: Any,
+) -> list[Product]:
+    """Apply a run, or an export of one, to every scene of a collection.
+
+    All scenes are checked before the first is computed; bands of other sensors are found by their wavelengths.
+
+    Args:
+        path: a run folder, or the folder of an export.
+        collection: a folder, a pattern or a table of scenes.
+        out: the folder for one product per scene, named after it; the file of a mosaic.
+        hints: for the readers.
+        mosaic: write one map of all scenes (:mod:`vitreous.inference.mosaic`).
+        overwrite: replace products that are there.
+        options: those of :func:`apply`.
+
+    Raises:
+        CollectionError: scenes that do not fit the run, or cannot be opened: all of them.
+        ConfigError: products are there already, or this task makes no mosaics.
+    """
+    from vitreous.data.scene_set import open_collection
+
+    task = _task(path)
+    check_product(task, path)
+    check_options(task, path, options)
+    module: Any = module_of(task)
+    given = {name: value for name, value in options.items() if value is not None}
+    if mosaic and not hasattr(module, "apply_mosaic"):
+        raise ConfigError(
+            f"Products of '{task.name}' runs are not joined into a mosaic.", "Omit --mosaic."
+        )
+    scenes = open_collection(collection, hints or {}, module.contract_of(path))
+    names = scenes.names
+    if mosaic:
+        return [module.apply_mosaic(path, scenes, names, out, **given)]
+    if "probabilities" in given:
+        raise ConfigError(
+            "--probabilities names one file, but there is one map per scene.",
+            "Add --mosaic, or map scenes one by one.",
+        )
+    files = [Path(out) / f"{name}{Path(task.product).suffix}" for name in names]
+    taken = [file for file in files if file.exists()]
+    if taken and not overwrite:
+        raise ConfigError(
+            f"{taken[0]} exists already" + (f", and {len(taken) - 1} more." if taken[1:] else "."),
+            "Choose another folder, or add --overwrite.",
+        )
+    Path(out).mkdir(parents=True, exist_ok=True)
+    return [
+        module.apply(path, scene, file, **given) for scene, file in zip(scenes, files, strict=True)
+    ]
 
 
 def check_product(task: Task, path: str | Path) -> None:

@@ -32,14 +32,14 @@ class Written:
 
 
 def export_run(
-    path: str | Path, form: str, output: str | Path | None = None, *, single: bool = False
+    path: str | Path, form: str, out: str | Path | None = None, *, single: bool = False
 ) -> Written:
     """Export a trained run and check the export on the scene that it was trained on.
 
     Args:
         path: the run folder.
         form: ``onnx``, ``openvino`` or ``torch``.
-        output: the folder to write; ``export-<form>`` in the run folder when None.
+        out: the folder to write; ``export-<form>`` in the run folder when None.
         single: one graph from the surroundings of a pixel to its class, for other software; maps with it are slower.
 
     Raises:
@@ -47,7 +47,7 @@ def export_run(
         ModelError: the run is not a network, or its export does not agree with it; nothing is left then.
         VitreousError: the run cannot be loaded, or its scene not be read.
     """
-    folder = Path(output) if output else Path(path) / f"export-{form}"
+    folder = Path(out) if out else Path(path) / f"export-{form}"
     parity = dispatch.export(path, form, folder, single=single or None)
     kinds = load_exported(folder, trust=True).description["quantization"]
     return Written(folder, parity, kinds["integer"], kinds["simulated"])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,16 +15,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from vitreous.data.regions import Group, PixelRegions, RegionBatch, orient
+from vitreous.data.regions import Group, PixelRegions, RegionBatch, gather_patches, orient
 from vitreous.errors import ConfigError
 from vitreous.inference.dense_classifier import DenseClassifier
 from vitreous.inference.patch_classifier import PatchClassifier
+from vitreous.layers.answers import Answer, Heads, joined
 from vitreous.methods.adapt._freeze import freeze_base, is_adapter
 from vitreous.recipe import Recipe
 from vitreous.tasks.loop import Row, Task
+from vitreous.tasks.losses import ClassTargets, Mixed
 from vitreous.tasks.metrics import oa_aa_kappa
 from vitreous.tasks.schedules import cosine, cycle_progress, cyclic_rate
-from vitreous.tasks.streams import stream
+from vitreous.tasks.streams import own_stream, stream
+from vitreous.tasks.teacher import Distillation, SceneTeacher, mixed_patches
 
 COLUMNS = (
     "epoch",
@@ -40,7 +44,7 @@ COLUMNS = (
 PARTS = 16  # most steps of a network on one pass of its front-end
 STEPS = 1000  # of a training, where no number of epochs is given ...
 FEWEST_EPOCHS = 8  # ... however many the pixels are
-HEAD = "head."
+AUGMENTED = 40_000  # random streams of augmentation where a teacher sees it, too
 
 
 @dataclass(frozen=True)
@@ -67,23 +71,78 @@ class TrainingData:
         val: validation pixels, or None.
         dark: channels of a pixel without light, the direction of illumination changes.
         class_weights: weight of each class in the loss.
+        lesson: where a teacher is asked, whose channels follow the student's in those pixels.
     """
 
     train: PixelRegions
     val: PixelRegions | None
     dark: Float[Tensor, "channels"]
     class_weights: Float[Tensor, "classes"]
+    lesson: Lesson | None = None
 
 
-class EpochBatches(IterableDataset[tuple[RegionBatch, int]]):
+@dataclass
+class Lesson:
+    """A teacher, how one learns from it, and how what is done to the student's channels is done to its own.
+
+    Attributes:
+        teacher: what is asked.
+        distillation: what makes a loss of it.
+        dark: its channels of a pixel without light.
+        lift: noise on the student's channels to noise on its own.
+    """
+
+    teacher: SceneTeacher
+    distillation: Distillation
+    dark: Float[Tensor, "channels"]
+    lift: Float[Tensor, "channels student_channels"]
+
+
+class Batch(NamedTuple):
+    """Labelled pixels of a training or validation step.
+
+    Attributes:
+        regions: the crops in the student's channels, and the pixels in them.
+        parts: how many steps to take on them, one after the other.
+        taught: the same crops in the teacher's channels; None without a teacher.
+    """
+
+    regions: RegionBatch
+    parts: int
+    taught: Float[Tensor, "regions channels side side"] | None = None
+
+
+class Draw(NamedTuple):
+    """What is drawn for one step: an orientation of all patches (None: as they are), and how they are mixed."""
+
+    turn: int | None
+    mixed: Mixed | None
+
+
+class EpochBatches(IterableDataset[Batch]):
     """The batches of one epoch for one process; every epoch and process has its own random stream.
 
     What is drawn depends on (seed, epoch, rank) alone, so a run resumed at an epoch's start draws the same.
+
+    Args:
+        regions: the pixels.
+        recipe: the settings.
+        epoch: its number from 0; None for the pixels in their order, as they are.
+        rank: of the process.
+        world: processes.
+        channels: of the student, where a teacher's follow them in ``regions``.
     """
 
     def __init__(
-        self, regions: PixelRegions, recipe: Recipe, epoch: int | None, rank: int, world: int
+        self,
+        regions: PixelRegions,
+        recipe: Recipe,
+        epoch: int | None,
+        rank: int,
+        world: int,
+        channels: int | None = None,
     ) -> None:
+        self.channels = channels
         self.regions, self.epoch, self.rank = regions, epoch, rank
         self.flips = recipe.flips and epoch is not None
         self.seed = recipe.seed
@@ -106,14 +165,18 @@ class EpochBatches(IterableDataset[tuple[RegionBatch, int]]):
     def __len__(self) -> int:
         return len(self.plan)
 
-    def __iter__(self) -> Iterator[tuple[RegionBatch, int]]:
+    def __iter__(self) -> Iterator[Batch]:
         """Yield batches, each with the number of parts to train on one after the other."""
         generator = stream(self.seed, self.epoch or 0, 1 + self.rank) if self.flips else None
         for group, parts in zip(self.plan, self.parts, strict=False):
-            yield self.regions.collate(group, generator), parts
+            regions, taught = self.regions.collate(group, generator), None
+            if self.channels is not None:
+                both = regions.regions
+                regions.regions, taught = both[:, : self.channels], both[:, self.channels :]
+            yield Batch(regions, parts, taught)
 
 
-def _loader(batches: EpochBatches) -> DataLoader[tuple[RegionBatch, int]]:
+def _loader(batches: EpochBatches) -> DataLoader[Batch]:
     # A loader draws a number when it starts, which a resumed run does at another moment: from its own stream.
     return DataLoader(batches, batch_size=None, generator=torch.Generator())
 
@@ -130,7 +193,7 @@ def steps_on(regions: PixelRegions, group: Group, recipe: Recipe) -> int:
     """
     if not regions.shared:
         return 1
-    pixels = sum(len(region[2]) for region in group)
+    pixels = sum(len(region.members) for region in group)
     steps = -(-pixels // recipe.batch_size)
     alone = pixels // steps < 2 <= recipe.batch_size
     return max(1, steps - alone)
@@ -174,6 +237,9 @@ class ClassifyTask(Task):
         epochs = recipe.epochs or automatic_epochs(data.train, recipe)
         super().__init__(classifier, recipe, epochs, sums=3)  # loss, hits, pixels of this epoch
         self.data, self.recipe = data, recipe
+        self.lesson = data.lesson
+        if self.lesson is not None:
+            self.lesson.distillation.prepare(self.model)
         self.best: dict[str, Tensor] | None = None
         self.best_score, self.best_epoch = -1.0, -1
         self.improved_epoch = -1  # the last one that was better than all before, not only as good
@@ -183,7 +249,11 @@ class ClassifyTask(Task):
 
     # -- data ---------------------------------------------------------------------------------------------
 
-    def train_dataloader(self) -> DataLoader[tuple[RegionBatch, int]]:
+    @property
+    def _channels(self) -> int | None:
+        return None if self.lesson is None else self.model.preprocess.channels
+
+    def train_dataloader(self) -> DataLoader[Batch]:
         """Return this epoch's batches (called anew for every epoch)."""
         # Not current_epoch: when a run is resumed, Lightning asks for the batches before it counts on.
         batches = EpochBatches(
@@ -192,15 +262,16 @@ class ClassifyTask(Task):
             len(self.history),
             self.global_rank,
             self.trainer.world_size,
+            self._channels,
         )
         return _loader(batches)
 
-    def val_dataloader(self) -> DataLoader[tuple[RegionBatch, int]] | list[Any]:
+    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """Return the validation pixels, in the order of the scene."""
         if self.data.val is None:
             return []
         # Every process takes them all: they are few, and may be fewer batches than there are processes.
-        return _loader(EpochBatches(self.data.val, self.recipe, None, 0, 1))
+        return _loader(EpochBatches(self.data.val, self.recipe, None, 0, 1, self._channels))
 
     # -- optimisation -------------------------------------------------------------------------------------
 
@@ -251,22 +322,27 @@ class ClassifyTask(Task):
             factor=2.0 if adapter else 1.0,
         )
 
-    def training_step(self, batch: tuple[RegionBatch, int], batch_idx: int) -> None:
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Train on one batch of regions.
 
         The front-end runs once. The rest of the network takes a step on each part of the pixels, collecting the
         gradient of the front-end's output, with which the front-end then takes its own: the mean over the parts.
         Where there is one part (single patches always), that is an ordinary step.
         """
-        regions, parts = batch
-        regions.regions = self._augment(regions.regions)
+        regions = batch.regions
+        with self._drawing(batch_idx, 0):
+            regions.regions, taught = self._augment(regions.regions, batch.taught)
+        seen = None if taught is None else self._look(taught)
         with self.hooks.front():
             image = self.model.features(regions.regions)
         leaf = image.detach().requires_grad_(image.requires_grad)
-        steps = self._parts(len(regions.classes), parts)
+        with self._drawing(batch_idx, 1):
+            steps = self._parts(len(regions.classes), batch.parts)
         for number, pixels in enumerate(steps):
             self._set_rates(batch_idx, number / len(steps))
-            loss = self._loss(leaf, regions, pixels.to(image.device))
+            with self._drawing(batch_idx, 2 + number):
+                draw = self._draw(len(pixels), image.device)
+            loss = self._loss(leaf, regions, pixels.to(image.device), draw, seen)
             self.manual_backward(self.objective(loss))
             if number < len(steps) - 1:
                 self.step()
@@ -294,39 +370,88 @@ class ClassifyTask(Task):
             ]
         return steps
 
-    def _loss(self, image: Tensor, regions: RegionBatch, pixels: Tensor) -> Tensor:
-        """Return the loss of some pixels, their patches mixed in pairs where asked for (Zhang et al., 2018)."""
+    def _drawing(self, batch_idx: int, purpose: int) -> AbstractContextManager[Any]:
+        """Give what a teacher sees a stream of its own, whatever else the student draws (``tasks/answers_store.py``)."""
+        if self.lesson is None:
+            return nullcontext()
+        seed, rank = self.recipe.seed, AUGMENTED + self.global_rank
+        return own_stream(seed, self.current_epoch, rank, batch_idx, purpose)
+
+    def _draw(self, count: int, device: torch.device) -> Draw:
+        """Draw how the patches of ``count`` pixels are turned, and mixed in pairs where asked for."""
+        # The front-end is not symmetric, so this differs from turning the region.
+        turn = int(torch.randint(8, ())) if self.recipe.flips else None
+        if self.recipe.mixup == 0 or self.recipe.mode == "dense":  # these are scores, not patches
+            return Draw(turn, None)
+        share = float(torch.distributions.Beta(self.recipe.mixup, self.recipe.mixup).sample())
+        share = max(share, 1 - share)  # the own class stays the larger part, for the figures shown
+        return Draw(turn, Mixed(torch.randperm(count, device=device), share))
+
+    def _loss(
+        self,
+        image: Tensor,
+        regions: RegionBatch,
+        pixels: Tensor,
+        draw: Draw,
+        seen: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        """Return the loss of some pixels, of labels and where there is a teacher of what it says.
+
+        Args:
+            image: what patches are read from.
+            regions: the batch.
+            pixels: which of its pixels.
+            draw: how their patches are turned and mixed.
+            seen: the teacher's channels, and what it reads of them.
+        """
         classes = regions.classes[pixels]
         index = regions.index[pixels]
-        if (
-            self.recipe.flips
-        ):  # the front-end is not symmetric, so this differs from turning the region
-            index = orient(index, int(torch.randint(8, ())))
-        patches = self.model.read_patches(image, index)
-        if self.recipe.mixup == 0 or self.recipe.mode == "dense":  # these are scores, not patches
-            logits = self.model.score(patches)
-            loss = self._cross_entropy(logits, classes)
+        if draw.turn is not None:
+            index = orient(index, draw.turn)
+        patches = mixed_patches(self.model.read_patches(image, index), draw.mixed)
+        scores = self.model.score(patches)
+        weights, smoothing = self.data.class_weights, self.recipe.label_smoothing
+        targets = ClassTargets(classes, weights, smoothing, draw.mixed)
+        if seen is None:
+            loss = targets.loss(joined(scores))
         else:
-            share = float(torch.distributions.Beta(self.recipe.mixup, self.recipe.mixup).sample())
-            share = max(
-                share, 1 - share
-            )  # the own class stays the larger part, for the figures shown
-            other = torch.randperm(len(classes), device=classes.device)
-            logits = self.model.score(share * patches + (1 - share) * patches[other])
-            loss = share * self._cross_entropy(logits, classes)
-            loss = loss + (1 - share) * self._cross_entropy(logits, classes[other])
-        hits = int((logits.detach().argmax(1) == classes).sum())
+            loss = self._distilled(scores, targets, regions, index, draw, seen)
+        hits = int((joined(scores).detach().argmax(1) == classes).sum())
         total = float(loss.detach()) * len(classes)
         self.sums += torch.tensor([total, hits, len(classes)], dtype=torch.float64)
         return loss
 
-    def _cross_entropy(self, logits: Tensor, classes: Tensor) -> Tensor:
-        return F.cross_entropy(
-            logits,
-            classes,
-            weight=self.data.class_weights.to(logits.device),
-            label_smoothing=self.recipe.label_smoothing,
+    def _look(self, taught: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.lesson is not None
+        self.lesson.teacher.to(taught.device)
+        return taught, self.lesson.teacher.look(taught)
+
+    def _distilled(
+        self,
+        scores: Tensor | Heads,
+        targets: ClassTargets,
+        regions: RegionBatch,
+        index: Tensor,
+        draw: Draw,
+        seen: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """Ask the teacher about the patches at ``index``, and return the loss on labels and its answer."""
+        assert self.lesson is not None
+        teacher, distillation = self.lesson.teacher, self.lesson.distillation
+        middle = index.shape[-1] // 2
+        own = None
+        if distillation.reads_levels:
+            assert isinstance(self.model, PatchClassifier)  # the teacher refuses others
+            raw = self.model.normalise(gather_patches(regions.regions, index))
+            own = self.model.net.forward_levels(mixed_patches(raw, draw.mixed))  # type: ignore[operator]
+        answer = teacher.answer(
+            *seen,
+            index[:, middle, middle],
+            turn=draw.turn or 0,
+            mixed=draw.mixed,
+            levels=distillation.reads_levels,
         )
+        return distillation.loss(Answer(scores, own), answer, targets)
 
     def _set_rates(self, batch_idx: int, within: float) -> None:
         """Set the learning rate, and tell the parts of the model how far the training is."""
@@ -339,18 +464,25 @@ class ClassifyTask(Task):
             self.hooks.cycle_to(cycle_progress(now, first, growth))
         self.hooks.progress(now / self.epochs)
 
-    def _augment(self, regions: Tensor) -> Tensor:
+    def _augment(self, regions: Tensor, taught: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Change the illumination of whole regions and add noise, in the space of reduced channels.
 
-        A gain g on the raw spectrum x moves z = A (x - m) to (1 + g) z - g z(0), exactly.
+        A gain g on the raw spectrum x moves z = A (x - m) to (1 + g) z - g z(0), exactly. What a teacher reads of the
+        same pixels is changed alike.
         """
         recipe = self.recipe
         if recipe.gain:
             gain = torch.randn(len(regions), 1, 1, 1, device=regions.device) * recipe.gain
-            regions = (1 + gain) * regions - gain * self.data.dark.to(regions.device)[:, None, None]
+            regions = _brightened(regions, gain, self.data.dark)
+            if taught is not None and self.lesson is not None:
+                taught = _brightened(taught, gain, self.lesson.dark)
         if recipe.noise:
-            regions = regions + recipe.noise * torch.randn_like(regions)
-        return regions
+            noise = recipe.noise * torch.randn_like(regions)
+            regions = regions + noise
+            if taught is not None and self.lesson is not None:
+                lift = self.lesson.lift.to(taught.device)[:, :, None, None]
+                taught = taught + F.conv2d(noise, lift)
+        return regions, taught
 
     # -- validation ---------------------------------------------------------------------------------------
 
@@ -361,9 +493,9 @@ class ClassifyTask(Task):
         self.validated = self.current_epoch
         self._refresh_statistics()
 
-    def validation_step(self, batch: tuple[RegionBatch, int], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count hits of the averaged weights."""
-        regions, _ = batch
+        regions = batch.regions
         logits = self.average(regions)
         self.confusion.update(logits.argmax(1), regions.classes)
         loss = float(F.cross_entropy(logits, regions.classes, reduction="sum"))
@@ -371,8 +503,8 @@ class ClassifyTask(Task):
 
     def _refresh_statistics(self) -> None:
         """Compute the statistics of the averaged weights on all training pixels, mixed as in training."""
-        batches = EpochBatches(self.data.train, self.recipe, 0, 0, 1)
-        self.refresh_statistics(regions.to(self.device) for regions, _ in batches)
+        batches = EpochBatches(self.data.train, self.recipe, 0, 0, 1, self._channels)
+        self.refresh_statistics(batch.regions.to(self.device) for batch in batches)
 
     # -- end of an epoch ----------------------------------------------------------------------------------
 
@@ -438,3 +570,8 @@ class ClassifyTask(Task):
             self._refresh_statistics()
         self.finite_average()
         return self.average
+
+
+def _brightened(regions: Tensor, gain: Tensor, dark: Tensor) -> Tensor:
+    """Return channels as they are where every value of the pixels is larger by a share ``gain``."""
+    return (1 + gain) * regions - gain * dark.to(regions.device)[:, None, None]

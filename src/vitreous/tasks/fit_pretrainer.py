@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vitreous.data.crops import Crops
+from vitreous.data.crops import CropSource
 from vitreous.layers.preprocess import Preprocess
 from vitreous.layers.pretrainer import Pretrainer
 from vitreous.recipe import PretrainRecipe
@@ -27,8 +27,8 @@ class PretrainTask(CropTask):
         self,
         model: Pretrainer,
         recipe: PretrainRecipe,
-        crops: Crops,
-        val: Crops | None,
+        crops: CropSource,
+        val: CropSource | None,
         preprocess: Preprocess,
     ) -> None:
         super().__init__(model, recipe, crops, val)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitreous.data.crops import Crops
+from vitreous.data.crops import CropSource
 from vitreous.data.degradations import Degradation, spoil
 from vitreous.layers.ranges import BandRange, fill_invalid
 from vitreous.layers.restorer import Restorer
@@ -31,8 +31,8 @@ class RestoreTask(CropTask):
         self,
         model: Restorer,
         recipe: RestoreRecipe,
-        crops: Crops,
-        val: Crops | None,
+        crops: CropSource,
+        val: CropSource | None,
         ranges: BandRange,
         degrade: Degradation,
     ) -> None:

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from vitreous.data.fingerprint import labels_fingerprint
-from vitreous.data.splits import Split, make_split, merged_labels
-from vitreous.errors import ConfigError
+from vitreous.data.blocks import TEST, TRAIN
+from vitreous.data.collection import Entry, read_collection, refuse
+from vitreous.data.contract import BandContract
+from vitreous.data.fingerprint import Ground, labels_fingerprint, scene_fingerprint
+from vitreous.data.packed import PackedImage
+from vitreous.data.roles import Split
+from vitreous.data.scene_set import SceneSet, checked_scenes, said_once, unique_names
+from vitreous.data.splits import make_split, merged_labels
+from vitreous.errors import ConfigError, VitreousError
 from vitreous.recipe import Recipe
 from vitreous.scenes import open_labels, open_scene
-from vitreous.scenes.cube import class_codes
+from vitreous.scenes.cube import class_codes, class_palette, georeference, make_labels
 from vitreous.scenes.dead_bands import without_dead_bands
 from vitreous.scenes.labels import with_common_classes, with_occurring_classes
 from vitreous.scenes.samples import SAMPLES, load_sample
+
+HELD = 4  # opened scenes with labels that are kept
 
 
 @dataclass(frozen=True)
@@ -102,7 +114,285 @@ class LabelledScene:
         return make_split(self.labels, recipe, receptive_size, train_labels=train)
 
 
-def open_labelled(recipe: Recipe, *, again: bool = False) -> LabelledScene:
+class LabelledScenes(Sequence[LabelledScene]):
+    """The labelled scenes of a training, with one list of classes; of a single scene there is one.
+
+    Args:
+        opened: returns a scene with its labels.
+        entries: the scenes.
+        contract: the bands and unit that all have.
+        grounds: which ground each shows.
+        shapes: height and width of each.
+        counts: computes ``(scenes, classes)`` labelled pixels.
+        classes: names, colours and codes of the classes from 1 on.
+        fingerprints: computes hashes of the ``scene`` (all scenes' values, and how they are read) and of all ``labels``,
+            to notice when they change.
+        source: name of the collection.
+    """
+
+    def __init__(
+        self,
+        opened: Callable[[int], LabelledScene],
+        entries: Sequence[Entry],
+        contract: BandContract,
+        grounds: Callable[[int], Ground],
+        shapes: Sequence[tuple[int, int]],
+        counts: Callable[[], npt.NDArray[np.int64]],
+        classes: Classes,
+        fingerprints: Callable[[], dict[str, str | None]],
+        source: str = "",
+    ) -> None:
+        self._opened = functools.lru_cache(HELD)(opened)
+        self.entries, self.contract, self.shapes = list(entries), contract, list(shapes)
+        self.ground = functools.lru_cache(None)(grounds)
+        self.class_names, self.class_colors = list(classes.names), list(classes.colors)
+        self.class_codes = list(classes.codes)
+        self.source = source
+        self._fingerprints, self._counts = fingerprints, counts
+
+    @classmethod
+    def of(cls, scene: LabelledScene, name: str = "scene") -> LabelledScenes:
+        """Return a single scene."""
+        labels = scene.labels
+        return cls(
+            lambda _: scene,
+            [Entry(name, name)],
+            BandContract.of(scene.scene),
+            lambda _: Ground.of(scene.scene),
+            [(int(labels.shape[0]), int(labels.shape[1]))],
+            lambda: np.bincount(labels.values.ravel(), minlength=len(scene.class_names) + 1)[
+                None, 1:
+            ],
+            Classes(scene.class_names, scene.class_colors, scene.class_codes),
+            lambda: {"scene": scene_fingerprint(scene.scene), "labels": scene.fingerprint},
+        )
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @overload
+    def __getitem__(self, index: int) -> LabelledScene: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[LabelledScene]: ...
+    def __getitem__(self, index: int | slice) -> LabelledScene | Sequence[LabelledScene]:
+        """Open a scene with its labels."""
+        if isinstance(index, slice):
+            return [self[k] for k in range(*index.indices(len(self)))]
+        return self._opened(range(len(self))[index])
+
+    @property
+    def names(self) -> list[str]:
+        """Different names of the scenes, fit for files."""
+        return unique_names(self.entries)
+
+    @property
+    def first(self) -> xr.DataArray:
+        """One of the scenes."""
+        return self[0].scene
+
+    @functools.cached_property
+    def fingerprints(self) -> dict[str, str | None]:
+        """Hashes of the ``scene`` and the ``labels`` of all scenes."""
+        return self._fingerprints()
+
+    @property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """``(scenes, classes)`` labelled pixels."""
+        return self._counts()
+
+    def grounds(self) -> list[Ground]:
+        """Which ground each scene shows."""
+        return [self.ground(k) for k in range(len(self))]
+
+
+class Classes(NamedTuple):
+    """Names, ``#rrggbb`` colours and the label files' own numbers of the classes from 1 on."""
+
+    names: Sequence[str]
+    colors: Sequence[str]
+    codes: Sequence[int]
+
+
+def open_data(recipe: Recipe, *, again: bool = False) -> LabelledScenes:
+    """Open what a recipe trains on: one scene, or a collection that is checked as a whole.
+
+    Args:
+        recipe: which names it.
+        again: that of a run, whose training has said all that is to say about its files.
+
+    Raises:
+        CollectionError: something in the collection does not fit.
+        ConfigError: no labels are named, or labels of the two files do not agree in their classes.
+    """
+    if again:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return open_data(recipe)
+    if recipe.scenes is None:
+        return LabelledScenes.of(open_labelled(recipe), Path(recipe.scene).name)
+    listing = read_collection(recipe.scenes, recipe.labels)
+    with said_once():
+        hints = {**recipe.scene_hints, "untrusted": recipe.untrusted}
+        scenes, faults = checked_scenes(listing, hints)
+        refuse(recipe.scenes, faults if scenes is None else (), len(listing.entries))
+        assert scenes is not None
+        images, more = _label_images(scenes, recipe)
+        faults += more
+    counts, classes, more = _common_classes(listing.entries, images)
+    faults += more + _role_faults(listing.entries, counts, classes)
+    refuse(recipe.scenes, faults, len(listing.entries))
+    return _joined(
+        scenes, [image for image in images if image is not None], counts, classes, recipe.scenes
+    )
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """The labels of one scene by its own class numbers."""
+
+    image: PackedImage
+    classes: Classes
+
+
+def _label_images(
+    scenes: SceneSet, recipe: Recipe
+) -> tuple[list[_Labels | None], list[tuple[str, str]]]:
+    """Read the labels of every scene once; they are kept compressed."""
+    images: list[_Labels | None] = []
+    faults = []
+    for k, entry in enumerate(scenes.entries):
+        images.append(None)
+        if entry.labels is None:
+            faults.append((entry.where, "it has no labels"))
+            continue
+        try:
+            scene = scenes[k]
+        except VitreousError:
+            continue  # told already
+        try:
+            labels = _labels(entry.labels, scene, recipe)
+        except VitreousError as error:
+            faults.append((entry.where, str(error)))
+            continue
+        if not labels.attrs["class_names"]:
+            faults.append((entry.where, f"no pixel of {Path(entry.labels).name} is labelled"))
+            continue
+        classes = Classes(
+            labels.attrs["class_names"], labels.attrs["class_colors"], class_codes(labels)
+        )
+        images[-1] = _Labels(PackedImage(labels.values), classes)
+    return images, faults
+
+
+def _common_classes(
+    entries: Sequence[Entry], images: Sequence[_Labels | None]
+) -> tuple[npt.NDArray[np.int64], Classes, list[tuple[str, str]]]:
+    """Join the classes of all scenes by their codes.
+
+    Returns:
+        ``(scenes, classes)`` labelled pixels, the classes in the order of their codes, and what does not fit.
+    """
+    names: dict[int, tuple[str, str]] = {}
+    colors: dict[int, str] = {}
+    faults = []
+    known = [image for image in images if image is not None]
+    # Palettes are drawn by position: the colours of the longest list tell most classes apart.
+    for image in sorted(known, key=lambda image: -len(image.classes.names)):
+        for code, color in zip(image.classes.codes, image.classes.colors, strict=True):
+            colors.setdefault(code, color)
+    for entry, own in zip(entries, images, strict=True):
+        if own is None:
+            continue
+        for code, name in zip(own.classes.codes, own.classes.names, strict=True):
+            first, where = names.setdefault(code, (name, entry.where))
+            if name != first:
+                faults.append(
+                    (entry.where, f"class {code} is '{name}' here, but '{first}' in {where}")
+                )
+    codes = sorted(names)
+    palette = [colors[code] for code in codes]
+    if len(set(palette)) < len(palette):
+        palette = class_palette(len(palette))
+    counts = np.zeros((len(entries), len(codes)), dtype=np.int64)
+    for row, own in zip(counts, images, strict=True):
+        if own is not None:
+            found = own.image.counts(len(own.classes.codes) + 1)[1:]
+            row[np.searchsorted(codes, own.classes.codes)] = found
+    return counts, Classes([names[code][0] for code in codes], palette, codes), faults
+
+
+def _role_faults(
+    entries: Sequence[Entry], counts: npt.NDArray[np.int64], classes: Classes
+) -> list[tuple[str, str]]:
+    """Say which roles are missing, and which classes nobody could learn."""
+    faults = []
+    if len(classes.codes) == 1:
+        faults.append(("labels", f"all are of one class ('{classes.names[0]}')"))
+    given = [entry for entry in entries if entry.role is not None]
+    if not given:
+        return faults
+    faults += [(entry.where, "it has no role") for entry in entries if entry.role is None]
+    for role, name in ((TRAIN, "train"), (TEST, "test")):
+        if not any(entry.role == role for entry in entries):
+            faults.append((f"role {name}", "no scene has it"))
+    training = counts[[entry.role == TRAIN for entry in entries]].sum(0)
+    for name, code, count, of in zip(
+        classes.names, classes.codes, training, counts.sum(0), strict=True
+    ):
+        if not count and of:
+            faults.append(
+                ("role train", f"no pixel of class {code} '{name}', which other roles have")
+            )
+    return faults
+
+
+def _joined(
+    scenes: SceneSet,
+    images: Sequence[_Labels],
+    counts: npt.NDArray[np.int64],
+    classes: Classes,
+    source: str,
+) -> LabelledScenes:
+    """Return scenes and labels with one list of classes."""
+    tables = [
+        np.array([0, *(classes.codes.index(code) + 1 for code in image.classes.codes)])
+        for image in images
+    ]
+
+    def opened(index: int) -> LabelledScene:
+        scene = scenes[index]
+        crs, transform = georeference(scene)
+        labels = make_labels(
+            tables[index][images[index].image.whole()],
+            class_names=classes.names,
+            class_colors=classes.colors,
+            class_codes=classes.codes,
+            crs=crs,
+            transform=transform,
+            source=str(scenes.entries[index].labels),
+        )
+        return LabelledScene(scene, labels)
+
+    facts = [scenes.contract.to_json(), [ground.hash for ground in scenes.grounds]]
+    of_scenes = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    of_labels = hashlib.sha256(json.dumps([*classes], default=list).encode())
+    for image, table in zip(images, tables, strict=True):
+        of_labels.update(table.tobytes())
+        of_labels.update(image.image.whole().tobytes())
+    return LabelledScenes(
+        opened,
+        scenes.entries,
+        scenes.contract,
+        scenes.grounds.__getitem__,
+        [image.image.shape for image in images],
+        lambda: counts,
+        classes,
+        lambda: {"scene": of_scenes, "labels": of_labels.hexdigest()},
+        source,
+    )
+
+
+def open_labelled(recipe: Recipe) -> LabelledScene:
     """Open the scene and labels of a recipe.
 
     Args:
@@ -112,10 +402,11 @@ def open_labelled(recipe: Recipe, *, again: bool = False) -> LabelledScene:
     Raises:
         ConfigError: no labels are named, or labels of the two files do not agree in their classes.
     """
-    if again:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            return open_labelled(recipe)
+    if recipe.scenes is not None:
+        raise ConfigError(
+            f"{recipe.scenes} is a collection, and this needs a single scene.",
+            "Give a run that was trained on one scene.",
+        )
     if recipe.scene in SAMPLES and not Path(recipe.scene).exists():
         sample = load_sample(recipe.scene)
         if recipe.labels is not None:

@@ -20,12 +20,13 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
+from vitreous.checkpoints.tensors import load_state, save_state
 from vitreous.errors import CheckpointError, ConfigError, VitreousError, shortened
 from vitreous.files import write_text
 from vitreous.layers.frozen import averaged_copy, frozen_modules, hold_frozen
 from vitreous.recipe import Settings
-from vitreous.tasks.checkpoint import load_state, save_state
 from vitreous.tasks.hooks import Hooks
+from vitreous.tasks.processes import helpers
 from vitreous.tasks.progress import EpochProgress
 from vitreous.tasks.runs import LOG, STATE
 from vitreous.tasks.streams import stream_seed
@@ -374,6 +375,11 @@ def fit(task: Task, folder: Path, *, resume: bool, show: bool = True) -> None:
         CheckpointError: the state in ``folder`` is damaged, or belongs to another training.
         VitreousError: the loss became NaN or infinite.
     """
+    with helpers(task.settings.devices, resume=resume):
+        _fit(task, folder, resume=resume, show=show)
+
+
+def _fit(task: Task, folder: Path, *, resume: bool, show: bool) -> None:
     recipe = task.settings
     _quiet()
     keeper = StateKeeper(folder)

@@ -21,7 +21,7 @@ from vitreous.catalog.registry import create_model
 from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.images import Images, read_image_folder
 from vitreous.data.regions import orient
-from vitreous.data.splits import Split
+from vitreous.data.roles import Split
 from vitreous.layers.backbone import Backbone
 from vitreous.layers.preprocess import Preprocess
 from vitreous.layers.ranges import BandRange

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import torch
-import xarray as xr
 from rich.console import Console
 
 from vitreous.catalog.registry import (
@@ -24,10 +23,12 @@ from vitreous.catalog.registry import (
     system_module,
 )
 from vitreous.catalog.tasks import build_report_of
+from vitreous.checkpoints import headers
+from vitreous.checkpoints.tensors import load_exactly, load_tensors, save_tensors
+from vitreous.data.blocks import TRAIN, VAL
 from vitreous.data.contract import BandContract
-from vitreous.data.crops import Area, Crops, cut_scene, sample_spectra
-from vitreous.data.fingerprint import Ground
-from vitreous.data.provenance import Provenance, Seen, start_leakage
+from vitreous.data.crops import Crops, CropSource
+from vitreous.data.provenance import Provenance, Seen, Tested, start_leakage_of
 from vitreous.errors import CheckpointError, ModelError
 from vitreous.files import write_json
 from vitreous.layers.backbone import Backbone
@@ -35,12 +36,10 @@ from vitreous.layers.bands import Bands
 from vitreous.layers.preprocess import Preprocess
 from vitreous.layers.pretrainer import Pretrainer
 from vitreous.recipe import PretrainRecipe
-from vitreous.scenes.dead_bands import without_dead_bands
-from vitreous.scenes.samples import open_named
 from vitreous.tasks import runs
-from vitreous.tasks.checkpoint import load_exactly, load_tensors, save_tensors
 from vitreous.tasks.provenance import start_provenance
 from vitreous.tasks.runs import METRICS, MODEL, PREPROCESS, STATE
+from vitreous.tasks.sources import Sources, open_sources
 from vitreous.tasks.weights import load_model, save_model
 
 if TYPE_CHECKING:
@@ -71,16 +70,11 @@ def train(
     check_recipe(recipe)
     recipe = runs.prepared(recipe, console, trained=True, networks=True)
     runs.check_start(recipe.init, TASK)
-    console.print(f"reading {recipe.scene}", highlight=False)
-    scene = without_dead_bands(
-        open_named(recipe.scene, recipe.scene_hints, untrusted=recipe.untrusted).scene
-    )
+    console.print(f"reading {recipe.source}", highlight=False)
+    sources = open_sources(recipe)
     start = start_provenance(recipe.init)
-    contract = BandContract.of(scene)
-    bands = contract.select(scene)
-    areas = cut_scene(scene, recipe.val_fraction)
-    spectra = sample_spectra(scene, bands, areas[0])
-    contract = contract.measured(spectra)
+    spectra = sources.spectra()
+    contract = sources.contract.measured(spectra)
     torch.manual_seed(recipe.seed)
     preprocess = Preprocess.fit(
         spectra,
@@ -90,34 +84,38 @@ def train(
         standardize=True,
     )
     model = _pretrainer(recipe, preprocess, contract)
-    crops, val = _crops(scene, bands, areas, model)
-    name = f"{Path(recipe.scene).stem}-{recipe.model}"
+    crops, val = _crops(sources, model)
+    name = runs.name_of(recipe)
     from vitreous.tasks.fit_pretrainer import PretrainTask
     from vitreous.tasks.loop import fit
 
-    config = runs.config_of(TASK, recipe, scene, command)
+    config = runs.config_of(TASK, recipe, sources.first, command, sources.fingerprints)
     with runs.started_folder(recipe, config, name, resume=resume) as (folder, first):
         if resume:
-            runs.check_unchanged(folder, scene)
+            runs.check_unchanged(folder, sources.fingerprints)
         if val is None and recipe.val_fraction:
             console.print(
-                f"no validation: {recipe.val_fraction:.0%} of the scene is narrower than a crop of {crops.side} pixels",
+                f"no validation: {recipe.val_fraction:.0%} of the scene is narrower than a crop of {crops.side} pixels"
+                if not sources.many
+                else "no validation: no scene has that role",
                 highlight=False,
             )
         task = PretrainTask(model, recipe, crops, val, preprocess)
         fit(task, folder, resume=resume, show=show)
         if not first:
-            raise SystemExit(0)  # this process was started by the first one, to train with it
+            return folder  # the first process does the rest
         trained = task.result()
         assert isinstance(trained, Pretrainer)
         console.print(f"run {folder}", highlight=False)
-        ground = Ground.of(scene)
-        seen = _seen_in_validation(areas[1], scene, start, ground) if val is not None else None
-        own = Seen.values(TASK, Path(recipe.scene).name, ground, areas[0])
-        _keep(folder, recipe, task, trained, contract, (*start, own), seen)
+        seen = None if val is None else _seen_in_validation(sources, start)
+        own = (
+            Seen.values(TASK, piece.name, piece.ground(), piece.area)
+            for piece in sources.pieces[TRAIN]
+        )
+        _keep(folder, recipe, task, trained, contract, (*start, *own), seen)
         if recipe.report:
             console.print("writing the report", highlight=False)
-            build_report_of(TASK)(folder, scene, _pictures(task, trained))
+            build_report_of(TASK)(folder, sources.first, _pictures(task, trained))
         (folder / STATE).unlink(missing_ok=True)
     return folder
 
@@ -176,7 +174,7 @@ def load_run(path: str | Path) -> Pretrained:
             "Create one with 'vitreous pretrain'.",
         )
     tensors, header = load_tensors(path / PREPROCESS)
-    with runs.readable_header(path / PREPROCESS, header):
+    with headers.readable_header(path / PREPROCESS, header):
         contract = BandContract.from_json(header["contract"])
         with torch.device("meta"):
             preprocess = Preprocess(len(contract.used), int(header["channels"]))
@@ -191,21 +189,19 @@ def _pretrainer(
     recipe: PretrainRecipe, preprocess: Preprocess, contract: BandContract
 ) -> Pretrainer:
     """Return a fresh architecture, or that of a model file, with what it takes to train it."""
+    bands = _input_bands(recipe, preprocess, contract)
     if recipe.init is None:
         encoder = create_model(
             recipe.model,
-            bands=preprocess.channels,
+            bands=bands,
             num_classes=1,
             image_size=recipe.image_size,
             **recipe.model_args,
         )
     else:
-        centres = contract.wavelengths if recipe.reduction == "none" else None
         start = Path(recipe.init)
         file = str(start / MODEL) if (start / PREPROCESS).is_file() else recipe.init
-        encoder, report = load_model(
-            file, Bands(preprocess.channels, centres), 1, recipe.image_size, new_head=True
-        )
+        encoder, report = load_model(file, bands, 1, recipe.image_size, new_head=True)
         if report.made.name != recipe.model:
             raise ModelError(
                 f"{recipe.init} holds '{report.made.name}', not '{recipe.model}'.",
@@ -229,12 +225,19 @@ def _pretrainer(
     return made
 
 
-def _crops(
-    scene: xr.DataArray, bands: npt.NDArray[np.int64], areas: list[Area], model: Pretrainer
-) -> tuple[Crops, Crops | None]:
+def _input_bands(recipe: PretrainRecipe, preprocess: Preprocess, contract: BandContract) -> Bands:
+    """Describe the channels of a network's input: components have no wavelengths, bands that are only scaled do."""
+    return contract.spectrum if recipe.reduction == "none" else Bands(preprocess.channels)
+
+
+def _crops(sources: Sources, model: Pretrainer) -> tuple[CropSource, CropSource | None]:
     side = model.encoder.size[0] * model.finest  # crops are square
-    crops = Crops(scene, bands, areas[0], side)
-    return crops, Crops(scene, bands, areas[1], side) if min(areas[1].shape) >= side else None
+    crops = sources.crops(TRAIN, side)
+    if crops is None:  # says what does not fit
+        piece = sources.pieces[TRAIN][0]
+        scene = piece.open()
+        crops = Crops(scene, sources.contract.select(scene), piece.area, side)
+    return crops, sources.crops(VAL, side)
 
 
 def _keep(
@@ -259,17 +262,16 @@ def _keep(
         "val_seen": val_seen,
     }
     write_json(folder / METRICS, figures)
-    centres = contract.wavelengths if recipe.reduction == "none" else None
-    bands = Bands(task.preprocess.channels, centres)
+    bands = _input_bands(recipe, task.preprocess, contract)
     save_model(
         encoder,
         folder / MODEL,
         bands=bands,
-        origin=f"pre-trained on {recipe.scene}",
+        origin=f"pre-trained on {recipe.source}",
         provenance=provenance,
     )
     header = {
-        "schema": runs.SCHEMA,
+        "schema": headers.SCHEMA,
         "kind": "preprocess",
         "contract": contract.to_json(),
         "channels": task.preprocess.channels,
@@ -277,11 +279,13 @@ def _keep(
     save_tensors(folder / PREPROCESS, task.preprocess.state_dict(), header)
 
 
-def _seen_in_validation(
-    area: Area, scene: xr.DataArray, start: Provenance, ground: Ground
-) -> float:
+def _seen_in_validation(sources: Sources, start: Provenance) -> float:
     """Return the share of the validation area that the weights had learned from before."""
-    return start_leakage(start, area.pixels(scene.sizes["x"]), ground)[0].share
+    tested = [
+        Tested(piece.area.pixels(piece.open().sizes["x"]), piece.ground())
+        for piece in sources.pieces[VAL]
+    ]
+    return start_leakage_of(start, tested)[0].share
 
 
 def _pictures(task: PretrainTask, trained: Pretrainer) -> dict[str, npt.NDArray[np.float32]]:

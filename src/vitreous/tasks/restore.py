@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import inspect
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import xarray as xr
 from jaxtyping import Float
@@ -27,45 +28,51 @@ from vitreous.catalog.registry import (
     system_module,
 )
 from vitreous.catalog.tasks import build_report_of
+from vitreous.checkpoints import headers
+from vitreous.checkpoints.tensors import load_exactly, save_tensors
+from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.contract import BandContract
-from vitreous.data.crops import Area, Crops, cut_scene, sample_spectra
+from vitreous.data.crops import Area, Crops, sample_spectra
 from vitreous.data.degradations import Degradation, degradation
-from vitreous.data.fingerprint import Ground
 from vitreous.data.provenance import (
     Provenance,
     Seen,
     StartLeakage,
+    Tested,
     provenance_from_json,
     provenance_to_json,
-    start_leakage,
+    start_leakage_of,
 )
 from vitreous.errors import ConfigError, ModelError, SceneError
 from vitreous.files import checked, read_json, write_json
 from vitreous.inference.descriptions import RestorerHeader
 from vitreous.inference.export_format import sha256
 from vitreous.inference.restore import TILE, SceneRestorer, restored_scene
+from vitreous.layers.bands import Bands
 from vitreous.layers.ranges import BandRange, fill_invalid
 from vitreous.layers.restorer import Restorer
 from vitreous.progress import progress_bar
 from vitreous.recipe import RestoreRecipe
 from vitreous.scenes import write_scene
-from vitreous.scenes.cube import good_bands, like_scene, read_window, wavelengths_of
+from vitreous.scenes.cube import like_scene, read_window, wavelengths_of
 from vitreous.scenes.dead_bands import without_dead_bands
 from vitreous.scenes.formats import find_writer
 from vitreous.scenes.overwrite import check_overwrite
 from vitreous.scenes.samples import open_named
 from vitreous.tasks import runs
-from vitreous.tasks.checkpoint import load_exactly, save_tensors
 from vitreous.tasks.provenance import start_provenance
 from vitreous.tasks.quality import FEWEST, quality
 from vitreous.tasks.runs import CONFIG, METRICS, MODEL, STATE
+from vitreous.tasks.sources import Sources, open_sources
 from vitreous.tasks.streams import VALIDATED, stream
+from vitreous.tasks.weights import is_model_file, load_model
 
 if TYPE_CHECKING:
     from vitreous.inference.export import Parity
 
 TASK = "restore"
 PRODUCT = "restored.tif"
+PRODUCTS = "restored"  # folder of the products of several scenes
 TEST_SIDE = 512  # pixels: a larger test area is cut to its middle
 DEGRADED = "degraded"
 
@@ -140,36 +147,36 @@ def train(
     trained = runs.is_network(recipe.model)
     recipe = runs.prepared(recipe, console, trained=trained, networks=trained)
     runs.check_start(recipe.init, TASK)
-    console.print(f"reading {recipe.scene}", highlight=False)
-    scene = without_dead_bands(
-        open_named(recipe.scene, recipe.scene_hints, untrusted=recipe.untrusted).scene
-    )
+    console.print(f"reading {recipe.source}", highlight=False)
+    sources = _sources(recipe, degrade.factor)
     start = start_provenance(recipe.init)
-    areas = _areas(recipe, scene, degrade.factor)
     done = resume and (Path(recipe.runs) / TASK / str(recipe.name) / MODEL).is_file()
     # What cannot be trained is refused before there is a folder for it.
-    fresh = None if done else _untrained(recipe, scene, areas)
-    name = f"{Path(recipe.scene).stem}-{recipe.model}"
-    config = runs.config_of(TASK, recipe, scene, command)
+    fresh = None if done else _untrained(recipe, sources)
+    name = runs.name_of(recipe)
+    config = runs.config_of(TASK, recipe, sources.first, command, sources.fingerprints)
     with runs.started_folder(recipe, config, name, resume=resume) as (folder, first):
         if resume:
-            runs.check_unchanged(folder, scene)
+            runs.check_unchanged(folder, sources.fingerprints)
         if fresh is None:  # it was stopped after training, before its products
             run = load_run(folder)
             restorer, seconds, start = run.restorer, _seconds(folder), run.start
         else:
             restorer, seconds = _fit(
-                recipe, fresh, scene, areas, degrade, folder, resume=resume, show=show
+                recipe, fresh, sources, degrade, folder, resume=resume, show=show
             )
             if not first:
-                raise SystemExit(0)  # this process was started by the first one, to train with it
-            own = Seen.values(TASK, Path(recipe.scene).name, Ground.of(scene), areas[0])
-            _keep(folder, recipe, restorer, seconds, (*start, own))
+                return folder  # the first process does the rest
+            own = (
+                Seen.values(TASK, piece.name, piece.ground(), piece.area)
+                for piece in sources.pieces[TRAIN]
+            )
+            _keep(folder, recipe, restorer, seconds, (*start, *own))
         console.print(f"run {folder}", highlight=False)
-        begun = _start_leakage(start, scene, areas[2], degrade.factor)
+        begun = _start_leakage(start, sources, degrade.factor)
         for sentence in begun.sentences if begun else ():
             console.print(f"[yellow]{sentence}[/yellow]", highlight=False)
-        _measure(folder, recipe, restorer, scene, areas, degrade, begun, console)
+        _measure(folder, recipe, restorer, sources, degrade, begun, console)
         (folder / STATE).unlink(missing_ok=True)
     return folder
 
@@ -183,15 +190,15 @@ def evaluate(path: str | Path) -> dict[str, Any]:
     run = load_run(path)
     recipe = run.recipe
     degrade = check_recipe(recipe)
-    scene = without_dead_bands(
-        open_named(recipe.scene, recipe.scene_hints, untrusted=recipe.untrusted).scene
-    )
-    runs.check_unchanged(run.path, scene)
-    areas = _areas(recipe, scene, degrade.factor)
-    cube = test_cube(recipe, run.restorer, scene, areas[2], degrade)
-    row, _ = measure(run.restorer, run.name, cube)
-    begun = _start_leakage(run.start, scene, areas[2], degrade.factor)
-    return _metrics(recipe, scene, areas, degrade, cube, [row, _untouched(cube)], begun)
+    sources = _sources(recipe, degrade.factor)
+    runs.check_unchanged(run.path, sources.fingerprints)
+    cubes = _cubes(recipe, run.restorer, sources, degrade)
+    rows = [
+        _joined([measure(run.restorer, run.name, cube)[0] for cube in cubes]),
+        _joined([_untouched(cube) for cube in cubes]),
+    ]
+    begun = _start_leakage(run.start, sources, degrade.factor)
+    return _metrics(recipe, sources, degrade, cubes, rows, begun)
 
 
 @dataclass(frozen=True)
@@ -305,7 +312,7 @@ def load_run(path: str | Path) -> RestoreRun:
     path = Path(path)
     with runs.checkpoint(path, TASK) as (tensors, header):
         checked(RestorerHeader, header, path / MODEL, "Restore the file, or train again.")
-        runs.check_counts(header["model_args"], tensors)
+        headers.check_counts(header["model_args"], tensors)
         contract = BandContract.from_json(header["contract"])
         with torch.device("meta"):
             net = create_model(header["name"], bands=len(contract.used), **header["model_args"])
@@ -313,7 +320,7 @@ def load_run(path: str | Path) -> RestoreRun:
         assert isinstance(net, Restorer)
         restorer = SceneRestorer(net, ranges, contract, **header["settings"])
         load_exactly(restorer, tensors, header["name"])
-        known = provenance_from_json(header.get(runs.PROVENANCE), path.name)
+        known = provenance_from_json(header.get(headers.PROVENANCE), path.name)
         return RestoreRun(path, restorer.eval(), header["name"], header["model_args"], known)
 
 
@@ -412,59 +419,66 @@ def _baseline_args(scale: int) -> dict[str, Any]:
     return {"scale": scale} if scale > 1 else {}
 
 
-def _areas(recipe: RestoreRecipe, scene: xr.DataArray, factor: int) -> list[Area]:
+def _sources(recipe: RestoreRecipe, factor: int) -> Sources:
     """Return where to train, validate and test.
 
     Raises:
-        SceneError: crops do not fit into the first, or the last is too small or has no valid pixels.
+        SceneError: crops do not fit into what trains, or a test area is too small or has no valid pixels.
     """
-    areas = cut_scene(scene, recipe.val_fraction, recipe.test_fraction)
-    bands = good_bands(scene).astype(np.int64)
-    Crops(scene, bands, areas[0], recipe.crop * factor)  # refuses what does not fit
-    place = Area(*(_middle(span, factor) for span in areas[2]))
-    if min(place.shape) < FEWEST:
-        raise SceneError(
-            f"The test area would have {place.shape[0]} x {place.shape[1]} pixels.",
-            f"Restorers are compared on at least {FEWEST} x {FEWEST}: raise test_fraction.",
-        )
-    if not len(sample_spectra(scene, bands, place)):
-        raise SceneError(
-            "The test area has almost no valid pixels.",
-            "Change test_fraction, or check the scene's no-data value with 'vitreous info'.",
-        )
-    return areas
+    side = recipe.crop * factor
+    sources = open_sources(recipe, max(side, FEWEST))
+    for piece in sources.pieces[TRAIN]:
+        scene = piece.open()
+        bands = sources.contract.select(scene)
+        Crops(scene, bands, piece.area, side)  # refuses what does not fit
+    for piece in sources.pieces[TEST]:
+        place = Area(*(_middle(span, factor) for span in piece.area))
+        if min(place.shape) < FEWEST:
+            raise SceneError(
+                f"The test area would have {place.shape[0]} x {place.shape[1]} pixels.",
+                f"Restorers are compared on at least {FEWEST} x {FEWEST}: raise test_fraction.",
+            )
+        scene = piece.open()
+        if not len(sample_spectra(scene, sources.contract.select(scene), place)):
+            raise SceneError(
+                f"The test area{f' of {piece.name}' if sources.many else ''} has almost no valid pixels.",
+                "Change test_fraction, or check the scene's no-data value with 'vitreous info'.",
+            )
+    return sources
 
 
-def _untrained(recipe: RestoreRecipe, scene: xr.DataArray, areas: list[Area]) -> SceneRestorer:
-    """Return what is to be trained: fresh, or as the run left it that it starts from."""
+def _untrained(recipe: RestoreRecipe, sources: Sources) -> SceneRestorer:
+    """Return what is to be trained: fresh, or as the run or model file holds it that it starts from."""
     torch.manual_seed(recipe.seed)
-    if recipe.init is None:
-        contract = BandContract.of(scene)
-        bands = contract.select(scene)
-        net = create_model(recipe.model, bands=len(bands), **recipe.model_args)
-        assert isinstance(net, Restorer)
-        spectra = sample_spectra(scene, bands, areas[0])
+    scene = sources.first
+    if recipe.init is None or is_model_file(recipe.init):
+        net = _network(recipe, sources.contract.spectrum)
+        spectra = sources.spectra()
         ranges = BandRange.fit(spectra, recipe.range)
-        contract = contract.measured(spectra)
+        contract = sources.contract.measured(spectra)
     else:  # its bands and ranges come along, in its order
         run = _start(recipe)
         # Loaded weights may be read-only views of the file; training needs its own.
         own = {name: t.clone() for name, t in run.restorer.state_dict().items()}
         run.restorer.load_state_dict(own, assign=True)
-        start, bands = run.restorer.fitted(scene)
+        start, _ = run.restorer.fitted(scene)
         start.contract.check_values(scene)
         net, ranges = start.net, start.ranges
-        contract = start.contract.measured(sample_spectra(scene, bands, areas[0]))
+        contract = start.contract.measured(_spectra_for(start.contract, sources))
     size = recipe.crop if net.size_matters else max(recipe.crop, TILE)
     size = -(-size // 4) * 4
     return SceneRestorer(net.train(), ranges, contract, tile_size=size, per=recipe.range)
 
 
+def _spectra_for(contract: BandContract, sources: Sources) -> npt.NDArray[np.float32]:
+    """Return spectra of training ground in the bands of the run that training starts from."""
+    return replace(sources, contract=contract).spectra()
+
+
 def _fit(
     recipe: RestoreRecipe,
     fresh: SceneRestorer,
-    scene: xr.DataArray,
-    areas: list[Area],
+    sources: Sources,
     degrade: Degradation,
     folder: Path,
     *,
@@ -474,13 +488,8 @@ def _fit(
     """Return the trained restorer, and how many seconds it took."""
     if not runs.is_network(recipe.model):
         return fresh, 0.0
-    bands = fresh.contract.select(scene)
-    crops, val = (
-        Crops(scene, bands, area, recipe.crop * degrade.factor)
-        if min(area.shape) >= recipe.crop * degrade.factor
-        else None
-        for area in areas[:2]
-    )
+    own = replace(sources, contract=fresh.contract)
+    crops, val = (own.crops(role, recipe.crop * degrade.factor) for role in (TRAIN, VAL))
     assert crops is not None
     from vitreous.tasks.fit_restorer import RestoreTask
     from vitreous.tasks.loop import fit
@@ -496,23 +505,65 @@ def _fit(
 def _start(recipe: RestoreRecipe) -> RestoreRun:
     """Load the run to start from, and refuse another model."""
     start = load_run(str(recipe.init))
-    if (start.name, start.model_args) != (recipe.model, recipe.model_args):
-        raise ModelError(
-            f"{recipe.init} holds '{start.name}' with {start.model_args or 'its own arguments'}, "
-            f"not '{recipe.model}' with {recipe.model_args or 'its own'}.",
-            f"Use --model {start.name} with the same arguments.",
-        )
+    _check_start(recipe, start.name, start.model_args)
     return start
 
 
-def _start_leakage(
-    start: Provenance, scene: xr.DataArray, area: Area, factor: int
-) -> StartLeakage | None:
-    """Say what the weights that training starts from have seen of the test area; None where it starts from nothing."""
+def _network(recipe: RestoreRecipe, bands: Bands) -> Restorer:
+    """Return the network for some bands, fresh or of the model file that it starts from."""
+    if recipe.init is None:
+        net = create_model(recipe.model, bands=bands, **recipe.model_args)
+    else:
+        net, report = load_model(recipe.init, bands=bands)
+        _check_start(recipe, report.made.name, report.made.model_args)
+    assert isinstance(net, Restorer)
+    return net
+
+
+def _check_start(recipe: RestoreRecipe, name: str, model_args: dict[str, Any]) -> None:
+    """Refuse to start from another model than the recipe's.
+
+    Raises:
+        ModelError: it is another one.
+    """
+    if (name, model_args) != (recipe.model, recipe.model_args):
+        raise ModelError(
+            f"{recipe.init} holds '{name}' with {model_args or 'its own arguments'}, "
+            f"not '{recipe.model}' with {recipe.model_args or 'its own'}.",
+            f"Use --model {name} with the same arguments.",
+        )
+
+
+def _start_leakage(start: Provenance, sources: Sources, factor: int) -> StartLeakage | None:
+    """Say what the weights that training starts from have seen of the test areas; None where it starts from nothing."""
     if not start:
         return None
-    place = Area(*(_middle(span, factor) for span in area))
-    return start_leakage(start, place.pixels(scene.sizes["x"]), Ground.of(scene))[0]
+    tested = []
+    for piece in sources.pieces[TEST]:
+        place = Area(*(_middle(span, factor) for span in piece.area))
+        tested.append(Tested(place.pixels(piece.open().sizes["x"]), piece.ground()))
+    return start_leakage_of(start, tested)[0]
+
+
+def _cubes(
+    recipe: RestoreRecipe, restorer: SceneRestorer, sources: Sources, degrade: Degradation
+) -> list[TestCube]:
+    """Return the degraded test area of the scene, or those of the test scenes."""
+    return [
+        test_cube(recipe, restorer, piece.open(), piece.area, degrade)
+        for piece in sources.pieces[TEST]
+    ]
+
+
+def _joined(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Join the rows of one system on several test scenes: the mean of their figures, every scene counting alike."""
+    if len(rows) == 1:
+        return rows[0]
+    tests = [row["test"] for row in rows]
+    mean = {name: np.mean([test[name] for test in tests], axis=0).tolist() for name in tests[0]}
+    speeds = [row["pixels_per_second"] for row in rows]
+    speed = None if None in speeds else float(np.mean(speeds))
+    return {**rows[0], "pixels_per_second": speed, "test": {**mean, "scenes": tests}}
 
 
 def _keep(
@@ -526,13 +577,13 @@ def _keep(
     config["model"] = {"name": recipe.model, "train_seconds": seconds}
     write_json(folder / CONFIG, config)
     header = {
-        "schema": runs.SCHEMA,
+        "schema": headers.SCHEMA,
         "kind": card(recipe.model).kind,
         "name": recipe.model,
         "model_args": recipe.model_args,
         "contract": restorer.contract.to_json(),
         "settings": restorer.settings(),
-        runs.PROVENANCE: provenance_to_json(provenance),
+        headers.PROVENANCE: provenance_to_json(provenance),
     }
     save_tensors(folder / MODEL, restorer.state_dict(), header)
 
@@ -545,30 +596,43 @@ def _measure(
     folder: Path,
     recipe: RestoreRecipe,
     restorer: SceneRestorer,
-    scene: xr.DataArray,
-    areas: list[Area],
+    sources: Sources,
     degrade: Degradation,
     begun: StartLeakage | None,
     console: Console,
 ) -> None:
-    """Compare with the baselines on the test area, restore the scene, and write metrics and report."""
-    cube = test_cube(recipe, restorer, scene, areas[2], degrade)
-    row, restored = measure(restorer, recipe.model, cube)
+    """Compare with the baselines on the test areas, restore the scenes, and write metrics and report."""
+    cubes = _cubes(recipe, restorer, sources, degrade)
+    done = [measure(restorer, recipe.model, cube) for cube in cubes]
+    row = _joined([one for one, _ in done])
     row["train_seconds"] = _seconds(folder)
-    rows = [row] if degrade.factor > 1 else [row, _untouched(cube)]
+    rows = [row]
+    if degrade.factor == 1:
+        rows.append(_joined([_untouched(cube) for cube in cubes]))
     for name in baselines_of(recipe, degrade):
         console.print(f"baseline {name}", highlight=False)
-        rows.append(_baseline(name, cube))
-    write_json(folder / METRICS, _metrics(recipe, scene, areas, degrade, cube, rows, begun))
+        rows.append(_joined([_baseline(name, cube) for cube in cubes]))
+    write_json(folder / METRICS, _metrics(recipe, sources, degrade, cubes, rows, begun))
     if recipe.product:
-        with progress_bar("restoring", console) as advance:
-            write_scene(
-                restored_scene(restorer, scene, advance, check_values=False), folder / PRODUCT
+        for k, piece in enumerate(sources.pieces[TEST]):
+            path = (
+                folder / PRODUCT
+                if not sources.many
+                else folder / PRODUCTS / f"{k}-{Path(piece.name).stem}.tif"
             )
+            path.parent.mkdir(exist_ok=True)
+            with progress_bar("restoring", console) as advance:
+                restored = restored_scene(restorer, piece.open(), advance, check_values=False)
+                write_scene(restored, path)
     if recipe.report:
         console.print("writing the report", highlight=False)
+        cube = cubes[0]
         build_report_of(TASK)(
-            folder, scene, cube.clean.numpy(), cube.degraded.values, restored.numpy()
+            folder,
+            sources.pieces[TEST][0].open(),
+            cube.clean.numpy(),
+            cube.degraded.values,
+            done[0][1].numpy(),
         )
 
 
@@ -616,13 +680,23 @@ def _untouched(cube: TestCube) -> dict[str, Any]:
 
 def _metrics(
     recipe: RestoreRecipe,
-    scene: xr.DataArray,
-    areas: list[Area],
+    sources: Sources,
     degrade: Degradation,
-    cube: TestCube,
+    cubes: list[TestCube],
     rows: list[dict[str, Any]],
     begun: StartLeakage | None,
 ) -> dict[str, Any]:
+    cube = cubes[0]
+    named = ((TRAIN, "train"), (VAL, "val"), (TEST, "test"))
+    where: dict[str, Any] = {"areas": {}}
+    if sources.many:
+        where["scenes"] = [
+            {"name": piece.name, "role": name}
+            for role, name in named
+            for piece in sources.pieces[role]
+        ]
+    else:
+        where["areas"] = {name: sources.pieces[role][0].area.to_json() for role, name in named}
     centres = wavelengths_of(cube.degraded)
     return {
         "schema": 1,
@@ -632,13 +706,11 @@ def _metrics(
             "settings": vars(degrade),
         },
         "scale": degrade.factor,
-        "areas": {
-            part: area.to_json() for part, area in zip(("train", "val", "test"), areas, strict=True)
-        },
+        **where,
         "leakage": begun.share if begun else 0.0,
         "optimistic": bool(begun and begun.share > 0),
         "start": begun.to_json() if begun else None,
-        "test_pixels": int(cube.clean[0].isfinite().sum()),
+        "test_pixels": sum(int(one.clean[0].isfinite().sum()) for one in cubes),
         "bands": cube.clean.shape[0],
         "wavelengths": None if centres is None else [float(c) for c in centres],
         "systems": rows,

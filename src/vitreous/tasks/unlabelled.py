@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from vitreous.data.crops import Crops
+from vitreous.data.crops import CropSource
 from vitreous.recipe import PretrainRecipe, RestoreRecipe
 from vitreous.tasks.loop import VALIDATIONS, Row, Task
 from vitreous.tasks.schedules import cosine
@@ -27,7 +27,7 @@ class CropBatches(IterableDataset[tuple[Tensor, int]]):
     """The batches of one epoch for one process, drawn from (seed, epoch, rank) alone."""
 
     def __init__(
-        self, crops: Crops, recipe: RestoreRecipe | PretrainRecipe, epoch: int, rank: int
+        self, crops: CropSource, recipe: RestoreRecipe | PretrainRecipe, epoch: int, rank: int
     ) -> None:
         self.crops, self.recipe, self.epoch, self.rank = crops, recipe, epoch, rank
 
@@ -57,8 +57,8 @@ class CropTask(Task):
         self,
         model: nn.Module,
         recipe: RestoreRecipe | PretrainRecipe,
-        crops: Crops,
-        val: Crops | None,
+        crops: CropSource,
+        val: CropSource | None,
     ) -> None:
         super().__init__(model, recipe, -(-recipe.steps // EPOCH_STEPS), sums=2)  # loss, steps
         self.recipe, self.crops, self.val = recipe, crops, val

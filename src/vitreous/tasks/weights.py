@@ -1,4 +1,4 @@
-"""Architectures in files: our own, and what others published.
+"""Networks in files, architectures and restorers: our own, and what others published.
 
 It lives in ``tasks`` because it needs the catalogue, the layers and the checkpoint format, and nothing below needs it.
 A model file is a safetensors file with a :class:`Blueprint` in its header: weights and description cannot be separated,
@@ -9,10 +9,10 @@ every tensor is told (:class:`LoadReport`); a file that does not fill the model 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,21 +22,25 @@ from vitreous.catalog.arguments import (
     MOST_IMAGE_SIZE,
     ImageSize,
     checked_image_size,
+    whole_number,
 )
-from vitreous.catalog.registry import card, create_model, system_module
+from vitreous.catalog.registry import card, create_model, kind_of, sizes_for, system_module
 from vitreous.catalog.results import versions
 from vitreous.catalog.tensors import DERIVED, check_finite
+from vitreous.checkpoints import hub
+from vitreous.checkpoints.foreign import PICKLED, Foreign, read_foreign
+from vitreous.checkpoints.headers import PROVENANCE, check_counts
+from vitreous.checkpoints.layouts import Layout, recognise
+from vitreous.checkpoints.tensors import load_exactly, read_safetensors, save_tensors
 from vitreous.data.provenance import Provenance, provenance_to_json
 from vitreous.errors import CheckpointError, ModelError, VitreousError
 from vitreous.layers.backbone import Backbone
 from vitreous.layers.bands import Bands, adapt_bands, resize_kernel
+from vitreous.layers.restorer import Restorer
 from vitreous.layers.sizes import as_size
 from vitreous.methods._apply import applied, has, reinstall
-from vitreous.tasks import hub
-from vitreous.tasks.checkpoint import load_exactly, read_safetensors, save_tensors
-from vitreous.tasks.foreign import PICKLED, Foreign, read_foreign
-from vitreous.tasks.layouts import Layout, recognise
-from vitreous.tasks.runs import PROVENANCE, check_counts
+
+Network: TypeAlias = Backbone | Restorer
 
 SCHEMA = 1
 KIND = "architecture"
@@ -46,41 +50,40 @@ PUBLISHED_SIZES = (224, 384, 256, 240, 288, 336, 448, 512, 518)
 
 @dataclass(frozen=True)
 class Blueprint:
-    """What rebuilds an architecture, and what it was made for.
+    """What rebuilds a network, and what it was made for.
 
     Attributes:
         name: the variant.
         model_args: arguments that differ from the variant's.
         bands: the bands that it reads.
-        num_classes: classes of its head.
-        image_size: side of its images in pixels, or height and width where they differ.
+        num_classes: classes of its head; None of a restorer.
+        image_size: side of its images in pixels, or height and width where they differ; None of a restorer.
         methods: what was applied to it, first to last.
     """
 
     name: str
     model_args: dict[str, Any]
     bands: Bands
-    num_classes: int
-    image_size: ImageSize
+    num_classes: int | None
+    image_size: ImageSize | None
     methods: list[dict[str, Any]] = field(default_factory=list)
 
-    def build(self) -> Backbone:
-        """Build the architecture, with fresh weights or, on the meta device, with none.
+    def build(self) -> Network:
+        """Build the network, with fresh weights or, on the meta device, with none.
 
         Raises:
             ModelError: it makes no network.
         """
         net = create_model(
             self.name,
-            bands=self.bands.count,
-            num_classes=self.num_classes,
-            image_size=self.image_size,
+            bands=self.bands,
+            **sizes_for(self.name, num_classes=self.num_classes, image_size=self.image_size),
             **self.model_args,
         )
-        assert isinstance(net, Backbone)
+        assert isinstance(net, Backbone | Restorer)
         return reinstall(net, self.methods)
 
-    def build_empty(self) -> Backbone:
+    def build_empty(self) -> Network:
         """Build it without memory for its weights, to learn their names and shapes."""
         with torch.device("meta"):
             return self.build()
@@ -92,17 +95,34 @@ class Blueprint:
         Raises:
             VitreousError, LookupError, TypeError, ValueError: the values are no blueprint.
         """
-        made = cls(
-            str(value["name"]),
+        name = str(value["name"])
+        sizes: dict[str, Any] = {"num_classes": None, "image_size": None}
+        for size in kind_of(name).sizes:
+            sizes[size] = _READ[size](size, value[size])
+        return cls(
+            name,
             {str(key): part for key, part in value["model_args"].items()},
             Bands.from_json(value["bands"]),
-            int(value["num_classes"]),
-            checked_image_size("image_size", value["image_size"]),
-            value["methods"],
+            **sizes,
+            methods=value["methods"],
         )
-        if not 0 <= made.num_classes <= MOST_CLASSES:
-            raise ValueError(f"{made.num_classes} classes")
-        return made
+
+    @classmethod
+    def of(cls, name: str, bands: Bands, num_classes: int, image_size: ImageSize) -> Blueprint:
+        """Return that of a variant with those of the sizes that a system of its kind has."""
+        sizes = {"num_classes": None, "image_size": None}
+        return cls(
+            name,
+            {},
+            bands,
+            **sizes | sizes_for(name, num_classes=num_classes, image_size=image_size),
+        )
+
+
+_READ: dict[str, Callable[[str, Any], Any]] = {
+    "num_classes": lambda what, value: whole_number(what, value, 0, MOST_CLASSES),
+    "image_size": checked_image_size,
+}
 
 
 @dataclass(frozen=True)
@@ -155,6 +175,8 @@ class LoadReport:
     @property
     def found(self) -> str:
         """What was in the file, in words: ``timm's Swin, 28.3 M parameters, 1000 classes``."""
+        if self.made.num_classes is None:
+            return _sized(self.layout, self.parameters)
         classes = "no head" if self.classes is None else f"{self.classes} classes"
         return f"{_sized(self.layout, self.parameters)}, {classes}"
 
@@ -192,7 +214,7 @@ class LoadReport:
             parts.append(f"{len(self.resized)} resized")
         if self.reset:
             parts.append(f"new head with {self.made.num_classes} classes")
-        elif not self.made.num_classes:
+        elif self.made.num_classes == 0:
             parts.append("without a head")
         parts += [f"{len(names)} {what}" for what, names in self.complaints.items() if names]
         return ", ".join(parts)
@@ -222,7 +244,7 @@ class PartialLoadError(CheckpointError):
 
 
 def save_model(
-    model: Backbone,
+    model: Network,
     path: str | Path,
     *,
     bands: Bands | None = None,
@@ -230,7 +252,7 @@ def save_model(
     provenance: Provenance | None = None,
     push_to: str | None = None,
 ) -> Path:
-    """Write a bare architecture, its weights and what rebuilds it, into one safetensors file.
+    """Write a bare network, its weights and what rebuilds it, into one safetensors file.
 
     Args:
         model: made by ``create_model`` or ``load_model``.
@@ -269,7 +291,7 @@ def save_model(
     return path
 
 
-def blueprint(model: Backbone, bands: Bands | None = None) -> Blueprint:
+def blueprint(model: Network, bands: Bands | None = None) -> Blueprint:
     """Return what rebuilds a model that was made by name.
 
     Raises:
@@ -288,9 +310,9 @@ def blueprint(model: Backbone, bands: Bands | None = None) -> Blueprint:
     return Blueprint(
         model.variant,
         dict(model.arguments),
-        bands or Bands(model.bands),
-        model.num_classes,
-        model.image_size,
+        bands or model.spectrum or Bands(model.bands),
+        getattr(model, "num_classes", None),
+        getattr(model, "image_size", None),
         applied(model),
     )
 
@@ -304,7 +326,7 @@ def load_model(
     method: str = "auto",
     new_head: bool = False,
     partial: bool = False,
-) -> tuple[Backbone, LoadReport]:
+) -> tuple[Any, LoadReport]:
     """Load a model file, for the bands, classes and image size that are asked for.
 
     Args:
@@ -317,12 +339,13 @@ def load_model(
         partial: accept a file that does not fill the model; what is missing is fresh.
 
     Returns:
-        The model, in evaluation mode, and the report.
+        The model (a :class:`~vitreous.layers.backbone.Backbone` or a
+        :class:`~vitreous.layers.restorer.Restorer`), in evaluation mode, and the report.
 
     Raises:
         CheckpointError: a damaged file, one of another kind or with NaN or infinite weights, or
             (:class:`PartialLoadError`) a partial one.
-        ModelError: bands that it cannot be adapted to, or an image size that it cannot have.
+        ModelError: bands that it cannot be adapted to, or classes or an image size that it cannot have.
     """
     file = hub.local(path)
     if file.suffix in PICKLED:
@@ -338,6 +361,7 @@ def load_model(
         )
     check_finite(tensors, str(path))
     made = _described(header, tensors, file)
+    _check_sizes(made.name, num_classes, image_size)
     wanted = replace(
         made,
         bands=_bands_wanted(bands, made.bands),
@@ -366,7 +390,7 @@ def convert(
     source_bands: Bands | None = None,
     method: str = "auto",
     partial: bool = False,
-) -> tuple[Backbone, LoadReport]:
+) -> tuple[Any, LoadReport]:
     """Load what others published: a state dict in the layout of an architecture's authors or of timm.
 
     Bands, classes, image size and options that the variant leaves open are read off the weights' names and shapes.
@@ -389,26 +413,25 @@ def convert(
     Raises:
         CheckpointError: a damaged file, one with code in it or with NaN or infinite weights, or
             (:class:`PartialLoadError`) weights that do not fit; the message says whose they look like.
-        ModelError: no such variant or argument, or bands that cannot be adapted or told from the weights.
+        ModelError: no such variant or argument, classes or an image size of a restorer, or bands that cannot be
+            adapted or told from the weights.
     """
-    if card(name).kind != "model":
+    if not kind_of(name).gradient:
         raise ModelError(f"'{name}' is not a network.", "Give the name of a model with weights.")
+    _check_sizes(name, num_classes, image_size)
     file = hub.local(path)
     foreign = read_foreign(file)
     if foreign.header is not None:
         raise CheckpointError(f"{path} is already a vitreous file.", "Use load_model.")
     check_finite(foreign.tensors, str(path))
     count = bands.count if isinstance(bands, Bands) else bands
-    probe = Blueprint(
-        name,
-        dict(model_args or {}),
-        Bands(count or 3),
-        2 if num_classes is None else num_classes,
-        PUBLISHED_SIZES[0],
+    classes = 2 if num_classes is None else num_classes
+    probe = Blueprint.of(name, Bands(count or 3), classes, PUBLISHED_SIZES[0])
+    probe = replace(
+        probe, model_args=dict(model_args or {}), image_size=_size_wanted(image_size, probe)
     )
-    probe = replace(probe, image_size=_size_wanted(image_size, probe))
     tensors, probe, told = _identified(foreign, probe, str(path), partial)
-    if image_size is None:
+    if image_size is None and probe.image_size is not None:
         probe = _usual_size(tensors, probe)
     found = _count_bands(tensors, probe) or count
     if found is None:
@@ -419,16 +442,17 @@ def convert(
             f"The weights in {path} take {found} bands, but {own.count} are described.",
             "Describe the bands that they were trained on.",
         )
-    classes = _count_classes(tensors, probe)
-    if classes is None and num_classes is None:
+    known = _count_classes(tensors, probe)
+    classifies = probe.num_classes is not None
+    if classifies and known is None and num_classes is None:
         raise CheckpointError(f"{path} has no head.", "Give the number of classes of a new head.")
-    made = replace(probe, bands=own, num_classes=probe.num_classes if classes is None else classes)
+    made = replace(probe, bands=own, num_classes=probe.num_classes if known is None else known)
     wanted = replace(
         made,
         bands=_bands_wanted(bands, own),
         num_classes=made.num_classes if num_classes is None else num_classes,
     )
-    told |= {"parameters": _count_parameters(tensors), "classes": classes}
+    told |= {"parameters": _count_parameters(tensors), "classes": known}
     try:
         model, report = assemble(
             tensors,
@@ -438,7 +462,7 @@ def convert(
             part=foreign.part,
             method=method,
             partial=partial,
-            headless=classes is None and num_classes is not None,
+            headless=classifies and known is None,
         )
     except PartialLoadError as error:
         report = _told(error.report, told)
@@ -457,7 +481,7 @@ def assemble(
     new_head: bool = False,
     partial: bool = False,
     headless: bool = False,
-) -> tuple[Backbone, LoadReport]:
+) -> tuple[Any, LoadReport]:
     """Build a model and fill it with weights that were made for other bands, classes or image size.
 
     Args:
@@ -521,6 +545,7 @@ def assemble(
                 f"{source} is quantized, but a new head would not be.",
                 "Start from the unquantized model.",
             )
+        assert isinstance(model, Backbone) and wanted.num_classes is not None
         model.reset_head(wanted.num_classes)
         reinstall(model, applied(model))  # the new head gets what the old one had
         renewed = head_parameters(wanted)
@@ -532,6 +557,7 @@ def assemble(
 
 def head_parameters(made: Blueprint) -> tuple[str, ...]:
     """Name the parameters whose shape depends on the number of classes."""
+    assert made.num_classes is not None
     few, many = (
         replace(made, num_classes=made.num_classes + more).build_empty().state_dict()
         for more in (0, 1)
@@ -579,7 +605,7 @@ def _described(header: Any, tensors: Mapping[str, Tensor], path: Path) -> Bluepr
     return made
 
 
-def _check_rebuilds(model: Backbone, made: Blueprint) -> None:
+def _check_rebuilds(model: Network, made: Blueprint) -> None:
     """Refuse to write what could not be read."""
     own = {key: value.shape for key, value in model.state_dict().items()}
     again = {key: value.shape for key, value in made.build_empty().state_dict().items()}
@@ -599,7 +625,22 @@ def _bands_wanted(bands: int | Bands | None, own: Bands) -> Bands:
     return own if bands == own.count else Bands(bands)
 
 
-def _size_wanted(image_size: ImageSize | None, own: Blueprint) -> ImageSize:
+def _check_sizes(name: str, num_classes: int | None, image_size: ImageSize | None) -> None:
+    """Refuse classes and sizes of what has none.
+
+    Raises:
+        ModelError: there is one.
+    """
+    given = {"num_classes": num_classes, "image_size": image_size}
+    extra = [size for size, value in given.items() if value is not None]
+    if set(extra) - set(kind_of(name).sizes):
+        raise ModelError(
+            f"'{name}' restores images of any size and has no classes.",
+            f"Omit {' and '.join(extra)}.",
+        )
+
+
+def _size_wanted(image_size: ImageSize | None, own: Blueprint) -> ImageSize | None:
     if image_size is None:
         return own.image_size
     return checked_image_size(f"image_size of {own.name}", image_size)
@@ -672,11 +713,8 @@ def _check_slug(layout: Layout | None, name: str, tensors: dict[str, Tensor], so
     if layout.slug is None:
         raise CheckpointError(problem, "vitreous does not include that architecture.")
     other = card(layout.slug)
-    if other.kind != "model":
-        raise CheckpointError(
-            problem, f"'{other.slug}' is a {other.kind}; convert supports networks only."
-        )
-    renamed = _renamed(tensors, Blueprint(next(iter(other.variants)), {}, Bands(3), 2, 224), source)
+    probe = Blueprint.of(next(iter(other.variants)), Bands(3), 2, PUBLISHED_SIZES[0])
+    renamed = _renamed(tensors, probe, source)
     variant = _variant_like(other.slug, renamed)
     if variant is None:
         raise CheckpointError(
@@ -698,7 +736,7 @@ def _read_settings(
     module = system_module(probe.name)
     told = dict(getattr(module, "AS_PUBLISHED", {})) if published else {}
     if hasattr(module, "read_settings"):
-        told |= module.read_settings(tensors)
+        told |= module.read_settings(tensors, probe.image_size)
     defaults = inspect.signature(module.build).parameters
     stated = {**card(probe.name).variants[probe.name], **probe.model_args}
     read = {
@@ -759,7 +797,7 @@ def _variant_like(slug: str, tensors: Mapping[str, Tensor]) -> str | None:
         if variant.endswith("_test"):
             continue
         probe, read = _read_settings(
-            Blueprint(variant, {}, Bands(3), 2, PUBLISHED_SIZES[0]), tensors
+            Blueprint.of(variant, Bands(3), 2, PUBLISHED_SIZES[0]), tensors
         )
         rank = (_alike(probe, tensors), -len(read))
         if rank[0] and (best is None or rank > best[0]):
@@ -822,6 +860,8 @@ def _count_bands(tensors: Mapping[str, Tensor], probe: Blueprint) -> int | None:
 
 def _count_classes(tensors: Mapping[str, Tensor], probe: Blueprint) -> int | None:
     """Return the number of classes of the weights' head, or None where they have none."""
+    if probe.num_classes is None:
+        return None
     few, many = (replace(probe, num_classes=count).build_empty().state_dict() for count in (2, 3))
     for name, value in few.items():
         differ = [axis for axis, n in enumerate(value.shape) if many[name].shape[axis] != n]
@@ -844,7 +884,7 @@ def _no_bands(probe: Blueprint, source: str, found: str) -> VitreousError:
 
 
 def _adapt(
-    tensors: dict[str, Tensor], model: Backbone, source: Bands, target: Bands, method: str
+    tensors: dict[str, Tensor], model: Network, source: Bands, target: Bands, method: str
 ) -> tuple[dict[str, Tensor], list[str], str | None, tuple[int, ...]]:
     """Make the first layers for other bands; return what was done, how, and for which bands it was guessed."""
     done = dict(tensors)
@@ -865,7 +905,7 @@ def _adapt(
 
 
 def _resize(
-    tensors: dict[str, Tensor], model: Backbone, made: Blueprint, image_size: ImageSize
+    tensors: dict[str, Tensor], model: Network, made: Blueprint, image_size: ImageSize | None
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Resample what depends on the image's size, as the architecture says, and kernels of patches.
 
@@ -899,7 +939,7 @@ def _resize(
     return done, changed
 
 
-def _built_for(tensors: Mapping[str, Tensor], made: Blueprint) -> Backbone | None:
+def _built_for(tensors: Mapping[str, Tensor], made: Blueprint) -> Network | None:
     """Return the model, without memory, that weights were made for; None where they were made for another size."""
     model = made.build_empty()
     shapes = {key: value.shape for key, value in model.state_dict().items()}

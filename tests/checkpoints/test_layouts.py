@@ -8,12 +8,12 @@ from safetensors.torch import save_file
 
 from timm_fixtures import timm_fixture, timm_layouts
 from vitreous.catalog.registry import create_model, system_module
+from vitreous.checkpoints.foreign import read_foreign
+from vitreous.checkpoints.layouts import recognise
+from vitreous.checkpoints.tensors import load_tensors, save_tensors
 from vitreous.errors import CheckpointError
 from vitreous.layers.bands import Bands
 from vitreous.tasks import weights
-from vitreous.tasks.checkpoint import load_tensors, save_tensors
-from vitreous.tasks.foreign import read_foreign
-from vitreous.tasks.layouts import recognise
 from vitreous.tasks.weights import (
     Blueprint,
     PartialLoadError,

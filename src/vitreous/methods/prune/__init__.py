@@ -1,0 +1,1 @@
+"""Cutting away parts of a trained model."""

@@ -1,0 +1,224 @@
+"""Which labelled pixels of a run train, validate and test: drawn as its recipe says, and kept with the run."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from vitreous.catalog.registry import card, system_module
+from vitreous.data.blocks import TEST, TRAIN
+from vitreous.data.contract import BandContract
+from vitreous.data.overlap import groups
+from vitreous.data.pixels import spectra_at
+from vitreous.data.roles import Split, Splits
+from vitreous.data.scene_split import PIXEL_CAP, divide_scenes, split_scenes, warn_untested
+from vitreous.data.splits import part_shares
+from vitreous.errors import SplitError, VitreousError
+from vitreous.recipe import Recipe
+from vitreous.scenes.cube import read_window
+from vitreous.tasks import runs
+from vitreous.tasks.checks import explained
+from vitreous.tasks.labelled import LabelledScene, LabelledScenes, open_data
+
+if TYPE_CHECKING:
+    from vitreous.tasks.teacher import SceneTeacher
+
+LEVEL_PIXELS = 20_000  # training pixels that tell how bright they all are
+
+
+def draw_split(recipe: Recipe, data: LabelledScene) -> Split:
+    """Divide the labelled pixels of a single scene; see :func:`draw_splits`."""
+    return draw_splits(recipe, LabelledScenes.of(data))[0]
+
+
+def draw_splits(recipe: Recipe, data: LabelledScenes) -> Splits:
+    """Divide the labelled pixels as the recipe says, leaving out pixels without a valid measurement.
+
+    Raises:
+        VitreousError: the labels cannot be divided so, or no pixel is left to train or to test.
+    """
+    size = recipe_receptive_size(recipe)
+    try:
+        splits = (
+            _by_scene(recipe, data, size)
+            if recipe.split == "scenes"
+            else _each_by_itself(recipe, data, size)
+        )
+    except SplitError as error:
+        raise explained(error, recipe, size) from error
+    splits = _measured(splits, data, masked="mask" in recipe.scene_hints)
+    for role, name in ((TRAIN, "training"), (TEST, "test")):
+        if not splits.scenes_with(role):
+            raise VitreousError(
+                f"No {name} pixel has valid data.",
+                "Check the scene's no-data value, or change the split.",
+            )
+    return splits
+
+
+def _each_by_itself(recipe: Recipe, data: LabelledScenes, size: int) -> Splits:
+    drawn = [scene.split(recipe, size) for scene in data]
+    first = drawn[0]
+    params = first.params
+    if len(drawn) > 1:  # what the method reports is of single scenes
+        reported = ("classes_without_test", "buffer_pixels")
+        params = {name: value for name, value in params.items() if name not in reported}
+    return Splits((split.roles for split in drawn), first.method, params, first.seed)
+
+
+def _by_scene(recipe: Recipe, data: LabelledScenes, size: int) -> Splits:
+    """Give whole scenes their roles: those of the table, or drawn."""
+    counts = data.counts
+    roles = [entry.role for entry in data.entries]
+    given = [role for role in roles if role is not None]
+    if len(given) < len(roles):
+        shares = part_shares(recipe.train_fraction, recipe.val_fraction)
+        given = divide_scenes(counts, groups(data.grounds()), shares, recipe.seed)
+    per_class = recipe.train_per_class
+    if per_class is None and recipe.mode != "dense" and runs.is_network(recipe.model):
+        per_class = PIXEL_CAP
+    params = {"patch_size": size, "roles_given": None not in roles}
+    splits = split_scenes(
+        lambda k: np.asarray(data[k].labels.values),
+        counts,
+        given,
+        per_class=per_class,
+        seed=recipe.seed,
+        params=params,
+    )
+    warn_untested(splits, data.class_names)
+    return splits
+
+
+def _measured(splits: Splits, data: LabelledScenes, *, masked: bool) -> Splits:
+    """Leave out pixels without a valid measurement, or masked, and say in one line what is lost with them.
+
+    Raises:
+        VitreousError: a single class is left.
+    """
+    parts, lost, chosen = [], 0, 0
+    before, after = (np.zeros(len(data.class_names) + 1, dtype=bool) for _ in range(2))
+    for scene, split in zip(data, splits, strict=True):
+        usable = _valid_pixels(scene.scene, data.contract, split)
+        with_role = split.roles > 0
+        roles = split.roles
+        if not usable.all():
+            roles = roles.copy()
+            roles[~usable] = 0
+        labels = np.asarray(scene.labels.values)
+        before[np.unique(labels[with_role])] = True
+        after[np.unique(labels[roles > 0])] = True
+        lost += int((with_role & ~usable).sum())
+        chosen += int(with_role.sum())
+        parts.append(roles)
+    if not lost:
+        return splits
+    why = "are masked or have no valid data" if masked else "have no valid data"
+    words = (
+        f"{lost:,} of {chosen:,} labelled pixels {why}; {after.sum()} of {before.sum()} classes"
+        " remain"
+    )
+    advice = "Check the scene's no-data value, mask and bands with 'vitreous info'."
+    if after.sum() == 1 < before.sum():
+        raise VitreousError(f"{words}, and a classifier needs at least two.", advice)
+    warnings.warn(f"{words}.", stacklevel=4)
+    return Splits(parts, splits.method, splits.params, splits.seed)
+
+
+def _valid_pixels(
+    scene: xr.DataArray, contract: BandContract, split: Split
+) -> npt.NDArray[np.bool_]:
+    """Return ``(height, width)``: False where a pixel with a role has no valid measurement."""
+    bands = contract.select(scene)
+    valid = np.ones(split.roles.shape, dtype=bool)
+    width = split.roles.shape[1]
+    strip = max(1, 2**24 // (len(bands) * width))
+    for top in range(0, len(valid), strip):
+        rows = slice(top, min(top + strip, len(valid)))
+        if split.roles[rows].any():
+            valid[rows] = np.isfinite(read_window(scene, rows, slice(0, width), bands)[0])
+    return valid
+
+
+def fitting(splits: Splits, data: LabelledScenes) -> Splits:
+    """Return saved splits, if they were made for labels of these sizes.
+
+    Raises:
+        VitreousError: they were made for others.
+    """
+    if splits.shapes != data.shapes:
+        raise VitreousError(
+            f"The run's split was made for {_sizes(splits.shapes)} pixels; the labels now have {_sizes(data.shapes)}.",
+            "Restore the scene and labels that it was trained on.",
+        )
+    return splits
+
+
+def test_scene(run: runs.Run) -> tuple[LabelledScene, Split]:
+    """Open a scene that a run was tested on, of several the first, with its labels and its split."""
+    data = open_data(run.recipe, again=True)
+    splits = fitting(run.splits, data)
+    index = splits.scenes_with(TEST)[0]
+    return data[index], splits[index]
+
+
+test_scene.__test__ = False  # type: ignore[attr-defined]  # for pytest, which takes the name for its own
+
+
+def _sizes(shapes: list[tuple[int, int]]) -> str:
+    return str(shapes[0]) if len(shapes) == 1 else f"{len(shapes)} scenes of {shapes[0]} and other"
+
+
+def measured_contract(data: LabelledScenes, splits: Splits) -> BandContract:
+    """Return the bands and unit of the scenes, and how bright the training pixels are."""
+    return data.contract.measured(training_spectra(data, splits, LEVEL_PIXELS))
+
+
+def training_spectra(data: LabelledScenes, splits: Splits, most: int) -> npt.NDArray[np.float32]:
+    """Return physical values of training pixels, evenly chosen where there are more than ``most``: ``(n, bands)``."""
+    found = []
+    for k, pixels in splits.some(TRAIN, most):
+        scene = data[k].scene
+        found.append(spectra_at(scene, data.contract.select(scene), pixels))
+    return np.concatenate(found)
+
+
+def recipe_receptive_size(recipe: Recipe) -> int:
+    """Return the side of the square of pixels that a recipe's model or its teacher looks at for one prediction."""
+    teacher = open_teacher(recipe)
+    return max(_own_size(recipe), 1 if teacher is None else teacher.classifier.receptive_size)
+
+
+def open_teacher(recipe: Recipe) -> SceneTeacher | None:
+    """Load the run that a network learns from, None where there is none.
+
+    Raises:
+        VitreousError: it is no finished run of a network that classifies, or cannot teach in this mode.
+    """
+    if recipe.teacher is None or not runs.is_network(recipe.model):
+        return None
+    from vitreous.tasks.teacher import SceneTeacher
+
+    return SceneTeacher(recipe.teacher, recipe)
+
+
+def _own_size(recipe: Recipe) -> int:
+    builder = system_module(recipe.model).build
+    if not runs.is_network(recipe.model):
+        return int(card(recipe.model).variants[recipe.model].get("spatial_window", 1))
+    return recipe.patch_size + (2 * int(builder.stem_reach) if recipe.mode == "scene" else 0)
+
+
+def learned_from(recipe: Recipe, splits: Splits) -> Splits:
+    """Return the splits with all pixels that a system's weights come from among their training pixels.
+
+    Validation pixels choose the epoch of a network; with ``refit`` it is then trained on them as well. Estimators have
+    nothing to choose and are trained on both at once, so that no label is withheld in vain.
+    """
+    return (
+        splits.without_validation() if recipe.refit or not runs.is_network(recipe.model) else splits
+    )
