@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pytest
 import rasterio
+import xarray as xr
 from affine import Affine
 from rasterio.windows import Window
 
@@ -278,3 +279,21 @@ def test_uneven_coordinates_of_a_file_are_said(tmp_path):
     with pytest.warns(UserWarning, match="y is not evenly spaced"):
         scene = open_scene(tmp_path / "a.h5", axis_order="byx")
     assert georeference(scene)[1] is None
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_others_make_of_a_scene_keeps_its_place(tmp_path):
+    crs, transform = GRIDS["metres"]
+    scene = scene_on("metres")
+    joined = xr.concat([scene[:, :7], scene[:, 7:]], "y")
+    for image in (joined, scene[0] - scene[1], scene.where(scene > 5), scene.mean("band"), scene.transpose("y", "x", "band")):  # fmt: skip
+        assert georeference(image) == (scene.rio.crs, transform)
+    clipped = scene.rio.clip_box(500015 + 95, 4_000_005 - 295, 500015 + 400, 4_000_005 - 100)
+    assert georeference(clipped)[1] == transform @ Affine.translation(3, 3)
+    degrees = scene.rio.reproject("EPSG:4326")
+    assert georeference(degrees)[1].almost_equals(degrees.rio.transform(), 1e-12)
+    scene[:, 3:9, ::2].rio.to_raster(tmp_path / "a.tif")
+    assert georeference(open_scene(tmp_path / "a.tif"))[1] == transform @ Affine(
+        2, 0, -0.5, 0, 1, 3
+    )
+    assert crs == "EPSG:32611"
