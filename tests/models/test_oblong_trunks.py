@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import vitreous
 from fixtures_reader import load_fixture
 from vitreous.catalog.registry import create_model, system_module
+from vitreous.checkpoints.convert import convert
 from vitreous.layers.positions import resize_positions
 from vitreous.testing import images, make
 
@@ -156,6 +157,22 @@ def laid_out(x, side, grid):
     return patches.transpose(3, 4).flatten(4, 5).flatten(2, 3)
 
 
+@pytest.mark.parametrize("name", ["adaptformer", "repq_vit"])
+@torch.no_grad()
+def test_methods_take_oblong_images_as_square_ones(name):
+    """Patches in a strip have the scores that they have in a square: to a method they are tokens."""
+    torch.manual_seed(0)
+    sizes = {"bands": 4, "num_classes": 5}
+    square = create_model("vit_test", image_size=12, **sizes).eval()
+    strip = create_model("vit_test", image_size=(6, 24), **sizes).eval()
+    strip.load_state_dict(square.state_dict())
+    batch = images(16, 4, 12)
+    as_strip = laid_out(batch, 3, (2, 8))
+    found = vitreous.apply(strip, name, calibration=[as_strip]).model
+    expected = vitreous.apply(square, name, calibration=[batch]).model
+    torch.testing.assert_close(found(as_strip), expected(batch), rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("as_list", [False, True])
 @pytest.mark.parametrize(
     ("slug", "key", "output"),
@@ -192,8 +209,8 @@ def test_patches_of_the_autoencoder_in_another_shape():
     model = vitreous.from_reference("satmae_pp", fixture["state_dict"], kwargs).eval()
     found = model.predict(laid_out(given["imgs"], 4, (2, 8)), given["noise"])
     assert torch.equal(found.mask, fixture["output"]["mask"])
-    expected = laid_out(fixture["output"]["pred"], 4, (2, 8))
-    torch.testing.assert_close(found.image, expected, rtol=1e-4, atol=1e-4)
+    expected = fixture["output"]["pred"]
+    torch.testing.assert_close(model.patchify(found.image), expected, rtol=1e-4, atol=1e-4)
     assert [finer.shape[2:] for finer in found.finer] == [(16, 64), (32, 128)]
 
 
@@ -214,3 +231,36 @@ def test_an_oblong_autoencoder_hides_whole_patches_and_shows_the_others():
     assert torch.equal(visible[visible != 0], image[visible != 0])
     with pytest.raises(vitreous.errors.ModelError, match="18, 32"):
         model(x.mT)
+
+
+@torch.no_grad()
+def test_converted_weights_have_the_shape_that_is_asked_for(tmp_path):
+    """3 x 5 patches and a class token have 16 positions, as 4 x 4 patches would have."""
+    fixture = load_fixture("timm/vit")
+    weights = {**fixture["state_dict"], "pos_embed": torch.randn(1, 16, 32)}
+    torch.save(weights, tmp_path / "oblong.pth")
+    shape = {"dim": 32, "depth": 2, "heads": 2, "mlp_ratio": 4.0, "token_size": 8}
+    model = convert(tmp_path / "oblong.pth", "vit_test", image_size=(24, 40), model_args=shape)[0]
+    expected = vitreous.from_reference("vit", weights, {**fixture["kwargs"], "img_size": (24, 40)})
+    x = torch.randn(2, 5, 24, 40)
+    assert torch.equal(model.eval()(x), expected.eval()(x))
+
+
+@torch.no_grad()
+def test_channelvits_table_is_that_of_the_first_side():
+    """As in their code, where a table made for a square is stretched over images of another shape."""
+    fixture = load_fixture("channelvit")
+    weights, kwargs = fixture["state_dict"], fixture["kwargs"]
+    for given in ([16], 16, (16, 32)):
+        model = vitreous.from_reference("channelvit", weights, {**kwargs, "img_size": given}).eval()
+        assert model.size == (16, 16)
+        table = model.position_table((4, 8), 3)
+        image = weights["pos_embed"][:, 1:].mT.reshape(1, -1, 4, 4)
+        stretched = F.interpolate(image, scale_factor=(4.1 / 4, 8.1 / 4), mode="bicubic")
+        torch.testing.assert_close(table[:, 1:], stretched.flatten(2).mT)
+    oblong = {**weights, "pos_embed": torch.randn(1, 1 + 4 * 8, 32)}
+    model = vitreous.from_reference("channelvit", oblong, {**kwargs, "img_size": (16, 32)})
+    assert model.grid == (4, 8)
+    image = oblong["pos_embed"][:, 1:].mT.reshape(1, -1, 4, 8)
+    stretched = F.interpolate(image, scale_factor=(5.1 / 4, 6.1 / 8), mode="bicubic")
+    torch.testing.assert_close(model.position_table((5, 6), 3)[:, 1:], stretched.flatten(2).mT)

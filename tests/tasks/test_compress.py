@@ -11,13 +11,13 @@ import torch
 
 import vitreous
 from tiny_scene import tiny_labels, tiny_recipe, write_scene
+from vitreous.checkpoints.tensors import load_tensors, save_tensors
 from vitreous.data.blocks import TRAIN
 from vitreous.errors import ConfigError, ModelError, VitreousError
 from vitreous.inference.pixels import classify_pixels
 from vitreous.layers.quantize import quantized_layers
 from vitreous.recipe import RestoreRecipe, make_recipe
 from vitreous.tasks import restore
-from vitreous.tasks.checkpoint import load_tensors, save_tensors
 from vitreous.tasks.classify import evaluate, train
 from vitreous.tasks.compress import compress, sensitivity
 from vitreous.tasks.compress_scene import calibration_batches

@@ -58,7 +58,9 @@ def unmerged(
 def keep_left(
     carry: Carry,
     x: Float[Tensor, "batch tokens dim"],
-    stay: Int[Tensor, "batch kept"],
+    stay: Int[Tensor, "#batch kept"],
+    *,
+    front: int = 0,
     added: int = 0,
 ) -> Carry:
     """Return what to hand on for :func:`returned`; nothing where nobody asks for it.
@@ -67,11 +69,13 @@ def keep_left(
         carry: what was handed on so far.
         x: the tokens before some of them leave.
         stay: the numbers of those that stay, in their new order.
+        front: how many stay in front of them, and are not among them.
         added: how many tokens come behind them that belong to no place.
     """
     if "origin" not in carry:
         return {}
     places, full = carry["origin"], carry.get("full")
+    stay = torch.cat([front_places(x, front), stay.expand(x.shape[0], -1)], 1)
     if full is None:
         full = x.new_zeros(
             x.shape[0], x.shape[1] + 1, x.shape[2]

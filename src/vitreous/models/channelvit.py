@@ -381,13 +381,17 @@ def resize(
 def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) -> ChannelViT:
     """Build the model from the arguments of the authors' ChannelVisionTransformer and load its weights.
 
-    Its positions are theirs (``published_positions``), as its weights expect.
+    Its positions are theirs (``published_positions``), as its weights expect. Of several sides in ``img_size`` their class
+    reads the first alone, as that of a square; a table that fits both is taken for both.
     """
+    token, sides = kwargs.get("patch_size", 16), pair(kwargs.get("img_size", 224))
+    if state_dict["pos_embed"].shape[1] != 1 + math.prod(whole_cells(sides, token)):
+        sides = (sides[0], sides[0])
     model = ChannelViT(
         bands=kwargs.get("in_chans", 3),
         num_classes=kwargs.get("num_classes", 0),
-        image_size=pair(kwargs.get("img_size", 224)),
-        token_size=kwargs.get("patch_size", 16),
+        image_size=sides,
+        token_size=token,
         dim=kwargs.get("embed_dim", 768),
         depth=kwargs.get("depth", 12),
         heads=kwargs.get("num_heads", 12),

@@ -337,7 +337,9 @@ def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def read_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+def read_settings(
+    weights: Mapping[str, Tensor], image_size: ImageSize | None = None
+) -> dict[str, Any]:
     """Return what weights under our names say about options that a variant leaves open."""
     settings: dict[str, Any] = {}
     if "stages.0.0.norm.weight" in weights and "stages.0.0.scale.gamma" not in weights:

@@ -647,7 +647,9 @@ def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return rename_keys(joined, partial(substitute, _NAMES))
 
 
-def read_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+def read_settings(
+    weights: Mapping[str, Tensor], image_size: ImageSize | None = None
+) -> dict[str, Any]:
     """Return what weights under our names say about options that a variant leaves open."""
     return {
         "conv_stem": "branches.0.patch_embed.2.weight" in weights,

@@ -542,7 +542,9 @@ def _turn(key: str, value: Tensor) -> Tensor:
     return value.T if key.endswith("attention_biases") else value[:, :, None, None]
 
 
-def read_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+def read_settings(
+    weights: Mapping[str, Tensor], image_size: ImageSize | None = None
+) -> dict[str, Any]:
     """Return what weights under our names say about options that a variant leaves open."""
     return {"distilled": "distillation_head.1.weight" in weights}
 

@@ -621,7 +621,9 @@ def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return rename_keys(learned, partial(substitute, rules))
 
 
-def read_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+def read_settings(
+    weights: Mapping[str, Tensor], image_size: ImageSize | None = None
+) -> dict[str, Any]:
     """Return what weights under our names say about options that a variant leaves open."""
     return {
         "qkv_bias": "stages.0.blocks.0.attn.qkv.bias" in weights,

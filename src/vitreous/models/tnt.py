@@ -445,7 +445,9 @@ def _our_name(key: str) -> str:
     return found[0] + begin(_BLOCK_NAMES, key.removeprefix(found[0]))
 
 
-def read_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+def read_settings(
+    weights: Mapping[str, Tensor], image_size: ImageSize | None = None
+) -> dict[str, Any]:
     """Return what weights under our names say about options that a variant leaves open."""
     return {
         "qkv_bias": "blocks.0.outer.attn.qkv.bias" in weights,

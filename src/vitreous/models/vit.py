@@ -47,7 +47,7 @@ from vitreous.layers.reference import (
     refuse_others,
     rename_keys,
 )
-from vitreous.layers.sizes import check_tokens, whole_cells
+from vitreous.layers.sizes import as_size, check_tokens, whole_cells
 from vitreous.layers.transformer import Block, Grid
 from vitreous.layers.trunk import Embedded, Trunk
 
@@ -393,8 +393,16 @@ def _is_square(number: int) -> bool:
     return number > 0 and math.isqrt(number) ** 2 == number
 
 
-def read_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return what weights under our names say about options that a variant leaves open."""
+def read_settings(
+    weights: Mapping[str, Tensor], image_size: ImageSize | None = None
+) -> dict[str, Any]:
+    """Return what weights under our names say about options that a variant leaves open.
+
+    Args:
+        weights: the weights.
+        image_size: of the images that they are thought to be for: its grid tells apart whether a table holds the class
+            token's position; where it does not fit, a square's does.
+    """
     late = "pooled_norm.weight" in weights
     has_class = "class_token" in weights
     settings: dict[str, Any] = {
@@ -412,9 +420,18 @@ def read_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         settings["token_size"] = weights["patch_embed.weight"].shape[-1]
     if "pos_embed" in weights:
         front = has_class + settings["distilled"]
-        cells = weights["pos_embed"].shape[1]
-        settings["class_position"] = _is_square(cells - front) or not _is_square(cells)
+        settings["class_position"] = _has_front(weights, front, image_size)
     return settings
+
+
+def _has_front(weights: Mapping[str, Tensor], front: int, image_size: ImageSize | None) -> bool:
+    """Tell whether a table of positions begins with those of ``front`` tokens in front of the grid."""
+    positions = weights["pos_embed"].shape[1]
+    if image_size is not None and "patch_embed.weight" in weights:
+        grid = whole_cells(as_size(image_size), weights["patch_embed.weight"].shape[-1])
+        if math.prod(grid) in {positions, positions - front}:
+            return math.prod(grid) == positions - front
+    return _is_square(positions - front) or not _is_square(positions)
 
 
 def read_image_size(weights: Mapping[str, Tensor]) -> int | None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from vitreous.catalog.tasks import TASKS
+from vitreous.checkpoints import classifiers
 from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.regions import reduce_scene
 from vitreous.data.roles import Splits
@@ -49,7 +50,7 @@ class SceneSubject:
 
     def __init__(self, path: Path, images: int, console: Console) -> None:
         self.run = runs.load_run(path)
-        if not isinstance(self.run.classifier, runs.Network):
+        if not isinstance(self.run.classifier, classifiers.Network):
             raise ModelError(
                 f"{path} holds '{self.run.name}', which is not a network.",
                 "Compress a run of a network.",
@@ -57,7 +58,7 @@ class SceneSubject:
         console.print(f"reading {self.run.recipe.source}", highlight=False)
         self.console, self.images = console, images
         self.path, self.name, self.report = path, self.run.name, self.run.recipe.report
-        self.trained: runs.Network = self.run.classifier
+        self.trained: classifiers.Network = self.run.classifier
         self.data, self.splits = classify.reopened(self.run)
         few = self.splits.counts["val"] < FEWEST_GATE_PIXELS
         role, seed = TRAIN if few else VAL, self.run.recipe.seed
@@ -70,13 +71,13 @@ class SceneSubject:
         seed = self.run.recipe.seed
         return calibration_batches(self.trained, self.data, self.splits, self.images, seed)
 
-    def with_net(self, net: nn.Module) -> runs.Network:
+    def with_net(self, net: nn.Module) -> classifiers.Network:
         """Return the same classifier around another network."""
         own = self.trained
-        made = runs.make_classifier(net, own.preprocess, own.contract, own.settings())
+        made = classifiers.make_classifier(net, own.preprocess, own.contract, own.settings())
         return made.eval()
 
-    def gate(self, trained: runs.Network) -> float:
+    def gate(self, trained: classifiers.Network) -> float:
         """Return the share of the gate's pixels that are right, in percent."""
         right = [
             classify_pixels(trained, self.data[k].scene, pixels) == self.data[k].classes_at(pixels)
@@ -85,8 +86,8 @@ class SceneSubject:
         return 100 * float(np.concatenate(right).mean())
 
     def tuned(
-        self, trained: runs.Network, epochs: int, rate: float, folder: Path, show: bool
-    ) -> runs.Network:
+        self, trained: classifiers.Network, epochs: int, rate: float, folder: Path, show: bool
+    ) -> classifiers.Network:
         """Train for some more epochs on the run's training pixels."""
         recipe = self.run.recipe
         changes = {
@@ -102,7 +103,7 @@ class SceneSubject:
         own = recipe.model_copy(update=changes)
         return train_further(own, self.data, self.splits, trained, folder, show=show)
 
-    def test(self, trained: runs.Network) -> dict[str, Any]:
+    def test(self, trained: classifiers.Network) -> dict[str, Any]:
         """Return the scores of the test pixels."""
         found = scoring.by_classifier(trained, self.data)
         return scoring.score(found, self.data, self.splits, TEST, self.run.class_names)
@@ -113,12 +114,12 @@ class SceneSubject:
         labels = {row.figure: row.figure_label, **_SHARES}
         return {label: 100 * scores[name] for name, label in labels.items()}
 
-    def throughput(self, trained: runs.Network) -> float:
+    def throughput(self, trained: classifiers.Network) -> float:
         """Return pixels a second."""
         return throughput(trained, self.data.first, WINDOWS)
 
     def write(
-        self, folder: Path, trained: runs.Network, rows: list[dict[str, Any]], command: str
+        self, folder: Path, trained: classifiers.Network, rows: list[dict[str, Any]], command: str
     ) -> None:
         """Write model, split, map and metrics."""
         run = self.run
@@ -130,8 +131,8 @@ class SceneSubject:
         size = classify.learned_size(run)
         metrics = scoring.metrics_of(self.data, self.splits, run.recipe, size, rows, run.start)
         write_json(folder / runs.METRICS, metrics)
-        runs.save_run_model(
-            folder,
+        classifiers.save_classifier(
+            folder / runs.MODEL,
             trained,
             name=run.name,
             model_args=run.model_args,
@@ -147,7 +148,7 @@ class SceneSubject:
 
 
 def calibration_batches(
-    classifier: runs.Network, data: LabelledScenes, splits: Splits, images: int, seed: int
+    classifier: classifiers.Network, data: LabelledScenes, splits: Splits, images: int, seed: int
 ) -> list[Calibration]:
     """Return batches of what the network is given in training: images around some of the training pixels.
 
@@ -156,7 +157,7 @@ def calibration_batches(
         their training pixels.
     """
     settings = classifier.settings()
-    side = runs.image_size(settings)
+    side = classifiers.image_size(settings)
     crops, classes = [], []
     for k, pixels in splits.some(TRAIN, images, seed):
         scene = data[k].scene

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ from rich.console import Console
 from vitreous.catalog.registry import check_system, check_task, create_model
 from vitreous.catalog.results import versions
 from vitreous.catalog.tasks import build_report_of
+from vitreous.checkpoints import headers
+from vitreous.checkpoints.model_files import is_model_file, load_model
+from vitreous.checkpoints.tensors import load_exactly, save_tensors
 from vitreous.data.contract import BandContract
 from vitreous.data.image_collection import ImageCollection, open_images, open_unlabelled
 from vitreous.data.provenance import (
@@ -40,11 +44,9 @@ from vitreous.progress import progress_bar
 from vitreous.recipe import RecognizeRecipe
 from vitreous.scenes.cube import class_palette
 from vitreous.tasks import runs
-from vitreous.tasks.checkpoint import load_exactly, save_tensors
 from vitreous.tasks.image_metrics import THRESHOLD, image_scores
 from vitreous.tasks.provenance import start_provenance
 from vitreous.tasks.runs import CONFIG, METRICS, MODEL, PREPROCESS, STATE
-from vitreous.tasks.weights import is_model_file, load_model
 
 if TYPE_CHECKING:
     from vitreous.tasks.fit_images import RecognizeTask
@@ -122,12 +124,18 @@ def train(
     check_recipe(recipe)
     recipe = runs.prepared(recipe, console, trained=True, networks=True)
     runs.check_start(recipe.init, TASK)
-    console.print(f"reading {recipe.images}", highlight=False)
+    console.print(f"reading {recipe.images}", highlight=False, markup=False)
     collection = open_collection(recipe, console)
     start = start_provenance(recipe.init)
     begun = image_leakage(start, collection.store.digests[collection.of("test")])
     size = image_size(recipe, collection)
-    check_system(recipe.model, recipe.model_args, image_size=plain_size(size))
+    if recipe.init is None:  # a file has arguments of its own
+        check_system(
+            recipe.model,
+            recipe.model_args,
+            bands=collection.store.bands,
+            image_size=plain_size(size),
+        )
     name = f"{Path(recipe.images).stem}-{recipe.model}"
     config = config_of(recipe, collection, command)
     with runs.started_folder(recipe, config, name, resume=resume) as (folder, first):
@@ -255,7 +263,7 @@ def load_run(path: str | Path) -> RecognizeRun:
     path = Path(path)
     with runs.checkpoint(path, TASK) as (tensors, header):
         checked(RecognizerHeader, header, path / MODEL, "Restore the file, or train again.")
-        runs.check_counts(header["model_args"], tensors)
+        headers.check_counts(header["model_args"], tensors)
         contract = BandContract.from_json(header["contract"])
         size = (int(header["size"][0]), int(header["size"][1]))
         names = list(header["class_names"])
@@ -272,7 +280,7 @@ def load_run(path: str | Path) -> RecognizeRun:
         several = bool(header["several"])
         recognizer = Recognizer(net, preprocess, contract, names, size, several=several)
         load_exactly(recognizer, tensors, header["name"])
-        known = provenance_from_json(header.get(runs.PROVENANCE), path.name)
+        known = provenance_from_json(header.get(headers.PROVENANCE), path.name)
         return RecognizeRun(path, recognizer.eval(), header["name"], header["model_args"], known)
 
 
@@ -359,9 +367,10 @@ def check_unchanged(folder: Path, collection: ImageCollection) -> None:
 # -- steps of train ---------------------------------------------------------------------------------------
 
 
-def _tell(console: Console, notes: tuple[str, ...]) -> None:
+def _tell(console: Console, notes: Sequence[str]) -> None:
+    """Print sentences that a user should know; names of files in them are not markup."""
     for note in notes:
-        console.print(f"[yellow]{note}[/yellow]", highlight=False, soft_wrap=True)
+        console.print(note, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def _describe(
@@ -379,9 +388,9 @@ def _describe(
         f"validation, {counts['test']:,} test images{drawn}, {collection.store.bands} bands; resized and cropped to "
         f"{size[0]} x {size[1]} pixels",
         highlight=False,
+        markup=False,
     )
-    for sentence in begun.sentences:
-        console.print(f"[yellow]{sentence}[/yellow]", highlight=False)
+    _tell(console, begun.sentences)
 
 
 def _fit(
@@ -558,7 +567,7 @@ def save_recognizer(
     net = recognizer.net
     assert isinstance(net, Backbone)
     header = {
-        "schema": runs.SCHEMA,
+        "schema": headers.SCHEMA,
         "kind": KIND,
         "name": name,
         "model_args": dict(net.arguments),
@@ -568,7 +577,7 @@ def save_recognizer(
         "class_names": recognizer.class_names,
         "several": recognizer.several,
         "size": list(recognizer.size),
-        runs.PROVENANCE: provenance_to_json(provenance),
+        headers.PROVENANCE: provenance_to_json(provenance),
     }
     save_tensors(folder / MODEL, recognizer.state_dict(), header)
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitreous.catalog.card import Card
-from vitreous.layers.tokens import front_places, gather_tokens, keep_left, returned
+from vitreous.layers.tokens import gather_tokens, keep_left, returned
 from vitreous.layers.transformer import Block, Carry, Grid
 from vitreous.methods.reduce._install import budget, check_blocks, put, quarters, rows, trunk
 from vitreous.models import vit
@@ -149,14 +149,15 @@ class AttentiveTokens(nn.Module):
         carry: Carry,
     ) -> tuple[Float[Tensor, "batch kept dim"], Carry]:
         places = weights.topk(kept, dim=1).indices
-        parts = [x[:, : self.prefix], gather_tokens(x, places + self.prefix)]
+        stay = places + self.prefix
+        parts = [x[:, : self.prefix], gather_tokens(x, stay)]
         if self.fuse:
             # What stays weighs nothing: one product, and no list of what is dropped. The weights of the dropped do
             # not sum to one; the paper leaves them so.
             dropped = weights.scatter(1, places, 0.0)
             parts.append(dropped[:, None] @ x[:, self.prefix :])
-        stay = torch.cat([front_places(x, self.prefix), places + self.prefix], 1)
-        return torch.cat(parts, 1), keep_left(carry, x, stay, added=int(self.fuse))
+        handed = keep_left(carry, x, stay, front=self.prefix, added=int(self.fuse))
+        return torch.cat(parts, 1), handed
 
     def extra_repr(self) -> str:
         """Show the settings."""

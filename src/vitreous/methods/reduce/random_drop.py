@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitreous.catalog.card import Card
-from vitreous.layers.tokens import front_places, gather_tokens, keep_left, returned
+from vitreous.layers.tokens import gather_tokens, keep_left, returned
 from vitreous.layers.transformer import Block, Carry, Grid
 from vitreous.methods.reduce._install import budget, check_blocks, put, quarters, rows, trunk
 
@@ -70,17 +70,20 @@ class RandomTokens(nn.Module):
     ) -> tuple[Float[Tensor, "batch kept dim"], Carry | None]:
         """Attend, then drop patches."""
         x = block.attend(x, grid=grid)
-        batch, patches = x.shape[0], x.shape[1] - self.prefix
+        patches = x.shape[1] - self.prefix
         kept = self.after(patches)
         if kept == patches:
             return x, carry
+        front = x[:, : self.prefix]
         if self.training:
-            chosen = torch.rand(batch, patches, device=x.device).topk(kept, dim=1).indices
-            places = chosen + self.prefix
+            drawn = torch.rand(x.shape[0], patches, device=x.device).topk(kept, dim=1).indices
+            stay = drawn + self.prefix
+            chosen = gather_tokens(x, stay)
         else:
-            places = self.places(patches, kept).to(x.device).expand(batch, -1)
-        stay = torch.cat([front_places(x, self.prefix), places], 1)
-        return gather_tokens(x, stay), keep_left(carry or {}, x, stay)
+            stay = self.places(patches, kept).to(x.device)[None]
+            chosen = x[:, stay[0]]
+        handed = keep_left(carry or {}, x, stay, front=self.prefix)
+        return torch.cat([front, chosen], 1), handed
 
     def places(self, patches: int, kept: int) -> Int[Tensor, "kept"]:
         """Return the places that evaluation keeps, in their order."""
