@@ -22,10 +22,13 @@ from vitreous.data.image_batches import (
 )
 from vitreous.data.image_collection import ImageCollection
 from vitreous.inference.recognizer import Recognizer
+from vitreous.layers.answers import Answer, Heads, joined
 from vitreous.recipe import RecognizeRecipe
 from vitreous.tasks.image_metrics import TOP, average_precision, mean_of
 from vitreous.tasks.loop import Row, Task
+from vitreous.tasks.losses import ClassTargets, LabelTargets
 from vitreous.tasks.schedules import cosine
+from vitreous.tasks.teacher import ImageLesson
 
 STEPS = 1000  # of a training, where no number of epochs is given ...
 FEWEST_EPOCHS = 8  # ... however many the images are
@@ -45,6 +48,7 @@ class RecognizeTask(Task):
         collection: training and validation images.
         recipe: the settings.
         class_weights: of each class in the loss.
+        lesson: a teacher and how to learn from it; None without.
     """
 
     model: Recognizer
@@ -67,11 +71,15 @@ class RecognizeTask(Task):
         collection: ImageCollection,
         recipe: RecognizeRecipe,
         class_weights: Float[Tensor, "classes"],
+        lesson: ImageLesson | None = None,
     ) -> None:
         images = len(collection.of("train"))
         epochs = recipe.epochs or automatic_epochs(images, recipe.batch_size)
         super().__init__(recognizer, recipe, epochs, sums=3)  # loss, hits, images of this epoch
         self.collection, self.recipe, self.class_weights = collection, recipe, class_weights
+        self.lesson = lesson
+        if lesson is not None:
+            lesson.distillation.prepare(self.model)
         self.targets = torch.from_numpy(collection.targets)
         self.sized = Sized(collection.store, recognizer.size, recognizer.fill)
         self.best: dict[str, Tensor] | None = None
@@ -135,11 +143,15 @@ class RecognizeTask(Task):
             group["lr"] = self.rate(now)
         self.hooks.progress(now / self.epochs)
         scores = self.model(batch.image)
-        loss = self.loss(scores, batch.target)
+        loss = (
+            self.loss(joined(scores), batch.target)
+            if self.lesson is None
+            else self._distilled(scores, batch, self.lesson)
+        )
         self.manual_backward(self.objective(loss))
         self.step()
         count = len(batch.label)
-        hits = int((scores.detach().argmax(1) == batch.label.argmax(1)).sum())
+        hits = int((joined(scores).detach().argmax(1) == batch.label.argmax(1)).sum())
         total = float(loss.detach()) * count
         self.sums += torch.tensor([total, hits, count], dtype=torch.float64)
 
@@ -153,6 +165,20 @@ class RecognizeTask(Task):
         return F.cross_entropy(
             scores, targets, weight=weights, label_smoothing=self.recipe.label_smoothing
         )
+
+    def _distilled(self, scores: Tensor | Heads, batch: ImageBatch, lesson: ImageLesson) -> Tensor:
+        """Return the loss on labels and on what the teacher says of the same images."""
+        weights = self.class_weights
+        targets = (
+            LabelTargets(batch.target, weights)
+            if self.model.several
+            else ClassTargets(batch.target, weights, self.recipe.label_smoothing)
+        )
+        wanted = lesson.distillation.reads_levels
+        net, image = self.model.net, self.model.preprocess(batch.image)
+        levels = net.forward_levels(image) if wanted else None  # type: ignore[operator]
+        answer = lesson.teacher.answer(batch.image, levels=wanted)
+        return lesson.distillation.loss(Answer(scores, levels), answer, targets)
 
     def rate(self, epochs: float) -> float:
         """Return the learning rate: a linear warm-up, then what the schedule says."""

@@ -93,7 +93,7 @@ class LabelTargets:
 
     Attributes:
         labels: 1 where a label is given, else 0; shares in between are soft targets.
-        weights: of the labels where they are given.
+        weights: of the labels.
         mixed: how the images were mixed in pairs; None where they were not.
     """
 
@@ -131,4 +131,4 @@ class LabelTargets:
 
     def _entropy(self, scores: Tensor, labels: Tensor) -> Tensor:
         weights = None if self.weights is None else self.weights.to(scores.device)
-        return F.binary_cross_entropy_with_logits(scores, labels, pos_weight=weights)
+        return F.binary_cross_entropy_with_logits(scores, labels, weight=weights)

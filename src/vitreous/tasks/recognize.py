@@ -47,6 +47,7 @@ from vitreous.tasks import runs
 from vitreous.tasks.image_metrics import THRESHOLD, image_scores
 from vitreous.tasks.provenance import start_provenance
 from vitreous.tasks.runs import CONFIG, METRICS, MODEL, PREPROCESS, STATE
+from vitreous.tasks.teacher import Distillation, ImageLesson, ImageTeacher, check_same_teacher
 
 if TYPE_CHECKING:
     from vitreous.tasks.fit_images import RecognizeTask
@@ -124,9 +125,13 @@ def train(
     check_recipe(recipe)
     recipe = runs.prepared(recipe, console, trained=True, networks=True)
     runs.check_start(recipe.init, TASK)
+    lesson = _lesson(recipe)
     console.print(f"reading {recipe.images}", highlight=False, markup=False)
     collection = open_collection(recipe, console)
     start = start_provenance(recipe.init)
+    if lesson is not None:  # its answers tell of the labels that it has learned
+        lesson.teacher.check(collection)
+        start = (*start, *lesson.teacher.provenance)
     begun = image_leakage(start, collection.store.digests[collection.of("test")])
     size = image_size(recipe, collection)
     if recipe.init is None:  # a file has arguments of its own
@@ -138,9 +143,13 @@ def train(
         )
     name = f"{Path(recipe.images).stem}-{recipe.model}"
     config = config_of(recipe, collection, command)
+    if lesson is not None:
+        config["teacher"] = lesson.teacher.noted(lesson.distillation)
     with runs.started_folder(recipe, config, name, resume=resume) as (folder, first):
         if resume:
             check_unchanged(folder, collection)
+            if lesson is not None:
+                check_same_teacher(folder, lesson.teacher)
         if first:
             _describe(console, collection, begun, size, folder)
         if resume and (folder / MODEL).is_file():  # it was stopped after training
@@ -150,7 +159,9 @@ def train(
                 run.start,
             )
         else:
-            trained = _fit(recipe, collection, size, folder, console, resume=resume, show=show)
+            trained = _fit(
+                recipe, collection, size, folder, console, lesson, resume=resume, show=show
+            )
             if not first:
                 return folder  # the first process does the rest
             learned = collection.store.digests[collection.of("train", "val")]
@@ -399,6 +410,7 @@ def _fit(
     size: tuple[int, int],
     folder: Path,
     console: Console,
+    lesson: ImageLesson | None,
     *,
     resume: bool,
     show: bool,
@@ -409,7 +421,7 @@ def _fit(
     torch.manual_seed(recipe.seed)
     recognizer = _untrained(recipe, collection, size, console)
     weights = class_weights(collection, recipe.class_weights)
-    task = RecognizeTask(recognizer, collection, recipe, weights)
+    task = RecognizeTask(recognizer, collection, recipe, weights, lesson)
     fit(task, folder, resume=resume, show=show)
     trained = task.result()
     chosen = _chosen(task)
@@ -419,6 +431,18 @@ def _fit(
             highlight=False,
         )
     return _Trained(trained, task.elapsed, chosen)
+
+
+def _lesson(recipe: RecognizeRecipe) -> ImageLesson | None:
+    """Load the run that a network learns from, None where there is none.
+
+    Raises:
+        VitreousError: there is no such run or method.
+    """
+    if recipe.teacher is None or recipe.distill is None:
+        return None
+    distillation = Distillation.of(recipe.distill, recipe.distill_args)
+    return ImageLesson(ImageTeacher(recipe.teacher), distillation)
 
 
 def _chosen(task: RecognizeTask) -> dict[str, Any] | None:
@@ -608,7 +632,8 @@ def _measure(
         "test": _scores(collection, numbers, found),
     }
     write_text(folder / PREDICTIONS, _csv(_tested_rows(collection, numbers, found)))
-    start = begun if recipe.init is not None else None
+    known_before = recipe.init is not None or recipe.teacher is not None
+    start = begun if known_before else None
     write_json(folder / METRICS, metrics_of(collection, trained.recognizer.size, [row], start))
     if recipe.report:
         console.print("writing the report", highlight=False)
