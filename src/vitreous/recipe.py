@@ -71,7 +71,7 @@ _OF_THE_RUN = ("init", "devices", "accelerator", "precision", "tensorboard")
 # Methods that a network is trained with.
 _OF_THE_NETWORK = (
     *("adapt", "adapt_args", "reduce", "reduce_args"),
-    *("teacher", "distill", "distill_args"),
+    *("teacher", "distill", "distill_args", "teacher_store", "teacher_top"),
 )
 
 R = TypeVar("R", bound="Settings")
@@ -322,6 +322,14 @@ class Recipe(SceneSettings, TaughtSettings):
     decoder: Literal["fpn", "upernet"] = _setting(
         "fpn", "Model", "Segmentation decoder: feature pyramid (FPN) or UPerNet (mode 'dense')."
     )
+    teacher_store: str | None = _setting(
+        None,
+        "Model",
+        "Folder that the teacher's answers are kept in: students that see the same pixels do not ask again.",
+    )
+    teacher_top: int = _setting(
+        16, "Model", "Most classes per answer that are kept in it.", ge=1, le=65535
+    )
     adapt: str = _setting(
         "scratch",
         "Model",
@@ -468,6 +476,8 @@ class Recipe(SceneSettings, TaughtSettings):
             raise ValueError(f"adapt_args has no effect: adapt '{self.adapt}' uses no method")
         if self.reduce_args and self.reduce is None:
             raise ValueError("reduce_args needs a method: set reduce")
+        if self.teacher_store is not None and self.teacher is None:
+            raise ValueError("teacher_store needs a teacher: set teacher")
         return self
 
     def _rules(self, trained: bool, networks: bool) -> dict[str, tuple[str, ...]]:

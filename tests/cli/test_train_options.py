@@ -32,6 +32,7 @@ CHANGES = {
     "reduce_args": ("keep_rate=0.5", {"keep_rate": 0.5}),
     "teacher": ("runs/classify/t", "runs/classify/t"),
     "distill": ("deit_soft", "deit_soft"),
+    "teacher_store": ("answers", "answers"),
     "distill_args": ("weight=0.5", {"weight": 0.5}),
     "reduction": ("none", "none"),
     "padding": ("zero", "zero"),
@@ -56,6 +57,7 @@ TOGETHER = {
     "reduce_args": ["--reduce", "evit"],
     "teacher": ["--distill", "deit_hard"],
     "distill": ["--teacher", "runs/t"],
+    "teacher_store": ["--teacher", "runs/t", "--distill", "deit_hard"],
     "distill_args": ["--teacher", "runs/t", "--distill", "deit_hard"],
 }
 

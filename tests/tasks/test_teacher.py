@@ -17,8 +17,10 @@ from vitreous.errors import ConfigError, VitreousError
 from vitreous.layers.answers import Answer, Heads
 from vitreous.methods.distill import deit
 from vitreous.tasks import classify, fit
+from vitreous.tasks.answers_store import AnswerStore
 from vitreous.tasks.classify import evaluate, train
 from vitreous.tasks.runs import load_run
+from vitreous.tasks.teacher import SceneTeacher
 
 STUDENT = {
     "model": "vit_tiny_distilled",
@@ -280,6 +282,52 @@ def test_interrupted_the_rest_is_the_same(tmp_path, places, teacher, monkeypatch
             started = (tmp_path / "runs" / "classify" / "run").exists()
             run(tmp_path, **settings, resume=started)
     assert equal(weights(run(tmp_path, **settings, resume=True)), whole)
+
+
+# -- answers on disk --------------------------------------------------------------------------------------
+
+
+def test_kept_answers_train_the_same_student_without_asking_again(
+    tmp_path, places, teacher, monkeypatch
+):
+    """Another student that sees the same pixels does not ask either; one of another seed does."""
+    asked = []
+    answer = SceneTeacher.answer
+
+    def count(self, *arguments, **options):
+        asked.append(1)
+        return answer(self, *arguments, **options)
+
+    monkeypatch.setattr(SceneTeacher, "answer", count)
+    settings = {**places, **STUDENT, "distill": "deit_soft", "teacher": str(teacher)}
+    settings |= {"teacher_store": str(tmp_path / "answers"), "teacher_top": 2}
+    first = weights(run(tmp_path, **settings, name="first"))
+    times = len(asked)
+    assert times > 1
+    assert equal(weights(run(tmp_path, **settings, name="second")), first)
+    deeper = {**settings, "model_args": {**STUDENT["model_args"], "depth": 1, "drop_path": 0.3}}
+    run(tmp_path, **deeper, name="other")
+    assert len(asked) == times
+    run(tmp_path, **settings, name="seed", seed=3)
+    assert len(asked) > times
+    assert len(list((tmp_path / "answers").iterdir())) == 2
+
+
+def test_answers_keep_the_most_likely_classes_and_share_the_rest(tmp_path):
+    logits = torch.tensor([[4.0, 1.0, 0.0, -1.0, 2.0]])
+    store = AnswerStore(tmp_path, {"teacher": "a"}, top=2)
+    found = store.scores(0, 0, lambda: logits)
+    store.close()
+    expected = logits.softmax(1)
+    probabilities = found.exp()
+    torch.testing.assert_close(probabilities[0, [0, 4]], expected[0, [0, 4]], rtol=1e-2, atol=1e-3)
+    rest = (1 - expected[0, [0, 4]].sum()) / 3
+    torch.testing.assert_close(probabilities[0, 1:4], rest.repeat(3), rtol=1e-1, atol=1e-3)
+    again = AnswerStore(tmp_path, {"teacher": "a"}, top=2)
+    assert torch.equal(again.scores(0, 0, lambda: torch.zeros(1, 5)), found)
+    assert not torch.equal(
+        AnswerStore(tmp_path, {"teacher": "b"}, top=2).scores(0, 0, lambda: -logits), found
+    )
 
 
 # -- what is kept -----------------------------------------------------------------------------------------

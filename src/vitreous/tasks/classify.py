@@ -546,6 +546,7 @@ def _baseline(
             "teacher": None,
             "distill": None,
             "distill_args": {},
+            "teacher_store": None,
             "devices": 1,  # the run's other processes have ended
         }
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -22,6 +23,7 @@ from vitreous.inference.patch_classifier import PatchClassifier
 from vitreous.layers.answers import Answer, Heads, joined
 from vitreous.methods.adapt._freeze import freeze_base, is_adapter
 from vitreous.recipe import Recipe
+from vitreous.tasks.answers_store import AnswerStore
 from vitreous.tasks.loop import Row, Task
 from vitreous.tasks.losses import ClassTargets, Mixed
 from vitreous.tasks.metrics import oa_aa_kappa
@@ -90,12 +92,14 @@ class Lesson:
         distillation: what makes a loss of it.
         dark: its channels of a pixel without light.
         lift: noise on the student's channels to noise on its own.
+        store: where its answers are kept; None asks it each time.
     """
 
     teacher: SceneTeacher
     distillation: Distillation
     dark: Float[Tensor, "channels"]
     lift: Float[Tensor, "channels student_channels"]
+    store: AnswerStore | None = None
 
 
 class Batch(NamedTuple):
@@ -301,6 +305,9 @@ class ClassifyTask(Task):
     def on_train_epoch_start(self) -> None:
         """Give the epoch its own random stream, and freeze the base when its time has come."""
         super().on_train_epoch_start()
+        self._asked = 0  # of the teacher
+        if self.lesson is not None and self.lesson.store is not None:
+            self.lesson.store.rank = self.global_rank
         if self.recipe.adapts_later and self.current_epoch >= self.epochs // 2:
             freeze_base(self.model, self.recipe.adapt_method)
 
@@ -332,7 +339,7 @@ class ClassifyTask(Task):
         regions = batch.regions
         with self._drawing(batch_idx, 0):
             regions.regions, taught = self._augment(regions.regions, batch.taught)
-        seen = None if taught is None else self._look(taught)
+        seen = None if taught is None else functools.cache(functools.partial(self._look, taught))
         with self.hooks.front():
             image = self.model.features(regions.regions)
         leaf = image.detach().requires_grad_(image.requires_grad)
@@ -393,7 +400,7 @@ class ClassifyTask(Task):
         regions: RegionBatch,
         pixels: Tensor,
         draw: Draw,
-        seen: tuple[Tensor, Tensor] | None,
+        seen: Callable[[], tuple[Tensor, Tensor]] | None,
     ) -> Tensor:
         """Return the loss of some pixels, of labels and where there is a teacher of what it says.
 
@@ -402,7 +409,7 @@ class ClassifyTask(Task):
             regions: the batch.
             pixels: which of its pixels.
             draw: how their patches are turned and mixed.
-            seen: the teacher's channels, and what it reads of them.
+            seen: returns the teacher's channels, and what it reads of them.
         """
         classes = regions.classes[pixels]
         index = regions.index[pixels]
@@ -433,7 +440,7 @@ class ClassifyTask(Task):
         regions: RegionBatch,
         index: Tensor,
         draw: Draw,
-        seen: tuple[Tensor, Tensor],
+        seen: Callable[[], tuple[Tensor, Tensor]],
     ) -> Tensor:
         """Ask the teacher about the patches at ``index``, and return the loss on labels and its answer."""
         assert self.lesson is not None
@@ -444,13 +451,23 @@ class ClassifyTask(Task):
             assert isinstance(self.model, PatchClassifier)  # the teacher refuses others
             raw = self.model.normalise(gather_patches(regions.regions, index))
             own = self.model.net.forward_levels(mixed_patches(raw, draw.mixed))  # type: ignore[operator]
-        answer = teacher.answer(
-            *seen,
-            index[:, middle, middle],
-            turn=draw.turn or 0,
-            mixed=draw.mixed,
-            levels=distillation.reads_levels,
-        )
+
+        def ask() -> Answer:
+            return teacher.answer(
+                *seen(),
+                index[:, middle, middle],
+                turn=draw.turn or 0,
+                mixed=draw.mixed,
+                levels=distillation.reads_levels,
+            )
+
+        store = self.lesson.store
+        if store is None:
+            answer = ask()
+        else:
+            known = store.scores(self.current_epoch, self._asked, lambda: ask().scores)
+            answer = Answer(known.to(index.device))
+            self._asked += 1
         return distillation.loss(Answer(scores, own), answer, targets)
 
     def _set_rates(self, batch_idx: int, within: float) -> None:
@@ -510,6 +527,8 @@ class ClassifyTask(Task):
 
     def judge(self, row: Row) -> None:
         """Remember the weights that validate best, and stop where nothing improves any more."""
+        if self.lesson is not None and self.lesson.store is not None:
+            self.lesson.store.close()
         if self.validated != self.current_epoch:
             return
         if row["val_oa"] > self.best_score:

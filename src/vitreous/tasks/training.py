@@ -31,7 +31,7 @@ from vitreous.data.regions import (
 )
 from vitreous.data.roles import Splits
 from vitreous.data.tiles import TilePixels
-from vitreous.errors import ModelError
+from vitreous.errors import ConfigError, ModelError
 from vitreous.inference.dense_classifier import DenseClassifier
 from vitreous.layers.bands import Bands
 from vitreous.layers.frozen import hold_frozen
@@ -470,19 +470,49 @@ def training_data(
     assert train is not None
     images = [area.classes for area in train.areas]
     weights = class_weights(images, len(data.class_names), recipe.class_weights)
-    lesson = None if teacher is None else _lesson(recipe, data, classifier, teacher)
+    lesson = None if teacher is None else _lesson(recipe, data, splits, classifier, teacher, train)
     return TrainingData(train, regions(areas[VAL]), classifier.preprocess.dark(), weights, lesson)
 
 
+# Settings that decide which pixels a student sees, and how they are changed.
+_OF_THE_PIXELS = (
+    *("seed", "devices", "batch_size", "passes", "flips", "gain", "noise", "mixup"),
+    *("mode", "patch_size", "tile_size", "padding"),
+    *("reduction", "components", "whiten", "standardize"),
+)
+
+
 def _lesson(
-    recipe: Recipe, data: LabelledScenes, classifier: classifiers.Network, teacher: SceneTeacher
+    recipe: Recipe,
+    data: LabelledScenes,
+    splits: Splits,
+    classifier: classifiers.Network,
+    teacher: SceneTeacher,
+    train: PixelRegions,
 ) -> Lesson:
+    from vitreous.tasks.answers_store import AnswerStore
     from vitreous.tasks.fit import Lesson
 
     distillation = distillation_of(recipe)
     assert distillation is not None
     lift = teacher.lift(classifier, data.first)
-    return Lesson(teacher, distillation, teacher.dark(), lift)
+    store = None
+    if recipe.teacher_store is not None:
+        if distillation.reads_levels:
+            raise ConfigError(
+                f"'{distillation.method}' reads feature levels, which are not kept.",
+                "Omit --teacher-store.",
+            )
+        key = {
+            "teacher": teacher.hash,
+            "data": data.fingerprints,
+            "split": splits.hash,
+            "channels": classifier.preprocess.channels,
+            "regions": [train.half, train.margin, train.side],
+            **{name: getattr(recipe, name) for name in _OF_THE_PIXELS},
+        }
+        store = AnswerStore(Path(recipe.teacher_store), key, recipe.teacher_top)
+    return Lesson(teacher, distillation, teacher.dark(), lift, store)
 
 
 def _cube(
