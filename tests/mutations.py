@@ -23,15 +23,21 @@ import torch
 from torch import Tensor, nn
 
 from vitreous import testing
-from vitreous.catalog.registry import cards, stage
+from vitreous.catalog.registry import STAGES, cards, stage
 from vitreous.catalog.results import write_result
 from vitreous.layers.lora import LoRALinear
+from vitreous.layers.mlp import Mlp
 from vitreous.layers.quantizers import Quantizer
 from vitreous.methods.adapt.adaptformer import Adapter
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = [f"{entry.slug}_test" for entry in cards() if entry.kind in {"model", "restorer"}]
-METHODS = [name for entry in cards() if entry.kind == "method" for name in entry.variants]
+METHODS = [  # that leave something in a model
+    name
+    for entry in cards()
+    if entry.kind == "method" and stage(entry.slug) in STAGES
+    for name in entry.variants
+]
 
 Active = Callable[[nn.Module], bool]
 Fault = Callable[[nn.Module, Active], None]  # changes a model, for as long as it is active
@@ -237,6 +243,7 @@ def method_faults(name: str, model: str) -> dict[str, Callable[[nn.Module], None
     changed = testing.changed(name, model).model
     kinds: dict[str, Any] = {
         "adapt": (LoRALinear | Adapter, _without_adapter),
+        "prune": (Mlp, functools.partial(_whole, model)),
         "reduce": (nn.Module, _without_reducer),
         "quantize": (Quantizer, _switched_off),
     }
@@ -264,6 +271,10 @@ def _without_adapter(place: str, model: nn.Module) -> None:
         part.scaling = 0.0
     else:
         part.scale = 0.0
+
+
+def _whole(name: str, place: str, model: nn.Module) -> None:
+    model.set_submodule(place, testing.make(name).get_submodule(place))
 
 
 def _without_reducer(place: str, model: nn.Module) -> None:
@@ -325,6 +336,7 @@ def row_of_method(name: str) -> dict[str, Any]:
 
 METHOD_FAULTS = {
     "adapt": "adapter kept at zero",
+    "prune": "a part left whole",
     "reduce": "reducer drops nothing",
     "quantize": "quantizer switched off",
 }

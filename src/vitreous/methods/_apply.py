@@ -243,7 +243,7 @@ def _call(
 def _decided(name: str, found: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
     """Return what a method has decided, as a file will hold it."""
     unknown = found.keys() - known.keys()
-    assert not unknown, f"{name} decides on {sorted(unknown)}, which are no settings of install"
+    assert not unknown, f"{name} decides on {sorted(unknown)}, which install does not take"
     assert json.loads(json.dumps(found)) == found, f"{name} decides on what no file can hold"
     return found
 
