@@ -485,7 +485,7 @@ class Recipe(SceneSettings):
         rules: dict[str, tuple[str, ...]] = {}
         if self.split != "blocks":
             rules["split is not 'blocks'"] = ("block_size",)
-        if self.split != "random":
+        if self.split not in {"random", "scenes"}:
             rules["split is not 'random'"] = ("train_per_class",)
         if self.split in {"fixed", "files"}:
             rules[f"split is '{self.split}'"] = ("train_fraction",)
@@ -493,7 +493,7 @@ class Recipe(SceneSettings):
             rules["train_per_class is given"] = ("train_fraction",)
         if not self.map:
             rules["no map is written"] = ("probabilities",)
-        if self.labels is None:
+        if self.labels is None and self.scenes is None:
             rules["no label file is given"] = ("label_attribute",)
         return rules
 

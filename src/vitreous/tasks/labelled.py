@@ -180,7 +180,7 @@ class LabelledScenes(Sequence[LabelledScene]):
             return [self[k] for k in range(*index.indices(len(self)))]
         return self._opened(range(len(self))[index])
 
-    @property
+    @functools.cached_property
     def names(self) -> list[str]:
         """Different names of the scenes, fit for files."""
         return unique_names(self.entries)
