@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, Self, TypeVar, overload
 
 import yaml
 from pydantic import (
@@ -190,6 +190,30 @@ class Settings(BaseModel):
         return dict(sorted(cls.model_fields.items(), key=place))
 
 
+class TaughtSettings(Settings):
+    """What the recipes of all tasks have that can learn from a teacher."""
+
+    teacher: str | None = setting(
+        None, "Model", "Run folder of a trained network to learn from (needs --distill)."
+    )
+    distill: str | None = setting(
+        None,
+        "Model",
+        "Distillation method to learn from the --teacher with, e.g. deit_hard (see 'vitreous methods').",
+    )
+    distill_args: dict[str, Any] = setting(
+        {}, "Model", "Settings of the --distill method, e.g. weight=0.3."
+    )
+
+    @model_validator(mode="after")
+    def _taught(self) -> Self:
+        if (self.teacher is None) != (self.distill is None):
+            raise ValueError("teacher and distill must be given together")
+        if self.distill_args and self.distill is None:
+            raise ValueError("distill_args needs a method: set distill")
+        return self
+
+
 class SceneSettings(Settings):
     """What the recipes of all tasks on a scene have."""
 
@@ -233,7 +257,7 @@ class SceneSettings(Settings):
         return self.hints if self.mask is None else {**self.hints, "mask": self.mask}
 
 
-class Recipe(SceneSettings):
+class Recipe(SceneSettings, TaughtSettings):
     """The settings of ``vitreous train``, checked and complete."""
 
     labels: str | None = setting(
@@ -310,18 +334,6 @@ class Recipe(SceneSettings):
     )
     reduce_args: dict[str, Any] = setting(
         {}, "Model", "Settings of the --reduce method, e.g. keep_rate=0.5."
-    )
-
-    teacher: str | None = setting(
-        None, "Model", "Run folder of a trained network to learn from (needs --distill)."
-    )
-    distill: str | None = setting(
-        None,
-        "Model",
-        "Distillation method to learn from the --teacher with, e.g. deit_hard (see 'vitreous methods').",
-    )
-    distill_args: dict[str, Any] = setting(
-        {}, "Model", "Settings of the --distill method, e.g. weight=0.3."
     )
 
     reduction: Literal["auto", "pca", "none"] = setting(
@@ -454,10 +466,6 @@ class Recipe(SceneSettings):
             raise ValueError(f"adapt_args has no effect: adapt '{self.adapt}' uses no method")
         if self.reduce_args and self.reduce is None:
             raise ValueError("reduce_args needs a method: set reduce")
-        if (self.teacher is None) != (self.distill is None):
-            raise ValueError("teacher and distill must be given together")
-        if self.distill_args and self.distill is None:
-            raise ValueError("distill_args needs a method: set distill")
         return self
 
     def _rules(self, trained: bool, networks: bool) -> dict[str, tuple[str, ...]]:
@@ -627,7 +635,7 @@ class PretrainRecipe(SceneSettings):
         return rules if self.reduction == "pca" else {"reduction is 'none'": ("components",)}
 
 
-class RecognizeRecipe(Settings):
+class RecognizeRecipe(TaughtSettings):
     """The settings of ``vitreous recognize``: a network learns the class, or the classes, of whole images."""
 
     images: str = setting(
