@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from vitreous.tasks.dispatch import evaluate as evaluate
     from vitreous.tasks.dispatch import load_run as load_run
     from vitreous.tasks.dispatch import predict as predict
+    from vitreous.tasks.dispatch import predict_collection as predict_collection
     from vitreous.tasks.export import export_run as export_run
     from vitreous.tasks.pretrain import train as pretrain  # noqa: F401
     from vitreous.tasks.recognize import train as recognize  # noqa: F401
@@ -78,6 +79,7 @@ _HOMES = {
     "load_run": "vitreous.tasks.dispatch",
     "evaluate": "vitreous.tasks.dispatch",
     "predict": "vitreous.tasks.dispatch",
+    "predict_collection": "vitreous.tasks.dispatch",
     "predict_scene": "vitreous.inference.predict",
     "restored_scene": "vitreous.inference.restore",
     "compress": "vitreous.tasks.compress",

@@ -540,3 +540,15 @@ def test_filters_have_no_weights_to_convert(tmp_path):
         CheckpointError, match=r"looks like the authors' ESSAformer, not like vit_test"
     ):
         convert(tmp_path / "w.pth", "vit_test")
+
+
+def test_weights_of_oblong_images_need_their_height_and_width(tmp_path):
+    model = create_model("vit_test", bands=3, num_classes=5, image_size=(9, 21), token_size=3)
+    torch.save(_timm(model), tmp_path / "w.pth")
+    given = {"model_args": {"token_size": 3}}
+    with pytest.raises(PartialLoadError, match=r"were not square, give their height and width"):
+        convert(tmp_path / "w.pth", "vit_test", **given)
+    again, report = convert(tmp_path / "w.pth", "vit_test", image_size=(9, 21), **given)
+    assert report.complete and report.resized == ()
+    x = images(2, 3, (9, 21))
+    torch.testing.assert_close(_scores(again, x), _scores(model, x))

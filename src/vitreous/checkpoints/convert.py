@@ -255,11 +255,10 @@ def _advice(report: LoadReport, tensors: Mapping[str, Tensor], name: str) -> str
     if variant is not None and variant != name:
         return f"They look like {variant} ({report.found}); use that name."
     positions = [said for said in report.misshapen if "pos" in said.partition(" ")[0]]
-    if positions and "grid" in inspect.signature(system_module(slug).build).parameters:
+    if positions:
         return (
-            f"The file holds: {report.found}. If it was trained on non-square images, give the rows and columns of "
-            "the token grid: "
-            "grid=[ROWS, COLUMNS] among the model's arguments."
+            f"The file holds: {report.found}. If it was trained on images that were not square, give their height and "
+            "width as the image size."
         )
     return (
         f"The file holds: {report.found}. Name the variant, arguments and image size that they belong to, or ask for "

@@ -14,7 +14,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitreous.catalog.arguments import Count, Depth, Size
+from vitreous.catalog.arguments import Count, Depth, ImageSize, Size
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError, did_you_mean
 from vitreous.layers.reference import rename_keys, substitute
@@ -571,7 +571,9 @@ def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def read_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+def read_settings(
+    weights: Mapping[str, Tensor], image_size: ImageSize | None = None
+) -> dict[str, Any]:
     """Return what weights under our names say about options that a variant leaves open."""
     block = "head.block."
     queries = weights.get(f"{block}0.queries.weight")

@@ -34,6 +34,7 @@ from vitreous.data.provenance import (
 from vitreous.errors import ConfigError, ModelError
 from vitreous.files import checked, read_json, write_json, write_text
 from vitreous.inference.descriptions import RecognizerHeader
+from vitreous.inference.export_format import sha256
 from vitreous.inference.recognizer import Recognizer, image_contract
 from vitreous.layers.backbone import Backbone
 from vitreous.layers.bands import Bands
@@ -45,9 +46,10 @@ from vitreous.recipe import RecognizeRecipe
 from vitreous.scenes.cube import class_palette
 from vitreous.tasks import runs
 from vitreous.tasks.image_metrics import THRESHOLD, image_scores
+from vitreous.tasks.image_teacher import ImageTeacher
 from vitreous.tasks.provenance import start_provenance
 from vitreous.tasks.runs import CONFIG, METRICS, MODEL, PREPROCESS, STATE
-from vitreous.tasks.teacher import Distillation, ImageLesson, ImageTeacher, check_same_teacher
+from vitreous.tasks.teacher import Distillation
 
 if TYPE_CHECKING:
     from vitreous.tasks.fit_images import RecognizeTask
@@ -125,13 +127,12 @@ def train(
     check_recipe(recipe)
     recipe = runs.prepared(recipe, console, trained=True, networks=True)
     runs.check_start(recipe.init, TASK)
-    lesson = _lesson(recipe)
     console.print(f"reading {recipe.images}", highlight=False, markup=False)
     collection = open_collection(recipe, console)
     start = start_provenance(recipe.init)
-    if lesson is not None:  # its answers tell of the labels that it has learned
-        lesson.teacher.check(collection)
-        start = (*start, *lesson.teacher.provenance)
+    teacher = open_teacher(recipe)
+    if teacher is not None:  # its answers tell of the labels that it has learned
+        start = (*start, *teacher.provenance)
     begun = image_leakage(start, collection.store.digests[collection.of("test")])
     size = image_size(recipe, collection)
     if recipe.init is None:  # a file has arguments of its own
@@ -143,13 +144,13 @@ def train(
         )
     name = f"{Path(recipe.images).stem}-{recipe.model}"
     config = config_of(recipe, collection, command)
-    if lesson is not None:
-        config["teacher"] = lesson.teacher.noted(lesson.distillation)
+    if teacher is not None:
+        teacher.check(collection, size)
+        config["teacher"] = teacher.noted()
     with runs.started_folder(recipe, config, name, resume=resume) as (folder, first):
         if resume:
             check_unchanged(folder, collection)
-            if lesson is not None:
-                check_same_teacher(folder, lesson.teacher)
+            _check_same_teacher(folder, teacher)
         if first:
             _describe(console, collection, begun, size, folder)
         if resume and (folder / MODEL).is_file():  # it was stopped after training
@@ -160,7 +161,7 @@ def train(
             )
         else:
             trained = _fit(
-                recipe, collection, size, folder, console, lesson, resume=resume, show=show
+                recipe, collection, size, folder, teacher, console, resume=resume, show=show
             )
             if not first:
                 return folder  # the first process does the rest
@@ -314,6 +315,34 @@ def check_recipe(recipe: RecognizeRecipe) -> None:
         )
 
 
+def open_teacher(recipe: RecognizeRecipe) -> ImageTeacher | None:
+    """Load the run that a recipe's network learns from; None where there is none.
+
+    Raises:
+        VitreousError: it is no finished run, or there is no such distillation.
+    """
+    if recipe.teacher is None or recipe.distill is None:
+        return None
+    distillation = Distillation.of(recipe.distill, recipe.distill_args)
+    run = load_run(recipe.teacher)
+    digest = sha256(run.path / MODEL)
+    return ImageTeacher(run.path, run.name, digest, run.recognizer, run.provenance, distillation)
+
+
+def _check_same_teacher(folder: Path, teacher: ImageTeacher | None) -> None:
+    """Refuse to go on with another teacher than the training began with.
+
+    Raises:
+        ConfigError: its weights have changed.
+    """
+    known = runs.config_at(folder).get("teacher")
+    if teacher is not None and (known or {}).get("sha256") != teacher.hash:
+        raise ConfigError(
+            f"The teacher {teacher.path} changed after the run {folder} was started.",
+            "Restore it, or start a new run.",
+        )
+
+
 def open_collection(recipe: RecognizeRecipe, console: Console | None = None) -> ImageCollection:
     """Open and check the images of a recipe, and say what is to be known of them."""
     console = console or Console(stderr=True, quiet=True)
@@ -409,8 +438,8 @@ def _fit(
     collection: ImageCollection,
     size: tuple[int, int],
     folder: Path,
+    teacher: ImageTeacher | None,
     console: Console,
-    lesson: ImageLesson | None,
     *,
     resume: bool,
     show: bool,
@@ -421,7 +450,7 @@ def _fit(
     torch.manual_seed(recipe.seed)
     recognizer = _untrained(recipe, collection, size, console)
     weights = class_weights(collection, recipe.class_weights)
-    task = RecognizeTask(recognizer, collection, recipe, weights, lesson)
+    task = RecognizeTask(recognizer, collection, recipe, weights, teacher)
     fit(task, folder, resume=resume, show=show)
     trained = task.result()
     chosen = _chosen(task)
@@ -431,18 +460,6 @@ def _fit(
             highlight=False,
         )
     return _Trained(trained, task.elapsed, chosen)
-
-
-def _lesson(recipe: RecognizeRecipe) -> ImageLesson | None:
-    """Load the run that a network learns from, None where there is none.
-
-    Raises:
-        VitreousError: there is no such run or method.
-    """
-    if recipe.teacher is None or recipe.distill is None:
-        return None
-    distillation = Distillation.of(recipe.distill, recipe.distill_args)
-    return ImageLesson(ImageTeacher(recipe.teacher), distillation)
 
 
 def _chosen(task: RecognizeTask) -> dict[str, Any] | None:
@@ -632,8 +649,7 @@ def _measure(
         "test": _scores(collection, numbers, found),
     }
     write_text(folder / PREDICTIONS, _csv(_tested_rows(collection, numbers, found)))
-    known_before = recipe.init is not None or recipe.teacher is not None
-    start = begun if known_before else None
+    start = None if recipe.init is None and recipe.teacher is None else begun
     write_json(folder / METRICS, metrics_of(collection, trained.recognizer.size, [row], start))
     if recipe.report:
         console.print("writing the report", highlight=False)

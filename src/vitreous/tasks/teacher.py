@@ -20,14 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitreous.catalog.registry import stage, system_module
 from vitreous.checkpoints import classifiers
-from vitreous.data.image_collection import ImageCollection
 from vitreous.data.provenance import Provenance
 from vitreous.data.regions import gather_patches, orient, patch_index
 from vitreous.errors import ConfigError, ModelError
@@ -140,8 +138,14 @@ class SceneTeacher:
 
     def noted(self, distillation: Distillation) -> dict[str, Any]:
         """Return what a student's ``config.json`` says of it."""
-        size = {"receptive_size": self.classifier.receptive_size}
-        return {**_noted(self, distillation), **size}
+        return {
+            "run": str(self.path),
+            "name": self.run.name,
+            "sha256": self.hash,
+            "receptive_size": self.classifier.receptive_size,
+            "distill": distillation.method,
+            "settings": distillation.settings,
+        }
 
     def check(self, data: LabelledScenes) -> None:
         """Refuse to teach other classes, or about bands without its own, than it has learned itself.
@@ -248,111 +252,6 @@ class SceneTeacher:
             maps = self.classifier.net.forward_levels(raw)  # type: ignore[operator]
         scores = self.classifier.score(patches)
         return Answer(scores, maps)
-
-
-class ImageTeacher:
-    """A finished run of ``recognize`` that is asked about the images that a student sees.
-
-    Args:
-        path: its run folder.
-
-    Raises:
-        CheckpointError: it is no finished run of this task.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        from vitreous.tasks import recognize
-
-        self.path = Path(path)
-        self.run = recognize.load_run(self.path)
-        self.recognizer = self.run.recognizer
-        frozen(self.recognizer)
-        self.hash = sha256(self.path / runs.MODEL)
-
-    @property
-    def provenance(self) -> Provenance:
-        """What its weights have learned from."""
-        return self.run.provenance
-
-    def noted(self, distillation: Distillation) -> dict[str, Any]:
-        """Return what a student's ``config.json`` says of it."""
-        return _noted(self, distillation)
-
-    def check(self, collection: ImageCollection) -> None:
-        """Refuse to teach other classes, or about images of other bands, than it has learned itself.
-
-        Raises:
-            ModelError: says which differ.
-        """
-        own, wanted = self.recognizer.class_names, collection.class_names
-        if own != wanted or self.recognizer.several != collection.several:
-            only = [
-                f"{len(more)} only in {where}, such as {more[0]}"
-                for where, more in (
-                    ("the teacher", [name for name in own if name not in wanted]),
-                    ("the images", [name for name in wanted if name not in own]),
-                )
-                if more
-            ]
-            raise ModelError(
-                f"The teacher {self.path} was trained on other classes: "
-                f"{'; '.join(only) or 'in another order, or with another number of labels per image'}.",
-                "Give a teacher that was trained on the same classes.",
-            )
-        try:
-            self.recognizer.check(collection.store, collection.sample)
-        except ModelError as error:
-            raise ModelError(
-                f"The teacher {self.path} cannot read these images: {error.problem}", error.fix
-            ) from error
-
-    @torch.no_grad()
-    def answer(
-        self, images: Float[Tensor, "batch bands height width"], *, levels: bool = False
-    ) -> Answer:
-        """Say what is on some images, in physical values; they are resized where it takes others.
-
-        Args:
-            images: as the student sees them, before its preprocessing.
-            levels: also return its feature levels.
-        """
-        own = self.recognizer.to(images.device)
-        if tuple(images.shape[2:]) != own.size:
-            images = F.interpolate(images, own.size, mode="bilinear", antialias=True)
-        maps = own.net.forward_levels(own.preprocess(images)) if levels else None  # type: ignore[operator]
-        return Answer(own(images), maps)
-
-
-@dataclass(frozen=True)
-class ImageLesson:
-    """A teacher of images, and how one learns from it."""
-
-    teacher: ImageTeacher
-    distillation: Distillation
-
-
-def _noted(teacher: SceneTeacher | ImageTeacher, distillation: Distillation) -> dict[str, Any]:
-    return {
-        "run": str(teacher.path),
-        "name": teacher.run.name,
-        "sha256": teacher.hash,
-        "distill": distillation.method,
-        "settings": distillation.settings,
-    }
-
-
-def check_same_teacher(folder: Path, teacher: SceneTeacher | ImageTeacher | None) -> None:
-    """Refuse to go on with another teacher than a training began with.
-
-    Raises:
-        ConfigError: its weights have changed.
-    """
-    known = runs.config_at(folder).get("teacher")
-    if teacher is not None and (known or {}).get("sha256") != teacher.hash:
-        raise ConfigError(
-            f"The teacher {teacher.path} changed after the run {folder} was started.",
-            "Restore its model.safetensors, or start a new run.",
-        )
 
 
 def mixed_patches(patches: Tensor, mixed: tuple[Tensor, float] | None) -> Tensor:
