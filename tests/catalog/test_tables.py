@@ -99,12 +99,11 @@ def names_compared(path: Path) -> set[str]:
     ids=lambda p: str(p.relative_to(SOURCE)),
 )
 def test_nothing_asks_for_a_kind_or_task_by_name(path):
-    # About methods alone; published weights are those of architectures.
+    # About methods alone.
     allowed = {
         "_apply.py": {"method"},
         "_freeze.py": {"method"},
         "methods.py": {"method"},
-        "weights.py": {"model"},
     }
     assert names_compared(path) <= allowed.get(path.name, set())
 

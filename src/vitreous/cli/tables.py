@@ -78,7 +78,7 @@ def systems_table(systems: list[dict[str, Any]]) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("system", no_wrap=True)
     keys = {"OA": "oa", "AA": "aa", "kappa": "kappa"}
-    if any("scenes" in system["test"] for system in systems):
+    if any("scenes" in (system["test"] or {}) for system in systems):
         keys = {"mIoU": "miou", **keys}
     for heading in (*keys, "weights", "train s", "px/s"):
         table.add_column(heading, justify="right", no_wrap=True)
