@@ -65,7 +65,7 @@ class Case:
 
     def recipe(self, system: str) -> Recipe:
         """Return the settings of a system."""
-        own = {"model": system, "seed": self.seed, **PROTOCOLS[self.protocol]}
+        own = {"model": system, "seed": self.seed, "reduction": "pca", **PROTOCOLS[self.protocol]}
         if system == TRAINED_PER_PATCH:
             own |= {"model": OURS, "mode": "patch"}
         if self.quick:

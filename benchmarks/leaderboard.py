@@ -76,7 +76,7 @@ console = Console(stderr=True, soft_wrap=True)
 def recipe_of(name: str, protocol: str, seed: int) -> Recipe:
     """Return the settings of one training, without the number of epochs, which follows from the split."""
     arguments = {"drop_path": 0.0, **ENTRIES[name]}  # 120 steps are too few for stochastic depth
-    own = {"model": name, "model_args": arguments, "seed": seed}
+    own = {"model": name, "model_args": arguments, "seed": seed, "reduction": "pca"}
     return make_recipe({**BUDGET, **PROTOCOLS[protocol], **own})
 
 

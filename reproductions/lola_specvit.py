@@ -33,6 +33,7 @@ from vitreous.catalog.claims import Claim, claim, differences, exact, paired
 from vitreous.catalog.registry import create_model
 from vitreous.catalog.results import first, percents, table_of
 from vitreous.catalog.study import SEARCH_SEED, Study
+from vitreous.checkpoints import classifiers
 from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.roles import Split
 from vitreous.recipe import Recipe, make_recipe
@@ -215,7 +216,7 @@ def base_run(bench: Bench, form: str, setting: Setting) -> Path:
     batch = max(2, round(split.counts["train"] / bench.steps))
     recipe = recipe.model_copy(update={"batch_size": batch})
     trained, _ = classify.fit_and_score(recipe, first_half, split, folder)
-    runs.save_run_model(
+    classifiers.save_classifier(
         folder,
         trained.classifier,
         name=OURS,

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from vitreous.checkpoints.tensors import load_tensors, save_tensors
 from vitreous.errors import VitreousError
-from vitreous.tasks.checkpoint import load_tensors, save_tensors
 
 NOTHING = object()
 VALUES = (

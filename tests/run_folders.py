@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from vitreous.checkpoints.tensors import load_tensors
 from vitreous.tasks import loop
-from vitreous.tasks.checkpoint import load_tensors
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

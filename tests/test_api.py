@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from tiny_scene import tiny_scene, tiny_settings, write_scene
 from vitreous.catalog.tasks import TASKS
 from vitreous.errors import CheckpointError, ConfigError
 
+REFERENCE = Path(__file__).parents[1] / "docs" / "api"
 NAMES = [name for name in vitreous.__all__ if name != "__version__"]
 
 
@@ -63,6 +66,29 @@ def test_every_name_is_documented(name):
         parameters = list(inspect.signature(found).parameters.values())
         assert not parameters or "Args:" in text
         assert all(f"{p.name}: " in text for p in parameters), name
+
+
+def test_every_name_is_in_the_reference():
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in REFERENCE.glob("*.md"))
+    entries = re.findall(
+        r"^::: ([\w.]+)\n    options:\n      heading: ([\w.]+)$", pages, re.MULTILINE
+    )
+    assert len(entries) == pages.count(":::")
+    for path, heading in entries:
+        home, _, name = path.rpartition(".")
+        try:
+            found = getattr(importlib.import_module(home), name)
+        except AttributeError:
+            found = importlib.import_module(path)
+        if heading.partition(".")[2] in NAMES:
+            assert getattr(vitreous, heading.partition(".")[2]) is found, heading
+        else:
+            assert heading == path
+    shown = {heading.partition(".")[2] for _, heading in entries}
+    assert shown & set(NAMES) == set(NAMES) - {
+        "VitreousError",
+        "Card",
+    }  # these stand with their modules
 
 
 def test_every_verb_that_trains_is_a_function():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, Self, TypeVar, overload
 
 import yaml
 from pydantic import (
@@ -59,8 +59,6 @@ def setting(default: Any, panel: str, description: str, **limits: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"panel": panel}, **limits)
 
 
-_setting = setting
-
 # Of METHOD, a method that adapts: it is looked up where it is needed.
 _THEN = "pretrain_then_"
 _ADAPT = re.compile(rf"scratch|\w+_only|{_THEN}\w+")
@@ -89,29 +87,29 @@ class Settings(BaseModel):
         defer_build=True,  # 'vitreous --help' validates nothing
     )
 
-    hints: dict[str, Any] = _setting({}, "Data", "Reader options, e.g. variable=cube.")
+    hints: dict[str, Any] = setting({}, "Data", "Reader options, e.g. variable=cube.")
 
     model: str
-    model_args: dict[str, Any] = _setting({}, "Model", "Overrides for the variant, e.g. dim=48.")
-    init: str | None = _setting(
+    model_args: dict[str, Any] = setting({}, "Model", "Overrides for the variant, e.g. dim=48.")
+    init: str | None = setting(
         None, "Model", "Run folder or model file (.safetensors) to initialise the weights from."
     )
 
     learning_rate: float
-    weight_decay: float = _setting(0.05, "Training", "AdamW weight decay.", ge=0, le=1000)
-    clip: float = _setting(1.0, "Training", "Gradient clipping (maximum norm).", gt=0, le=1e12)
-    ema: float = _setting(
+    weight_decay: float = setting(0.05, "Training", "AdamW weight decay.", ge=0, le=1000)
+    clip: float = setting(1.0, "Training", "Gradient clipping (maximum norm).", gt=0, le=1e12)
+    ema: float = setting(
         0.98, "Training", "EMA decay of the weights used for evaluation.", ge=0, lt=1
     )
-    seed: int = _setting(0, "Training", "Random seed.", ge=0, le=MOST_SEED)
-    devices: int = _setting(1, "Training", "Number of processes (DDP).", ge=1, le=1024)
-    accelerator: Literal["auto", "cpu", "gpu"] = _setting("auto", "Training", "Device to train on.")
-    precision: Literal["32", "bf16"] = _setting("32", "Training", "Numeric precision of training.")
+    seed: int = setting(0, "Training", "Random seed.", ge=0, le=MOST_SEED)
+    devices: int = setting(1, "Training", "Number of processes (DDP).", ge=1, le=1024)
+    accelerator: Literal["auto", "cpu", "gpu"] = setting("auto", "Training", "Device to train on.")
+    precision: Literal["32", "bf16"] = setting("32", "Training", "Numeric precision of training.")
 
-    name: str | None = _setting(None, "Run", "Name of the run (default: automatic).")
-    runs: str = _setting("runs", "Run", "Folder that runs are written to.")
-    report: bool = _setting(True, "Run", "Write report.html.")
-    tensorboard: bool = _setting(False, "Run", "Also log for TensorBoard.")
+    name: str | None = setting(None, "Run", "Name of the run (default: automatic).")
+    runs: str = setting("runs", "Run", "Folder that runs are written to.")
+    report: bool = setting(True, "Run", "Write report.html.")
+    tensorboard: bool = setting(False, "Run", "Also log for TensorBoard.")
 
     @field_validator("*")
     @classmethod
@@ -192,25 +190,49 @@ class Settings(BaseModel):
         return dict(sorted(cls.model_fields.items(), key=place))
 
 
+class TaughtSettings(Settings):
+    """What the recipes of all tasks have that can learn from a teacher."""
+
+    teacher: str | None = setting(
+        None, "Model", "Run folder of a trained network to learn from (needs --distill)."
+    )
+    distill: str | None = setting(
+        None,
+        "Model",
+        "Distillation method to learn from the --teacher with, e.g. deit_hard (see 'vitreous methods').",
+    )
+    distill_args: dict[str, Any] = setting(
+        {}, "Model", "Settings of the --distill method, e.g. weight=0.3."
+    )
+
+    @model_validator(mode="after")
+    def _taught(self) -> Self:
+        if (self.teacher is None) != (self.distill is None):
+            raise ValueError("teacher and distill must be given together")
+        if self.distill_args and self.distill is None:
+            raise ValueError("distill_args needs a method: set distill")
+        return self
+
+
 class SceneSettings(Settings):
     """What the recipes of all tasks on a scene have."""
 
-    scene: str = _setting("indian_pines", "Data", "Scene file, or the name of a built-in sample.")
-    scenes: str | None = _setting(
+    scene: str = setting("indian_pines", "Data", "Scene file, or the name of a built-in sample.")
+    scenes: str | None = setting(
         None,
         "Data",
         "A collection instead of one scene: a folder, a pattern (in quotes), or a table (CSV, GeoParquet, GeoPackage, "
         "STAC items) with the columns scene, labels, role, date, sensor.",
     )
-    mask: str | None = _setting(
+    mask: str | None = setting(
         None,
         "Data",
         "Mask of pixels to exclude, e.g. clouds: a file, or the product's own 'scl' or 'qa' layer.",
     )
-    untrusted: bool = _setting(
+    untrusted: bool = setting(
         False, "Data", "Read files in a separate process with limits on memory and time."
     )
-    flips: bool = _setting(True, "Training", "Augment with random flips and 90-degree rotations.")
+    flips: bool = setting(True, "Training", "Augment with random flips and 90-degree rotations.")
 
     @model_validator(mode="before")
     @classmethod
@@ -235,40 +257,40 @@ class SceneSettings(Settings):
         return self.hints if self.mask is None else {**self.hints, "mask": self.mask}
 
 
-class Recipe(SceneSettings):
+class Recipe(SceneSettings, TaughtSettings):
     """The settings of ``vitreous train``, checked and complete."""
 
-    labels: str | None = _setting(
+    labels: str | None = setting(
         None,
         "Data",
         "Label image or vector file (built-in samples have their own); of a collection their folder or pattern.",
     )
-    test_labels: str | None = _setting(None, "Data", "Separate test labels; implies --split files.")
-    label_attribute: str | None = _setting(
+    test_labels: str | None = setting(None, "Data", "Separate test labels; implies --split files.")
+    label_attribute: str | None = setting(
         None, "Data", "Attribute that holds the class of vector labels."
     )
-    label_hints: dict[str, Any] = _setting(
+    label_hints: dict[str, Any] = setting(
         {}, "Data", "Reader options for the labels, e.g. layer=fields, variable=gt, nodata=255."
     )
-    classes: str | None = _setting(
+    classes: str | None = setting(
         None,
         "Data",
         "Names and colours of the classes of a label image: a CSV, JSON or QML file, or a known scheme, e.g. worldcover.",
     )
 
-    split: Literal["blocks", "random", "fixed", "files", "scenes"] = _setting(
+    split: Literal["blocks", "random", "fixed", "files", "scenes"] = setting(
         "blocks",
         "Split",
         "How to split labelled pixels; only 'blocks' keeps training and test patches from overlapping. 'scenes', the "
         "default of collections, trains and tests on different scenes.",
     )
-    train_fraction: float = _setting(
+    train_fraction: float = setting(
         0.3, "Split", "Fraction of labelled pixels used for training.", gt=0, lt=1
     )
-    train_per_class: int | None = _setting(
+    train_per_class: int | None = setting(
         None, "Split", "Training pixels per class (random split).", ge=1, le=10**9
     )
-    val_fraction: float = _setting(
+    val_fraction: float = setting(
         0.1,
         "Split",
         "Fraction held out to choose the best epoch: of the training pixels (of all pixels with 'blocks'); 0: keep "
@@ -276,130 +298,118 @@ class Recipe(SceneSettings):
         ge=0,
         lt=1,
     )
-    block_size: int | None = _setting(
+    block_size: int | None = setting(
         None, "Split", "Block size in pixels (default: automatic).", ge=2, le=100_000
     )
 
-    model: str = _setting(
+    model: str = setting(
         "svm",
         "Model",
         "Name of the system (see 'vitreous systems'); the default is the most accurate one on held-out blocks of the built-in scene.",
     )
-    patch_size: int = _setting(
+    patch_size: int = setting(
         15, "Model", "Side of the square patch around each pixel, in pixels.", ge=1, le=129
     )
-    mode: Literal["scene", "patch", "dense"] = _setting(
+    mode: Literal["scene", "patch", "dense"] = setting(
         "scene",
         "Model",
         "Compute the front-end once per region (scene) or once per patch (patch, as published), or label all pixels "
         "of a tile at once (dense).",
     )
-    tile_size: int = _setting(64, "Model", "Tile size in pixels (mode 'dense').", ge=16, le=512)
-    decoder: Literal["fpn", "upernet"] = _setting(
+    tile_size: int = setting(64, "Model", "Tile size in pixels (mode 'dense').", ge=16, le=512)
+    decoder: Literal["fpn", "upernet"] = setting(
         "fpn", "Model", "Segmentation decoder: feature pyramid (FPN) or UPerNet (mode 'dense')."
     )
-    adapt: str = _setting(
+    adapt: str = setting(
         "scratch",
         "Model",
         "What to train: all parameters (scratch), the head (head_only), adapters and head (METHOD_only), or all "
         "parameters first and then adapters (pretrain_then_METHOD); see 'vitreous methods'.",
     )
-    adapt_args: dict[str, Any] = _setting(
+    adapt_args: dict[str, Any] = setting(
         {}, "Model", "Settings of the --adapt method, e.g. bottleneck=8."
     )
-    reduce: str | None = _setting(
+    reduce: str | None = setting(
         None, "Model", "Token reduction to train with, e.g. evit (see 'vitreous methods')."
     )
-    reduce_args: dict[str, Any] = _setting(
+    reduce_args: dict[str, Any] = setting(
         {}, "Model", "Settings of the --reduce method, e.g. keep_rate=0.5."
     )
 
-    teacher: str | None = _setting(
-        None, "Model", "Run folder of a trained network to learn from (needs --distill)."
-    )
-    distill: str | None = _setting(
-        None,
-        "Model",
-        "Distillation method to learn from the --teacher with, e.g. deit_hard (see 'vitreous methods').",
-    )
-    distill_args: dict[str, Any] = _setting(
-        {}, "Model", "Settings of the --distill method, e.g. weight=0.3."
-    )
-
-    reduction: Literal["auto", "pca", "none"] = _setting(
+    reduction: Literal["auto", "pca", "none"] = setting(
         "auto",
         "Preprocessing",
         "Spectral dimensionality reduction; auto: none for networks that read the bands themselves, else pca.",
     )
-    standardize: bool = _setting(
+    standardize: bool = setting(
         True, "Preprocessing", "Standardize the bands (z-score) before the reduction."
     )
-    components: int = _setting(
+    components: int = setting(
         15, "Preprocessing", "Number of principal components.", ge=1, le=MOST_BANDS
     )
-    whiten: bool = _setting(False, "Preprocessing", "Scale components to unit variance.")
-    patch_norm: bool = _setting(
+    whiten: bool = setting(False, "Preprocessing", "Scale components to unit variance.")
+    patch_norm: bool = setting(
         False, "Preprocessing", "Standardize within each patch, as published (mode 'patch' only)."
     )
-    padding: Literal["reflect", "zero"] = _setting(
+    padding: Literal["reflect", "zero"] = setting(
         "reflect", "Preprocessing", "Padding beyond the edge of the scene."
     )
 
-    epochs: int | None = _setting(
+    epochs: int | None = setting(
         None, "Training", "Training epochs (default: about 1000 steps).", ge=1, le=MANY
     )
-    passes: int = _setting(
+    passes: int = setting(
         2,
         "Training",
         "Passes over the training pixels per epoch (a shared front-end runs once for all of them).",
         ge=1,
         le=MANY,
     )
-    batch_size: int = _setting(
+    batch_size: int = setting(
         64,
         "Training",
         "Training pixels per step (in mode 'dense', from a few tiles).",
         ge=1,
         le=MANY,
     )
-    learning_rate: float = _setting(3e-3, "Training", "Peak learning rate.", gt=0, le=1000)
-    base_rate_factor: float = _setting(
+    learning_rate: float = setting(3e-3, "Training", "Peak learning rate.", gt=0, le=1000)
+    base_rate_factor: float = setting(
         1.0,
         "Training",
         "Learning-rate multiplier for non-adapter parameters.",
         gt=0,
         le=1e6,
     )
-    schedule: Literal["cosine", "cyclic", "constant"] = _setting(
+    schedule: Literal["cosine", "cyclic", "constant"] = setting(
         "cosine", "Training", "Learning-rate schedule; 'cyclic' also modulates the LoRA scale."
     )
-    cycle_epochs: int = _setting(
+    cycle_epochs: int = setting(
         10, "Training", "Length of the first cycle in epochs.", ge=1, le=MANY
     )
-    cycle_growth: int = _setting(2, "Training", "Growth factor of the cycle length.", ge=1, le=1000)
-    warmup_epochs: int = _setting(3, "Training", "Epochs of linear warm-up.", ge=0, le=MANY)
-    label_smoothing: float = _setting(0.1, "Training", "Cross-entropy label smoothing.", ge=0, lt=1)
-    class_weights: Literal["none", "balanced", "sqrt"] = _setting(
+    cycle_growth: int = setting(2, "Training", "Growth factor of the cycle length.", ge=1, le=1000)
+    warmup_epochs: int = setting(3, "Training", "Epochs of linear warm-up.", ge=0, le=MANY)
+    label_smoothing: float = setting(0.1, "Training", "Cross-entropy label smoothing.", ge=0, lt=1)
+    class_weights: Literal["none", "balanced", "sqrt"] = setting(
         "sqrt", "Training", "Class weighting of the loss."
     )
-    gain: float = _setting(
+    gain: float = setting(
         0.0, "Training", "Random brightness scaling of whole regions (relative).", ge=0, lt=1
     )
-    noise: float = _setting(
+    noise: float = setting(
         0.05,
         "Training",
         "Standard deviation of Gaussian noise added to the input channels.",
         ge=0,
         le=1000,
     )
-    mixup: float = _setting(
+    mixup: float = setting(
         0.3,
         "Training",
         "MixUp alpha; 0: off (unused in mode 'dense').",
         ge=0,
         le=1000,
     )
-    patience: int = _setting(
+    patience: int = setting(
         0,
         "Training",
         "Early stopping: epochs without improvement on the validation pixels; 0: train to the end, then keep the "
@@ -407,19 +417,19 @@ class Recipe(SceneSettings):
         ge=0,
         le=MANY,
     )
-    refit: bool = _setting(
+    refit: bool = setting(
         False,
         "Training",
         "Retrain on training and validation pixels for the best number of epochs (doubles the time).",
     )
 
-    baselines: list[str] = _setting(
+    baselines: list[str] = setting(
         ["svm", "svm_spatial", "random_forest"],
         "Run",
         "Baselines trained and tested on the same split.",
     )
-    map: bool = _setting(True, "Run", "Write the map of the whole scene.")
-    probabilities: bool = _setting(False, "Run", "Also write class probabilities.")
+    map: bool = setting(True, "Run", "Write the map of the whole scene.")
+    probabilities: bool = setting(False, "Run", "Also write class probabilities.")
 
     @field_validator("adapt")
     @classmethod
@@ -456,10 +466,6 @@ class Recipe(SceneSettings):
             raise ValueError(f"adapt_args has no effect: adapt '{self.adapt}' uses no method")
         if self.reduce_args and self.reduce is None:
             raise ValueError("reduce_args needs a method: set reduce")
-        if (self.teacher is None) != (self.distill is None):
-            raise ValueError("teacher and distill must be given together")
-        if self.distill_args and self.distill is None:
-            raise ValueError("distill_args needs a method: set distill")
         return self
 
     def _rules(self, trained: bool, networks: bool) -> dict[str, tuple[str, ...]]:
@@ -487,7 +493,7 @@ class Recipe(SceneSettings):
         rules: dict[str, tuple[str, ...]] = {}
         if self.split != "blocks":
             rules["split is not 'blocks'"] = ("block_size",)
-        if self.split != "random":
+        if self.split not in {"random", "scenes"}:
             rules["split is not 'random'"] = ("train_per_class",)
         if self.split in {"fixed", "files"}:
             rules[f"split is '{self.split}'"] = ("train_fraction",)
@@ -495,7 +501,7 @@ class Recipe(SceneSettings):
             rules["train_per_class is given"] = ("train_fraction",)
         if not self.map:
             rules["no map is written"] = ("probabilities",)
-        if self.labels is None:
+        if self.labels is None and self.scenes is None:
             rules["no label file is given"] = ("label_attribute",)
         return rules
 
@@ -517,14 +523,14 @@ class Recipe(SceneSettings):
 class RestoreRecipe(SceneSettings):
     """The settings of ``vitreous restore``: a network learns to undo what a degradation does to a scene."""
 
-    test_fraction: float = _setting(
+    test_fraction: float = setting(
         0.2,
         "Split",
         "Fraction held out for testing, at the end of the scene's longer side.",
         gt=0,
         lt=1,
     )
-    val_fraction: float = _setting(
+    val_fraction: float = setting(
         0.1,
         "Split",
         "Fraction held out for validation, just before the test area; 0: none.",
@@ -532,51 +538,51 @@ class RestoreRecipe(SceneSettings):
         lt=1,
     )
 
-    model: str = _setting("hsdt_small", "Model", "Name of the restorer (see 'vitreous systems').")
+    model: str = setting("hsdt_small", "Model", "Name of the restorer (see 'vitreous systems').")
 
-    range: Literal["band", "scene"] = _setting(
+    range: Literal["band", "scene"] = setting(
         "band",
         "Preprocessing",
         "Scale to 0..1 per band or over the whole scene.",
     )
 
-    degradation: str | None = _setting(
+    degradation: str | None = setting(
         None,
         "Degradation",
         "Degradation to remove (default: gaussian, or downsample by the model's scale).",
     )
-    degradation_args: dict[str, Any] = _setting(
+    degradation_args: dict[str, Any] = setting(
         {}, "Degradation", "Settings of the degradation, e.g. sigma=30 (of 255)."
     )
 
-    steps: int = _setting(1000, "Training", "Training steps.", ge=1, le=MOST_STEPS)
-    crop: int = _setting(
+    steps: int = setting(1000, "Training", "Training steps.", ge=1, le=MOST_STEPS)
+    crop: int = setting(
         32,
         "Training",
         "Size of the degraded crops in pixels; clean crops are 'scale' times larger.",
         ge=4,
         le=1024,
     )
-    batch_size: int = _setting(8, "Training", "Crops per step.", ge=1, le=MANY)
-    train_bands: int = _setting(
+    batch_size: int = setting(8, "Training", "Crops per step.", ge=1, le=MANY)
+    train_bands: int = setting(
         31,
         "Training",
         "Adjacent bands per step, for networks that accept any number of bands.",
         ge=1,
         le=MOST_BANDS,
     )
-    learning_rate: float = _setting(3e-3, "Training", "Peak learning rate.", gt=0, le=1000)
-    weight_decay: float = _setting(0.0, "Training", "AdamW weight decay.", ge=0, le=1000)
-    loss: Literal["l1", "mse"] = _setting(
+    learning_rate: float = setting(3e-3, "Training", "Peak learning rate.", gt=0, le=1000)
+    weight_decay: float = setting(0.0, "Training", "AdamW weight decay.", ge=0, le=1000)
+    loss: Literal["l1", "mse"] = setting(
         "l1", "Training", "Mean absolute (l1) or mean squared error (mse)."
     )
 
-    baselines: list[str] | None = _setting(
+    baselines: list[str] | None = setting(
         None,
         "Run",
         "Classical filters to compare with (default: all that apply to the degradation).",
     )
-    product: bool = _setting(True, "Run", "Also restore the scene itself (restored.tif).")
+    product: bool = setting(True, "Run", "Also restore the scene itself (restored.tif).")
 
     def _rules(self, trained: bool, networks: bool) -> dict[str, tuple[str, ...]]:
         rules = super()._rules(trained, networks)
@@ -597,7 +603,7 @@ class RestoreRecipe(SceneSettings):
 class PretrainRecipe(SceneSettings):
     """The settings of ``vitreous pretrain``: a network learns from a scene without labels."""
 
-    val_fraction: float = _setting(
+    val_fraction: float = setting(
         0.1,
         "Split",
         "Fraction held out for validation, at the end of the scene's longer side; 0: none.",
@@ -605,46 +611,44 @@ class PretrainRecipe(SceneSettings):
         lt=0.9,
     )
 
-    model: str = _setting(
-        "satmae_pp_tiny", "Model", "Name of the network (see 'vitreous systems')."
-    )
-    image_size: int = _setting(
+    model: str = setting("satmae_pp_tiny", "Model", "Name of the network (see 'vitreous systems').")
+    image_size: int = setting(
         16, "Model", "Image size in pixels (fine-tuning may use another).", ge=4, le=1024
     )
-    pretrainer_args: dict[str, Any] = _setting(
+    pretrainer_args: dict[str, Any] = setting(
         {}, "Model", "Pre-training settings, e.g. mask_ratio=0.6."
     )
 
-    reduction: Literal["pca", "none"] = _setting(
+    reduction: Literal["pca", "none"] = setting(
         "none", "Preprocessing", "Spectral dimensionality reduction; none: standardize each band."
     )
-    components: int = _setting(
+    components: int = setting(
         15, "Preprocessing", "Number of principal components.", ge=1, le=MOST_BANDS
     )
 
-    steps: int = _setting(1000, "Training", "Training steps.", ge=1, le=MOST_STEPS)
-    batch_size: int = _setting(32, "Training", "Crops per step.", ge=1, le=MANY)
-    learning_rate: float = _setting(1e-3, "Training", "Peak learning rate.", gt=0, le=1000)
+    steps: int = setting(1000, "Training", "Training steps.", ge=1, le=MOST_STEPS)
+    batch_size: int = setting(32, "Training", "Crops per step.", ge=1, le=MANY)
+    learning_rate: float = setting(1e-3, "Training", "Peak learning rate.", gt=0, le=1000)
 
     def _rules(self, trained: bool, networks: bool) -> dict[str, tuple[str, ...]]:
         rules = super()._rules(trained, networks)
         return rules if self.reduction == "pca" else {"reduction is 'none'": ("components",)}
 
 
-class RecognizeRecipe(Settings):
+class RecognizeRecipe(TaughtSettings):
     """The settings of ``vitreous recognize``: a network learns the class, or the classes, of whole images."""
 
-    images: str = _setting(
+    images: str = setting(
         "",
         "Data",
         "Folder of images, <class>/* or train|val|test/<class>/*, or a table (CSV, Parquet) with the columns image, "
         "label or labels, and role.",
     )
-    root: str | None = _setting(
+    root: str | None = setting(
         None, "Data", "Folder that the paths in a table are relative to (default: the table's own)."
     )
 
-    val_fraction: float = _setting(
+    val_fraction: float = setting(
         0.1,
         "Split",
         "Fraction of the training images held out to choose the best epoch, where none are given for it; 0: keep the "
@@ -652,10 +656,10 @@ class RecognizeRecipe(Settings):
         ge=0,
         lt=1,
     )
-    test_fraction: float = _setting(
+    test_fraction: float = setting(
         0.2, "Split", "Fraction held out for testing, where no images are given for it.", gt=0, lt=1
     )
-    split_seed: int = _setting(
+    split_seed: int = setting(
         0,
         "Split",
         "Random seed of the split, the same for runs that are compared.",
@@ -663,10 +667,10 @@ class RecognizeRecipe(Settings):
         le=MOST_SEED,
     )
 
-    model: str = _setting(
+    model: str = setting(
         "efficientvit_m0", "Model", "Name of the network (see 'vitreous systems')."
     )
-    image_size: str | None = _setting(
+    image_size: str | None = setting(
         None,
         "Model",
         "Size that images are resized and cropped to, in pixels: 64, or 48x64 for height x width (default: that of the "
@@ -674,35 +678,35 @@ class RecognizeRecipe(Settings):
         pattern=r"^\d{1,4}(x\d{1,4})?$",
     )
 
-    crop: float = _setting(
+    crop: float = setting(
         0.5,
         "Augmentation",
         "Least share of an image in a random crop; 1: the whole image.",
         gt=0,
         le=1,
     )
-    flip: Literal["horizontal", "all", "none"] = _setting(
+    flip: Literal["horizontal", "all", "none"] = setting(
         "horizontal",
         "Augmentation",
         "Random mirroring; 'all' also turns images by 90 degrees, for views from above.",
     )
-    operations: int = _setting(
+    operations: int = setting(
         1,
         "Augmentation",
         "RandAugment: random operations per image, on colours of RGB pictures, per band of all others; 0: none.",
         ge=0,
         le=8,
     )
-    magnitude: float = _setting(5.0, "Augmentation", "Strength of these operations.", ge=0, le=10)
-    erasing: float = _setting(
+    magnitude: float = setting(5.0, "Augmentation", "Strength of these operations.", ge=0, le=10)
+    erasing: float = setting(
         0.1,
         "Augmentation",
         "Share of the images in which a random rectangle is erased.",
         ge=0,
         le=1,
     )
-    mixup: float = _setting(0.1, "Augmentation", "MixUp alpha; 0: off.", ge=0, le=1000)
-    cutmix: float = _setting(
+    mixup: float = setting(0.1, "Augmentation", "MixUp alpha; 0: off.", ge=0, le=1000)
+    cutmix: float = setting(
         0.0,
         "Augmentation",
         "CutMix alpha; 0: off. With MixUp, each image gets either.",
@@ -710,22 +714,22 @@ class RecognizeRecipe(Settings):
         le=1000,
     )
 
-    epochs: int | None = _setting(
+    epochs: int | None = setting(
         None, "Training", "Training epochs (default: about 1000 steps).", ge=1, le=MANY
     )
-    batch_size: int = _setting(64, "Training", "Images per step.", ge=1, le=MANY)
-    learning_rate: float = _setting(1e-3, "Training", "Peak learning rate.", gt=0, le=1000)
-    warmup_epochs: int = _setting(3, "Training", "Epochs of linear warm-up.", ge=0, le=MANY)
-    schedule: Literal["cosine", "constant"] = _setting(
+    batch_size: int = setting(64, "Training", "Images per step.", ge=1, le=MANY)
+    learning_rate: float = setting(1e-3, "Training", "Peak learning rate.", gt=0, le=1000)
+    warmup_epochs: int = setting(3, "Training", "Epochs of linear warm-up.", ge=0, le=MANY)
+    schedule: Literal["cosine", "constant"] = setting(
         "cosine", "Training", "Learning-rate schedule."
     )
-    label_smoothing: float = _setting(
+    label_smoothing: float = setting(
         0.1, "Training", "Label smoothing of the cross-entropy (one label per image).", ge=0, lt=1
     )
-    class_weights: Literal["none", "balanced", "sqrt"] = _setting(
+    class_weights: Literal["none", "balanced", "sqrt"] = setting(
         "none", "Training", "Class weighting of the loss."
     )
-    patience: int = _setting(
+    patience: int = setting(
         0,
         "Training",
         "Early stopping: epochs without improvement on the validation images; 0: train to the end, then keep the best "
@@ -733,7 +737,7 @@ class RecognizeRecipe(Settings):
         ge=0,
         le=MANY,
     )
-    workers: int = _setting(
+    workers: int = setting(
         0,
         "Training",
         "Processes that read and augment images; 0: the training process itself.",

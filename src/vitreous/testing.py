@@ -26,6 +26,7 @@ from vitreous.catalog.registry import (
     sizes_for,
     stage,
 )
+from vitreous.checkpoints.model_files import load_model, save_model
 from vitreous.errors import ModelError
 from vitreous.layers.answers import Answer
 from vitreous.layers.backbone import Backbone
@@ -36,7 +37,6 @@ from vitreous.methods._apply import Applied, applied, apply, reinstall
 from vitreous.methods.adapt._freeze import freeze_base
 from vitreous.tasks.losses import ClassTargets
 from vitreous.tasks.teacher import Distillation
-from vitreous.tasks.weights import load_model, save_model
 
 SMALL = 0.2  # spread of parameters that were constant
 VARIATION = 0.1, 30.0  # of outputs over images
@@ -377,9 +377,9 @@ def check_weight_decay(name: str) -> None:
 
 def check_bands_parameters(name: str) -> None:
     """``band_parameters`` name all parameters whose shape depends on the bands."""
-    few, many = (dict(make(name, bands=b).named_parameters()) for b in (3, 7))
+    few, many = (dict(network(name, bands=b).named_parameters()) for b in (3, 7))
     differ = {n for n in few if few[n].shape != many[n].shape}
-    model = make(name)
+    model = network(name)
     declared = set(model.band_parameters)
     assert differ == declared, f"{name}: bands shape {differ}, band_parameters says {declared}"
     assert set(model.band_axes) <= declared, f"{name}: band_axes {model.band_axes} of no parameter"
@@ -552,6 +552,21 @@ def check_tiles(name: str) -> None:
             model.scale * odd.shape[2],
         )
         assert torch.equal(model(odd), padded[..., :side, :side]), f"{name}: pads in another way"
+
+
+def check_restorer_loading(name: str) -> None:
+    """A file brings a restorer back as it was, and its weights serve cubes of other bands."""
+    model, x = make_restorer(name).eval(), images(2, 4, 12)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        path = save_model(model, Path(folder) / "m.safetensors")
+        again, report = load_model(path)
+        assert torch.equal(again(x), model(x)), f"{name}: a file changes the weights"
+        assert report.complete, f"{name}: {report}"
+        other, report = load_model(path, bands=7)
+        assert report.complete, f"{name} with other bands: {report}"
+        restored = other(images(2, 7, 12))
+        assert restored.shape[1] == 7, f"{name}: 7 bands became {restored.shape[1]}"
+        assert torch.isfinite(restored).all(), f"{name}: not finite with other bands"
 
 
 def check_values(name: str) -> None:
@@ -869,7 +884,9 @@ RESTORER_CHECKS: tuple[Callable[[str], None], ...] = (
     check_evaluation,
     check_single_image,
     check_saving,
+    check_restorer_loading,
     check_weight_decay,
+    check_bands_parameters,
     check_checkpointing,
     check_bfloat16,
 )

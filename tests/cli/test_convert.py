@@ -6,13 +6,16 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from fixtures_reader import load_fixture
+from smooth_scene import restore_settings, write_smooth_scene
 from tiny_scene import tiny_recipe, write_scene
+from vitreous.checkpoints.model_files import load_model
 from vitreous.cli.main import app
 from vitreous.errors import ModelError
-from vitreous.recipe import Recipe
+from vitreous.recipe import Recipe, RestoreRecipe, make_recipe
+from vitreous.tasks import restore
 from vitreous.tasks.classify import train
 from vitreous.tasks.runs import load_run
-from vitreous.tasks.weights import load_model
 from vitreous.testing import make
 
 
@@ -134,3 +137,30 @@ def test_a_model_is_made_for_oblong_images(published):
     done = _convert("w.pth", "--model", "vit_test", "--image-size", "15x", "-o", "p.safetensors")
     assert done.exit_code == 2
     assert "--image-size '15x' is not an image size" in " ".join(done.output.split())
+
+
+def test_a_restorer_is_converted_and_trained_further(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fixture = load_fixture("essaformer")
+    torch.save(fixture["state_dict"], "w.pth")
+    arguments = {"dim": 16, "scale": 4}
+    words = [w for key, value in arguments.items() for w in ("--model-args", f"{key}={value}")]
+    done = _convert("w.pth", "--model", "essaformer_test", *words, "-o", "m.safetensors")
+    assert done.exit_code == 0, done.output
+    assert "essaformer_test: 6 bands" in done.stdout and "classes" not in done.stdout
+    settings = restore_settings(
+        tmp_path, scene=write_smooth_scene(tmp_path), model="essaformer_test", model_args=arguments,
+        init="m.safetensors", steps=1, learning_rate=1e-9, crop=8,
+    )  # fmt: skip
+    folder = restore.train(make_recipe(settings, RestoreRecipe), show=False)
+    trained = restore.load_run(folder).restorer.net.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            trained(fixture["input"]), fixture["output"], rtol=1e-3, atol=1e-4
+        )
+    for changes, said in (
+        ({"model": "essaformer_tiny", "model_args": {}}, "holds 'essaformer_test'"),
+        ({"model_args": {"dim": 8, "scale": 4}}, "with the same arguments"),
+    ):
+        with pytest.raises(ModelError, match=said):
+            restore.train(make_recipe({**settings, **changes}, RestoreRecipe), show=False)

@@ -21,6 +21,7 @@ CHANGES = {
     "hints": ("variable=cube", {"variable": "cube"}),
     "mask": ("scl", "scl"),
     "label_hints": ("layer=fields", {"layer": "fields"}),
+    "classes": ("worldcover", "worldcover"),
     "model_args": ("depths=[1, 2]", {"depths": [1, 2]}),
     "baselines": ("svm,vit_tiny", ["svm", "vit_tiny"]),
     "split": ("random", "random"),

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 import vitreous
 from fixtures_reader import load_fixture
 from vitreous.catalog.registry import create_model, system_module
+from vitreous.checkpoints.convert import convert
 from vitreous.layers.positions import resize_positions
-from vitreous.tasks.weights import convert
 from vitreous.testing import images, make
 
 NETWORKS = [

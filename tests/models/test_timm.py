@@ -11,9 +11,9 @@ from torch import nn
 
 from timm_fixtures import timm_fixture
 from vitreous.catalog.registry import cards, create_model, from_reference, system_module
+from vitreous.checkpoints.layouts import recognise
 from vitreous.errors import CheckpointError, ModelError, VitreousError
 from vitreous.layers.reference import join, rename_keys
-from vitreous.tasks.layouts import recognise
 
 SLUGS = {
     "vit": "vit",

@@ -403,3 +403,21 @@ def test_upside_down_as_gdal_writes_it(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="first row is the southernmost"):
         scene = envi.open(tmp_path / "s.hdr")
     assert georeference(scene)[1] == place
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        "{UTM, 1, 1, 500000, 7000000, 30, 30, 33, South, units=Meters}",
+        "{State Plane (NAD 83), 1, 1, 1000, 5000, 3, 3, 1234, North America 1983, units=Feet}",
+    ],
+)
+def test_a_projection_that_is_not_known_is_said(tmp_path: Path, info: str) -> None:
+    text = (
+        "ENVI\nsamples = 3\nlines = 2\nbands = 1\ndata type = 1\ninterleave = bsq\nbyte order = 0\n"
+    )
+    (tmp_path / "x.hdr").write_text(f"{text}map info = {info}\n")
+    (tmp_path / "x.img").write_bytes(bytes(6))
+    with pytest.warns(UserWarning, match="coordinate system of its map info .* is not known"):
+        crs, transform = georeference(envi.open(tmp_path / "x.hdr"))
+    assert crs is None and transform is not None

@@ -365,3 +365,59 @@ def test_class_names_tag_is_never_trusted(tmp_path):
             lambda d, tag=tag: d.update_tags(1, CLASS_NAMES=tag),
         )
         assert open_labels(path).class_names == ["class 1"]
+
+
+def put_named(path, names, **tags):
+    with rasterio.open(path, "w", driver="GTiff", count=len(names), height=2, width=3, dtype="int16") as file:  # fmt: skip
+        file.write(np.ones((len(names), 2, 3), "i2"))
+        file.update_tags(**tags.pop("dataset", {}))
+        file.update_tags(ns="ENVI", **tags)
+        for band, name in enumerate(names, start=1):
+            file.set_band_description(band, name)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("file", "names", "centres"),
+    [
+        ("a.tif", ["450", "550.5", "650"], [450, 550.5, 650]),
+        ("a.tif", ["0.45", "0.55", "0.65"], [450, 550, 650]),
+        ("a.tif", ["Rrs_443", "Rrs_560"], [443, 560]),
+        ("a.tif", ["wavelength 443.5", "wavelength 560"], [443.5, 560]),
+        ("a.tif", ["B4", "B8", "B8A"], [664.6, 832.8, 864.7]),
+        ("S2B_MSIL2A_20230216T102101_stack.tif", ["B2", "B3"], [492.1, 559.0]),
+        ("LC08_L2SP_193024_20200701_stack.tif", ["B2", "B5"], [482.04, 864.67]),
+        ("a.tif", ["B2", "B5"], None),
+        ("a.tif", ["1", "2", "3"], None),
+        ("a.tif", ["", "", ""], None),
+        ("a.tif", ["450", "forest"], None),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*no wavelength unit")
+def test_names_of_bands_say_their_wavelengths(tmp_path, file, names, centres):
+    scene = open_scene(put_named(tmp_path / file, names))
+    found = scene.wavelength.values.tolist() if "wavelength" in scene.coords else None
+    assert found == centres
+
+
+@pytest.mark.parametrize("key", ["data_ignore_value", "NODATA", "missing value"])
+@pytest.mark.parametrize("own", [True, False])
+def test_nodata_in_tags_of_envi_and_others(tmp_path, key, own):
+    tags = {key: "-9999"} if own else {"dataset": {key: "-9999"}}
+    assert open_scene(put_named(tmp_path / "a.tif", ["a"], **tags)).attrs["nodata"] == -9999
+
+
+def test_the_scale_of_envi_reaches_a_tiff(tmp_path):
+    path = put_named(tmp_path / "a.tif", ["a"], reflectance_scale_factor="10000.0")
+    assert (open_scene(path).attrs["unit"], open_scene(path).attrs["scale"]) == (
+        "reflectance",
+        1e-4,
+    )
+    assert open_scene(path, scale=0.5).attrs["scale"] == 0.5
+    path = put_named(tmp_path / "b.tif", ["a"])
+    text = "ENVI\nsamples = 3\nlines = 2\nbands = 1\ndata type = 2\ninterleave = bsq\n"
+    path.with_suffix(".hdr").write_text(
+        text + "reflectance scale factor = 1000\ndata ignore value = 0\n"
+    )
+    scene = open_scene(path)
+    assert (scene.attrs["unit"], scene.attrs["scale"], scene.attrs["nodata"]) == ("reflectance", 1e-3, 0)  # fmt: skip

@@ -5,9 +5,11 @@ import pytest
 import rasterio
 
 from vitreous import open_labels
-from vitreous.errors import SceneError
+from vitreous.errors import ConfigError, SceneError
+from vitreous.recipe import make_recipe
 from vitreous.scenes.cube import class_palette
 from vitreous.scenes.legends import colors_of_names, legend, schemes
+from vitreous.tasks.labelled import open_labelled
 
 QML = """<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>
 <qgis version="3.28"><pipe><rasterrenderer type="paletted"><colorPalette>
@@ -96,3 +98,19 @@ def test_features_take_no_legend(tmp_path):
     (tmp_path / "a.geojson").write_text('{"type": "FeatureCollection", "features": []}')
     with pytest.raises(SceneError, match="class_names instead"):
         open_labels(tmp_path / "a.geojson", classes="corine")
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("classes", ["worldcover", "names.csv"])
+def test_a_recipe_names_the_classes(tmp_path, classes, apart):
+    put_labels(tmp_path / "map.tif")
+    (tmp_path / "names.csv").write_text(CSV)
+    places = {"scene": str(tmp_path / "map.tif"), "labels": str(tmp_path / "map.tif")}
+    named = classes if classes == "worldcover" else str(tmp_path / classes)
+    data = open_labelled(make_recipe({**places, "classes": named, "untrusted": apart}))
+    names = (
+        ["Tree cover", "Permanent water bodies"] if classes == "worldcover" else ["Wald", "Wasser"]
+    )
+    assert (data.class_names, data.class_codes) == (names, [10, 80])
+    with pytest.raises(ConfigError, match="have names already"):
+        open_labelled(make_recipe({"classes": named}))

@@ -18,6 +18,7 @@ from tiny_scene import (
     tiny_scene,
     write_scene,
 )
+from vitreous.checkpoints.tensors import load_tensors
 from vitreous.data.blocks import TEST, TRAIN
 from vitreous.data.roles import Split
 from vitreous.errors import ConfigError, ModelError, SplitError, VitreousError
@@ -25,7 +26,6 @@ from vitreous.methods.reduce import evit
 from vitreous.scenes import geotiff, numpy_files
 from vitreous.scenes.cube import make_labels, make_scene, unlabelled_code
 from vitreous.tasks import classify, training
-from vitreous.tasks.checkpoint import load_tensors
 from vitreous.tasks.classify import class_weights, evaluate, train
 from vitreous.tasks.runs import load_run
 
@@ -417,8 +417,8 @@ def test_a_quantized_run_is_no_start(tmp_path, places, plain, monkeypatch):
 def test_a_model_file_with_adapters_is_a_start(tmp_path, places):
     """Its head is new, and gets what the old one had."""
     from vitreous.catalog.registry import create_model
+    from vitreous.checkpoints.model_files import save_model
     from vitreous.methods._apply import apply
-    from vitreous.tasks.weights import save_model
 
     net = create_model("vit_test", bands=4, num_classes=7, image_size=3)
     path = save_model(apply(net, "lora", rank=2).model, tmp_path / "lora.safetensors")

@@ -10,6 +10,7 @@ import torch
 
 from areas import labelled_area
 from tiny_scene import tiny_cube, tiny_labels, tiny_recipe, tiny_settings, write_scene
+from vitreous.checkpoints.tensors import load_tensors, save_tensors
 from vitreous.data.blocks import TEST, TRAIN
 from vitreous.data.roles import Split
 from vitreous.data.tiles import TilePixels
@@ -17,7 +18,6 @@ from vitreous.errors import CheckpointError, ConfigError, ModelError
 from vitreous.inference.dense_classifier import DenseClassifier
 from vitreous.recipe import make_recipe
 from vitreous.tasks import fit, loop
-from vitreous.tasks.checkpoint import load_tensors, save_tensors
 from vitreous.tasks.classify import evaluate, train
 from vitreous.tasks.runs import load_run
 

@@ -18,11 +18,11 @@ import torch
 
 from run_folders import command, equal, history, stopped_after_saving, weights
 from tiny_scene import tiny_recipe, tiny_settings, write_scene
+from vitreous.checkpoints.tensors import load_state
 from vitreous.data.roles import Split, Splits
 from vitreous.errors import ConfigError, VitreousError
 from vitreous.methods.adapt import lora
 from vitreous.tasks import classify, fit, loop
-from vitreous.tasks.checkpoint import load_state
 from vitreous.tasks.classify import train
 from vitreous.tasks.division import measured_contract
 from vitreous.tasks.labelled import open_data

@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 
 from tiny_images import folder_of_pictures, folder_of_rasters, picture
 from vitreous.catalog.registry import create_model
+from vitreous.checkpoints.model_files import save_model
 from vitreous.data.provenance import SeenImages
 from vitreous.errors import ConfigError, ModelError, VitreousError
 from vitreous.layers.bands import Bands
 from vitreous.recipe import PretrainRecipe, RecognizeRecipe, make_recipe
 from vitreous.tasks import dispatch, pretrain, recognize
-from vitreous.tasks.weights import save_model
 
 SETTINGS = {
     "model": "convnext_test",
@@ -260,3 +260,48 @@ def test_faults_end_the_command_with_code_2(tmp_path, pictures):
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "a b.jpg" in done.stderr and "c.png" in done.stderr
     assert not (tmp_path / "r").exists()
+
+
+def test_a_network_learns_from_a_teacher(run, pictures, tmp_path):
+    taught = {"teacher": str(run), "distill": "deit_soft", "distill_args": {"weight": 0.9}}
+    path = recognize.train(settings(tmp_path, pictures, name="a", **taught), show=False)
+    alone = recognize.train(settings(tmp_path, pictures, name="b"), show=False)
+    noted = json.loads((path / "config.json").read_text())["teacher"]
+    assert noted["distill"] == "deit_soft" and noted["settings"]["weight"] == 0.9
+    one, two = (load_file(folder / "model.safetensors") for folder in (path, alone))
+    assert any(not torch.equal(one[name], two[name]) for name in one)
+    metrics = json.loads((path / "metrics.json").read_text())
+    assert metrics["systems"][0]["test"]["top1"] == 1.0 and metrics["start"]["share"] == 0
+    assert recognize.evaluate(path)["start"] == metrics["start"]
+
+
+def test_a_teacher_sees_what_the_student_sees(run, pictures):
+    """On the teacher's own weights, soft answers have no divergence from themselves."""
+    from vitreous.layers.answers import Answer
+    from vitreous.tasks.losses import ClassTargets
+
+    words = {"teacher": str(run), "distill": "deit_soft", "distill_args": {"weight": 1.0}}
+    teacher = recognize.open_teacher(
+        make_recipe({**words, "images": str(pictures)}, RecognizeRecipe)
+    )
+    images = torch.rand(4, 3, 12, 12) * 255
+    targets = ClassTargets(torch.tensor([[0.3, 0.7]] * 4))
+    scores = teacher.recognizer(images)
+    same = teacher.loss(teacher.recognizer, scores, images, targets)
+    other = teacher.loss(teacher.recognizer, scores.flip(1), images, targets)
+    assert same.item() == pytest.approx(0, abs=1e-5) and other.item() > 0.01
+    assert Answer(scores).scores is scores
+
+
+def test_a_teacher_of_other_classes_or_sizes_is_refused(run, pictures, tmp_path):
+    other = folder_of_pictures(tmp_path / "p", {"train": 6, "test": 2}, ("a", "b"))
+    taught = {"teacher": str(run), "distill": "deit_hard"}
+    with pytest.raises(ModelError, match="other classes"):
+        recognize.train(settings(tmp_path, other, **taught), show=False)
+    with pytest.raises(ModelError, match="--image-size 12x12"):
+        recognize.train(settings(tmp_path, pictures, image_size="16", **taught), show=False)
+    with pytest.raises(ConfigError, match="does not distil"):
+        recognize.train(settings(tmp_path, pictures, **{**taught, "distill": "evit"}), show=False)
+    with pytest.raises(ConfigError, match="together"):
+        settings(tmp_path, pictures, teacher=str(run))
+    assert not (tmp_path / "runs").exists()

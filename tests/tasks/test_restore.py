@@ -17,13 +17,13 @@ import torch
 
 from run_folders import command, equal, history, stopped_after_saving, weights
 from smooth_scene import restore_settings, smooth_cube, write_smooth_scene
+from vitreous.checkpoints.tensors import load_tensors, save_tensors
 from vitreous.errors import CheckpointError, ModelError, VitreousError
 from vitreous.inference.restore import restored_scene
 from vitreous.recipe import RestoreRecipe, make_recipe
 from vitreous.scenes import open_scene
 from vitreous.scenes.cube import read_window
 from vitreous.tasks import restore, runs
-from vitreous.tasks.checkpoint import load_tensors, save_tensors
 from vitreous.tasks.restore import evaluate, load_run, train
 
 

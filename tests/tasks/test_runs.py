@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tiny_scene import tiny_classifier, tiny_recipe, tiny_scene, write_scene
+from vitreous.checkpoints.tensors import load_tensors, save_tensors
 from vitreous.errors import CheckpointError, VitreousError
-from vitreous.tasks.checkpoint import load_tensors, save_tensors
 from vitreous.tasks.classify import train
 from vitreous.tasks.runs import load_run, publish
 
@@ -207,11 +207,11 @@ def test_the_header_is_plain_json(trained):
 
 
 def test_saving_keeps_what_the_classifier_computes(tmp_path):
-    from vitreous.tasks.runs import save_run_model
+    from vitreous.checkpoints.classifiers import save_classifier
 
     classifier = tiny_classifier(tiny_scene(), mode="patch", patch_norm=True, padding="zero")
-    save_run_model(
-        tmp_path,
+    save_classifier(
+        tmp_path / "model.safetensors",
         classifier,
         name="lola_specvit_test",
         model_args={},

@@ -13,6 +13,8 @@ from run_folders import equal, stopped_after_saving, weights
 from smooth_scene import pretrain_settings, restore_settings, smooth_cube, write_smooth_scene
 from tiny_scene import tiny_cube, tiny_labels, tiny_recipe, write_scene
 from vitreous.catalog.registry import create_model
+from vitreous.checkpoints.model_files import save_model
+from vitreous.checkpoints.tensors import load_tensors, save_tensors
 from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.provenance import Seen, Unknown
 from vitreous.data.roles import Split
@@ -20,11 +22,9 @@ from vitreous.errors import ConfigError, ModelError
 from vitreous.recipe import PretrainRecipe, RestoreRecipe, make_recipe
 from vitreous.scenes import numpy_files, open_scene
 from vitreous.tasks import classify, pretrain, restore
-from vitreous.tasks.checkpoint import load_tensors, save_tensors
 from vitreous.tasks.compress import compress
 from vitreous.tasks.provenance import start_provenance
 from vitreous.tasks.runs import load_run
-from vitreous.tasks.weights import save_model
 
 VIT = {"model": "vit_test", "patch_size": 5, "mode": "patch", "epochs": 1}
 

@@ -126,9 +126,9 @@ def test_of_a_scene_as_it_is_it_says_what_its_map_says(tmp_path, places, teacher
     pixels = split.pixels(1)
     from vitreous.inference.pixels import classify_pixels
 
-    expected = classify_pixels(own.classifier, data.scene, pixels) - 1
+    expected = classify_pixels(own.classifier, data.first, pixels) - 1
     pairs = torch.stack([torch.cat(found["classes"]), torch.cat(found["truth"])], 1)
-    wanted = np.stack([expected, data.classes_at(pixels) - 1], 1)
+    wanted = np.stack([expected, data[0].classes_at(pixels) - 1], 1)
     passes = len(pairs) // len(wanted)
     assert sorted(map(tuple, pairs.tolist())) == sorted(
         map(tuple, np.tile(wanted, (passes, 1)).tolist())
@@ -206,7 +206,7 @@ def test_the_student_learns_what_the_teacher_says_although_the_labels_say_otherw
     from vitreous.inference.pixels import classify_pixels
 
     pixels = np.arange(labels.size)
-    found = classify_pixels(student, data.scene, pixels)
+    found = classify_pixels(student, data.first, pixels)
     assert (found == labels.ravel()).mean() > 0.8
     assert (found == wrong.ravel()).mean() < 0.6
 

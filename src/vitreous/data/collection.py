@@ -7,7 +7,6 @@ table's folder. In a folder, or among the files that a pattern names, labels are
 
 from __future__ import annotations
 
-import csv
 import glob
 import itertools
 import json
@@ -17,18 +16,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitreous.data.blocks import TEST, TRAIN, VAL
+from vitreous.data.tables import ROLE_WORDS, TABLE_LIMIT, csv_rows, parquet_rows
 from vitreous.errors import CollectionError, ConfigError, VitreousError, listed
 from vitreous.files import parse_json
 
-TABLE_LIMIT = 2**28  # bytes
 MOST_SCENES = 10**6
 DEEPEST = 6  # folders within a folder
 TABLES = (".csv", ".tsv", ".txt", ".parquet", ".geoparquet", ".gpkg", ".json", ".geojson")
-ROLES = {
-    **dict.fromkeys(("train", "training"), TRAIN),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), VAL),
-    **dict.fromkeys(("test", "testing"), TEST),
-}
+_NUMBERS = {"train": TRAIN, "val": VAL, "test": TEST}
+ROLES = {word: _NUMBERS[role] for word, role in ROLE_WORDS.items()}
 COLUMNS = {
     "scene": ("scene", "image", "path", "file", "filename"),
     "labels": ("labels", "label", "mask"),
@@ -40,6 +36,7 @@ _LABEL_WORDS = (
     *("label", "labels", "mask", "masks", "gt", "truth", "groundtruth", "ground_truth"),
     *("annot", "annotation", "annotations", "seg", "segmentation", "classes"),
 )
+_OURS = ("config.json", "export.json")  # runs and exports of ours may lie in a folder of scenes
 _ROLES_SHOWN = "train, val, test"
 
 
@@ -99,13 +96,14 @@ def is_collection(path: str) -> bool:
     return False
 
 
-def read_collection(path: str, labels: str | None = None) -> Listed:
+def read_collection(path: str, labels: str | None = None, *, labelled: bool = True) -> Listed:
     """List the scenes of a collection; none is opened.
 
     Args:
         path: a folder, a pattern (``scenes/*.tif``), or a table.
         labels: folder or pattern of the labels' files, or one vector file for all scenes; where a table does not name
             them, and in a folder where they do not lie beside the scenes.
+        labelled: whether labels are wanted; what is wrong with them is not told otherwise.
 
     Raises:
         ConfigError: nothing of that name, an empty one, or a table without a column of scenes.
@@ -113,12 +111,14 @@ def read_collection(path: str, labels: str | None = None) -> Listed:
     place = Path(path).expanduser()
     if place.is_dir():
         found, beside = _of_folder(place)
-        listed_ = _paired(found, beside if labels is None else None, labels, place)
+        known = beside if labels is None and labelled else None
+        listed_ = _paired(found, known, labels, place)
     elif place.is_file() and place.suffix.lower() in TABLES:
         listed_ = _of_table(place, labels)
     elif glob.has_magic(path) and not place.exists():
         found, beside = _divided(_matching(place))
-        listed_ = _paired(found, beside if labels is None else None, labels, None)
+        known = beside if labels is None and labelled else None
+        listed_ = _paired(found, known, labels, None)
     else:
         raise ConfigError(
             f"{path} is no collection: neither a folder, a pattern such as scenes/*.tif, nor a table.",
@@ -168,7 +168,7 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
     except OSError as error:
         raise ConfigError(f"{folder} cannot be read: {error.strerror}.") from error
     for child in children:
-        if child.name.startswith("."):
+        if child.name.startswith(".") or any((child / name).is_file() for name in _OURS):
             continue
         if child.is_dir():
             try:
@@ -355,12 +355,12 @@ def _rows(path: Path) -> list[Mapping[str, Any]]:
     suffix = path.suffix.lower()
     try:
         if suffix in {".parquet", ".geoparquet"}:
-            return _parquet_rows(path)
+            return parquet_rows(path)
         if suffix == ".gpkg":
             return _geopackage_rows(path)
         if suffix in {".json", ".geojson"}:
             return _stac_rows(path)
-        return _csv_rows(path)
+        return csv_rows(path)
     except ConfigError:
         raise
     # What libraries say of damaged files is of many kinds.
@@ -368,32 +368,6 @@ def _rows(path: Path) -> list[Mapping[str, Any]]:
         raise ConfigError(
             f"{path} cannot be read as a table: {error}.", "Check the file, or write it again."
         ) from error
-
-
-def _csv_rows(path: Path) -> list[Mapping[str, Any]]:
-    text = path.read_text(encoding="utf-8-sig")
-    first = text.partition("\n")[0]
-    divider = max(",;\t", key=first.count)
-    reader = csv.DictReader(text.splitlines(), delimiter=divider, skipinitialspace=True)
-    rows = [
-        {(key or "").strip(): value for key, value in row.items() if isinstance(value, str | None)}
-        for row in reader
-    ]
-    return [row for row in rows if any(value and value.strip() for value in row.values())]
-
-
-def _parquet_rows(path: Path) -> list[Mapping[str, Any]]:
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ConfigError(
-            f"{path} is a Parquet table, which needs the package pyarrow.",
-            "Install it with: pip install pyarrow, or write a CSV file.",
-        ) from error
-    file = parquet.ParquetFile(path)
-    names = [name for name in file.schema_arrow.names if name not in {"geometry", "bbox"}]
-    rows: list[Mapping[str, Any]] = file.read(columns=names).to_pylist()
-    return rows
 
 
 def _geopackage_rows(path: Path) -> list[Mapping[str, Any]]:

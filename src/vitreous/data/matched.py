@@ -45,9 +45,11 @@ def matched(scene: xr.DataArray, contract: BandContract) -> Matched:
     Raises:
         ModelError: its unit differs, or it lacks a band.
     """
+    if _much_finer(scene, contract):
+        return _averaged(scene, contract)
     try:
         contract.select(scene)
-    except ModelError as error:
+    except ModelError:
         centres = wavelengths_of(scene)
         unit = str(scene.attrs.get("unit", "dn"))
         if contract.wavelengths is None or centres is None or unit != contract.unit:
@@ -56,13 +58,17 @@ def matched(scene: xr.DataArray, contract: BandContract) -> Matched:
         bands = bands[np.isfinite(centres[bands])].astype(np.int64)
         if not bands.size:
             raise
-        wanted = np.asarray(contract.wavelengths)
-        widths = _widths(scene, bands, centres[bands])
-        own_widths = np.asarray(contract.fwhm or np.full(len(wanted), np.nan))
-        if np.nanmedian(widths) < NARROWER * np.nanmedian(own_widths):
-            return _averaged(scene, wanted, own_widths, error)
-        return _picked(scene, bands, widths, wanted, own_widths)
+        return _picked(scene, bands, contract)
     return Matched(scene)
+
+
+def _much_finer(scene: xr.DataArray, contract: BandContract) -> bool:
+    """Tell whether a scene's bands are much narrower than the wanted ones: one alone would not stand for such a band."""
+    if contract.fwhm is None or contract.wavelengths is None or "fwhm" not in scene.coords:
+        return False
+    widths = np.asarray(scene["fwhm"].values, dtype=np.float64)[good_bands(scene)]
+    same_unit = str(scene.attrs.get("unit", "dn")) == contract.unit
+    return same_unit and float(np.nanmedian(widths)) < NARROWER * float(np.median(contract.fwhm))
 
 
 def _widths(scene: xr.DataArray, bands: npt.NDArray[np.int64], centres: Floats) -> Floats:
@@ -76,8 +82,9 @@ def _widths(scene: xr.DataArray, bands: npt.NDArray[np.int64], centres: Floats) 
     return np.full(len(bands), min(apart, UNKNOWN_WIDTH))
 
 
-def _averaged(scene: xr.DataArray, wanted: Floats, widths: Floats, error: ModelError) -> Matched:
+def _averaged(scene: xr.DataArray, contract: BandContract) -> Matched:
     """Average narrow bands into the wanted ones."""
+    wanted, widths = np.asarray(contract.wavelengths), np.asarray(contract.fwhm)
     bands = [
         SensorBand(f"{centre:g} nm", float(centre), float(width))
         for centre, width in zip(wanted, widths, strict=True)
@@ -88,7 +95,9 @@ def _averaged(scene: xr.DataArray, wanted: Floats, widths: Floats, error: ModelE
         try:
             made = resample(scene, sensor)
         except VitreousError as reason:
-            raise ModelError(reason.problem, error.fix) from reason
+            raise ModelError(
+                reason.problem, "Leave the scene out, or train on bands that all scenes have."
+            ) from reason
     if made.sizes["band"] < len(bands):
         kept = set(np.round(made["wavelength"].values, 6))
         missing = [centre for centre in wanted if round(float(centre), 6) not in kept]
@@ -96,20 +105,18 @@ def _averaged(scene: xr.DataArray, wanted: Floats, widths: Floats, error: ModelE
     return Matched(made, f"{len(bands)} bands are averaged from its own by spectral response")
 
 
-def _picked(
-    scene: xr.DataArray,
-    bands: npt.NDArray[np.int64],
-    widths: Floats,
-    wanted: Floats,
-    own_widths: Floats,
-) -> Matched:
+def _picked(scene: xr.DataArray, bands: npt.NDArray[np.int64], contract: BandContract) -> Matched:
     """Let the band with the nearest centre stand for each wanted one."""
     centres = np.asarray(scene["wavelength"].values, dtype=np.float64)[bands]
+    wanted = np.asarray(contract.wavelengths)
+    widths = _widths(scene, bands, centres)
+    own_widths = np.asarray(contract.fwhm or np.full(len(wanted), np.nan))
     distance = np.abs(centres[None] - wanted[:, None])
     nearest = distance.argmin(1)
     apart = distance[np.arange(len(wanted)), nearest]
     reach = np.fmax(own_widths, widths[nearest]) / 2
-    lost = (apart > reach) | (np.bincount(nearest, minlength=len(bands))[nearest] > 1)
+    close = apart <= reach
+    lost = ~close | (np.bincount(nearest[close], minlength=len(bands))[nearest] > 1)
     if lost.any():
         raise _lacking(wanted[lost].tolist(), len(wanted))
     chosen = bands[nearest]

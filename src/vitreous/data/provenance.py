@@ -445,7 +445,7 @@ class ImageLeakage:
         told = []
         if self.share:
             told.append(
-                f"The initial weights were trained on {self.share:.0%} of the test images "
+                f"The initial weights or the teacher were trained on {self.share:.0%} of the test images "
                 f"({', '.join(self.sources)})."
             )
         if self.scenes:

@@ -174,6 +174,7 @@ class Splits(Sequence[Split]):
         seed: int = 0,
     ) -> None:
         self._parts = [PackedImage(roles) for roles in parts]
+        self._counts = np.stack([part.counts(TEST + 1) for part in self._parts])
         self.method, self.params, self.seed = method, params or {}, seed
         self._part = functools.lru_cache(HELD_SPLITS)(self._unpack)
 
@@ -213,7 +214,8 @@ class Splits(Sequence[Split]):
 
     def totals(self, role: int) -> npt.NDArray[np.int64]:
         """Return how many pixels of each scene have a role."""
-        return np.array([part.counts(TEST + 1)[role] for part in self._parts])
+        counts: npt.NDArray[np.int64] = self._counts[:, role]
+        return counts
 
     def scenes_with(self, role: int) -> list[int]:
         """Return the scenes that have pixels with a role."""

@@ -16,7 +16,7 @@ from vitreous.data.collection import Entry, Listed, read_collection, refuse
 from vitreous.data.contract import BandContract
 from vitreous.data.fingerprint import Ground
 from vitreous.data.matched import matched
-from vitreous.errors import VitreousError, listed
+from vitreous.errors import ModelError, VitreousError, listed
 from vitreous.scenes.dead_bands import without_dead_bands
 from vitreous.scenes.formats import open_scene
 from vitreous.scenes.sensors import banded
@@ -116,7 +116,7 @@ def open_collection(
         CollectionError: something does not fit.
         ConfigError: there is no such collection.
     """
-    listing = read_collection(path)
+    listing = read_collection(path, labelled=False)
     with said_once():
         scenes, faults = checked_scenes(listing, hints, contract)
     refuse(path, faults, len(listing.entries))
@@ -180,7 +180,8 @@ def _first_contract(entries: Sequence[Entry], hints: dict[str, Any]) -> BandCont
 
 
 def _in_short(error: VitreousError) -> str:
-    return str(error).replace("The model was trained on", "The first scene holds")
+    words = error.problem if isinstance(error, ModelError) else str(error)
+    return words.replace("The model was trained on", "The collection has")
 
 
 @contextmanager

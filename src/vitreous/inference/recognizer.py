@@ -15,6 +15,7 @@ from vitreous.data.image_batches import PlainBatches, Sized, loader
 from vitreous.data.image_collection import ImageStore
 from vitreous.data.levels import FACTOR
 from vitreous.errors import ModelError
+from vitreous.layers.answers import joined
 from vitreous.layers.preprocess import Preprocess
 
 BATCH = 64
@@ -57,7 +58,7 @@ class Recognizer(nn.Module):
         self, images: Float[Tensor, "batch bands height width"]
     ) -> Float[Tensor, "batch classes"]:
         """Return the classes' probabilities: of one among them, or of each by itself."""
-        scores = self(images).float()
+        scores = joined(self(images)).float()
         return scores.sigmoid() if self.several else scores.softmax(1)
 
     @property

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vitreous.errors import ModelError
+from vitreous.layers.bands import Bands
 
 
 class Restorer(nn.Module):
@@ -30,6 +32,10 @@ class Restorer(nn.Module):
         reach: pixels of context on each side beyond which the network sees next to nothing: the overlap of tiles.
         size_matters: whether it works best on tiles as large as those that it was trained on.
         checkpointing: compute activations again in the backward pass instead of keeping them.
+        band_parameters: names of the parameters that have an axis that counts bands (see ``layers/bands.py``).
+        band_axes: that axis by name, from 0, where it is not the second.
+        band_tables: those of them that hold a vector or a number for each band, as what makes the output does.
+        spectrum: what ``create_model`` was told of its bands, None where it was their number alone.
         variant: the name that it was made by, and
         arguments: what differs from that variant's own; ``create_model`` sets both.
     """
@@ -39,10 +45,14 @@ class Restorer(nn.Module):
     multiple = 1
     reach = 16
     size_matters = False
+    band_parameters: tuple[str, ...] = ()
+    band_axes: ClassVar[Mapping[str, int]] = {}
+    band_tables: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, bands: int) -> None:
         super().__init__()
         self.bands = bands
+        self.spectrum: Bands | None = None
         self.checkpointing = False
         self.variant: str | None = None
         self.arguments: dict[str, Any] = {}
@@ -73,6 +83,10 @@ class Restorer(nn.Module):
                 f"{type(self).__name__} takes (batch, {self.bands} bands, height, width), not {tuple(x.shape)}.",
                 "Select the bands it was built for, or build it with bands=.",
             )
+
+    def band_axis(self, name: str) -> int:
+        """Return which axis of a parameter counts bands."""
+        return self.band_axes.get(name, 1)
 
     def run(self, block: nn.Module, *inputs: Any) -> Any:
         """Call a block, computing its activations again in the backward pass where that is asked for."""

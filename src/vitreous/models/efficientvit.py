@@ -119,6 +119,8 @@ CARD = Card(
         "Usage: drop_path is 0 in every published model.",
         "Image size: Image sizes other than image_size are accepted; the authors' code refuses "
         "them.",
+        "Image size: Windows are no longer than the map along either axis. timm's are square, no "
+        "longer than the map's shorter side, and stay so in from_reference.",
         "Image size: The stem's stride of 16 shrinks on small images (total_stride), first in "
         "its first convolutions.",
         "Checkpoints: Checkpoints of timm's EfficientVitMsra load; it has no distillation head.",

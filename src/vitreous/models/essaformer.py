@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -220,6 +220,9 @@ class ESSAformer(Restorer):
     """
 
     reach = 12
+    band_parameters = ("first.weight", "last.weight", "last.bias")
+    band_axes: ClassVar[dict[str, int]] = {"last.weight": 0, "last.bias": 0}
+    band_tables = ("last.weight", "last.bias")
 
     def __init__(
         self,

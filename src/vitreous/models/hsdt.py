@@ -14,7 +14,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitreous.catalog.arguments import Count, Depth, Size
+from vitreous.catalog.arguments import Count, Depth, ImageSize, Size
 from vitreous.catalog.card import Card
 from vitreous.errors import ModelError, did_you_mean
 from vitreous.layers.reference import rename_keys, substitute
@@ -403,6 +403,7 @@ class HSDT(Restorer):
         self.noise_map = noise_map
         self.multiple = 2 ** len(downs)
         self.lift = None if outputs is None else nn.Conv2d(bands, outputs, 1, bias=False)
+        self.band_parameters = () if self.lift is None else ("lift.weight",)
         dims = [
             channels * 2 ** sum(down <= layer for down in downs) for layer in range(-1, half_layers)
         ]
@@ -563,8 +564,39 @@ def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = rename_keys(state_dict, functools.partial(substitute, _NAMES))
     for key, value in found.items():
         if re.search(r"\.(value|proj|fc1|fc2|gate|spectral)\.weight$", key):
-            found[key] = value[:, :, None, None] if value.ndim == 2 else value.squeeze(-1)
+            if value.ndim == 2:
+                found[key] = value[:, :, None, None]
+            elif value.ndim == 5:
+                found[key] = value.squeeze(-1)
     return found
+
+
+def read_settings(
+    weights: Mapping[str, Tensor], image_size: ImageSize | None = None
+) -> dict[str, Any]:
+    """Return what weights under our names say about options that a variant leaves open."""
+    block = "head.block."
+    queries = weights.get(f"{block}0.queries.weight")
+    lift = weights.get("lift.weight")
+    first = weights.get("head.conv.weight", weights.get("head.conv.spatial.0.weight"))
+    attention = "guided" if queries is not None else "self"
+    return {
+        "queries": 31 if queries is None else len(queries),
+        "conv": "dense" if "head.conv.weight" in weights else "s3",
+        "attention": attention if f"{block}0.value.weight" in weights else "none",
+        "feed_forward": _feed_forward_of(weights, f"{block}1."),
+        "noise_map": first is not None and first.ndim > 1 and first.shape[1] == 2,
+        "outputs": None if lift is None else len(lift),
+    }
+
+
+def _feed_forward_of(weights: Mapping[str, Tensor], part: str) -> str:
+    if f"{part}dwconv.weight" in weights:
+        return "gdfn"
+    gated = f"{part}gate.weight" in weights
+    if f"{part}fc1.weight" not in weights:
+        return "modulation" if gated else "modulated"
+    return "modulated" if gated else "plain"
 
 
 def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) -> HSDT:
@@ -572,37 +604,18 @@ def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) 
 
     Ablations are known by their weights; ``pixelwise`` and ``flex``, which have none, by these keys in ``kwargs``.
     """
-    block = "head.attn."
-    queries = state_dict.get(f"{block}attn.attn_proj.weight")
-    lift = state_dict.get("proj.weight")
+    weights = rename(state_dict)
+    settings = read_settings(weights)
+    if settings["attention"] == "guided" and kwargs.get("pixelwise"):
+        settings["attention"] = "pixelwise"
+    lift = weights.get("lift.weight")
     model = HSDT(
         bands=31 if lift is None else lift.shape[1],
         channels=kwargs["channels"],
         half_layers=kwargs["num_half_layer"],
         downs=kwargs["sample_idx"],
-        queries=31 if queries is None else len(queries),
         self_query=kwargs.get("flex", False),
-        conv="dense" if "head.conv.weight" in state_dict else "s3",
-        attention=_attention_of(state_dict, block, kwargs),
-        feed_forward=_feed_forward_of(state_dict, block),
-        noise_map=kwargs["in_channels"] == 2,
-        outputs=None if lift is None else len(lift),
+        **{**settings, "noise_map": kwargs["in_channels"] == 2},
     )
-    model.load_state_dict(rename(state_dict))
+    model.load_state_dict(weights)
     return model
-
-
-def _attention_of(state_dict: Mapping[str, Tensor], block: str, kwargs: Mapping[str, Any]) -> str:
-    if f"{block}attn.value_proj.weight" not in state_dict:
-        return "none"
-    if f"{block}attn.attn_proj.weight" not in state_dict:
-        return "self"
-    return "pixelwise" if kwargs.get("pixelwise") else "guided"
-
-
-def _feed_forward_of(state_dict: Mapping[str, Tensor], block: str) -> str:
-    if f"{block}ffn.project_in.weight" in state_dict:
-        return "gdfn"
-    if f"{block}ffn.w_1.weight" not in state_dict:
-        return "modulation" if f"{block}ffn.w_3.weight" in state_dict else "modulated"
-    return "modulated" if f"{block}ffn.w_3.weight" in state_dict else "plain"

@@ -135,6 +135,9 @@ CARD = Card(
         "Usage: small and tiny are our variants for CPUs (the paper has one size): narrower stem "
         "and backbone, and a larger initialisation (init_std), because narrow layers started at "
         "0.02 are almost silent.",
+        "Image size: Patches of any height and width from 4 x 4 pixels. A network takes the size "
+        "it was built for only, because its positions are learned for that map; load_model "
+        "resamples them for another size.",
         "Differs from the reference: Padded window cells are masked in attention (mask_padding), "
         "and adapters start at zero (zero_init). Both can be switched back.",
         "Differs from the reference: The adapter's dropout argument, which the authors never "

@@ -53,6 +53,7 @@ _LAYOUTS = {  # axes as stored, and how to bring them to (band, y, x)
     "bil": ("ybx", (1, 0, 2)),
     "bip": ("yxb", (2, 0, 1)),
 }
+_NO_CRS = {"arbitrary", "pixel", ""}  # map infos without a projection
 _NO_WAVELENGTHS = {"index", "unknown index"}
 _NO_DATA = {  # endings of what lies beside an image and is none
     *(
@@ -171,8 +172,8 @@ def open(
     bands = cube.shape[0]
     facts = settle(
         known,
-        unit=lambda: _radiometry(header, source)[0],
-        scale=lambda: _radiometry(header, source)[1],
+        unit=lambda: radiometry(header, source)[0],
+        scale=lambda: radiometry(header, source)[1],
         nodata=lambda: nodata_of(header, source),
     )
     crs, transform = _georeference(header, source)
@@ -228,7 +229,7 @@ def open_library(path: Path, wavelength_unit: str | None = None) -> Library:
             f"{source} has {cube.shape[0]} bands, which no spectral library has.", "It is an image."
         )
     bands = cube.shape[2]
-    unit, scale = _radiometry(image, source)
+    unit, scale = radiometry(image, source)
     facts = band_facts(image, bands, source, wavelength_unit, {})
     names = _names(header, "spectra names")
     if names is not None and len(names) != cube.shape[1]:
@@ -709,7 +710,8 @@ def _said_unit(header: Header, source: str) -> str:
     return "radiance" if (match["kind"] or "").lower() == "rdn" else "reflectance"
 
 
-def _radiometry(header: Header, source: str) -> tuple[str, float]:
+def radiometry(header: Header, source: str) -> tuple[str, float]:
+    """Return the unit of the values and their scale."""
     unit, scale = "dn", 1.0
     factor = _number(header, "reflectance scale factor", float, source)
     if factor is not None:
@@ -755,7 +757,14 @@ def _georeference(header: Header, source: str) -> tuple[Any, Any]:
         except (ValueError, IndexError):
             warnings.warn(f"{source} has an invalid map info; it is ignored.", stacklevel=2)
     stated = _crs_of_wkt(header.get("coordinate system string", ""), source)
-    return stated if stated is not None else crs, transform
+    crs = stated if stated is not None else crs
+    if crs is None and transform is not None and fields and fields[0].lower() not in _NO_CRS:
+        warnings.warn(
+            f"{source}: the coordinate system of its map info ({', '.join(fields[:1] + fields[7:])}) is not known; the "
+            "scene has none. Give the header a coordinate system string.",
+            stacklevel=3,
+        )
+    return crs, transform
 
 
 def _say_south_up(source: str) -> None:

@@ -27,7 +27,7 @@ import xarray as xr
 from vitreous.errors import SceneError, VitreousError
 from vitreous.files import atomic_path, write_text
 from vitreous.scenes import envi, tiff_pages
-from vitreous.scenes.attributes import number_of
+from vitreous.scenes.attributes import NODATA, key_of, number_of
 from vitreous.scenes.cube import (
     UNITS,
     LabelImage,
@@ -42,8 +42,9 @@ from vitreous.scenes.cube import (
     unlabelled_code,
 )
 from vitreous.scenes.gdal_files import RasterReader, known_grid, open_raster
+from vitreous.scenes.sensors import sensor_of_names
 from vitreous.scenes.values import Validity, converted
-from vitreous.scenes.wavelengths import from_names, spectral
+from vitreous.scenes.wavelengths import from_names, numbers_as_names, spectral
 
 TILE = 256
 STRIP_BYTES = 32 * 2**20  # written at a time
@@ -55,7 +56,11 @@ CATEGORY_LIMIT = 4096  # GDAL's category names are a list from 0 on
 _CLASS_NAMES_TAG = "CLASS_NAMES"
 ALPHA_SAMPLE = 512  # pixels a side by which an alpha band is judged
 ALPHA_BETWEEN = 0.05  # of its values may be half transparent, at edges
-_DOMAIN_KEYS = {"wavelength", "wavelength units", "fwhm", "bbl", "band names"}
+_DOMAIN_KEYS = {"wavelength", "wavelength units", "fwhm", "bbl", "band names"} | {
+    "data ignore value",
+    "reflectance scale factor",
+}
+_NODATA = {key_of(name) for name in NODATA}
 Tags = dict[str, str]
 
 
@@ -381,9 +386,13 @@ def _facts(
                 facts[name] = np.asarray(value)[list(bands)]
     if "wavelengths" not in facts:
         descriptions = [dataset.descriptions[band] or "" for band in bands]
-        facts |= _from_descriptions(descriptions, known)
-    if header and facts["nodata"] is None and "nodata" not in known:
-        facts["nodata"] = envi.nodata_of(header, source)
+        facts |= _from_descriptions(descriptions, unit, known, source)
+    for text in filter(None, (domain, header)):
+        if facts["nodata"] is None and "nodata" not in known:
+            facts["nodata"] = envi.nodata_of(text, source)
+        if (facts["unit"], facts["scale"]) == ("dn", 1.0):
+            said = dict(zip(("unit", "scale"), envi.radiometry(text, source), strict=True))
+            facts |= {name: value for name, value in said.items() if name not in known}
     return facts
 
 
@@ -416,6 +425,7 @@ def envi_domain(dataset: Any) -> envi.Header:
         for key, value in text.items()
     }
     renamed = {"wavelengths": "wavelength", "fwhms": "fwhm", "wavelength unit": "wavelength units"}
+    renamed |= {key: "data ignore value" for key in lists if key_of(key) in _NODATA}
     lists = {renamed.get(key, key): value for key, value in lists.items()}
     return {key: value for key, value in lists.items() if key in _DOMAIN_KEYS}
 
@@ -508,20 +518,28 @@ def _column(
         return None
 
 
-def _from_descriptions(descriptions: list[str], known: Mapping[str, Any]) -> dict[str, Any]:
-    """Wavelengths out of names such as ``482.5 nm`` or, for Sentinel-2, ``B8A``."""
-    from vitreous.scenes.sentinel2 import BANDS
-
+def _from_descriptions(
+    descriptions: list[str], unit: str | None, known: Mapping[str, Any], source: str
+) -> dict[str, Any]:
+    """Wavelengths out of names such as ``482.5 nm`` or ``450.5``, or of a sensor that names or the file's name give away."""
     if "wavelengths" in known:
         return {}
     centres = from_names(descriptions)
     if centres is not None:
         return {"wavelengths": centres}
+    bare = numbers_as_names(descriptions)
+    if bare is not None:
+        found = spectral(
+            bare, None, unit, f"{source} (names of its bands)", certain=unit is not None
+        )
+        return {"wavelengths": found.centres}
     # "B8A" gives Sentinel-2 away; "B05" and the like also name quite different bands of Landsat.
-    if "B8A" in descriptions and set(descriptions) <= set(BANDS):
-        bands = [BANDS[name] for name in descriptions]
-        return {"wavelengths": [b.centre for b in bands], "fwhm": [b.width for b in bands]}
-    return {}
+    names = [name.upper() for name in descriptions]
+    table = sensor_of_names(names, [Path(source).stem]) or {}
+    if not descriptions or not set(names) <= table.keys():
+        return {}
+    bands = [table[name] for name in names]
+    return {"wavelengths": [b.centre for b in bands], "fwhm": [b.fwhm for b in bands]}
 
 
 def _describe(dataset: Any, scene: xr.DataArray) -> None:

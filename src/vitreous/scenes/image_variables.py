@@ -25,8 +25,6 @@ from vitreous.scenes.wavelengths import from_names, spectral
 
 _CENTRES = ("radiation_wavelength", "central_wavelength", "center_wavelength", "centre_wavelength", "band_wavelength", "wavelength", "wavelength_nm")  # fmt: skip
 _WIDTHS = ("radiation_wavelength_width", "fwhm", "bandwidth")
-# Ocean colour and its like: the quantity, then the centre in nm.
-_QUANTITY = re.compile(r"(?:r|rrs|rho|rho[a-z]|refl|reflectance|sr|nlw|lw|lt|radiance)_?(\d{3,4})", re.I)  # fmt: skip
 _NO_BAND = {"lat", "latitude", "lon", "longitude", "x", "y", "elevation", "altitude", "dem", "height"}  # fmt: skip
 _CONVERSION = {*map(key_of, NODATA), "scale", "scalefactor", "reflectancescalefactor", "offset", "addoffset", "validmin", "validmax", "validrange"}  # fmt: skip
 _SHOWN = 12
@@ -163,9 +161,6 @@ def _own_centre(info: ArrayInfo) -> float | None:
 def _named_centre(info: ArrayInfo) -> float | None:
     """The centre in nm that a name holds (``Rrs_443``, ``refl_450nm``)."""
     name = info.name.rpartition("/")[2]
-    match = _QUANTITY.fullmatch(name)
-    if match is not None:
-        return float(match[1])
     found = from_names([re.sub(r"[_-]", " ", name)])
     return None if found is None else float(found[0])
 

@@ -38,6 +38,11 @@ _IN_NAME = re.compile(
     r"(nm|um|µm|μm|nanomet\w+|micromet\w+|microns?|angstr\w+)\b",
     re.I,
 )
+# Ocean colour and its like: the quantity, then the centre in nm.
+_QUANTITY = re.compile(
+    r"(?:rrs|rho[a-z]?|refl|reflectance|nlw|lw|lt|radiance|wavelength|wl|lambda)[ _-]?(\d{3,4}(?:\.\d+)?)",
+    re.I,
+)
 _NUMBER = re.compile(r"\s*\d+(?:\.\d+)?\s*")
 _UNIT_IN_NAME = re.compile(r"(?:^|[\s_(\[])(nm|um|µm|μm)(?:$|[\s_)\]])", re.I)
 
@@ -117,7 +122,10 @@ def spectral(
 
 
 def from_names(names: Sequence[str]) -> Floats | None:
-    """Return the band centres in nm that names such as ``Band 1 (402.4 Nanometers)`` hold, None where any has none."""
+    """Return the band centres in nm that names such as ``Band 1 (402.4 Nanometers)`` or ``Rrs_443`` hold, None where any has none."""
+    quantities = [_QUANTITY.fullmatch(name.strip()) for name in names]
+    if names and all(quantities):
+        return np.array([float(match[1]) for match in quantities if match])
     found = [_IN_NAME.findall(name) for name in names]
     if not found or not all(found):
         return None
@@ -134,7 +142,10 @@ def numbers_as_names(names: Sequence[str]) -> list[float] | None:
     if not names or not all(_NUMBER.fullmatch(name) for name in names):
         return None
     values = np.array([float(name) for name in names])
-    return values.tolist() if _is_light(values, "nm") or _is_light(values, "um") else None
+    # Whole numbers as small as micrometres count the bands.
+    counted = bool(np.all(values == np.round(values)))
+    light = _is_light(values, "nm") or (_is_light(values, "um") and not counted)
+    return values.tolist() if light else None
 
 
 def joined(

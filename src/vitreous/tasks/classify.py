@@ -14,6 +14,7 @@ from rich.console import Console
 
 from vitreous.catalog.registry import card, check_task, stage
 from vitreous.catalog.tasks import build_report_of
+from vitreous.checkpoints import classifiers
 from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.contract import BandContract
 from vitreous.data.provenance import Provenance, Seen
@@ -118,7 +119,7 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
     distillation = distillation_of(recipe)
     if net is not None:
         with torch.device("meta"):
-            runs.with_decoder(net, classifier_settings(recipe))
+            classifiers.with_decoder(net, classifier_settings(recipe))
     if recipe.adapt_method is not None:
         _check_method(recipe.adapt_method, recipe.adapt_args, "adapt", "adapt the model")
     if recipe.reduce is not None:
@@ -171,7 +172,7 @@ def evaluate(path: str | Path) -> dict[str, Any]:
     data, splits = reopened(run)
     parameters = (
         runs.parameter_counts(run.classifier)[0]
-        if isinstance(run.classifier, runs.Network)
+        if isinstance(run.classifier, classifiers.Network)
         else None
     )
     row = {
@@ -295,7 +296,7 @@ def export(path: str | Path, form: str, folder: str | Path, *, single: bool = Fa
     from vitreous.inference import export as graphs
 
     run = load_run(path)
-    if not isinstance(run.classifier, runs.Network):
+    if not isinstance(run.classifier, classifiers.Network):
         raise ModelError(
             f"'{run.name}' is not a network; only networks can be exported.",
             "Use the run itself: vitreous predict.",
@@ -497,8 +498,8 @@ def _keep(
         Seen.labels(Path(data.entries[k].scene).name, data.ground(k), splits[k], size)
         for k in learned
     )
-    runs.save_run_model(
-        folder,
+    classifiers.save_classifier(
+        folder / MODEL,
         trained.classifier,
         name=recipe.model,
         model_args=trained.model_args,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vitreous.catalog.registry import card, stage
 from vitreous.catalog.results import versions
+from vitreous.checkpoints import classifiers
 from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.regions import reduce_scene
 from vitreous.data.roles import Splits
@@ -77,12 +78,12 @@ class _Job:
     role: Literal["training", "validation"] = "validation"  # of the gate's pixels
 
     @property
-    def classifier(self) -> runs.Network:
+    def classifier(self) -> classifiers.Network:
         """The trained classifier."""
-        assert isinstance(self.run.classifier, runs.Network)
+        assert isinstance(self.run.classifier, classifiers.Network)
         return self.run.classifier
 
-    def accuracy(self, classifier: runs.Network) -> float:
+    def accuracy(self, classifier: classifiers.Network) -> float:
         """Return the share of the gate's pixels that are right, in percent."""
         right = [
             classify_pixels(classifier, self.data[k].scene, pixels)
@@ -91,7 +92,7 @@ class _Job:
         ]
         return 100 * float(np.concatenate(right).mean())
 
-    def changed(self, **more: Any) -> tuple[runs.Network, Report]:
+    def changed(self, **more: Any) -> tuple[classifiers.Network, Report]:
         """Return the classifier with the method applied."""
         net, report = apply(
             self.classifier.net, self.method, calibration=self.batches, **self.settings, **more
@@ -159,9 +160,9 @@ def compress(
     return Compressed(folder, rows, report.rows, backed_off, notes)
 
 
-def with_net(classifier: runs.Network, net: nn.Module) -> runs.Network:
+def with_net(classifier: classifiers.Network, net: nn.Module) -> classifiers.Network:
     """Return the same classifier around another network."""
-    own = runs.make_classifier(
+    own = classifiers.make_classifier(
         net, classifier.preprocess, classifier.contract, classifier.settings()
     )
     return own.eval()
@@ -172,7 +173,7 @@ def with_net(classifier: runs.Network, net: nn.Module) -> runs.Network:
 
 def _open(path: Path, method: str, settings: dict[str, Any], images: int, console: Console) -> _Job:
     run = runs.load_run(path)
-    if not isinstance(run.classifier, runs.Network):
+    if not isinstance(run.classifier, classifiers.Network):
         raise ModelError(
             f"{path} holds '{run.name}', which is not a network.", "Compress a run of a network."
         )
@@ -186,14 +187,14 @@ def _open(path: Path, method: str, settings: dict[str, Any], images: int, consol
 
 
 def calibration_batches(
-    classifier: runs.Network, data: LabelledScenes, splits: Splits, images: int, seed: int
+    classifier: classifiers.Network, data: LabelledScenes, splits: Splits, images: int, seed: int
 ) -> list[Tensor]:
     """Return batches of what the network is given in training: images around some of the training pixels.
 
     Returns:
         ``(batch, channels, side, side)`` each: patches, or in mode ``dense`` tiles.
     """
-    side = runs.image_size(classifier.settings())
+    side = classifiers.image_size(classifier.settings())
     crops = []
     for k, pixels in splits.some(TRAIN, images, seed):
         scene = data[k].scene
@@ -217,7 +218,7 @@ def calibration_batches(
 # -- the gate -----------------------------------------------------------------------------------------------
 
 
-def _within(job: _Job, max_drop: float) -> tuple[runs.Network, Report, list[str]]:
+def _within(job: _Job, max_drop: float) -> tuple[classifiers.Network, Report, list[str]]:
     """Apply the method, backing off layer by layer until the accuracy holds.
 
     Raises:
@@ -259,7 +260,7 @@ def _within(job: _Job, max_drop: float) -> tuple[runs.Network, Report, list[str]
 
 
 @torch.inference_mode()
-def sensitivity(classifier: runs.Network, batches: Sequence[Tensor]) -> list[str]:
+def sensitivity(classifier: classifiers.Network, batches: Sequence[Tensor]) -> list[str]:
     """Name the quantized layers, the one first that by itself changes the network's output most.
 
     Args:
@@ -284,7 +285,7 @@ def sensitivity(classifier: runs.Network, batches: Sequence[Tensor]) -> list[str
 
 
 def _compare(
-    job: _Job, after: runs.Network
+    job: _Job, after: classifiers.Network
 ) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
     """Measure both; return the table, and the rows of both for ``metrics.json``."""
     job.console.print("measuring accuracy and speed before and after", highlight=False)
@@ -331,8 +332,8 @@ _SHARES = {"oa": "OA, %", "aa": "AA, %", "kappa": "kappa x 100"}
 
 
 def _in_turns(
-    both: dict[str, runs.Network],
-    measure: Callable[[runs.Network], float],
+    both: dict[str, classifiers.Network],
+    measure: Callable[[classifiers.Network], float],
     best: Callable[[list[float]], float],
 ) -> dict[str, float]:
     """Measure both in turn, so that whatever else the machine does hits both alike."""
@@ -343,13 +344,13 @@ def _in_turns(
     return {key: best(values) for key, values in found.items()}
 
 
-def _latency(classifier: runs.Network, image: Tensor) -> float:
+def _latency(classifier: classifiers.Network, image: Tensor) -> float:
     """Return the median seconds of one image through the network."""
     with torch.inference_mode():
         return float(np.median(timed(lambda: classifier.net(image), LATENCY_CALLS)))
 
 
-def _weights(classifier: runs.Network) -> float:
+def _weights(classifier: classifiers.Network) -> float:
     """Return what the weights take in MiB when each is stored in as many bits as it was rounded to."""
     bits = 32 * sum(p.numel() for p in classifier.parameters())
     for _, layer in quantized_layers(classifier):
@@ -358,7 +359,7 @@ def _weights(classifier: runs.Network) -> float:
     return bits / 8 / 2**20
 
 
-def _macs(classifier: runs.Network, batch: Tensor) -> int:
+def _macs(classifier: classifiers.Network, batch: Tensor) -> int:
     return count_cost(classifier.net, *batch.shape[1:]).macs
 
 
@@ -390,7 +391,7 @@ def _notes(job: _Job, rows: list[dict[str, Any]], backed_off: list[str]) -> list
 def _write(
     job: _Job,
     folder: Path,
-    after: runs.Network,
+    after: classifiers.Network,
     report: Report,
     rows: list[dict[str, Any]],
     command: str,
@@ -419,8 +420,8 @@ def _write(
         job.run.start,
     )
     write_json(folder / runs.METRICS, metrics)
-    runs.save_run_model(
-        folder,
+    classifiers.save_classifier(
+        folder / runs.MODEL,
         after,
         name=job.run.name,
         model_args=job.run.model_args,

@@ -22,9 +22,12 @@ from vitreous.data.image_batches import (
 )
 from vitreous.data.image_collection import ImageCollection
 from vitreous.inference.recognizer import Recognizer
+from vitreous.layers.answers import joined
 from vitreous.recipe import RecognizeRecipe
 from vitreous.tasks.image_metrics import TOP, average_precision, mean_of
+from vitreous.tasks.image_teacher import ImageTeacher
 from vitreous.tasks.loop import Row, Task
+from vitreous.tasks.losses import ClassTargets, LabelTargets
 from vitreous.tasks.schedules import cosine
 
 STEPS = 1000  # of a training, where no number of epochs is given ...
@@ -45,6 +48,7 @@ class RecognizeTask(Task):
         collection: training and validation images.
         recipe: the settings.
         class_weights: of each class in the loss.
+        teacher: another run that is asked about the same images, where there is one.
     """
 
     model: Recognizer
@@ -67,11 +71,15 @@ class RecognizeTask(Task):
         collection: ImageCollection,
         recipe: RecognizeRecipe,
         class_weights: Float[Tensor, "classes"],
+        teacher: ImageTeacher | None = None,
     ) -> None:
         images = len(collection.of("train"))
         epochs = recipe.epochs or automatic_epochs(images, recipe.batch_size)
         super().__init__(recognizer, recipe, epochs, sums=3)  # loss, hits, images of this epoch
         self.collection, self.recipe, self.class_weights = collection, recipe, class_weights
+        self.teacher = teacher
+        if teacher is not None:
+            teacher.distillation.prepare(self.model)
         self.targets = torch.from_numpy(collection.targets)
         self.sized = Sized(collection.store, recognizer.size, recognizer.fill)
         self.best: dict[str, Tensor] | None = None
@@ -135,24 +143,23 @@ class RecognizeTask(Task):
             group["lr"] = self.rate(now)
         self.hooks.progress(now / self.epochs)
         scores = self.model(batch.image)
-        loss = self.loss(scores, batch.target)
+        targets = self.targets_of(batch)
+        if self.teacher is None:
+            loss = targets.loss(joined(scores))
+        else:
+            loss = self.teacher.loss(self.model, scores, batch.image, targets)
         self.manual_backward(self.objective(loss))
         self.step()
         count = len(batch.label)
-        hits = int((scores.detach().argmax(1) == batch.label.argmax(1)).sum())
+        hits = int((joined(scores).detach().argmax(1) == batch.label.argmax(1)).sum())
         total = float(loss.detach()) * count
         self.sums += torch.tensor([total, hits, count], dtype=torch.float64)
 
-    def loss(
-        self, scores: Float[Tensor, "batch classes"], targets: Float[Tensor, "batch classes"]
-    ) -> Tensor:
-        """Return the cross-entropy of one class per image, or of every class by itself."""
-        weights = self.class_weights.to(scores.device)
+    def targets_of(self, batch: ImageBatch) -> ClassTargets | LabelTargets:
+        """Return what scores are compared with: one class per image, or every class by itself."""
         if self.model.several:
-            return F.binary_cross_entropy_with_logits(scores, targets, weight=weights)
-        return F.cross_entropy(
-            scores, targets, weight=weights, label_smoothing=self.recipe.label_smoothing
-        )
+            return LabelTargets(batch.target, self.class_weights)
+        return ClassTargets(batch.target, self.class_weights, self.recipe.label_smoothing)
 
     def rate(self, epochs: float) -> float:
         """Return the learning rate: a linear warm-up, then what the schedule says."""

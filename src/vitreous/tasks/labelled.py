@@ -180,7 +180,7 @@ class LabelledScenes(Sequence[LabelledScene]):
             return [self[k] for k in range(*index.indices(len(self)))]
         return self._opened(range(len(self))[index])
 
-    @property
+    @functools.cached_property
     def names(self) -> list[str]:
         """Different names of the scenes, fit for files."""
         return unique_names(self.entries)
@@ -395,10 +395,6 @@ def _joined(
 def open_labelled(recipe: Recipe) -> LabelledScene:
     """Open the scene and labels of a recipe.
 
-    Args:
-        recipe: which names them.
-        again: those of a run, whose training has said all that is to say about its files.
-
     Raises:
         ConfigError: no labels are named, or labels of the two files do not agree in their classes.
     """
@@ -412,6 +408,11 @@ def open_labelled(recipe: Recipe) -> LabelledScene:
         if recipe.labels is not None:
             labels = _labels(recipe.labels, sample.scene, recipe)
             return _with_tests(sample.scene, labels, recipe)
+        if recipe.classes is not None:
+            raise ConfigError(
+                f"The classes of {recipe.scene} have names already.",
+                "Omit classes, or give a label file with --labels.",
+            )
         if recipe.split == "fixed":
             merged = merged_labels(sample.labels, sample.train_labels)
             return LabelledScene(sample.scene, merged, train_labels=sample.train_labels)

@@ -20,11 +20,11 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
+from vitreous.checkpoints.tensors import load_state, save_state
 from vitreous.errors import CheckpointError, ConfigError, VitreousError, shortened
 from vitreous.files import write_text
 from vitreous.layers.frozen import averaged_copy, frozen_modules, hold_frozen
 from vitreous.recipe import Settings
-from vitreous.tasks.checkpoint import load_state, save_state
 from vitreous.tasks.hooks import Hooks
 from vitreous.tasks.processes import helpers
 from vitreous.tasks.progress import EpochProgress

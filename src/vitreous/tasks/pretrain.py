@@ -23,6 +23,9 @@ from vitreous.catalog.registry import (
     system_module,
 )
 from vitreous.catalog.tasks import build_report_of
+from vitreous.checkpoints import headers
+from vitreous.checkpoints.model_files import load_model, save_model
+from vitreous.checkpoints.tensors import load_exactly, load_tensors, save_tensors
 from vitreous.data.blocks import TRAIN, VAL
 from vitreous.data.contract import BandContract
 from vitreous.data.crops import Crops, CropSource
@@ -35,11 +38,9 @@ from vitreous.layers.preprocess import Preprocess
 from vitreous.layers.pretrainer import Pretrainer
 from vitreous.recipe import PretrainRecipe
 from vitreous.tasks import runs
-from vitreous.tasks.checkpoint import load_exactly, load_tensors, save_tensors
 from vitreous.tasks.provenance import start_provenance
 from vitreous.tasks.runs import METRICS, MODEL, PREPROCESS, STATE
 from vitreous.tasks.sources import Sources, open_sources
-from vitreous.tasks.weights import load_model, save_model
 
 if TYPE_CHECKING:
     from vitreous.tasks.fit_pretrainer import PretrainTask
@@ -173,7 +174,7 @@ def load_run(path: str | Path) -> Pretrained:
             "Create one with 'vitreous pretrain'.",
         )
     tensors, header = load_tensors(path / PREPROCESS)
-    with runs.readable_header(path / PREPROCESS, header):
+    with headers.readable_header(path / PREPROCESS, header):
         contract = BandContract.from_json(header["contract"])
         with torch.device("meta"):
             preprocess = Preprocess(len(contract.used), int(header["channels"]))
@@ -270,7 +271,7 @@ def _keep(
         provenance=provenance,
     )
     header = {
-        "schema": runs.SCHEMA,
+        "schema": headers.SCHEMA,
         "kind": "preprocess",
         "contract": contract.to_json(),
         "channels": task.preprocess.channels,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vitreous.checkpoints import hub
+from vitreous.checkpoints.headers import PROVENANCE
+from vitreous.checkpoints.tensors import read_header
 from vitreous.data.provenance import Provenance, provenance_from_json
-from vitreous.tasks import hub
-from vitreous.tasks.checkpoint import read_header
-from vitreous.tasks.runs import MODEL, PROVENANCE
+from vitreous.tasks.runs import MODEL
 
 
 def start_provenance(init: str | None) -> Provenance:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ from rich.console import Console
 from vitreous.catalog.registry import check_system, check_task, create_model
 from vitreous.catalog.results import versions
 from vitreous.catalog.tasks import build_report_of
+from vitreous.checkpoints import headers
+from vitreous.checkpoints.model_files import is_model_file, load_model
+from vitreous.checkpoints.tensors import load_exactly, save_tensors
 from vitreous.data.contract import BandContract
 from vitreous.data.image_collection import ImageCollection, open_images, open_unlabelled
 from vitreous.data.provenance import (
@@ -30,6 +34,7 @@ from vitreous.data.provenance import (
 from vitreous.errors import ConfigError, ModelError
 from vitreous.files import checked, read_json, write_json, write_text
 from vitreous.inference.descriptions import RecognizerHeader
+from vitreous.inference.export_format import sha256
 from vitreous.inference.recognizer import Recognizer, image_contract
 from vitreous.layers.backbone import Backbone
 from vitreous.layers.bands import Bands
@@ -40,11 +45,11 @@ from vitreous.progress import progress_bar
 from vitreous.recipe import RecognizeRecipe
 from vitreous.scenes.cube import class_palette
 from vitreous.tasks import runs
-from vitreous.tasks.checkpoint import load_exactly, save_tensors
 from vitreous.tasks.image_metrics import THRESHOLD, image_scores
+from vitreous.tasks.image_teacher import ImageTeacher
 from vitreous.tasks.provenance import start_provenance
 from vitreous.tasks.runs import CONFIG, METRICS, MODEL, PREPROCESS, STATE
-from vitreous.tasks.weights import is_model_file, load_model
+from vitreous.tasks.teacher import Distillation
 
 if TYPE_CHECKING:
     from vitreous.tasks.fit_images import RecognizeTask
@@ -122,17 +127,30 @@ def train(
     check_recipe(recipe)
     recipe = runs.prepared(recipe, console, trained=True, networks=True)
     runs.check_start(recipe.init, TASK)
-    console.print(f"reading {recipe.images}", highlight=False)
+    console.print(f"reading {recipe.images}", highlight=False, markup=False)
     collection = open_collection(recipe, console)
     start = start_provenance(recipe.init)
+    teacher = open_teacher(recipe)
+    if teacher is not None:  # its answers tell of the labels that it has learned
+        start = (*start, *teacher.provenance)
     begun = image_leakage(start, collection.store.digests[collection.of("test")])
     size = image_size(recipe, collection)
-    check_system(recipe.model, recipe.model_args, image_size=plain_size(size))
+    if recipe.init is None:  # a file has arguments of its own
+        check_system(
+            recipe.model,
+            recipe.model_args,
+            bands=collection.store.bands,
+            image_size=plain_size(size),
+        )
     name = f"{Path(recipe.images).stem}-{recipe.model}"
     config = config_of(recipe, collection, command)
+    if teacher is not None:
+        teacher.check(collection, size)
+        config["teacher"] = teacher.noted()
     with runs.started_folder(recipe, config, name, resume=resume) as (folder, first):
         if resume:
             check_unchanged(folder, collection)
+            _check_same_teacher(folder, teacher)
         if first:
             _describe(console, collection, begun, size, folder)
         if resume and (folder / MODEL).is_file():  # it was stopped after training
@@ -142,7 +160,9 @@ def train(
                 run.start,
             )
         else:
-            trained = _fit(recipe, collection, size, folder, console, resume=resume, show=show)
+            trained = _fit(
+                recipe, collection, size, folder, teacher, console, resume=resume, show=show
+            )
             if not first:
                 return folder  # the first process does the rest
             learned = collection.store.digests[collection.of("train", "val")]
@@ -255,7 +275,7 @@ def load_run(path: str | Path) -> RecognizeRun:
     path = Path(path)
     with runs.checkpoint(path, TASK) as (tensors, header):
         checked(RecognizerHeader, header, path / MODEL, "Restore the file, or train again.")
-        runs.check_counts(header["model_args"], tensors)
+        headers.check_counts(header["model_args"], tensors)
         contract = BandContract.from_json(header["contract"])
         size = (int(header["size"][0]), int(header["size"][1]))
         names = list(header["class_names"])
@@ -272,7 +292,7 @@ def load_run(path: str | Path) -> RecognizeRun:
         several = bool(header["several"])
         recognizer = Recognizer(net, preprocess, contract, names, size, several=several)
         load_exactly(recognizer, tensors, header["name"])
-        known = provenance_from_json(header.get(runs.PROVENANCE), path.name)
+        known = provenance_from_json(header.get(headers.PROVENANCE), path.name)
         return RecognizeRun(path, recognizer.eval(), header["name"], header["model_args"], known)
 
 
@@ -292,6 +312,34 @@ def check_recipe(recipe: RecognizeRecipe) -> None:
     if recipe.init is None:
         check_system(
             recipe.model, recipe.model_args, image_size=plain_size(recipe.size or (32, 32))
+        )
+
+
+def open_teacher(recipe: RecognizeRecipe) -> ImageTeacher | None:
+    """Load the run that a recipe's network learns from; None where there is none.
+
+    Raises:
+        VitreousError: it is no finished run, or there is no such distillation.
+    """
+    if recipe.teacher is None or recipe.distill is None:
+        return None
+    distillation = Distillation.of(recipe.distill, recipe.distill_args)
+    run = load_run(recipe.teacher)
+    digest = sha256(run.path / MODEL)
+    return ImageTeacher(run.path, run.name, digest, run.recognizer, run.provenance, distillation)
+
+
+def _check_same_teacher(folder: Path, teacher: ImageTeacher | None) -> None:
+    """Refuse to go on with another teacher than the training began with.
+
+    Raises:
+        ConfigError: its weights have changed.
+    """
+    known = runs.config_at(folder).get("teacher")
+    if teacher is not None and (known or {}).get("sha256") != teacher.hash:
+        raise ConfigError(
+            f"The teacher {teacher.path} changed after the run {folder} was started.",
+            "Restore it, or start a new run.",
         )
 
 
@@ -359,9 +407,10 @@ def check_unchanged(folder: Path, collection: ImageCollection) -> None:
 # -- steps of train ---------------------------------------------------------------------------------------
 
 
-def _tell(console: Console, notes: tuple[str, ...]) -> None:
+def _tell(console: Console, notes: Sequence[str]) -> None:
+    """Print sentences that a user should know; names of files in them are not markup."""
     for note in notes:
-        console.print(f"[yellow]{note}[/yellow]", highlight=False, soft_wrap=True)
+        console.print(note, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def _describe(
@@ -379,9 +428,9 @@ def _describe(
         f"validation, {counts['test']:,} test images{drawn}, {collection.store.bands} bands; resized and cropped to "
         f"{size[0]} x {size[1]} pixels",
         highlight=False,
+        markup=False,
     )
-    for sentence in begun.sentences:
-        console.print(f"[yellow]{sentence}[/yellow]", highlight=False)
+    _tell(console, begun.sentences)
 
 
 def _fit(
@@ -389,6 +438,7 @@ def _fit(
     collection: ImageCollection,
     size: tuple[int, int],
     folder: Path,
+    teacher: ImageTeacher | None,
     console: Console,
     *,
     resume: bool,
@@ -400,7 +450,7 @@ def _fit(
     torch.manual_seed(recipe.seed)
     recognizer = _untrained(recipe, collection, size, console)
     weights = class_weights(collection, recipe.class_weights)
-    task = RecognizeTask(recognizer, collection, recipe, weights)
+    task = RecognizeTask(recognizer, collection, recipe, weights, teacher)
     fit(task, folder, resume=resume, show=show)
     trained = task.result()
     chosen = _chosen(task)
@@ -558,7 +608,7 @@ def save_recognizer(
     net = recognizer.net
     assert isinstance(net, Backbone)
     header = {
-        "schema": runs.SCHEMA,
+        "schema": headers.SCHEMA,
         "kind": KIND,
         "name": name,
         "model_args": dict(net.arguments),
@@ -568,7 +618,7 @@ def save_recognizer(
         "class_names": recognizer.class_names,
         "several": recognizer.several,
         "size": list(recognizer.size),
-        runs.PROVENANCE: provenance_to_json(provenance),
+        headers.PROVENANCE: provenance_to_json(provenance),
     }
     save_tensors(folder / MODEL, recognizer.state_dict(), header)
 
@@ -599,7 +649,7 @@ def _measure(
         "test": _scores(collection, numbers, found),
     }
     write_text(folder / PREDICTIONS, _csv(_tested_rows(collection, numbers, found)))
-    start = begun if recipe.init is not None else None
+    start = None if recipe.init is None and recipe.teacher is None else begun
     write_json(folder / METRICS, metrics_of(collection, trained.recognizer.size, [row], start))
     if recipe.report:
         console.print("writing the report", highlight=False)

@@ -28,6 +28,9 @@ from vitreous.catalog.registry import (
     system_module,
 )
 from vitreous.catalog.tasks import build_report_of
+from vitreous.checkpoints import headers
+from vitreous.checkpoints.model_files import is_model_file, load_model
+from vitreous.checkpoints.tensors import load_exactly, save_tensors
 from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.contract import BandContract
 from vitreous.data.crops import Area, Crops, sample_spectra
@@ -46,6 +49,7 @@ from vitreous.files import checked, read_json, write_json
 from vitreous.inference.descriptions import RestorerHeader
 from vitreous.inference.export_format import sha256
 from vitreous.inference.restore import TILE, SceneRestorer, restored_scene
+from vitreous.layers.bands import Bands
 from vitreous.layers.ranges import BandRange, fill_invalid
 from vitreous.layers.restorer import Restorer
 from vitreous.progress import progress_bar
@@ -57,7 +61,6 @@ from vitreous.scenes.formats import find_writer
 from vitreous.scenes.overwrite import check_overwrite
 from vitreous.scenes.samples import open_named
 from vitreous.tasks import runs
-from vitreous.tasks.checkpoint import load_exactly, save_tensors
 from vitreous.tasks.provenance import start_provenance
 from vitreous.tasks.quality import FEWEST, quality
 from vitreous.tasks.runs import CONFIG, METRICS, MODEL, STATE
@@ -309,7 +312,7 @@ def load_run(path: str | Path) -> RestoreRun:
     path = Path(path)
     with runs.checkpoint(path, TASK) as (tensors, header):
         checked(RestorerHeader, header, path / MODEL, "Restore the file, or train again.")
-        runs.check_counts(header["model_args"], tensors)
+        headers.check_counts(header["model_args"], tensors)
         contract = BandContract.from_json(header["contract"])
         with torch.device("meta"):
             net = create_model(header["name"], bands=len(contract.used), **header["model_args"])
@@ -317,7 +320,7 @@ def load_run(path: str | Path) -> RestoreRun:
         assert isinstance(net, Restorer)
         restorer = SceneRestorer(net, ranges, contract, **header["settings"])
         load_exactly(restorer, tensors, header["name"])
-        known = provenance_from_json(header.get(runs.PROVENANCE), path.name)
+        known = provenance_from_json(header.get(headers.PROVENANCE), path.name)
         return RestoreRun(path, restorer.eval(), header["name"], header["model_args"], known)
 
 
@@ -445,12 +448,11 @@ def _sources(recipe: RestoreRecipe, factor: int) -> Sources:
 
 
 def _untrained(recipe: RestoreRecipe, sources: Sources) -> SceneRestorer:
-    """Return what is to be trained: fresh, or as the run left it that it starts from."""
+    """Return what is to be trained: fresh, or as the run or model file holds it that it starts from."""
     torch.manual_seed(recipe.seed)
     scene = sources.first
-    if recipe.init is None:
-        net = create_model(recipe.model, bands=sources.contract.spectrum, **recipe.model_args)
-        assert isinstance(net, Restorer)
+    if recipe.init is None or is_model_file(recipe.init):
+        net = _network(recipe, sources.contract.spectrum)
         spectra = sources.spectra()
         ranges = BandRange.fit(spectra, recipe.range)
         contract = sources.contract.measured(spectra)
@@ -503,13 +505,33 @@ def _fit(
 def _start(recipe: RestoreRecipe) -> RestoreRun:
     """Load the run to start from, and refuse another model."""
     start = load_run(str(recipe.init))
-    if (start.name, start.model_args) != (recipe.model, recipe.model_args):
-        raise ModelError(
-            f"{recipe.init} holds '{start.name}' with {start.model_args or 'its own arguments'}, "
-            f"not '{recipe.model}' with {recipe.model_args or 'its own'}.",
-            f"Use --model {start.name} with the same arguments.",
-        )
+    _check_start(recipe, start.name, start.model_args)
     return start
+
+
+def _network(recipe: RestoreRecipe, bands: Bands) -> Restorer:
+    """Return the network for some bands, fresh or of the model file that it starts from."""
+    if recipe.init is None:
+        net = create_model(recipe.model, bands=bands, **recipe.model_args)
+    else:
+        net, report = load_model(recipe.init, bands=bands)
+        _check_start(recipe, report.made.name, report.made.model_args)
+    assert isinstance(net, Restorer)
+    return net
+
+
+def _check_start(recipe: RestoreRecipe, name: str, model_args: dict[str, Any]) -> None:
+    """Refuse to start from another model than the recipe's.
+
+    Raises:
+        ModelError: it is another one.
+    """
+    if (name, model_args) != (recipe.model, recipe.model_args):
+        raise ModelError(
+            f"{recipe.init} holds '{name}' with {model_args or 'its own arguments'}, "
+            f"not '{recipe.model}' with {recipe.model_args or 'its own'}.",
+            f"Use --model {name} with the same arguments.",
+        )
 
 
 def _start_leakage(start: Provenance, sources: Sources, factor: int) -> StartLeakage | None:
@@ -555,13 +577,13 @@ def _keep(
     config["model"] = {"name": recipe.model, "train_seconds": seconds}
     write_json(folder / CONFIG, config)
     header = {
-        "schema": runs.SCHEMA,
+        "schema": headers.SCHEMA,
         "kind": card(recipe.model).kind,
         "name": recipe.model,
         "model_args": recipe.model_args,
         "contract": restorer.contract.to_json(),
         "settings": restorer.settings(),
-        runs.PROVENANCE: provenance_to_json(provenance),
+        headers.PROVENANCE: provenance_to_json(provenance),
     }
     save_tensors(folder / MODEL, restorer.state_dict(), header)
 

@@ -6,51 +6,40 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 from torch import nn
 
-from vitreous.catalog.registry import create_model, kind_of, system_module
+from vitreous.catalog.registry import kind_of
 from vitreous.catalog.results import versions
 from vitreous.catalog.tasks import tasks, verb_of
-from vitreous.data.contract import BandContract
+from vitreous.checkpoints.classifiers import Network, build_classifier
+from vitreous.checkpoints.headers import PROVENANCE, readable_header
+from vitreous.checkpoints.tensors import load_tensors
 from vitreous.data.fingerprint import scene_fingerprint
 from vitreous.data.provenance import (
     Provenance,
     Seen,
     SeenImages,
     provenance_from_json,
-    provenance_to_json,
 )
 from vitreous.data.roles import Split, Splits
 from vitreous.errors import CheckpointError, ConfigError, VitreousError
 from vitreous.files import checked, hidden_folder, locked, read_json, task_of, write_json
-from vitreous.inference.dense_classifier import DenseClassifier
-from vitreous.inference.descriptions import EstimatorHeader, NetworkHeader
-from vitreous.inference.patch_classifier import PatchClassifier
-from vitreous.layers.bands import Bands
-from vitreous.layers.decoders import DenseNet
-from vitreous.layers.preprocess import Preprocess
-from vitreous.methods._apply import applied, reinstall
+from vitreous.methods._apply import applied
 from vitreous.models._pixel_estimator import PixelEstimator
 from vitreous.recipe import R, Recipe, SceneSettings, Settings, make_recipe
-from vitreous.tasks.checkpoint import load_exactly, load_tensors, save_tensors
 from vitreous.tasks.processes import RUN_FOLDER, is_helper, kept_environment
 
-Network: TypeAlias = PatchClassifier | DenseClassifier
-
-SCHEMA = 1
 MOST_OF_A_NAME = 10_000  # runs that only differ in the number behind their name
-LARGEST_ARGUMENT = 256  # of a model, unless a tensor in its file is that large
 MODEL, STATE, SPLIT, CONFIG, METRICS, LOG = (
     "model.safetensors",
     "state.safetensors",
@@ -60,8 +49,6 @@ MODEL, STATE, SPLIT, CONFIG, METRICS, LOG = (
     "log.csv",
 )
 PREPROCESS = "preprocess.safetensors"  # of a pre-trained run, beside its model file
-PROVENANCE = "provenance"  # in the header of every model file
-SPECTRUM = "spectrum"  # in the header of a classifier: what its network was told of its bands
 
 
 @dataclass(frozen=True)
@@ -424,59 +411,6 @@ def figures_of(folder: Path) -> TrainingFigures:
     return checked(TrainingFigures, value, folder / CONFIG, "Start the run again.")
 
 
-def save_run_model(
-    path: Path,
-    classifier: Network | PixelEstimator,
-    *,
-    name: str,
-    model_args: dict[str, Any],
-    class_names: list[str],
-    class_colors: list[str],
-    provenance: Provenance | None = None,
-    class_codes: list[int] | None = None,
-) -> None:
-    """Write ``model.safetensors``: everything that is needed to map a raw scene.
-
-    Args:
-        path: the run folder.
-        classifier: what was trained.
-        name: the system's name.
-        model_args: what differs from the variant's own arguments.
-        class_names: names of the classes from 1 on.
-        class_colors: their ``#rrggbb``.
-        provenance: the ground that its weights have learned from; None where nobody knows.
-        class_codes: the numbers that stand for the classes in a map; from 1 on where not given.
-    """
-    assert isinstance(classifier.contract, BandContract)
-    header: dict[str, Any] = {
-        "schema": SCHEMA,
-        "name": name,
-        "contract": classifier.contract.to_json(),
-        "class_names": class_names,
-        "class_colors": class_colors,
-        PROVENANCE: provenance_to_json(provenance),
-        "class_codes": class_codes or list(range(1, len(class_names) + 1)),
-    }
-    if isinstance(classifier, Network):
-        header |= {
-            "kind": "model",
-            "bands": classifier.preprocess.channels,
-            SPECTRUM: spectrum_of(classifier.net),
-            "num_classes": classifier.num_classes,
-            "model_args": model_args,
-            "methods": applied(classifier.net),
-            "settings": classifier.settings(),
-        }
-        tensors = classifier.state_dict()
-    else:
-        arrays, meta = classifier.state()
-        header |= {"kind": "estimator", "estimator": meta}
-        tensors = {
-            key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in arrays.items()
-        }
-    save_tensors(path / MODEL, tensors, header)
-
-
 def load_run(path: str | Path) -> Run:
     """Load a trained run.
 
@@ -486,12 +420,9 @@ def load_run(path: str | Path) -> Run:
     """
     path = Path(path)
     with checkpoint(path, "classify") as (tensors, header):
-        form, build = _FORMS[header["kind"]]
-        checked(form, header, path / MODEL, "Restore the file, or train again.")
-        contract = BandContract.from_json(header["contract"])
         return Run(
             path,
-            build(header, tensors, contract),
+            build_classifier(path / MODEL, tensors, header),
             header["class_names"],
             header["class_colors"],
             # Older runs only knew classes that are numbered from 1.
@@ -521,134 +452,6 @@ def checkpoint(path: Path, task: str) -> Iterator[tuple[dict[str, torch.Tensor],
     tensors, header = load_tensors(path / MODEL)
     with readable_header(path / MODEL, header):
         yield tensors, header
-
-
-@contextmanager
-def readable_header(path: Path, header: Any) -> Iterator[None]:
-    """Take what fails inside for the fault of a damaged header.
-
-    Raises:
-        CheckpointError: something does, or the file was made for a newer version.
-    """
-    try:
-        if header["schema"] != SCHEMA:
-            raise CheckpointError(
-                f"{path} has format {header['schema']}, but this version reads {SCHEMA}.",
-                "Update vitreous.",
-            )
-        yield
-    # Building from a damaged description can fail in any of these ways.
-    except (
-        LookupError,
-        TypeError,
-        AttributeError,
-        ValueError,
-        ArithmeticError,
-        RuntimeError,
-    ) as error:
-        raise CheckpointError(
-            f"The description in {path} is damaged: {error!r}.",
-            "Restore the file, or train again.",
-        ) from error
-
-
-def _network(
-    header: dict[str, Any], tensors: dict[str, torch.Tensor], contract: BandContract
-) -> Network:
-    settings = header["settings"]
-    check_counts(header["model_args"], tensors)
-    # On the meta device nothing is allocated before the file's own tensors prove the claimed sizes.
-    with torch.device("meta"):
-        net = make_net(
-            header["name"],
-            settings,
-            bands=_bands(header),
-            num_classes=header["num_classes"],
-            **header["model_args"],
-        )
-        reinstall(net, header["methods"])
-        preprocess = Preprocess(len(contract.used), header["bands"])
-    classifier = make_classifier(net, preprocess, contract, settings)
-    load_exactly(classifier, tensors, header["name"])
-    return classifier.eval()
-
-
-def _bands(header: dict[str, Any]) -> int | Bands:
-    """Return the channels that a checkpoint's network was built for."""
-    known = header.get(SPECTRUM)
-    if known is None:
-        return int(header["bands"])
-    bands = Bands.from_json(known)
-    if bands.count != header["bands"]:
-        raise ValueError(f"{header['bands']} channels are described as {bands.count}")
-    return bands
-
-
-def spectrum_of(net: nn.Module) -> dict[str, Any] | None:
-    """Return what a network was told of its bands, JSON-ready; None where it was told their number alone."""
-    bare = net.trunk if isinstance(net, DenseNet) else net
-    spectrum = getattr(bare, "spectrum", None)
-    return spectrum.to_json() if isinstance(spectrum, Bands) else None
-
-
-def _estimator(
-    header: dict[str, Any], tensors: dict[str, torch.Tensor], contract: BandContract
-) -> PixelEstimator:
-    arrays = {key: value.numpy() for key, value in tensors.items()}
-    made: PixelEstimator = system_module(header["name"]).from_state(
-        arrays, header["estimator"], contract
-    )
-    return made
-
-
-# What the header of a classifier's checkpoint must hold, and what builds it, by what the header says it is.
-_FORMS: dict[str, tuple[type[BaseModel], Callable[..., Network | PixelEstimator]]] = {
-    "model": (NetworkHeader, _network),
-    "estimator": (EstimatorHeader, _estimator),
-}
-
-
-def make_net(
-    name: str, settings: dict[str, Any], *, bands: int | Bands, num_classes: int, **model_args: Any
-) -> nn.Module:
-    """Build the network of a classifier with such ``settings()``, with fresh weights.
-
-    Raises:
-        ModelError: the model cannot be built so, or has no levels for a decoder.
-    """
-    size = image_size(settings)
-    net = create_model(name, bands=bands, num_classes=num_classes, image_size=size, **model_args)
-    return with_decoder(net, settings)
-
-
-def image_size(settings: dict[str, Any]) -> int:
-    """Return the side in pixels of the images that a classifier with such ``settings()`` gives its network."""
-    return int(settings["tile_size" if settings["mode"] == "dense" else "patch_size"])
-
-
-def with_decoder(net: nn.Module, settings: dict[str, Any]) -> nn.Module:
-    """Put a decoder behind an architecture where every pixel is labelled at once."""
-    dense = settings["mode"] == "dense"
-    return DenseNet(net, settings["decoder"], settings["width"]) if dense else net
-
-
-def make_classifier(
-    net: nn.Module, preprocess: Preprocess, contract: BandContract, settings: dict[str, Any]
-) -> Network:
-    """Join what :func:`make_net` made with its preprocessing and bands."""
-    if not isinstance(net, DenseNet):
-        return PatchClassifier(net, preprocess, contract, **settings)
-    own = {name: settings[name] for name in ("patch_size", "tile_size", "padding")}
-    return DenseClassifier(net, preprocess, contract, **own)
-
-
-def check_counts(model_args: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-    """Refuse more layers than the file could hold, before they are made one by one."""
-    most = max([LARGEST_ARGUMENT, *(max(tensor.shape, default=0) for tensor in tensors.values())])
-    for key, value in model_args.items():
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int | float) and not abs(number) <= most:
-                raise ValueError(f"{key} = {value}, more than its tensors can hold")
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:

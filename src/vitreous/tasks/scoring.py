@@ -12,6 +12,7 @@ import numpy.typing as npt
 from rich.console import Console
 
 from vitreous.catalog.registry import card
+from vitreous.checkpoints import classifiers
 from vitreous.data.blocks import TEST
 from vitreous.data.fingerprint import Ground
 from vitreous.data.overlap import seen_in_training
@@ -24,7 +25,6 @@ from vitreous.inference.windows import SceneClassifier
 from vitreous.models._pixel_estimator import PixelEstimator
 from vitreous.progress import progress_bar
 from vitreous.recipe import Recipe
-from vitreous.tasks import runs
 from vitreous.tasks.division import learned_from
 from vitreous.tasks.labelled import LabelledScene, LabelledScenes
 from vitreous.tasks.metrics import Part, scores, scores_of
@@ -37,7 +37,7 @@ Ints = npt.NDArray[np.int64]
 Classify = Callable[[int, Ints], Ints]  # a scene's number and flat pixels to their classes
 
 
-def receptive_size(classifier: runs.Network | PixelEstimator) -> int:
+def receptive_size(classifier: classifiers.Network | PixelEstimator) -> int:
     """Return the side of the square around a training pixel that is learned from."""
     if isinstance(classifier, PixelEstimator):
         return 2 * classifier.margin + 1
@@ -86,7 +86,7 @@ def score(
 
 
 def test_figures(
-    classifier: runs.Network | PixelEstimator,
+    classifier: classifiers.Network | PixelEstimator,
     data: LabelledScenes,
     splits: Splits,
     class_names: list[str] | None = None,

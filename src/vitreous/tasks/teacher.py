@@ -25,6 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitreous.catalog.registry import stage, system_module
+from vitreous.checkpoints import classifiers
 from vitreous.data.provenance import Provenance
 from vitreous.data.regions import gather_patches, orient, patch_index
 from vitreous.errors import ConfigError, ModelError
@@ -103,12 +104,12 @@ class SceneTeacher:
     def __init__(self, path: str | Path, recipe: Recipe) -> None:
         self.path = Path(path)
         self.run = runs.load_run(self.path)
-        if not isinstance(self.run.classifier, runs.Network):
+        if not isinstance(self.run.classifier, classifiers.Network):
             raise ModelError(
                 f"The teacher {path} holds '{self.run.name}', which is not a network.",
                 "Give a run of a network.",
             )
-        self.classifier: runs.Network = self.run.classifier
+        self.classifier: classifiers.Network = self.run.classifier
         frozen(self.classifier)
         self.hash = sha256(self.path / runs.MODEL)
         if isinstance(self.classifier, DenseClassifier) and (
@@ -185,7 +186,7 @@ class SceneTeacher:
             ) from error
 
     def lift(
-        self, student: runs.Network, scene: xr.DataArray
+        self, student: classifiers.Network, scene: xr.DataArray
     ) -> Float[Tensor, "channels student_channels"]:
         """Return what turns noise on the student's channels into noise on its own.
 

@@ -15,6 +15,8 @@ import xarray as xr
 from rich.console import Console
 
 from vitreous.catalog.registry import card, system_module
+from vitreous.checkpoints import classifiers
+from vitreous.checkpoints.model_files import is_model_file, load_model
 from vitreous.data.blocks import TRAIN, VAL
 from vitreous.data.contract import BandContract
 from vitreous.data.packed import PackedImage
@@ -43,7 +45,6 @@ from vitreous.tasks import runs
 from vitreous.tasks.division import training_spectra
 from vitreous.tasks.labelled import LabelledScenes
 from vitreous.tasks.runs import MODEL, PREPROCESS, STATE, load_run
-from vitreous.tasks.weights import is_model_file, load_model
 
 if TYPE_CHECKING:
     from vitreous.tasks.fit import Choice, Lesson, TrainingData
@@ -71,7 +72,7 @@ class Trained:
         choice: the epoch that validation pixels chose, where they did.
     """
 
-    classifier: runs.Network | PixelEstimator
+    classifier: classifiers.Network | PixelEstimator
     seconds: float
     parameters: int | None = None
     trainable: int | None = None
@@ -175,7 +176,7 @@ def drop_states(folder: Path) -> None:
 
 def _make_classifier(
     recipe: Recipe, data: LabelledScenes, splits: Splits, contract: BandContract, console: Console
-) -> tuple[runs.Network, dict[str, Any]]:
+) -> tuple[classifiers.Network, dict[str, Any]]:
     """Return what is to be trained, and the arguments that rebuild its network."""
     settings = classifier_settings(recipe)
     count = len(data.class_names)
@@ -183,7 +184,9 @@ def _make_classifier(
     if recipe.init is None:
         preprocess = _fit_preprocess(recipe, data, splits)
         bands = input_bands(recipe, contract, preprocess)
-        net = runs.make_net(recipe.model, settings, bands=bands, num_classes=count, **model_args)
+        net = classifiers.make_net(
+            recipe.model, settings, bands=bands, num_classes=count, **model_args
+        )
     elif is_model_file(recipe.init):
         preprocess = _fit_preprocess(recipe, data, splits)
         bands = input_bands(recipe, contract, preprocess)
@@ -208,7 +211,7 @@ def _make_classifier(
     net = _with_adapters(net, recipe)
     if recipe.reduce is not None:
         net = methods.apply(net, recipe.reduce, **recipe.reduce_args).model
-    return runs.make_classifier(net, preprocess, contract, settings), model_args
+    return classifiers.make_classifier(net, preprocess, contract, settings), model_args
 
 
 def _with_adapters(net: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
@@ -233,7 +236,7 @@ def _with_adapters(net: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
     return net
 
 
-def _freeze(classifier: runs.Network, recipe: Recipe) -> None:
+def _freeze(classifier: classifiers.Network, recipe: Recipe) -> None:
     """Let only those parameters train that the recipe names from the beginning."""
     if recipe.adapt == "head_only":
         classifier.requires_grad_(False)
@@ -254,10 +257,10 @@ def classifier_settings(recipe: Recipe) -> dict[str, Any]:
 
 def _start_from(
     recipe: Recipe, scene: xr.DataArray, contract: BandContract, settings: dict[str, Any]
-) -> tuple[runs.Network, dict[str, Any]]:
+) -> tuple[classifiers.Network, dict[str, Any]]:
     """Load the run that training starts from; its preprocessing comes along, because its weights expect it."""
     start = load_run(str(recipe.init))
-    if not isinstance(start.classifier, runs.Network) or start.name != recipe.model:
+    if not isinstance(start.classifier, classifiers.Network) or start.name != recipe.model:
         raise ModelError(
             f"The run {recipe.init} trained '{start.name}', not '{recipe.model}'.",
             f"Use --model {start.name}.",
@@ -361,7 +364,7 @@ def _start_from_file(
         file,
         bands=bands,
         num_classes=count,
-        image_size=runs.image_size(settings),
+        image_size=classifiers.image_size(settings),
         new_head=True,
     )
     made = report.made
@@ -375,7 +378,7 @@ def _start_from_file(
             "Omit --model-args: they come with the weights.",
         )
     console.print(f"starting from {report}", highlight=False, markup=False, soft_wrap=True)
-    return runs.with_decoder(net, settings), made.model_args
+    return classifiers.with_decoder(net, settings), made.model_args
 
 
 def distillation_of(recipe: Recipe) -> Distillation | None:
@@ -391,7 +394,7 @@ def training_data(
     recipe: Recipe,
     data: LabelledScenes,
     splits: Splits,
-    classifier: runs.Network,
+    classifier: classifiers.Network,
     teacher: SceneTeacher | None = None,
 ) -> TrainingData:
     """Return what a network learns from and is validated on.
@@ -439,7 +442,7 @@ def training_data(
 
 
 def _lesson(
-    recipe: Recipe, data: LabelledScenes, classifier: runs.Network, teacher: SceneTeacher
+    recipe: Recipe, data: LabelledScenes, classifier: classifiers.Network, teacher: SceneTeacher
 ) -> Lesson:
     from vitreous.tasks.fit import Lesson
 
@@ -452,7 +455,7 @@ def _lesson(
 def _cube(
     data: LabelledScenes,
     index: int,
-    classifier: runs.Network,
+    classifier: classifiers.Network,
     taking: npt.NDArray[np.bool_],
     reach: int,
     padding: str,

@@ -15,15 +15,15 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from vitreous.errors import CheckpointError, VitreousError
-from vitreous.tasks import checkpoint
-from vitreous.tasks.checkpoint import (
+from vitreous.checkpoints import tensors as checkpoint
+from vitreous.checkpoints.tensors import (
     load_exactly,
     load_state,
     load_tensors,
     save_state,
     save_tensors,
 )
+from vitreous.errors import CheckpointError, VitreousError
 
 
 def same(a, b):

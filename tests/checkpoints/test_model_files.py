@@ -14,12 +14,14 @@ from safetensors.torch import save_file
 
 from fixtures_reader import load_fixture
 from vitreous.catalog.registry import create_model
+from vitreous.checkpoints import hub
+from vitreous.checkpoints.convert import convert
+from vitreous.checkpoints.foreign import read_foreign
+from vitreous.checkpoints.load_report import PartialLoadError
+from vitreous.checkpoints.model_files import load_model, save_model
+from vitreous.checkpoints.tensors import load_exactly, load_tensors, save_tensors
 from vitreous.errors import CheckpointError, ModelError, VitreousError
 from vitreous.layers.bands import Bands
-from vitreous.tasks import hub
-from vitreous.tasks.checkpoint import load_exactly, load_tensors, save_tensors
-from vitreous.tasks.foreign import read_foreign
-from vitreous.tasks.weights import PartialLoadError, convert, load_model, save_model
 from vitreous.testing import images, make
 
 RGB = Bands(3, (665.0, 560.0, 490.0), (30.0, 35.0, 65.0), ("B04", "B03", "B02"))
@@ -471,3 +473,82 @@ def test_without_the_client_nothing_is_written(rgb, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
     with pytest.raises(VitreousError, match=r"vitreous\[hub\]"):
         load_model("hf://someone/model")
+
+
+# -- restorers ----------------------------------------------------------------------------------------------
+
+
+RESTORERS = {
+    "essaformer": ({"dim": 16, "scale": 4}, lambda x: x, 6),
+    "hsdt": ({"channels": 4, "half_layers": 3, "downs": [1]}, lambda x: x[:, 0], 31),
+}
+
+
+@pytest.mark.parametrize("slug", RESTORERS)
+def test_checkpoints_of_restorers_are_converted(slug, tmp_path):
+    """What its authors' network makes of a cube, a converted file's does; also after it was written and read."""
+    arguments, cube_of, bands = RESTORERS[slug]
+    fixture = load_fixture(slug)
+    torch.save({"state_dict": fixture["state_dict"]}, tmp_path / "w.pth")
+    given = {"bands": bands} if slug == "hsdt" else {}
+    model, report = convert(tmp_path / "w.pth", f"{slug}_test", model_args=arguments, **given)
+    assert report.complete and report.layout.startswith("the authors'")
+    assert report.found.endswith("parameters") and report.made.num_classes is None
+    x, expected = cube_of(fixture["input"]), cube_of(fixture["output"])
+    torch.testing.assert_close(_scores(model, x), expected, rtol=1e-4, atol=1e-5)
+    again, _ = load_model(save_model(model, tmp_path / "m.safetensors", bands=report.bands))
+    torch.testing.assert_close(_scores(again, x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_restorer_is_made_for_other_bands(tmp_path):
+    """Twice every band in, twice every band out."""
+    fixture = load_fixture("essaformer")
+    torch.save(fixture["state_dict"], tmp_path / "w.pth")
+    model, report = convert(
+        tmp_path / "w.pth", "essaformer_test", model_args={"dim": 16, "scale": 4}, bands=12
+    )
+    assert (report.method, report.adapted) == (
+        "repeat", ("first.weight", "last.weight", "last.bias"),
+    )  # fmt: skip
+    restored = _scores(model, fixture["input"].repeat(1, 2, 1, 1))
+    torch.testing.assert_close(restored, fixture["output"].repeat(1, 2, 1, 1), rtol=1e-4, atol=1e-5)
+
+
+def test_options_of_a_restorer_are_read_off_its_weights(tmp_path):
+    for kept in ({"queries": 5, "conv": "dense", "feed_forward": "gdfn"}, {"attention": "self"}):
+        model = create_model("hsdt_test", bands=4, **kept).eval()
+        torch.save(model.state_dict(), tmp_path / "w.pth")
+        _, report = convert(tmp_path / "w.pth", "hsdt_test", bands=4)
+        assert report.made.model_args == kept
+
+
+@pytest.mark.parametrize("wrong", [{"num_classes": 3}, {"image_size": 32}])
+def test_classes_and_sizes_of_restorers_are_refused(wrong, tmp_path):
+    path = save_model(create_model("essaformer_test", bands=3), tmp_path / "m.safetensors")
+    torch.save(load_fixture("essaformer")["state_dict"], tmp_path / "w.pth")
+    for load in (lambda: load_model(path, **wrong), lambda: convert(tmp_path / "w.pth", "essaformer_test", **wrong)):  # fmt: skip
+        with pytest.raises(ModelError, match="has no classes") as refused:
+            load()
+        assert refused.value.fix == f"Omit {next(iter(wrong))}."
+
+
+def test_filters_have_no_weights_to_convert(tmp_path):
+    torch.save(load_fixture("essaformer")["state_dict"], tmp_path / "w.pth")
+    with pytest.raises(ModelError, match="'bicubic' is not a network"):
+        convert(tmp_path / "w.pth", "bicubic")
+    with pytest.raises(
+        CheckpointError, match=r"looks like the authors' ESSAformer, not like vit_test"
+    ):
+        convert(tmp_path / "w.pth", "vit_test")
+
+
+def test_weights_of_oblong_images_need_their_height_and_width(tmp_path):
+    model = create_model("vit_test", bands=3, num_classes=5, image_size=(9, 21), token_size=3)
+    torch.save(_timm(model), tmp_path / "w.pth")
+    given = {"model_args": {"token_size": 3}}
+    with pytest.raises(PartialLoadError, match=r"were not square, give their height and width"):
+        convert(tmp_path / "w.pth", "vit_test", **given)
+    again, report = convert(tmp_path / "w.pth", "vit_test", image_size=(9, 21), **given)
+    assert report.complete and report.resized == ()
+    x = images(2, 3, (9, 21))
+    torch.testing.assert_close(_scores(again, x), _scores(model, x))

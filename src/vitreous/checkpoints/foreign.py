@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from vitreous.catalog.tensors import WRAPPERS, without_prefix
+from vitreous.checkpoints.tensors import MAX_TENSORS, read_safetensors
 from vitreous.errors import CheckpointError
-from vitreous.tasks.checkpoint import MAX_TENSORS, read_safetensors
 
 PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 MOST_BYTES = 64 * 2**30
