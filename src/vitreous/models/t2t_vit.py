@@ -110,6 +110,7 @@ CARD = Card(
     ],
 )
 
+LIFTED = 2.0**20
 PERFORMER_DROPOUT = 0.1  # after projection and feed-forward; the softmax token layers have none
 
 
@@ -149,10 +150,14 @@ class RandomFeatureCore(nn.Module):
     ) -> Float[Tensor, "batch heads queries value_width"]:
         """Attend; there are no scores that a bias or a grid could be about."""
         with _full_precision(query.device):
-            asked, offered = self.features(query), self.features(key)
+            asked, offered, eps = self.features(query), self.features(key), self.eps
+            if (
+                torch.compiler.is_exporting()
+            ):  # graph optimisers take 1e-8 for nothing; a power of two keeps every bit
+                asked, eps = asked * LIFTED, eps * LIFTED
             mixed = asked @ (offered.transpose(-2, -1) @ value.float())
             total = asked @ offered.sum(-2).unsqueeze(-1)
-            return (mixed / (total + self.eps)).to(value.dtype)
+            return (mixed / (total + eps)).to(value.dtype)
 
 
 class NeighbourhoodNorm(nn.Module):
