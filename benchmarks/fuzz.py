@@ -80,14 +80,14 @@ class Tally:
         """Record what is known so far."""
         sums = self._sums()
         tried, faults = sum(sums.values()), sum(sums[what] for what in COLUMNS if what not in WELL)
+        apart = f" ({sums[fuzzing.APART]:,} only with --untrusted)" if sums[fuzzing.APART] else ""
         write_result(
             self.path,
             title="Damaged files",
             command="python benchmarks/fuzz.py",
             rows=self.rows(),
             conclusion=f"{tried:,} damaged inputs of {len(self.counts)} kinds: {sums[fuzzing.OPENED]:,} opened, "
-            f"{sums[fuzzing.WORDS] + sums[fuzzing.APART]:,} answered in words, of these {sums[fuzzing.APART]:,} only with "
-            f"--untrusted (libhdf5 crashed or looped), {faults:,} at fault.",
+            f"{sums[fuzzing.WORDS] + sums[fuzzing.APART]:,} answered in words{apart}, {faults:,} at fault.",
             counts=self.counts,
             faults=self.faults,
         )

@@ -28,6 +28,7 @@ from scipy import stats
 
 from vitreous.catalog.registry import card, create_model
 from vitreous.catalog.results import percent, write_result
+from vitreous.checkpoints.model_files import save_model
 from vitreous.data.image_lists import list_images
 from vitreous.files import read_json
 from vitreous.inference.bench import one_thread
@@ -36,7 +37,6 @@ from vitreous.recipe import RecognizeRecipe, make_recipe
 from vitreous.scenes import open_scene, write_scene
 from vitreous.tasks import recognize
 from vitreous.tasks.miniature import scaled_init
-from vitreous.tasks.weights import save_model
 
 RESULT = RESULTS / "recognition.json"
 TITLE = "Small networks on images, trained identically"

@@ -35,6 +35,7 @@ OWN_PAGE = {
     "leaderboard": "leaderboard.md",
     "compression": "compression.md",
     "integers": "compression.md",
+    "fuzz": "scenes.md",
     "recognition": "recognition.md",
     "image_reading": "recognition.md",
 }
@@ -184,6 +185,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "compression": partial(result, "compression"),
     "integers": partial(result, "integers"),
     "leaderboard": partial(result, "leaderboard"),
+    "fuzz": partial(result, "fuzz"),
     "recognition": partial(result, "recognition"),
     "image_reading": partial(result, "image_reading"),
     "reproductions": reproductions,

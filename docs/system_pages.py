@@ -15,7 +15,7 @@ from records import Record, Row, benchmark, folded, inline, reproductions, table
 from vitreous.catalog.card import Card
 from vitreous.catalog.kinds import KINDS
 from vitreous.catalog.lookup import load
-from vitreous.catalog.registry import STAGES, cards, stage
+from vitreous.catalog.registry import STAGES, TRAINING_STAGES, cards, stage
 from vitreous.catalog.tasks import TASKS
 
 IMAGE_SIDE = costs.IMAGE["image_size"]
@@ -309,7 +309,7 @@ def _order(card: Card) -> tuple[int, int, str]:
     kinds = list(KINDS)
     return (
         kinds.index(card.kind),
-        STAGES.index(stage(card.slug)) if card.kind == "method" else 0,
+        (*TRAINING_STAGES, *STAGES).index(stage(card.slug)) if card.kind == "method" else 0,
         card.slug,
     )
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from vitreous.catalog.registry import create_model as create_model
     from vitreous.catalog.registry import from_reference as from_reference
     from vitreous.catalog.registry import list_models as list_models
+    from vitreous.checkpoints.convert import convert as convert
+    from vitreous.checkpoints.model_files import load_model as load_model
+    from vitreous.checkpoints.model_files import save_model as save_model
     from vitreous.data.degradations import degradation as degradation
     from vitreous.data.degradations import degraded_scene as degraded_scene
     from vitreous.errors import VitreousError as VitreousError
@@ -48,9 +51,6 @@ if TYPE_CHECKING:
     from vitreous.tasks.pretrain import train as pretrain  # noqa: F401
     from vitreous.tasks.recognize import train as recognize  # noqa: F401
     from vitreous.tasks.restore import train as restore  # noqa: F401
-    from vitreous.tasks.weights import convert as convert
-    from vitreous.tasks.weights import load_model as load_model
-    from vitreous.tasks.weights import save_model as save_model
 
 # Where each name lives; a home ends in ``:name`` where it has another name there. What the command line does has the
 # name of its verb, with a noun where that alone would not tell what it is done to.
@@ -92,9 +92,9 @@ _HOMES = {
     "apply": "vitreous.methods._apply",
     "Bands": "vitreous.layers.bands",
     "adapt_bands": "vitreous.layers.bands",
-    "load_model": "vitreous.tasks.weights",
-    "save_model": "vitreous.tasks.weights",
-    "convert": "vitreous.tasks.weights",
+    "load_model": "vitreous.checkpoints.model_files",
+    "save_model": "vitreous.checkpoints.model_files",
+    "convert": "vitreous.checkpoints.convert",
     # measurements
     "bench_model": "vitreous.inference.bench",
     "bench_run": "vitreous.tasks.bench",

@@ -26,6 +26,7 @@ from vitreous.catalog.registry import (
     sizes_for,
     stage,
 )
+from vitreous.checkpoints.model_files import load_model, save_model
 from vitreous.errors import ModelError
 from vitreous.layers.answers import Answer
 from vitreous.layers.backbone import Backbone
@@ -36,7 +37,6 @@ from vitreous.methods._apply import Applied, applied, apply, reinstall
 from vitreous.methods.adapt._freeze import freeze_base
 from vitreous.tasks.losses import ClassTargets
 from vitreous.tasks.teacher import Distillation
-from vitreous.tasks.weights import load_model, save_model
 
 SMALL = 0.2  # spread of parameters that were constant
 VARIATION = 0.1, 30.0  # of outputs over images

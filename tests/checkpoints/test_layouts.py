@@ -1,6 +1,7 @@
 """Files that people download: timm's layouts at full size, wrappers around networks, and damaged values."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,19 +9,17 @@ from safetensors.torch import save_file
 
 from timm_fixtures import timm_fixture, timm_layouts
 from vitreous.catalog.registry import create_model, system_module
+from vitreous.checkpoints import assembly
+from vitreous.checkpoints import convert as others
+from vitreous.checkpoints.blueprints import Blueprint
+from vitreous.checkpoints.convert import convert
 from vitreous.checkpoints.foreign import read_foreign
 from vitreous.checkpoints.layouts import recognise
+from vitreous.checkpoints.load_report import PartialLoadError
+from vitreous.checkpoints.model_files import load_model, save_model
 from vitreous.checkpoints.tensors import load_tensors, save_tensors
 from vitreous.errors import CheckpointError
 from vitreous.layers.bands import Bands
-from vitreous.tasks import weights
-from vitreous.tasks.weights import (
-    Blueprint,
-    PartialLoadError,
-    convert,
-    load_model,
-    save_model,
-)
 from vitreous.testing import images, make
 
 # timm's name: the variant, millions of parameters as published, what the weights say beyond it.
@@ -89,20 +88,20 @@ def test_every_full_size_layout_is_accounted_for(timm):
     layout = recognise(theirs)
     assert layout is not None and variant.startswith(layout.slug)
     ours = system_module(variant).rename(theirs)
-    probe, read = weights._read_settings(Blueprint(variant, {}, Bands(3), 2, 224), ours)
+    probe, read = others._read_settings(Blueprint(variant, {}, Bands(3), 2, 224), ours)
     assert read == options
-    probe = weights._usual_size(ours, probe)
+    probe = others._usual_size(ours, probe)
     expected = {"token_size": 518}.get(next((k for k in options if k == "token_size"), ""), 224)
     assert probe.image_size == SIZES.get(variant, expected)
-    classes = weights._count_classes(ours, probe)
+    classes = others._count_classes(ours, probe)
     assert classes == (None if "dinov2" in timm else 1000)
-    own = weights.replace(probe, num_classes=classes or 2).build_empty().state_dict()
-    head = () if classes else weights.head_parameters(probe)
+    own = replace(probe, num_classes=classes or 2).build_empty().state_dict()
+    head = () if classes else assembly.head_parameters(probe)
     assert {k: v.shape for k, v in own.items() if k not in head} == {
         k: v.shape for k, v in ours.items()
     }
-    assert round(weights._count_parameters(ours) / 1e6, 1) == millions
-    assert weights._variant_like(layout.slug, ours) == variant
+    assert round(others._count_parameters(ours) / 1e6, 1) == millions
+    assert others._variant_like(layout.slug, ours) == variant
 
 
 @pytest.mark.parametrize("timm", ELSEWHERE)

@@ -9,13 +9,13 @@ from typer.testing import CliRunner
 from fixtures_reader import load_fixture
 from smooth_scene import restore_settings, write_smooth_scene
 from tiny_scene import tiny_recipe, write_scene
+from vitreous.checkpoints.model_files import load_model
 from vitreous.cli.main import app
 from vitreous.errors import ModelError
 from vitreous.recipe import Recipe, RestoreRecipe, make_recipe
 from vitreous.tasks import restore
 from vitreous.tasks.classify import train
 from vitreous.tasks.runs import load_run
-from vitreous.tasks.weights import load_model
 from vitreous.testing import make
 
 

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from vitreous.catalog.registry import check_system, create_model
+from vitreous.checkpoints.model_files import load_model, save_model
 from vitreous.checkpoints.tensors import load_tensors
 from vitreous.errors import ModelError
 from vitreous.layers.backbone import stem_stride
 from vitreous.layers.decoders import DECODERS, DenseNet
 from vitreous.layers.sizes import as_size, plain_size
 from vitreous.layers.windows import DistanceBias, RelativePositionBias
-from vitreous.tasks.weights import load_model, save_model
 from vitreous.testing import images, make
 
 

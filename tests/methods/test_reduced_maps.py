@@ -89,12 +89,12 @@ def test_merged_tokens_return_to_all_that_they_stand_for():
             for image, own in enumerate(members)
         ]
         tokens = groups.sum(tokens)
-    back = unmerged(tokens, carry)
-    for image in range(2):
-        for group, those in enumerate(members[image]):
-            for place in those:
-                assert torch.equal(back[image, place], tokens[image, group])
-                torch.testing.assert_close(back[image, place], x[image, sorted(those)].sum(0))
+        back = unmerged(tokens, carry)
+        for image in range(2):
+            for group, those in enumerate(members[image]):
+                for place in those:
+                    assert torch.equal(back[image, place], tokens[image, group])
+                    torch.testing.assert_close(back[image, place], x[image, sorted(those)].sum(0))
 
 
 def test_tokens_without_a_place_do_not_return():

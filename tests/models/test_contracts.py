@@ -9,10 +9,12 @@ from safetensors.torch import load_file
 
 from vitreous import testing
 from vitreous.catalog.registry import cards, create_model
+from vitreous.checkpoints.assembly import adapt
+from vitreous.checkpoints.convert import count_bands
+from vitreous.checkpoints.model_files import load_model, save_model
 from vitreous.errors import ModelError
 from vitreous.layers.backbone import Backbone, FeatureInfo
 from vitreous.layers.bands import Bands
-from vitreous.tasks.weights import _adapt, _count_bands, load_model, save_model
 
 SLUGS = [entry.slug for entry in cards() if entry.kind == "model"]
 TWO_HEADED = [
@@ -224,8 +226,8 @@ def test_weights_of_bands_on_the_first_axis_are_adapted():
     source, target = Bands(4, (450.0, 550.0, 650.0, 850.0)), Bands(2, (655.0, 455.0))
     model = Bandwise(2)
     weights = {key: value.clone() for key, value in Bandwise(4).state_dict().items()}
-    adapted, names, how, _ = _adapt(weights, model, source, target, "auto")
+    adapted, names, how, _ = adapt(weights, model, source, target, "auto")
     assert (names, how) == (["gain", "table"], "nearest")
     assert adapted["gain"].shape == (2,) and adapted["table"].shape == (2, 6)
     probe = SimpleNamespace(build_empty=lambda: model)
-    assert _count_bands({"table": torch.zeros(7, 6)}, probe) == 7
+    assert count_bands({"table": torch.zeros(7, 6)}, probe) == 7

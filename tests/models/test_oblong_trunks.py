@@ -9,8 +9,8 @@ import torch.nn.functional as F
 import vitreous
 from fixtures_reader import load_fixture
 from vitreous.catalog.registry import create_model, system_module
+from vitreous.checkpoints.convert import convert
 from vitreous.layers.positions import resize_positions
-from vitreous.tasks.weights import convert
 from vitreous.testing import images, make
 
 NETWORKS = [
@@ -157,6 +157,22 @@ def laid_out(x, side, grid):
     return patches.transpose(3, 4).flatten(4, 5).flatten(2, 3)
 
 
+@pytest.mark.parametrize("name", ["adaptformer", "repq_vit"])
+@torch.no_grad()
+def test_methods_take_oblong_images_as_square_ones(name):
+    """Patches in a strip have the scores that they have in a square: to a method they are tokens."""
+    torch.manual_seed(0)
+    sizes = {"bands": 4, "num_classes": 5}
+    square = create_model("vit_test", image_size=12, **sizes).eval()
+    strip = create_model("vit_test", image_size=(6, 24), **sizes).eval()
+    strip.load_state_dict(square.state_dict())
+    batch = images(16, 4, 12)
+    as_strip = laid_out(batch, 3, (2, 8))
+    found = vitreous.apply(strip, name, calibration=[as_strip]).model
+    expected = vitreous.apply(square, name, calibration=[batch]).model
+    torch.testing.assert_close(found(as_strip), expected(batch), rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("as_list", [False, True])
 @pytest.mark.parametrize(
     ("slug", "key", "output"),
@@ -245,3 +261,6 @@ def test_channelvits_table_is_that_of_the_first_side():
     oblong = {**weights, "pos_embed": torch.randn(1, 1 + 4 * 8, 32)}
     model = vitreous.from_reference("channelvit", oblong, {**kwargs, "img_size": (16, 32)})
     assert model.grid == (4, 8)
+    image = oblong["pos_embed"][:, 1:].mT.reshape(1, -1, 4, 8)
+    stretched = F.interpolate(image, scale_factor=(5.1 / 4, 6.1 / 8), mode="bicubic")
+    torch.testing.assert_close(model.position_table((5, 6), 3)[:, 1:], stretched.flatten(2).mT)

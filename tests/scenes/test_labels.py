@@ -336,6 +336,31 @@ def test_zero_and_sentinels_in_an_attribute(tmp_path):
     assert sum(w.category is UserWarning for w in said) == 1
 
 
+@pytest.mark.parametrize(
+    ("values", "codes", "words"),
+    [
+        ([255, 1, 2], [1, 2], "1 features with 255"),
+        ([255, 1, -1], [1], "2 features with -1, 255"),
+        ([255, 200, 2], [2, 200, 255], None),
+        ([255, 0, 255], [0, 255], None),
+        ([65535, 30, 2], [2, 30], "1 features with 65535"),
+        (["no data", "corn", "wheat"], [1, 2], "1 features with 'no data'"),
+        (["Unclassified", "corn", " N/A "], [1], "2 features with 'N/A', 'Unclassified'"),
+        (["unknown", "background", "wheat"], [1, 2, 3], None),
+    ],
+)
+def test_features_that_say_they_have_no_class(tmp_path, values, codes, words):
+    features(values).to_file(tmp_path / "x.gpkg")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert open_labels(tmp_path / "x.gpkg", scene()).class_codes == codes
+    found = [str(w.message) for w in said if "are treated as unlabelled" in str(w.message)]
+    assert len(found) == (words is not None)
+    assert all(words in message for message in found)
+    every = open_labels(tmp_path / "x.gpkg", scene(), nodata="none")
+    assert len(every.class_codes) == len({str(v).strip() for v in values})
+
+
 def test_blanks_around_names_do_not_count(tmp_path):
     features([" corn", "corn ", ""]).to_file(tmp_path / "x.gpkg")
     with pytest.warns(UserWarning) as said:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import h5py
 import numpy as np
 import pytest
 import rasterio
+import xarray as xr
 from affine import Affine
 from rasterio.windows import Window
 
@@ -245,3 +247,53 @@ def test_pixels_of_size_0_are_no_place(tmp_path):
     assert np.isnan(read_window(masked, slice(0, 4), slice(0, 5))).all()
     with pytest.warns(UserWarning, match="pixels of size 0"):
         assert open_labels(tmp_path / "flat.tif", like=placed).values.min() == 1
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_coordinates_are_as_even_as_their_type_can_say(tmp_path, dtype):
+    """Degrees of 30 m in float32 are rounded to 3 % of a pixel."""
+    step = 0.000269494585
+    x = (-118.3 + step * (np.arange(3000) + 0.5)).astype(dtype)
+    y = (34.1 - step * (np.arange(200) + 0.5)).astype(dtype)
+    with h5py.File(tmp_path / "a.nc", "w") as file:
+        for name, values in (("lat", y), ("lon", x)):
+            file[name] = values
+            file[name].make_scale(name)
+        file["band"] = np.array([450.0, 550.0])
+        file["band"].make_scale("band")
+        file["cube"] = np.ones((2, 200, 3000), "u1")
+        for axis, name in enumerate(("band", "lat", "lon")):
+            file["cube"].dims[axis].attach_scale(file[name])
+    crs, transform = georeference(open_scene(tmp_path / "a.nc"))
+    assert crs.to_epsg() == 4326
+    whole = Affine(step, 0, -118.3, 0, -step, 34.1)
+    for corner in ((0, 0), (3000, 200)):
+        there = ~whole @ (transform @ corner)
+        np.testing.assert_allclose(there, corner, atol=0.1)
+
+
+def test_uneven_coordinates_of_a_file_are_said(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["cube"] = np.ones((2, 4, 5))
+        file["x"], file["y"] = np.arange(5.0), np.array([0, 1, 2, 4.0])
+    with pytest.warns(UserWarning, match="y is not evenly spaced"):
+        scene = open_scene(tmp_path / "a.h5", axis_order="byx")
+    assert georeference(scene)[1] is None
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_others_make_of_a_scene_keeps_its_place(tmp_path):
+    crs, transform = GRIDS["metres"]
+    scene = scene_on("metres")
+    joined = xr.concat([scene[:, :7], scene[:, 7:]], "y")
+    for image in (joined, scene[0] - scene[1], scene.where(scene > 5), scene.mean("band"), scene.transpose("y", "x", "band")):  # fmt: skip
+        assert georeference(image) == (scene.rio.crs, transform)
+    clipped = scene.rio.clip_box(500015 + 95, 4_000_005 - 295, 500015 + 400, 4_000_005 - 100)
+    assert georeference(clipped)[1] == transform @ Affine.translation(3, 3)
+    degrees = scene.rio.reproject("EPSG:4326")
+    assert georeference(degrees)[1].almost_equals(degrees.rio.transform(), 1e-12)
+    scene[:, 3:9, ::2].rio.to_raster(tmp_path / "a.tif")
+    assert georeference(open_scene(tmp_path / "a.tif"))[1] == transform @ Affine(
+        2, 0, -0.5, 0, 1, 3
+    )
+    assert crs == "EPSG:32611"

@@ -417,8 +417,8 @@ def test_a_quantized_run_is_no_start(tmp_path, places, plain, monkeypatch):
 def test_a_model_file_with_adapters_is_a_start(tmp_path, places):
     """Its head is new, and gets what the old one had."""
     from vitreous.catalog.registry import create_model
+    from vitreous.checkpoints.model_files import save_model
     from vitreous.methods._apply import apply
-    from vitreous.tasks.weights import save_model
 
     net = create_model("vit_test", bands=4, num_classes=7, image_size=3)
     path = save_model(apply(net, "lora", rank=2).model, tmp_path / "lora.safetensors")

@@ -10,6 +10,7 @@ import pytest
 
 from damage import changed, drawn, mutate_header, mutate_json, only_told
 from tiny_scene import tiny_labels, tiny_recipe, tiny_scene, write_scene
+from vitreous.checkpoints.model_files import load_model
 from vitreous.checkpoints.tensors import load_tensors, save_tensors
 from vitreous.cli.recipes import resumed_recipe
 from vitreous.data import split_files
@@ -24,7 +25,6 @@ from vitreous.tasks import bench, classify, loop, pretrain, restore
 from vitreous.tasks.compress import compress
 from vitreous.tasks.export import export_run
 from vitreous.tasks.runs import load_run
-from vitreous.tasks.weights import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 COUNT = 80  # mutations of one file

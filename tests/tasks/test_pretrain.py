@@ -12,12 +12,12 @@ import torch
 from run_folders import equal, history, stopped_after_saving, weights
 from smooth_scene import pretrain_settings, smooth_cube, write_smooth_scene
 from tiny_scene import BANDS, NANOMETRES, tiny_cube, tiny_labels, tiny_recipe, write_scene
+from vitreous.checkpoints.model_files import load_model
 from vitreous.checkpoints.tensors import load_tensors, save_tensors
 from vitreous.errors import CheckpointError, ModelError, VitreousError
 from vitreous.recipe import PretrainRecipe, make_recipe
 from vitreous.tasks import classify, restore
 from vitreous.tasks.pretrain import load_run, train
-from vitreous.tasks.weights import load_model
 
 FINE_TUNED = {"model": "satmae_pp_test", "patch_size": 9, "epochs": 1}
 

@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 
 from tiny_images import folder_of_pictures, folder_of_rasters, picture
 from vitreous.catalog.registry import create_model
+from vitreous.checkpoints.model_files import save_model
 from vitreous.data.provenance import SeenImages
 from vitreous.errors import ConfigError, ModelError, VitreousError
 from vitreous.layers.bands import Bands
 from vitreous.recipe import PretrainRecipe, RecognizeRecipe, make_recipe
 from vitreous.tasks import dispatch, pretrain, recognize
-from vitreous.tasks.weights import save_model
 
 SETTINGS = {
     "model": "convnext_test",

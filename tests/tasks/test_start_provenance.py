@@ -13,6 +13,7 @@ from run_folders import equal, stopped_after_saving, weights
 from smooth_scene import pretrain_settings, restore_settings, smooth_cube, write_smooth_scene
 from tiny_scene import tiny_cube, tiny_labels, tiny_recipe, write_scene
 from vitreous.catalog.registry import create_model
+from vitreous.checkpoints.model_files import save_model
 from vitreous.checkpoints.tensors import load_tensors, save_tensors
 from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.provenance import Seen, Unknown
@@ -24,7 +25,6 @@ from vitreous.tasks import classify, pretrain, restore
 from vitreous.tasks.compress import compress
 from vitreous.tasks.provenance import start_provenance
 from vitreous.tasks.runs import load_run
-from vitreous.tasks.weights import save_model
 
 VIT = {"model": "vit_test", "patch_size": 5, "mode": "patch", "epochs": 1}
 

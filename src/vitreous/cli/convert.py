@@ -14,8 +14,8 @@ from vitreous.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from vitreous.checkpoints.load_report import LoadReport
     from vitreous.layers.bands import Bands
-    from vitreous.tasks.weights import LoadReport
 
 SHOWN = 12  # names of tensors in a cell
 
@@ -107,10 +107,12 @@ def convert(
 
     from rich.console import Console
 
-    from vitreous.tasks import weights
+    from vitreous.checkpoints import convert as others
+    from vitreous.checkpoints.load_report import PartialLoadError
+    from vitreous.checkpoints.model_files import save_model
 
     try:
-        net, report = weights.convert(
+        net, report = others.convert(
             file,
             model,
             bands=bands,
@@ -121,10 +123,10 @@ def convert(
             method=adapt_bands,
             partial=partial,
         )
-    except weights.PartialLoadError as error:
+    except PartialLoadError as error:
         Console(stderr=True).print(report_table(error.report))
         raise
-    weights.save_model(net, place, bands=report.bands, origin=Path(file).name)
+    save_model(net, place, bands=report.bands, origin=Path(file).name)
     if as_json:
         told = {"found": report.found, **report.to_json(), "out": str(place)}
         typer.echo(json.dumps(told, indent=1))

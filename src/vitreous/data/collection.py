@@ -7,7 +7,6 @@ table's folder. In a folder, or among the files that a pattern names, labels are
 
 from __future__ import annotations
 
-import csv
 import glob
 import itertools
 import json
@@ -17,18 +16,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitreous.data.blocks import TEST, TRAIN, VAL
+from vitreous.data.tables import ROLE_WORDS, TABLE_LIMIT, csv_rows, parquet_rows
 from vitreous.errors import CollectionError, ConfigError, VitreousError, listed
 from vitreous.files import parse_json
 
-TABLE_LIMIT = 2**28  # bytes
 MOST_SCENES = 10**6
 DEEPEST = 6  # folders within a folder
 TABLES = (".csv", ".tsv", ".txt", ".parquet", ".geoparquet", ".gpkg", ".json", ".geojson")
-ROLES = {
-    **dict.fromkeys(("train", "training"), TRAIN),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), VAL),
-    **dict.fromkeys(("test", "testing"), TEST),
-}
+_NUMBERS = {"train": TRAIN, "val": VAL, "test": TEST}
+ROLES = {word: _NUMBERS[role] for word, role in ROLE_WORDS.items()}
 COLUMNS = {
     "scene": ("scene", "image", "path", "file", "filename"),
     "labels": ("labels", "label", "mask"),
@@ -359,12 +355,12 @@ def _rows(path: Path) -> list[Mapping[str, Any]]:
     suffix = path.suffix.lower()
     try:
         if suffix in {".parquet", ".geoparquet"}:
-            return _parquet_rows(path)
+            return parquet_rows(path)
         if suffix == ".gpkg":
             return _geopackage_rows(path)
         if suffix in {".json", ".geojson"}:
             return _stac_rows(path)
-        return _csv_rows(path)
+        return csv_rows(path)
     except ConfigError:
         raise
     # What libraries say of damaged files is of many kinds.
@@ -372,32 +368,6 @@ def _rows(path: Path) -> list[Mapping[str, Any]]:
         raise ConfigError(
             f"{path} cannot be read as a table: {error}.", "Check the file, or write it again."
         ) from error
-
-
-def _csv_rows(path: Path) -> list[Mapping[str, Any]]:
-    text = path.read_text(encoding="utf-8-sig")
-    first = text.partition("\n")[0]
-    divider = max(",;\t", key=first.count)
-    reader = csv.DictReader(text.splitlines(), delimiter=divider, skipinitialspace=True)
-    rows = [
-        {(key or "").strip(): value for key, value in row.items() if isinstance(value, str | None)}
-        for row in reader
-    ]
-    return [row for row in rows if any(value and value.strip() for value in row.values())]
-
-
-def _parquet_rows(path: Path) -> list[Mapping[str, Any]]:
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ConfigError(
-            f"{path} is a Parquet table, which needs the package pyarrow.",
-            "Install it with: pip install pyarrow, or write a CSV file.",
-        ) from error
-    file = parquet.ParquetFile(path)
-    names = [name for name in file.schema_arrow.names if name not in {"geometry", "bbox"}]
-    rows: list[Mapping[str, Any]] = file.read(columns=names).to_pylist()
-    return rows
 
 
 def _geopackage_rows(path: Path) -> list[Mapping[str, Any]]:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -253,12 +253,10 @@ def fitting(values: Values, bands: int) -> Values:
 def _check_rows(listing: ImageList) -> None:
     """Note images that are listed twice, and files that are missing."""
     counts = Counter(image.path for image in listing.images)
-    listing.faults.add(
-        "listed more than once", *(str(path) for path, count in counts.items() if count > 1)
-    )
-    listing.faults.add(
-        "missing files", *(image.name for image in listing.images if not image.path.is_file())
-    )
+    twice = dict.fromkeys(image.name for image in listing.images if counts[image.path] > 1)
+    listing.faults.add("is listed more than once", *twice)
+    missing = [image.name for image in listing.images if not image.path.is_file()]
+    listing.faults.add("does not exist", *missing)
 
 
 def _readings(
@@ -270,7 +268,7 @@ def _readings(
 
     Images that are kept are read only here. What readers warn of is told once, not for every image.
     """
-    images, broken = listing.images, list[str]()
+    images = listing.images
     memory = _Memory()
 
     def read(image: Listed) -> Reading | str | None:
@@ -279,21 +277,19 @@ def _readings(
         try:
             return memory.keep(_measured(*read_image(image.path, hints)))
         except VitreousError as error:
-            reason = error.problem.replace(f"{image.path} ", "").rstrip(".")
-            return f"{image.name} ({shortened(reason, 160)})"
+            return error.problem.replace(f"{image.path} ", "").rstrip(".")
 
     readings: list[Reading | None] = []
     plain = all(image.path.suffix.lower() in PICTURES for image in images)
     with warnings.catch_warnings(record=True) as told, ThreadPoolExecutor(_cores()) as pool:
         # Pillow decodes outside the interpreter's lock; the scene readers are not made for threads.
         found = pool.map(read, images) if plain else map(read, images)
-        for done, reading in enumerate(found, start=1):
+        for done, (image, reading) in enumerate(zip(images, found, strict=True), start=1):
             if isinstance(reading, str):
-                broken.append(reading)
+                listing.faults.note("cannot be read", image.name, reading)
             readings.append(None if isinstance(reading, str) else reading)
             if progress is not None and done % PROGRESS == 0:
                 progress(done, len(images))
-    listing.faults.add("cannot be read", *broken)
     listing.warned += [shortened(str(warning.message), 300) for warning in told]
     return readings if memory.enough else [r and replace(r, values=None) for r in readings]
 
@@ -342,26 +338,25 @@ def _check_alike(listing: ImageList, readings: Sequence[Reading | None]) -> None
     color = any(facts.bands == 3 and facts.kind == "uint8" for _, facts in known)
     questions: dict[str, Callable[[ImageFacts], Any]] = {
         "bands": lambda facts: 3 if color and _is_grey(facts) else facts.bands,
-        "types of values": lambda facts: facts.kind,
-        "units": lambda facts: facts.unit,
-        "wavelengths": lambda facts: facts.wavelengths if facts.bands == usual_bands else None,
+        "type of values": lambda facts: facts.kind,
+        "unit": lambda facts: facts.unit,
     }
-    usual_bands = Counter(map(questions["bands"], (facts for _, facts in known))).most_common(1)[0][
-        0
-    ]
     for what, ask in questions.items():
-        answers = [(name, ask(facts)) for name, facts in known]
-        usual = Counter(answer for _, answer in answers).most_common(1)[0][0]
-        if what == "wavelengths":
-            others = [name for name, answer in answers if answer not in (usual, None)]
-            listing.faults.add("wavelengths that differ from most images'", *others)
-            continue
-        listing.faults.add(
-            f"other {what} than most images, which have {usual}"
-            if what == "bands"
-            else f"other {what} than most images ({usual})",
-            *(f"{name} ({answer})" for name, answer in answers if answer != usual),
-        )
+        usual = _usual(ask(facts) for _, facts in known)
+        for name, facts in known:
+            if ask(facts) != usual:
+                listing.faults.note(
+                    what, name, f"has another {what} than most images: {ask(facts)}, not {usual}"
+                )
+    centres = [(name, f.wavelengths) for name, f in known if f.wavelengths is not None]
+    if centres:
+        usual = _usual(own for _, own in centres)
+        others = [name for name, own in centres if own != usual and len(own) == len(usual)]
+        listing.faults.add("has other wavelengths than most images", *others)
+
+
+def _usual(answers: Iterable[Any]) -> Any:
+    return Counter(answers).most_common(1)[0][0]
 
 
 def _is_grey(facts: ImageFacts) -> bool:
@@ -378,7 +373,7 @@ def _check_classes(listing: ImageList, names: Sequence[str]) -> None:
     """Note classes that cannot be learned or tested, and roles without images."""
     faults, images = listing.faults, listing.images
     if len(names) < (1 if listing.several else 2):
-        faults.add("classes: a classifier needs at least two", *(names or ["none"]))
+        faults.add("is the only class; a classifier needs at least two", *(names or ["none"]))
         return
     given = {image.role for image in images if image.role is not None}
     of_role = {
@@ -386,15 +381,15 @@ def _check_classes(listing: ImageList, names: Sequence[str]) -> None:
         for role in ROLES
     }
     if given and "train" not in given:
-        faults.add("roles without an image", "train")
+        faults.add("has no image", "train")
     if given - {"train"} or not given:
         for role in given & ({"train"} if listing.several else set(ROLES)):
             missing = [name for name in names if not of_role[role][name]]
-            faults.add(f"classes without an image in '{role}'", *missing)
+            faults.add(f"is a class without an image in '{role}'", *missing)
     if {"test", "val"}.isdisjoint(given):  # some are drawn of every class
         everywhere = Counter(label for image in images for label in image.labels)
         few = [name for name in names if everywhere[name] < 2]
-        faults.add("classes with a single image, which cannot both train and test", *few)
+        faults.add("is a class with a single image, which cannot both train and test", *few)
 
 
 def _targets(images: Sequence[Listed], names: Sequence[str]) -> npt.NDArray[np.float32]:

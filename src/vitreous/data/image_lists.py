@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vitreous.data.image_files import SUFFIXES
-from vitreous.errors import ConfigError, VitreousError, listed
+from vitreous.data.tables import ROLE_WORDS, TABLE_LIMIT, csv_rows, parquet_rows
+from vitreous.errors import CollectionError, ConfigError, listed
 
 TABLES = {".csv", ".parquet"}
-TABLE_BYTES = 2**28
-SHOWN = 6  # names of a kind of fault; more would bury the other kinds
+SHOWN = 6  # names in a sentence
+MOST_FAULTS = 20  # lines of a kind; more would bury the other kinds
 ROLES = ("train", "val", "test")
-ROLE_WORDS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
 IMAGE_COLUMNS = ("image", "file", "filename", "path")
 LABEL_COLUMNS = ("label", "class")
 LABELS_COLUMNS = ("labels", "classes")
@@ -50,27 +44,34 @@ class Listed:
 class Faults:
     """What is wrong with a list of images, by kind, so that a user is told all of it at once."""
 
-    found: dict[str, list[str]] = field(default_factory=dict)
+    found: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
 
     def add(self, kind: str, *names: str) -> None:
         """Note names that have a fault of a kind."""
-        if names:
-            self.found.setdefault(kind, []).extend(names)
+        for name in names:
+            self.note(kind, name, kind)
+
+    def note(self, kind: str, name: str, what: str) -> None:
+        """Note a fault of a kind that says more than its kind."""
+        self.found.setdefault(kind, []).append((name, what))
 
     def refuse(self, source: str) -> None:
-        """Say what was found.
+        """Say what was found, of every kind the first ones.
 
         Raises:
-            VitreousError: anything was.
+            CollectionError: anything was.
         """
         if not self.found:
             return
-        lines = [
-            f"{kind} ({len(names)}): {listed(names, SHOWN)}" for kind, names in self.found.items()
-        ]
-        count = f"{len(lines)} kinds of faults" if len(lines) > 1 else "a fault"
-        raise VitreousError(
-            f"The images of {source} have {count}:\n  - " + "\n  - ".join(lines) + "\n",
+        lines = []
+        for kind, own in self.found.items():
+            lines += own[:MOST_FAULTS]
+            if len(own) > MOST_FAULTS:
+                lines.append((f"... and {len(own) - MOST_FAULTS:,} more", kind))
+        count = sum(map(len, self.found.values()))
+        raise CollectionError(
+            f"{count:,} {'fault' if count == 1 else 'faults'} in the images of {source}:",
+            lines,
             "Correct all of this, then start again; nothing has been written.",
         )
 
@@ -178,7 +179,7 @@ def _with_roles(source: Path, inside: Sequence[Path], roles: Mapping[Path, str])
     for folder, role in sorted(roles.items(), key=lambda item: ROLES.index(item[1])):
         below = sorted(folder.iterdir())
         found.faults.add(
-            "images outside of class folders",
+            "lies outside of the class folders",
             *(str(path.relative_to(source)) for path in below if path.suffix.lower() in SUFFIXES),
         )
         classes = [path for path in below if path.is_dir()]
@@ -189,7 +190,7 @@ def _with_roles(source: Path, inside: Sequence[Path], roles: Mapping[Path, str])
         ]
         own = _of_classes(found, classes, role)
         if not own:
-            found.faults.add("roles without an image", folder.name)
+            found.faults.add("has no image in a class folder", f"{folder.name}/")
         found.skipped += [str(path.relative_to(source)) for path in classes if not _images_in(path)]
         found.images += own
     return found
@@ -230,7 +231,7 @@ def read_table(path: Path, root: str | Path | None = None) -> ImageList:
     Raises:
         ConfigError: it is no such table, or has no rows.
     """
-    rows = list(_rows(path))
+    rows = _rows(path)
     if not rows:
         raise ConfigError(f"{path} has no rows.", "List one image per row.")
     names = {str(name).strip().lower(): name for name in rows[0]}
@@ -263,53 +264,41 @@ def _add_row(
     image, one, several, role = columns
     name = _text(row.get(image))
     if not name:
-        found.faults.add("rows without an image", f"line {number}")
+        found.faults.add("names no image", f"line {number}")
         return
     labels = (
         _labels(row.get(several)) if several else tuple(filter(None, [_text(row.get(str(one)))]))
     )
     if not labels and not found.several:
-        found.faults.add("rows without a label", f"{name} (line {number})")
+        found.faults.add("has no label", f"line {number}: {name}")
     word = _text(row.get(role)).lower() if role else ""
     if word and word not in ROLE_WORDS:
-        found.faults.add("unknown roles (known: train, val, test)", f"'{word}' (line {number})")
+        found.faults.note(
+            "unknown role",
+            f"line {number}: {name}",
+            f"has the unknown role '{word}' (known: train, val, test)",
+        )
     elif role and not word:
-        found.faults.add("rows without a role", f"{name} (line {number})")
+        found.faults.add("has no role, unlike other rows", f"line {number}: {name}")
     found.images.append(Listed(name, folder / name, labels, ROLE_WORDS.get(word)))
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield a table's rows by column."""
-    if path.suffix.lower() not in TABLES:
+def _rows(path: Path) -> list[Mapping[str, Any]]:
+    """Return a table's rows by column."""
+    suffix = path.suffix.lower()
+    if suffix not in TABLES:
         raise ConfigError(f"{path} is not a table of images.", "Give a .csv or .parquet file.")
-    if path.stat().st_size > TABLE_BYTES:
+    if path.stat().st_size > TABLE_LIMIT:
         raise ConfigError(f"{path} is too large for a table of images.")
-    if path.suffix.lower() == ".parquet":
-        yield from _parquet_rows(path)
-        return
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        header = text.partition("\n")[0]
-        # One column has no delimiter; of the others the most frequent in the header is it.
-        delimiter = max(",;\t", key=header.count)
-        yield from csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{path} cannot be read as CSV in UTF-8: {error}.") from error
-
-
-def _parquet_rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
+        return parquet_rows(path) if suffix == ".parquet" else csv_rows(path)
+    except ConfigError:
+        raise
+    except Exception as error:  # what libraries say of damaged files is of many kinds
         raise ConfigError(
-            "Reading Parquet needs pyarrow.", "pip install 'vitreous[tables]', or give a CSV file."
+            f"{path} cannot be read as a table (CSV in UTF-8, or Parquet): {error}.",
+            "Check the file, or write it again.",
         ) from error
-    try:
-        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise ConfigError(f"{path} cannot be read as Parquet: {error}.") from error
-    return rows
 
 
 def _text(value: Any) -> str:

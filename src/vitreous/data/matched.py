@@ -115,7 +115,8 @@ def _picked(scene: xr.DataArray, bands: npt.NDArray[np.int64], contract: BandCon
     nearest = distance.argmin(1)
     apart = distance[np.arange(len(wanted)), nearest]
     reach = np.fmax(own_widths, widths[nearest]) / 2
-    lost = (apart > reach) | (np.bincount(nearest, minlength=len(bands))[nearest] > 1)
+    close = apart <= reach
+    lost = ~close | (np.bincount(nearest[close], minlength=len(bands))[nearest] > 1)
     if lost.any():
         raise _lacking(wanted[lost].tolist(), len(wanted))
     chosen = bands[nearest]

@@ -38,6 +38,7 @@ from vitreous.scenes.axes import Axes, axes_of, image_axes
 from vitreous.scenes.cube import UNITS as UNITS_OF_VALUES
 from vitreous.scenes.cube import LabelImage, LazyCube, Window, check_shape, make_scene, settle
 from vitreous.scenes.grids import GRID_TOLERANCE, shift
+from vitreous.scenes.places import evenly
 from vitreous.scenes.values import converted
 from vitreous.scenes.wavelengths import are_band_numbers, known_unit, spectral, unit_in_name
 
@@ -806,10 +807,11 @@ def _coordinate(
 
 def _regular(file: ArrayFile, info: ArrayInfo) -> tuple[float, float] | None:
     """Return start and step of a list of coordinates if it is regular."""
-    values = file.read(info.name).astype(np.float64)
-    steps = np.diff(values)
-    if not (np.isfinite(values).all() and steps[0] != 0):
+    span = evenly(file.read(info.name))
+    if span is None or span.step is None:
+        warnings.warn(
+            f"{file.source}: {info.name} is not evenly spaced; the image has no place by it.",
+            stacklevel=5,
+        )
         return None
-    if not np.allclose(steps, steps[0], rtol=1e-3):
-        return None
-    return float(values[0]), float((values[-1] - values[0]) / (len(values) - 1))
+    return span.first, span.step

@@ -37,7 +37,6 @@ from vitreous.scenes.places import usable
 MOST_CLASSES = 1000  # no legend is longer: an image with more values is a measurement
 _OWN_HINTS = ("nodata", "zero_class", "class_names", "classes")
 _CODE_LIMIT = 2**31 - 1  # maps hold no greater number
-_SENTINELS = (255, 65535)  # "unlabelled", the greatest number of a type, far beyond the classes
 _NO_CLASS = re.compile(
     r"(un|not |non)?-?(classified|labell?ed|assigned|defined|known)|background|no ?-?_?data|"
     r"none|null|void|ignored?|outside|fill|masked|n/?a|-*",
@@ -323,12 +322,7 @@ def _without_sentinels(
     values: npt.NDArray[np.int64], labelled: npt.NDArray[np.bool_], source: str
 ) -> npt.NDArray[np.bool_]:
     """Leave out negative numbers, and the greatest number of a type where it is far beyond all classes."""
-    codes = np.unique(values[labelled])
-    strange = [int(code) for code in codes if code < 0]
-    usual = codes[codes >= 0]
-    # A mask of 0 and 255 has two classes.
-    if usual.size > 1 and usual[-1] in _SENTINELS and 0 < 2 * usual[-2] < usual[-1]:
-        strange.append(int(usual[-1]))
+    strange = vectors.strange_codes(np.unique(values[labelled]).tolist())
     if not strange:
         return labelled
     out = np.isin(values, strange) & labelled

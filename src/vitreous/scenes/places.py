@@ -69,7 +69,7 @@ def georeference(image: xr.DataArray) -> tuple[Any, Any]:
     names = next((pair for pair in (PLAIN, TURNED) if _has(image, pair)), None)
     if names is None:
         return crs, stated
-    spans = [_span(image[name].values) for name in names]
+    spans = [evenly(image[name].values) for name in names]
     if None in spans:
         warnings.warn(
             f"{_name(image)} has rows or columns that are not evenly spaced, so it has no place.",
@@ -89,11 +89,30 @@ def georeference(image: xr.DataArray) -> tuple[Any, Any]:
     return crs, found
 
 
-class _Span(NamedTuple):
+class Span(NamedTuple):
     """Evenly spaced coordinates: the first, and the distance to the next (None where there is only one)."""
 
     first: float
     step: float | None
+
+
+def evenly(values: npt.NDArray[Any]) -> Span | None:
+    """Return where coordinates begin and how far they are apart, None where that differs.
+
+    Args:
+        values: the coordinates, as precise as their type: degrees in float32 are rounded to several metres.
+    """
+    precision = np.finfo(values.dtype).eps if values.dtype.kind == "f" else 0.0
+    values = values.astype(np.float64)
+    if not values.size or not np.isfinite(values).all():
+        return None
+    if values.size == 1:
+        return Span(float(values[0]), None)
+    step = float(values[-1] - values[0]) / (values.size - 1)
+    slack = _EVEN * abs(step) + 4 * precision * float(np.abs(values).max())
+    distance = np.abs(values - (values[0] + step * np.arange(values.size))).max()
+    even = step != 0 and distance <= min(slack, abs(step) / 4)
+    return Span(float(values[0]), step) if even else None
 
 
 def _with_transform(image: xr.DataArray, transform: Any) -> xr.DataArray:
@@ -153,18 +172,6 @@ def _name(image: xr.DataArray) -> str:
     return str(image.attrs.get("source") or "The scene")
 
 
-def _span(values: npt.NDArray[Any]) -> _Span | None:
-    """Where coordinates begin and how far they are apart, None where that differs."""
-    values = values.astype(np.float64)
-    if not values.size or not np.isfinite(values).all():
-        return None
-    if values.size == 1:
-        return _Span(float(values[0]), None)
-    step = float(values[-1] - values[0]) / (values.size - 1)
-    even = step != 0 and np.allclose(np.diff(values), step, rtol=_EVEN, atol=0)
-    return _Span(float(values[0]), step) if even else None
-
-
 def _grid_of(image: xr.DataArray, names: Sequence[str]) -> list[float] | None:
     """The transform of the whole grid, where the coordinates know it."""
     grids = [list(np.ravel(image[name].attrs.get(_GRID, ()))) for name in names]
@@ -192,7 +199,7 @@ def _transform_of(spans: Sequence[Any], grid: list[float] | None) -> Any:
     )
 
 
-def _in_pixels(span: _Span, corner: float, size: float) -> tuple[float, float]:
+def _in_pixels(span: Span, corner: float, size: float) -> tuple[float, float]:
     """First centre and step in pixels of the grid; a single pixel is as large as those of the grid."""
     step = 1.0 if span.step is None else _rounded(span.step / size)
     return _rounded((span.first - corner) / size), step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,12 @@ from vitreous.errors import SceneError, did_you_mean
 from vitreous.scenes.cube import check_bytes, georeference
 
 CLASS_NUMBER_LIMIT = 255  # beyond, whole numbers are named by themselves ("7201"), not "class 7201"
+_SENTINELS = (255, 65535)  # "unlabelled", the greatest number of a type, far beyond the classes
+# Not "unknown" or "background", which people also map.
+_NO_CLASS = re.compile(
+    r"(?:un|not |non)-?(?:classified|labell?ed|assigned|defined)|no ?-?_?data|none|null|n/?a|nan|-+",
+    re.I,
+)
 _MAGIC = {  # by content too, because GDAL would open a virtual file under any name
     ".gpkg": b"SQLite format 3\0",
     ".shp": b"\0\0\x27\x0a",
@@ -216,6 +223,20 @@ def _class_column(features: Any, attribute: str | None, path: Path) -> str:
     )
 
 
+def strange_codes(codes: Sequence[int]) -> list[int]:
+    """Return the codes that mean unlabelled by themselves: negative ones, and 255 or 65535 far beyond all others.
+
+    Args:
+        codes: all that occur, in ascending order.
+    """
+    strange = [code for code in codes if code < 0]
+    usual = [code for code in codes if code >= 0]
+    # A mask of 0 and 255 has two classes.
+    if len(usual) > 1 and usual[-1] in _SENTINELS and 0 < 2 * usual[-2] < usual[-1]:
+        strange.append(usual[-1])
+    return strange
+
+
 def _classes(
     values: list[Any],
     kind: str,
@@ -227,7 +248,10 @@ def _classes(
     if kind in "iuf" and all(v is None or float(v) == round(float(v)) for v in values):
         codes = [None if v is None else int(v) for v in values]
         return _by_code(codes, unlabelled, class_names, path)
-    return _by_name([None if v is None else str(v) for v in values], class_names, path)
+    texts = [None if v is None else str(v) for v in values]
+    if unlabelled is None and class_names is None:
+        texts = _without_no_class(texts, path)
+    return _by_name(texts, class_names, path)
 
 
 def _by_code(
@@ -237,7 +261,9 @@ def _by_code(
     path: Path,
 ) -> _Classes:
     found = Counter(value for value in values if value is not None)
-    out = {v for v in found if (v < 0 if unlabelled is None else v in unlabelled)}
+    out = {v for v in found if v in (unlabelled or ())}
+    if unlabelled is None:
+        out = set(strange_codes(sorted(found)))
     if out and unlabelled is None:
         shown = ", ".join(map(str, sorted(out)))
         warnings.warn(
@@ -261,6 +287,19 @@ def _by_code(
     place = {code: number for number, code in enumerate(codes, start=1)}
     numbers = np.array([place.get(v, 0) if v is not None else 0 for v in values], dtype=np.int64)
     return _Classes(numbers, codes, texts if large and class_names is None else None)
+
+
+def _without_no_class(values: list[str | None], path: Path) -> list[str | None]:
+    """Leave out texts that say that there is no class."""
+    found = Counter(v.strip() for v in values if v is not None and _NO_CLASS.fullmatch(v.strip()))
+    if found:
+        shown = ", ".join(f"'{name}'" for name in sorted(found))
+        warnings.warn(
+            f"{path}: {sum(found.values()):,} features with {shown} are treated as unlabelled; if that is a class, set "
+            "nodata=none (--label-hints).",
+            stacklevel=5,
+        )
+    return [None if v is not None and v.strip() in found else v for v in values]
 
 
 def _by_name(values: list[str | None], class_names: Sequence[str] | None, path: Path) -> _Classes:

@@ -395,10 +395,6 @@ def _joined(
 def open_labelled(recipe: Recipe) -> LabelledScene:
     """Open the scene and labels of a recipe.
 
-    Args:
-        recipe: which names them.
-        again: those of a run, whose training has said all that is to say about its files.
-
     Raises:
         ConfigError: no labels are named, or labels of the two files do not agree in their classes.
     """

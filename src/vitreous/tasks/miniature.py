@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitreous.catalog.registry import create_model
+from vitreous.checkpoints.model_files import save_model
 from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.images import Images, read_image_folder
 from vitreous.data.regions import orient
@@ -31,7 +32,6 @@ from vitreous.recipe import Recipe
 from vitreous.scenes.samples import load_sample
 from vitreous.tasks.quality import quality
 from vitreous.tasks.schedules import cosine
-from vitreous.tasks.weights import save_model
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 Net = TypeVar("Net", bound=nn.Module)

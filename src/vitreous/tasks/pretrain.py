@@ -24,6 +24,7 @@ from vitreous.catalog.registry import (
 )
 from vitreous.catalog.tasks import build_report_of
 from vitreous.checkpoints import headers
+from vitreous.checkpoints.model_files import load_model, save_model
 from vitreous.checkpoints.tensors import load_exactly, load_tensors, save_tensors
 from vitreous.data.blocks import TRAIN, VAL
 from vitreous.data.contract import BandContract
@@ -40,7 +41,6 @@ from vitreous.tasks import runs
 from vitreous.tasks.provenance import start_provenance
 from vitreous.tasks.runs import METRICS, MODEL, PREPROCESS, STATE
 from vitreous.tasks.sources import Sources, open_sources
-from vitreous.tasks.weights import load_model, save_model
 
 if TYPE_CHECKING:
     from vitreous.tasks.fit_pretrainer import PretrainTask

@@ -19,6 +19,7 @@ from vitreous.catalog.registry import check_system, check_task, create_model
 from vitreous.catalog.results import versions
 from vitreous.catalog.tasks import build_report_of
 from vitreous.checkpoints import headers
+from vitreous.checkpoints.model_files import is_model_file, load_model
 from vitreous.checkpoints.tensors import load_exactly, save_tensors
 from vitreous.data.contract import BandContract
 from vitreous.data.image_collection import ImageCollection, open_images, open_unlabelled
@@ -46,7 +47,6 @@ from vitreous.tasks import runs
 from vitreous.tasks.image_metrics import THRESHOLD, image_scores
 from vitreous.tasks.provenance import start_provenance
 from vitreous.tasks.runs import CONFIG, METRICS, MODEL, PREPROCESS, STATE
-from vitreous.tasks.weights import is_model_file, load_model
 
 if TYPE_CHECKING:
     from vitreous.tasks.fit_images import RecognizeTask

@@ -29,6 +29,7 @@ from vitreous.catalog.registry import (
 )
 from vitreous.catalog.tasks import build_report_of
 from vitreous.checkpoints import headers
+from vitreous.checkpoints.model_files import is_model_file, load_model
 from vitreous.checkpoints.tensors import load_exactly, save_tensors
 from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.contract import BandContract
@@ -65,7 +66,6 @@ from vitreous.tasks.quality import FEWEST, quality
 from vitreous.tasks.runs import CONFIG, METRICS, MODEL, STATE
 from vitreous.tasks.sources import Sources, open_sources
 from vitreous.tasks.streams import VALIDATED, stream
-from vitreous.tasks.weights import is_model_file, load_model
 
 if TYPE_CHECKING:
     from vitreous.inference.export import Parity

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from vitreous.catalog.registry import card, system_module
 from vitreous.checkpoints import classifiers
+from vitreous.checkpoints.model_files import is_model_file, load_model
 from vitreous.data.blocks import TRAIN, VAL
 from vitreous.data.contract import BandContract
 from vitreous.data.packed import PackedImage
@@ -44,7 +45,6 @@ from vitreous.tasks import runs
 from vitreous.tasks.division import training_spectra
 from vitreous.tasks.labelled import LabelledScenes
 from vitreous.tasks.runs import MODEL, PREPROCESS, STATE, load_run
-from vitreous.tasks.weights import is_model_file, load_model
 
 if TYPE_CHECKING:
     from vitreous.tasks.fit import Choice, Lesson, TrainingData

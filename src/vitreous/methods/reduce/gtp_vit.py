@@ -29,8 +29,8 @@ CARD = Card(
     kind="method",
     summary="In every block removes a few patches and propagates their features to patches they "
     "are linked with in a graph of spatial and semantic neighbours.",
-    when="Token reduction without training. It lost half a point here where a third of the "
-    "cost was saved, no more and no less than pruning the same tokens.",
+    when="Token reduction without training. It lost less than a point here where a third of "
+    "the cost was saved, as did pruning the same tokens.",
     paper="arXiv 2311.03035",
     year=2023,
     source_licence="Apache-2.0 (Ackesnal/GTP-ViT): re-implemented from the equations",

@@ -15,11 +15,13 @@ from safetensors.torch import save_file
 from fixtures_reader import load_fixture
 from vitreous.catalog.registry import create_model
 from vitreous.checkpoints import hub
+from vitreous.checkpoints.convert import convert
 from vitreous.checkpoints.foreign import read_foreign
+from vitreous.checkpoints.load_report import PartialLoadError
+from vitreous.checkpoints.model_files import load_model, save_model
 from vitreous.checkpoints.tensors import load_exactly, load_tensors, save_tensors
 from vitreous.errors import CheckpointError, ModelError, VitreousError
 from vitreous.layers.bands import Bands
-from vitreous.tasks.weights import PartialLoadError, convert, load_model, save_model
 from vitreous.testing import images, make
 
 RGB = Bands(3, (665.0, 560.0, 490.0), (30.0, 35.0, 65.0), ("B04", "B03", "B02"))

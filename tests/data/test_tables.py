@@ -1,0 +1,27 @@
+import pytest
+
+from vitreous.data.collection import ROLES, read_collection
+from vitreous.data.tables import ROLE_WORDS, csv_rows, parquet_rows
+
+
+@pytest.mark.parametrize("divider", [",", ";", "\t"])
+def test_csv_rows_by_column_whatever_divides_them(tmp_path, divider):
+    path = tmp_path / "t.csv"
+    lines = [("image", " label "), ("a b.png", "ñ"), ("", ""), ("c.png", "")]
+    text = "\r\n".join(divider.join(line) for line in lines)
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert csv_rows(path) == [{"image": "a b.png", "label": "ñ"}, {"image": "c.png", "label": ""}]
+
+
+def test_parquet_rows_have_no_geometry(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.table({"image": ["a"], "labels": [["x", "y"]], "geometry": [b"\x01"]})
+    parquet.write_table(table, tmp_path / "t.parquet")
+    assert parquet_rows(tmp_path / "t.parquet") == [{"image": "a", "labels": ["x", "y"]}]
+
+
+def test_tables_of_scenes_and_of_images_know_the_same_roles(tmp_path):
+    (tmp_path / "scenes.csv").write_text("scene,role\na.tif,training\nb.tif,dev\n")
+    assert len(read_collection(str(tmp_path / "scenes.csv")).entries) == 2
+    assert set(ROLES) == set(ROLE_WORDS) and len(set(ROLES.values())) == 3
