@@ -272,7 +272,7 @@ def test_the_commands_of_the_page(cli, tmp_path):
     assert {words[0] for words in commands} == {"train", "evaluate", "predict"}
     for words in commands:
         words = ["convnext_test" if word == "convnext_tiny" else word for word in words]
-        done = cli(*words, *(shorter if words[0] == "train" else []))
+        done = cli(*words, *(shorter if words[0] == "train" else []), timeout=300)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "mosaic.tif").is_file()
     (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
