@@ -238,7 +238,7 @@ def test_what_does_not_fit_into_memory_is_refused(
 ) -> None:
     np.savez_compressed(tmp_path / "a.npz", cube=np.zeros((300, 301, 50)))
     scene = numpy_files.open(tmp_path / "a.npz")
-    monkeypatch.setattr(arrays.os, "sysconf", lambda name: 1000)  # a machine with a megabyte
+    monkeypatch.setattr(arrays, "physical_memory", lambda: 10**6)  # a machine with a megabyte
     with pytest.raises(SceneError, match="more than half of this machine's"):
         scene[0].values.sum()
 
