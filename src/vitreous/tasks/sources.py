@@ -131,7 +131,7 @@ def _of_collection(
         raise CollectionError(
             f"{len(small)} of {len(scenes)} scenes of {recipe.scenes} are smaller than a crop:",
             small,
-            "Leave them out, or use smaller crops.",
+            "Omit them, or use smaller crops.",
         )
     if None in roles:
         shares = np.array([1 - recipe.val_fraction - test, recipe.val_fraction, test])
