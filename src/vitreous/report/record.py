@@ -52,7 +52,9 @@ def _name(value: Any) -> str:
 
 
 Name: TypeAlias = Annotated[str, BeforeValidator(_name)]
-Text: TypeAlias = Annotated[str, BeforeValidator(lambda value: plain(value))]  # pydantic would fill further arguments
+Text: TypeAlias = Annotated[
+    str, BeforeValidator(lambda value: plain(value))
+]  # pydantic would fill further arguments
 Color: TypeAlias = Annotated[str, BeforeValidator(_color)]
 Number: TypeAlias = Annotated[float | None, BeforeValidator(_finite)]
 Interval: TypeAlias = tuple[Number, Number] | None

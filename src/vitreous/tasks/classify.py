@@ -66,7 +66,6 @@ from vitreous.tasks.training import (
 
 if TYPE_CHECKING:
     from vitreous.inference.export import Parity
-    from vitreous.tasks.teacher import SceneTeacher
 
 __all__ = [
     "MAP",
@@ -139,7 +138,8 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
     with runs.started_folder(recipe, config, name, resume=resume) as (folder, first):
         if resume:
             runs.check_unchanged(folder, data.fingerprints)
-            _check_same_teacher(folder, teacher)
+            if teacher is not None:
+                runs.check_same_teacher(folder, teacher.path, teacher.hash)
         splits = _splits(recipe, data, folder)
         contract = measured_contract(data, splits)
         if first:
@@ -387,20 +387,6 @@ def write_report(folder: Path, data: LabelledScenes, splits: Splits) -> None:
         splits[tested[0]],
         collection=ShownCollection(Path(data.source).name, shown, learned, trained),
     )
-
-
-def _check_same_teacher(folder: Path, teacher: SceneTeacher | None) -> None:
-    """Refuse to go on with another teacher than the training began with.
-
-    Raises:
-        ConfigError: its weights have changed.
-    """
-    known = runs.config_at(folder).get("teacher")
-    if teacher is not None and (known or {}).get("sha256") != teacher.hash:
-        raise ConfigError(
-            f"The teacher {teacher.path} changed after the run {folder} was started.",
-            "Restore its model.safetensors, or start a new run.",
-        )
 
 
 def learned_size(run: runs.Run) -> int:

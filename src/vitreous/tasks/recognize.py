@@ -150,7 +150,8 @@ def train(
     with runs.started_folder(recipe, config, name, resume=resume) as (folder, first):
         if resume:
             check_unchanged(folder, collection)
-            _check_same_teacher(folder, teacher)
+            if teacher is not None:
+                runs.check_same_teacher(folder, teacher.path, teacher.hash)
         if first:
             _describe(console, collection, begun, size, folder)
         if resume and (folder / MODEL).is_file():  # it was stopped after training
@@ -327,20 +328,6 @@ def open_teacher(recipe: RecognizeRecipe) -> ImageTeacher | None:
     run = load_run(recipe.teacher)
     digest = sha256(run.path / MODEL)
     return ImageTeacher(run.path, run.name, digest, run.recognizer, run.provenance, distillation)
-
-
-def _check_same_teacher(folder: Path, teacher: ImageTeacher | None) -> None:
-    """Refuse to go on with another teacher than the training began with.
-
-    Raises:
-        ConfigError: its weights have changed.
-    """
-    known = runs.config_at(folder).get("teacher")
-    if teacher is not None and (known or {}).get("sha256") != teacher.hash:
-        raise ConfigError(
-            f"The teacher {teacher.path} changed after the run {folder} was started.",
-            "Restore it, or start a new run.",
-        )
 
 
 def open_collection(recipe: RecognizeRecipe, console: Console | None = None) -> ImageCollection:

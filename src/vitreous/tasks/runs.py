@@ -365,6 +365,25 @@ def check_unchanged(folder: Path, fingerprints: Mapping[str, str | None]) -> Non
             )
 
 
+def check_same_teacher(folder: Path, teacher: Path, digest: str) -> None:
+    """Refuse to go on with another teacher than the training in ``folder`` began with.
+
+    Args:
+        folder: of the run that learns.
+        teacher: folder of the run that it learns from.
+        digest: SHA-256 of the teacher's weights.
+
+    Raises:
+        ConfigError: its weights have changed.
+    """
+    known = config_at(folder).get("teacher")
+    if (known or {}).get("sha256") != digest:
+        raise ConfigError(
+            f"The teacher {teacher} changed after the run {folder} was started.",
+            "Restore its model.safetensors, or start a new run.",
+        )
+
+
 def recipe_of(folder: Path, kind: type[R]) -> R:
     """Return the settings that a run was trained with.
 
