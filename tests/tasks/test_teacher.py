@@ -115,7 +115,7 @@ def test_of_a_scene_as_it_is_it_says_what_its_map_says(tmp_path, places, teacher
 
     def record(task, scores, targets, regions, index, draw, seen):
         middle = index.shape[-1] // 2
-        answer = task.lesson.teacher.answer(*seen, index[:, middle, middle])
+        answer = task.lesson.teacher.answer(*seen(), index[:, middle, middle])
         found.setdefault("classes", []).append(answer.scores.argmax(1))
         found.setdefault("truth", []).append(targets.classes)
         return score(task, scores, targets, regions, index, draw, seen)
