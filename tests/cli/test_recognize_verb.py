@@ -77,10 +77,9 @@ def test_an_interrupted_run_is_named_and_options_are_the_recipe(place):
     assert "no interrupted run" in call("recognize", "--resume", code=2)
 
 
-@pytest.mark.parametrize("verb", ["export", "compress"])
-def test_verbs_that_do_not_take_such_runs_say_so(place, verb):
+def test_a_run_is_compressed(place):
     folder_of_pictures(place / "p")
     call("recognize", "--images", "p", *SHORT, "--no-report", "--name", "r")
-    words = ["--method", "ptq_minmax"] if verb == "compress" else ["-o", "out"]
-    text = call(verb, "runs/recognize/r", *words, code=2)
-    assert "recognize" in text
+    text = call("compress", "runs/recognize/r", "--method", "magnitude", "--max-drop", "100")
+    assert "images/s" in text and "top-1" in text and "runs/recognize/r-magnitude" in text
+    call("evaluate", "runs/recognize/r-magnitude")

@@ -117,6 +117,20 @@ def _several(probabilities: Floats, targets: Floats, names: list[str], seed: int
     }
 
 
+def image_score(probabilities: Floats, targets: Floats, *, several: bool) -> float | None:
+    """Return the ``score`` of :func:`image_scores` alone: top-1 accuracy, or mean average precision.
+
+    Args:
+        probabilities: ``(images, classes)``.
+        targets: ``(images, classes)``, 1 where an image has a class.
+        several: whether images may have several labels; the score is None where none of them has any.
+    """
+    if not several:
+        return float((probabilities.argmax(1) == targets.argmax(1)).mean())
+    columns = zip(probabilities.T, targets.T > 0.5, strict=True)
+    return mean_of([average_precision(own, present) for own, present in columns])
+
+
 def mean_of(values: Sequence[float | None]) -> float | None:
     """Return the mean of those values that there are; None of none."""
     known = [value for value in values if value is not None]

@@ -61,6 +61,7 @@ LARGEST = 224  # side in pixels of images, where no size is given
 SMALLEST = 8
 
 Probabilities = npt.NDArray[np.float64]
+Numbers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def evaluate(path: str | Path) -> dict[str, Any]:
         "train_seconds": None,
         "images_per_second": len(numbers) / seconds,
         "val": None,
-        "test": _scores(collection, numbers, found),
+        "test": scores_of(collection, numbers, found),
     }
     begun = image_leakage(run.start, collection.store.digests[numbers])
     return metrics_of(collection, run.recognizer.size, [row], begun if run.start else None)
@@ -462,6 +463,48 @@ def _fit(
     return _Trained(trained, task.elapsed, chosen)
 
 
+def train_further(
+    recognizer: Recognizer,
+    recipe: RecognizeRecipe,
+    collection: ImageCollection,
+    folder: Path,
+    *,
+    epochs: int,
+    rate: float,
+    show: bool,
+) -> Recognizer:
+    """Train a network on as it is, and return it with the weights to use.
+
+    Args:
+        recognizer: changed in place.
+        recipe: of the run that it comes from.
+        collection: its images.
+        folder: for the state while it trains.
+        epochs: of training.
+        rate: learning rate, as a share of the recipe's.
+        show: print progress.
+    """
+    from vitreous.tasks.fit_images import RecognizeTask
+    from vitreous.tasks.loop import fit
+    from vitreous.tasks.training import own_weights
+
+    changes = {
+        "epochs": epochs,
+        "learning_rate": rate * recipe.learning_rate,
+        "warmup_epochs": 0,
+        "patience": 0,
+        "teacher": None,
+        "distill": None,
+        "devices": 1,
+    }
+    own = recipe.model_copy(update=changes)
+    torch.manual_seed(own.seed)
+    own_weights(recognizer)
+    task = RecognizeTask(recognizer, collection, own, class_weights(collection, own.class_weights))
+    fit(task, folder, resume=False, show=show)
+    return task.result()
+
+
 def _chosen(task: RecognizeTask) -> dict[str, Any] | None:
     """Return which epoch validated best; None where there are no validation images."""
     if task.best is None:
@@ -645,20 +688,26 @@ def _measure(
         "parameters": runs.parameter_counts(trained.recognizer.net)[0],
         "train_seconds": runs.figures_of(folder).train_seconds,
         "images_per_second": len(numbers) / seconds,
-        "val": None if known is None else _scores(collection, val, known),
-        "test": _scores(collection, numbers, found),
+        "val": None if known is None else scores_of(collection, val, known),
+        "test": scores_of(collection, numbers, found),
     }
-    write_text(folder / PREDICTIONS, _csv(_tested_rows(collection, numbers, found)))
+    write_tested(folder, collection, numbers, found)
     start = None if recipe.init is None and recipe.teacher is None else begun
     write_json(folder / METRICS, metrics_of(collection, trained.recognizer.size, [row], start))
     if recipe.report:
         console.print("writing the report", highlight=False)
-        build_report_of(TASK)(folder, collection)
+        write_report(folder, collection)
 
 
-def _scores(
-    collection: ImageCollection, numbers: npt.NDArray[np.int64], found: Probabilities
+def write_report(folder: Path, collection: ImageCollection) -> None:
+    """Write the report of a run."""
+    build_report_of(TASK)(folder, collection)
+
+
+def scores_of(
+    collection: ImageCollection, numbers: Numbers, found: Probabilities
 ) -> dict[str, Any]:
+    """Return the scores of some images, as ``metrics.json`` holds them."""
     return image_scores(
         found, collection.targets[numbers], collection.class_names, several=collection.several
     )
@@ -710,19 +759,20 @@ def metrics_of(
 # -- tables of predictions ----------------------------------------------------------------------------------
 
 
-def _tested_rows(
-    collection: ImageCollection, numbers: npt.NDArray[np.int64], found: Probabilities
-) -> list[dict[str, Any]]:
-    """Return a row per test image: its file, its classes, and what was predicted."""
+def write_tested(
+    folder: Path, collection: ImageCollection, numbers: Numbers, found: Probabilities
+) -> None:
+    """Write ``predictions.csv``: a row per test image with its file, its classes, and what was predicted."""
     names = collection.class_names
     truth = [
         ";".join(names[k] for k in np.flatnonzero(target)) for target in collection.targets[numbers]
     ]
     rows = _several_rows(found, names) if collection.several else _top_rows(found, names, 1)
-    return [
+    tested = [
         {"file": collection.store.names[number], "truth": own, **row}
         for number, own, row in zip(numbers, truth, rows, strict=True)
     ]
+    write_text(folder / PREDICTIONS, _csv(tested))
 
 
 def _top_rows(found: Probabilities, names: list[str], top: int) -> list[dict[str, Any]]:
