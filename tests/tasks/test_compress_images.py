@@ -11,10 +11,13 @@ from PIL import Image
 
 from tiny_images import folder_of_pictures, picture
 from vitreous.errors import ConfigError, VitreousError
+from vitreous.inference.runtimes import load_exported
 from vitreous.layers.quantize import quantized_layers
 from vitreous.recipe import RecognizeRecipe, make_recipe
 from vitreous.tasks import compress_images, dispatch, recognize
 from vitreous.tasks.compress import compress
+from vitreous.tasks.export import export_run
+from vitreous.tasks.image_metrics import image_score
 
 SETTINGS = {
     "model": "vit_test",
@@ -167,3 +170,15 @@ def test_other_images_than_those_of_the_run_are_refused(tmp_path, pictures):
     picture(own / "test" / "cat" / "0.png", 1, draw=np.random.default_rng(9))
     with pytest.raises(ConfigError, match="changed after it was started"):
         compress(path, "ptq_minmax", show=False)
+
+
+def test_a_quantized_run_is_exported_in_integers(quantized, pictures, tmp_path):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    written = export_run(quantized.path, "onnx", tmp_path / "x")
+    assert written.integer and written.parity.pixels == 60
+    run = recognize.load_run(quantized.path)
+    data = recognize.open_collection(run.recipe)
+    found = load_exported(tmp_path / "x").recognizer.predict(data.store, data.of("test"))
+    assert image_score(found, data.targets[data.of("test")], several=False) > 0.9
+    assert json.loads((tmp_path / "x" / "export.json").read_text())["provenance"]

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vitreous.inference.recognizer import THRESHOLD
 from vitreous.tasks.metrics import INTERVAL
 
 BINS = 15
 TOP = 5
 RESAMPLES = 1000
-THRESHOLD = 0.5  # probability from which an image has a label
 LEAST = 1e-12  # of a probability, in logarithms
 CHUNK = 2**22  # numbers of a resampling at a time
 

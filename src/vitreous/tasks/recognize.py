@@ -35,7 +35,8 @@ from vitreous.errors import ConfigError, ModelError
 from vitreous.files import checked, read_json, write_json, write_text
 from vitreous.inference.descriptions import RecognizerHeader
 from vitreous.inference.export_format import sha256
-from vitreous.inference.recognizer import Recognizer, image_contract
+from vitreous.inference.recognizer import Recognizer, decided, image_contract
+from vitreous.inference.runtimes import ExportedRecognizer
 from vitreous.layers.backbone import Backbone
 from vitreous.layers.bands import Bands
 from vitreous.layers.preprocess import Preprocess
@@ -45,13 +46,14 @@ from vitreous.progress import progress_bar
 from vitreous.recipe import RecognizeRecipe
 from vitreous.scenes.cube import class_palette
 from vitreous.tasks import runs
-from vitreous.tasks.image_metrics import THRESHOLD, image_scores
+from vitreous.tasks.image_metrics import image_scores
 from vitreous.tasks.image_teacher import ImageTeacher
 from vitreous.tasks.provenance import start_provenance
 from vitreous.tasks.runs import CONFIG, METRICS, MODEL, PREPROCESS, STATE
 from vitreous.tasks.teacher import Distillation
 
 if TYPE_CHECKING:
+    from vitreous.inference.export import Parity
     from vitreous.tasks.fit_images import RecognizeTask
 
 TASK = "recognize"
@@ -229,42 +231,78 @@ def apply(
     *,
     top: int = 5,
     hints: dict[str, Any] | None = None,
+    runtime: str | None = None,
+    trust: bool = False,
     show: bool = True,
 ) -> Classified:
     """Write the classes of all images below a folder as CSV, one row per image.
 
     Args:
-        path: the run folder.
+        path: the run folder, or the folder of an export.
         scene: the folder, or one image.
         out: the file, CSV.
         top: how many classes to write per image, the most probable first; where images may have several labels, all
             classes have a column.
         hints: reader options for images that are opened as scenes; those of the training when None.
+        runtime: what computes it (:func:`vitreous.tasks.export.load_for`).
+        trust: also run programs of torch.export that are not ours.
         show: print progress and what is to be known of the images.
 
     Raises:
         VitreousError: no images, or such as cannot be read or differ from those that the run was trained on.
     """
+    from vitreous.tasks.export import load_for
+
     began = time.perf_counter()
     if Path(out).suffix.lower() != ".csv":
         raise ConfigError(f"{out} is not the name of a table.", "Use the suffix .csv.")
-    run = load_run(path)
+    loaded = load_for(path, runtime, trust=trust)
+    recognizer: Recognizer | ExportedRecognizer = loaded.recognizer
     console = Console(stderr=True, quiet=not show)
-    known = run.recipe.hints if hints is None else hints
+    if hints is None:
+        own = recognizer if isinstance(recognizer, ExportedRecognizer) else loaded.recipe
+        hints = own.hints
     with progress_bar("checking", console) as advance:
         store, notes, sample = open_unlabelled(
-            scene, known, advance, bands=run.recognizer.contract.bands
+            scene, hints, advance, bands=recognizer.contract.bands
         )
     _tell(console, notes)
-    run.recognizer.check(store, sample)
+    recognizer.check_images(store, sample)
     with progress_bar("classifying", console) as advance:
-        found = run.recognizer.predict(store, np.arange(len(store)), advance)
-    names = run.recognizer.class_names
-    rows = _several_rows(found, names) if run.recognizer.several else _top_rows(found, names, top)
+        found = recognizer.predict(store, np.arange(len(store)), advance)
+    names = recognizer.class_names
+    rows = _several_rows(found, names) if recognizer.several else _top_rows(found, names, top)
     files = zip(store.names, rows, strict=True)
     write_text(out, _csv([{"file": name, **row} for name, row in files]))
     pixels = int(store.sizes.prod(1).sum())
     return Classified(Path(out), len(store), pixels, time.perf_counter() - began)
+
+
+def export(path: str | Path, form: str, folder: str | Path) -> Parity:
+    """Write a run as a graph for other runtimes, and check it on its test images, and further ones where they are few.
+
+    Args:
+        path: the run folder.
+        form: ``onnx``, ``openvino`` or ``torch``.
+        folder: the folder to write.
+
+    Raises:
+        ModelError: the format has no operator for what the network does, or its export does not agree with it; nothing is
+            left then.
+        VitreousError: the run cannot be loaded, or its images have changed.
+    """
+    from vitreous.inference.export_recognizer import RecognizerProduct, export_recognizer
+
+    run = load_run(path)
+    collection = open_collection(run.recipe)
+    check_unchanged(run.path, collection)
+    numbers = np.concatenate([collection.of(role) for role in ("test", "val", "train")])
+    source = sha256(run.path / MODEL)
+    product = RecognizerProduct(
+        run.recognizer, run.name, run.recipe.hints, source, run.provenance, TASK
+    )
+    store = collection.store
+    return export_recognizer(product, folder, form=form, store=store, numbers=numbers)
 
 
 def load_run(path: str | Path) -> RecognizeRun:
@@ -600,7 +638,7 @@ def _from_run(
             f"{size[0]} x {size[1]}.",
             f"Use --image-size {start.size[0]}x{start.size[1]}.",
         )
-    start.check(collection.store, collection.sample)
+    start.check_images(collection.store, collection.sample)
     # Loaded weights may be read-only views of the file; training needs its own.
     own = {name: t.clone() for name, t in start.state_dict().items()}
     start.load_state_dict(own, assign=True)
@@ -792,10 +830,10 @@ def _several_rows(found: Probabilities, names: list[str]) -> list[dict[str, Any]
     """Return the labels of every image, and the probability of every class."""
     return [
         {
-            "labels": ";".join(name for name, p in zip(names, own, strict=True) if p >= THRESHOLD),
+            "labels": ";".join(name for name, yes in zip(names, has, strict=True) if yes),
             **{name: f"{p:.4f}" for name, p in zip(names, own, strict=True)},
         }
-        for own in found
+        for own, has in zip(found, decided(found, several=True), strict=True)
     ]
 
 
