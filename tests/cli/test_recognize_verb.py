@@ -4,12 +4,13 @@ import csv
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from tiny_images import folder_of_pictures
+from tiny_images import folder_of_pictures, folder_of_rasters
 from vitreous.cli.main import app
 
 RUNNER = CliRunner(env={"COLUMNS": "120", "NO_COLOR": "1"})
@@ -77,10 +78,79 @@ def test_an_interrupted_run_is_named_and_options_are_the_recipe(place):
     assert "no interrupted run" in call("recognize", "--resume", code=2)
 
 
-@pytest.mark.parametrize("verb", ["export", "compress"])
-def test_verbs_that_do_not_take_such_runs_say_so(place, verb):
+def test_a_run_is_compressed(place):
     folder_of_pictures(place / "p")
     call("recognize", "--images", "p", *SHORT, "--no-report", "--name", "r")
-    words = ["--method", "ptq_minmax"] if verb == "compress" else ["-o", "out"]
-    text = call(verb, "runs/recognize/r", *words, code=2)
-    assert "recognize" in text
+    text = call("compress", "runs/recognize/r", "--method", "magnitude", "--max-drop", "100")
+    assert "images/s" in text and "top-1" in text and "runs/recognize/r-magnitude" in text
+    call("evaluate", "runs/recognize/r-magnitude")
+
+
+def classes_of(path):
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_is_exported_and_classifies(place):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    folder_of_pictures(place / "p")
+    folder_of_pictures(place / "new", count=2)
+    call("recognize", "--images", "p", *SHORT, "--no-report", "--name", "r")
+    run = place / "runs" / "recognize" / "r"
+    text = call("export", str(run))
+    assert "image.onnx" in text and "on 24 images" in text and "identical classes" in text
+    call("predict", str(run), "new", "-o", "torch.csv")
+    expected = classes_of(place / "torch.csv")
+    kept = (run / "export-onnx" / "export.json").stat().st_mtime_ns
+    ways = [(run / "export-onnx",), (run, "--runtime", "onnxruntime")]
+    for number, (path, *words) in enumerate(ways):
+        text = call("predict", str(path), "new", "-o", f"{number}.csv", *words)
+        assert "4 images in" in text
+        found = classes_of(place / f"{number}.csv")
+        assert [row["file"] for row in found] == [row["file"] for row in expected]
+        for one, other in zip(found, expected, strict=True):
+            assert float(one["probability"]) == pytest.approx(float(other["probability"]), abs=2e-4)
+    assert (run / "export-onnx" / "export.json").stat().st_mtime_ns == kept  # not written twice
+    for words, told in (
+        (("export", run, "--single"), "--single does not apply"),
+        (("predict", run / "export-onnx", "new", "--window", 9), "--window does not apply"),
+        (("predict", run, "new", "--runtime", "tflite"), "no runtime 'tflite'"),
+        (("export", run, "--format", "torch", "-o", place / "p"), "not an export"),
+    ):
+        assert told in " ".join(call(*map(str, words), code=2).split())
+    call("export", str(run), "--format", "torch", "-o", "program")
+    assert "--trust" in call("predict", "program", "new", "-o", "t.csv", code=2)
+    call("predict", "program", "new", "-o", "t.csv", "--trust")
+    shutil.move(run / "export-onnx", place / "alone")
+    shutil.rmtree(run)
+    call("predict", "alone", "new", "-o", "alone.csv")
+    assert (place / "alone.csv").read_text() == (place / "0.csv").read_text()
+    assert "trained on 3 bands" in call(
+        "predict", "alone", str(folder_of_rasters(place / "chips")), "-o", "n.csv", code=2
+    )
+    assert not (place / "n.csv").exists()
+
+
+def test_other_images_than_those_of_the_run_are_not_exported(place):
+    folder_of_pictures(place / "p")
+    call("recognize", "--images", "p", *SHORT, "--no-report", "--name", "r")
+    (place / "p" / "cat" / "0.png").unlink()
+    assert "changed after it was started" in call("export", "runs/recognize/r", code=2)
+    assert not (place / "runs/recognize/r/export-onnx").exists()
+
+
+def test_an_export_opens_images_as_the_training_did(place):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    folder_of_rasters(place / "chips")
+    words = ["--hints", "scale=0.0001", "--hints", "unit=reflectance", "--no-report", "--name", "r"]
+    call("recognize", "--images", "chips", *SHORT, *words)
+    call("export", "runs/recognize/r", "-o", "e")
+    call("predict", "runs/recognize/r", "chips", "-o", "a.csv")
+    call("predict", "e", "chips", "-o", "b.csv")
+    a, b = classes_of(place / "a.csv"), classes_of(place / "b.csv")
+    assert [row["class"] for row in a] == [row["class"] for row in b]
+    assert "trained on" in call(
+        "predict", "e", "chips", "-o", "c.csv", "--hints", "unit=dn", code=2
+    )

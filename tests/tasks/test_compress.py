@@ -343,6 +343,7 @@ def test_the_gate_of_a_restorer_looks_at_its_psnr(restorer, capsys):
     again = restore.evaluate(done.path)["systems"][0]["test"]
     assert again["psnr"] == pytest.approx(own[0]["test"]["psnr"], abs=1e-3)
     assert {"restored.tif", "report.html", "compress.json"} <= set(content(done.path))
+    assert "Before and after ptq_minmax" in (done.path / "report.html").read_text()
     with pytest.raises(VitreousError, match=r"dB of PSNR|half of the layers"):
         compress(restorer, "ptq_minmax", {"bits": [2, 2]}, max_drop=0.01, show=False)
 

@@ -178,6 +178,7 @@ TASKS = {
             figure="score",
             figure_label="top-1 or mAP, %",
             figure_scale=100,
+            subject="vitreous.tasks.compress_images:ImagesSubject",
             next="Classify other images with: vitreous predict {run} FOLDER -o classes.csv",
         ),
         Task(

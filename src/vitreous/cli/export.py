@@ -34,9 +34,9 @@ def export(
         ),
     ] = False,
 ) -> None:
-    """Export a trained run, a classifier or a restorer, to graphs that run without torch or vitreous.
+    """Export a trained run (a classifier, a restorer or a network of images) to graphs that run without torch or vitreous.
 
-    The graphs include preprocessing and take physical values; they are checked on the scene of the run.
+    The graphs include preprocessing and take physical values; they are checked on the scene or the images of the run.
     'vitreous predict FOLDER SCENE' runs them.
     """
     if form not in FORMATS:

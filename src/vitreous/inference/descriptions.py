@@ -14,11 +14,15 @@ LARGEST_PATCH = 513
 WIDEST = 4096  # decoder
 LARGEST_SCALE = 64
 LARGEST_IMAGE = 2**14  # side in pixels
+MOST_BANDS = 65536
 
 Color: TypeAlias = Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
 Name: TypeAlias = Annotated[str, Field(min_length=1, max_length=1000)]
 Padding: TypeAlias = Literal["reflect", "zero"]
 PatchSize: TypeAlias = Annotated[int, Field(ge=1, le=LARGEST_PATCH)]
+ImageSides: TypeAlias = Annotated[  # height and width
+    list[Annotated[int, Field(ge=1, le=LARGEST_IMAGE)]], Field(min_length=2, max_length=2)
+]
 
 
 class Description(BaseModel):
@@ -137,7 +141,7 @@ class NetworkHeader(Classes):
 
     kind: Literal["model"]
     contract: dict[str, Any]
-    bands: int = Field(ge=1, le=65536)
+    bands: int = Field(ge=1, le=MOST_BANDS)
     num_classes: int
     model_args: dict[str, Any]
     methods: list[MethodEntry]
@@ -170,8 +174,8 @@ class RecognizerHeader(Description):
     methods: list[MethodEntry]
     class_names: list[str] = Field(min_length=1, max_length=MOST_CLASSES)
     several: bool
-    size: list[Annotated[int, Field(ge=1, le=LARGEST_IMAGE)]] = Field(min_length=2, max_length=2)
-    channels: int = Field(ge=1, le=65536)
+    size: ImageSides
+    channels: int = Field(ge=1, le=MOST_BANDS)
 
 
 class RestorerSettings(Description):
@@ -195,6 +199,29 @@ class RestorerExport(ExportDescription):
 
     kind: Literal["cubes"]
     settings: ExportedRestorerSettings
+
+
+class ExportedRecognizerSettings(Description):
+    """What images an exported recognizer takes, how they are opened, and what becomes of invalid pixels."""
+
+    size: ImageSides
+    several: bool
+    fill: list[float] = Field(min_length=1, max_length=MOST_BANDS)
+    hints: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _no_files(self) -> Self:
+        if "mask" in self.hints:
+            raise ValueError("the hints of an export name no mask")
+        return self
+
+
+class RecognizerExport(ExportDescription):
+    """``export.json`` of a network that classifies whole images."""
+
+    kind: Literal["images"]
+    class_names: list[str] = Field(min_length=1, max_length=MOST_CLASSES)
+    settings: ExportedRecognizerSettings
 
 
 class RestorerHeader(Description):

@@ -13,6 +13,7 @@ What a network does decides how it is cut into graphs, each with one ``input`` a
 - ``single`` makes a network of patches one graph, ``pixel``: the surroundings of pixels,
   ``(batch, bands, context, context)``, to ``(batch, classes)``.
 - a restorer is one graph, ``cube`` (``inference/export_restorer.py``).
+- a recognizer is one graph, ``image`` (``inference/export_recognizer.py``).
 
 Patches of neighbouring pixels overlap: with two graphs, what they share is computed once per window. Other software
 that only wants the class of a pixel is served better by ``single``; maps with it are slower.
@@ -114,14 +115,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Parity:
-    """How far an exported network is from the one that was trained, on real pixels.
+    """How far an exported network is from the one that was trained, on real pixels or images.
 
     Attributes:
         runtime: what computed the graphs.
-        pixels: how many were compared.
+        pixels: how many were compared; of a recognizer, images.
         largest: largest difference of a probability; of a restorer, of a value as a share of its band's range.
         mean: mean difference of them.
-        equal: share of pixels with the same class; None of a restorer.
+        equal: share of pixels or images with the same class, or of the labels of images; None of a restorer.
+        counted: what ``pixels`` counts.
     """
 
     runtime: str
@@ -129,9 +131,10 @@ class Parity:
     largest: float
     mean: float
     equal: float | None = None
+    counted: str = "pixels"
 
     def __str__(self) -> str:
-        told = f"{self.runtime} compared with torch on {self.pixels} pixels: "
+        told = f"{self.runtime} compared with torch on {self.pixels} {self.counted}: "
         apart = f"differ by {self.largest:.1e} at most, {self.mean:.1e} on average"
         if self.equal is None:
             return f"{told}values {apart}, as shares of the range of a band"
@@ -370,12 +373,21 @@ def compare(
 
 
 def parity_of(
-    runtime: str, pixels: int, difference: npt.NDArray[np.float32], same: float | None = None
+    runtime: str,
+    pixels: int,
+    difference: npt.NDArray[np.floating[Any]],
+    same: float | None = None,
+    counted: str = "pixels",
 ) -> Parity:
     """Sum up differences; NaN counts as infinitely far."""
     apart = np.nan_to_num(difference, nan=np.inf)
     return Parity(
-        f"{runtime} {_version(runtime)}", pixels, float(apart.max()), float(apart.mean()), same
+        f"{runtime} {_version(runtime)}",
+        pixels,
+        float(apart.max()),
+        float(apart.mean()),
+        same,
+        counted,
     )
 
 

@@ -15,12 +15,14 @@ RUNTIMES = {
 READS = {"onnxruntime": ("onnx",), "openvino": ("openvino", "onnx"), "torch": ("torch",)}
 SUFFIXES = {"onnx": (".onnx",), "openvino": (".xml", ".bin"), "torch": (".pt2",)}
 PACKAGES = {"onnx": ("onnx", "onnxscript"), "openvino": ("onnx", "onnxscript", "openvino")}
-# By what the graphs take: patches of a window's features, the surroundings of a pixel, tiles to label or to restore.
+# By what the graphs take: patches of a window's features, the surroundings of a pixel, tiles to label or to restore,
+# whole images.
 GRAPHS = {
     "patches": ("window", "patches"),
     "pixels": ("pixel",),
     "tiles": ("tile",),
     "cubes": ("cube",),
+    "images": ("image",),
 }
 LARGEST_GRAPH = 2**31 - 1  # bytes; what one ONNX file can hold
 

@@ -20,54 +20,42 @@ from vitreous.layers.answers import joined
 from vitreous.layers.preprocess import Preprocess
 
 BATCH = 64
+THRESHOLD = 0.5  # probability from which an image has a label
 REFUSED = 0.5  # share of pixels far outside the training images' brightness
 
 
-class Recognizer(nn.Module):
-    """From raw images to a score per class.
+class ImageClassifier:
+    """What a trained recognizer and an export of one share.
 
-    Args:
-        net: a backbone.
-        preprocess: scales physical values.
+    Attributes:
         contract: bands and unit of the training images, and how bright they were.
-        class_names: in the order of the scores.
+        class_names: in the order of the probabilities.
         size: height and width of the images that the network takes.
         several: whether an image may have several labels.
     """
 
-    def __init__(
-        self,
-        net: nn.Module,
-        preprocess: Preprocess,
-        contract: BandContract,
-        class_names: list[str],
-        size: tuple[int, int],
-        *,
-        several: bool,
-    ) -> None:
-        super().__init__()
-        self.net, self.preprocess, self.contract = net, preprocess, contract
-        self.class_names, self.size, self.several = class_names, size, several
+    contract: BandContract
+    class_names: list[str]
+    size: tuple[int, int]
+    several: bool
 
-    def forward(
-        self, images: Float[Tensor, "batch bands height width"]
-    ) -> Any:  # Float[Tensor, "batch classes"], or in distillation Heads
-        """Return the scores (logits) of images of the network's size in physical values."""
-        return self.net(self.preprocess(images))
+    @property
+    def fill(self) -> Float[Tensor, "bands"]:
+        """What invalid pixels are given: the training images' mean."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        """Where images are expected."""
+        return torch.device("cpu")
 
     def probabilities(
         self, images: Float[Tensor, "batch bands height width"]
     ) -> Float[Tensor, "batch classes"]:
         """Return the classes' probabilities: of one among them, or of each by itself."""
-        scores = joined(self(images)).float()
-        return scores.sigmoid() if self.several else scores.softmax(1)
+        raise NotImplementedError
 
-    @property
-    def fill(self) -> Float[Tensor, "bands"]:
-        """What invalid pixels are given: the training images' mean."""
-        return self.preprocess.mean.cpu()
-
-    def check(self, store: ImageStore, sample: npt.NDArray[np.float32]) -> None:
+    def check_images(self, store: ImageStore, sample: npt.NDArray[np.float32]) -> None:
         """Refuse images of other bands, units or brightness than it was trained on.
 
         Args:
@@ -117,19 +105,75 @@ class Recognizer(nn.Module):
             numbers: which of them.
             progress: called with (done, in all).
         """
-        device = next(self.parameters()).device
         unknown = torch.zeros(len(store), 0)
         batches = PlainBatches(Sized(store, self.size, self.fill), numbers, unknown, BATCH)
         found, done = [], 0
         for batch in loader(batches):
-            found.append(self.probabilities(batch.image.to(device)).double().cpu().numpy())
+            found.append(self.probabilities(batch.image.to(self.device)).double().cpu().numpy())
             done += len(found[-1])
             if progress is not None:
                 progress(done, len(numbers))
         return np.concatenate(found)
 
 
+class Recognizer(ImageClassifier, nn.Module):
+    """From raw images to a score per class.
+
+    Args:
+        net: a backbone.
+        preprocess: scales physical values.
+        contract: bands and unit of the training images, and how bright they were.
+        class_names: in the order of the scores.
+        size: height and width of the images that the network takes.
+        several: whether an image may have several labels.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        preprocess: Preprocess,
+        contract: BandContract,
+        class_names: list[str],
+        size: tuple[int, int],
+        *,
+        several: bool,
+    ) -> None:
+        super().__init__()
+        self.net, self.preprocess, self.contract = net, preprocess, contract
+        self.class_names, self.size, self.several = class_names, size, several
+
+    def forward(
+        self, images: Float[Tensor, "batch bands height width"]
+    ) -> Any:  # Float[Tensor, "batch classes"], or in distillation Heads
+        """Return the scores (logits) of images of the network's size in physical values."""
+        return self.net(self.preprocess(images))
+
+    def probabilities(
+        self, images: Float[Tensor, "batch bands height width"]
+    ) -> Float[Tensor, "batch classes"]:
+        """Return the classes' probabilities: of one among them, or of each by itself."""
+        scores = joined(self(images)).float()
+        return scores.sigmoid() if self.several else scores.softmax(1)
+
+    @property
+    def fill(self) -> Float[Tensor, "bands"]:
+        """What invalid pixels are given: the training images' mean."""
+        return self.preprocess.mean.cpu()
+
+    @property
+    def device(self) -> torch.device:
+        """Where images are expected."""
+        return self.preprocess.mean.device
+
+
 def image_contract(store: ImageStore, sample: npt.NDArray[np.float32]) -> BandContract:
     """Return what a network trained on these images expects: all their bands, in this unit, as bright as this sample."""
     used = tuple(range(store.bands))
     return BandContract(store.bands, used, store.wavelengths, store.unit).measured(sample)
+
+
+def decided(
+    probabilities: npt.NDArray[np.floating[Any]], *, several: bool
+) -> npt.NDArray[np.int64] | npt.NDArray[np.bool_]:
+    """Return what images are classified as: ``(images,)`` numbers, or ``(images, classes)`` whether each has a label."""
+    return probabilities >= THRESHOLD if several else probabilities.argmax(1)

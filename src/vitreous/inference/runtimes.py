@@ -1,4 +1,4 @@
-"""Exported networks as scene classifiers and restorers, computed by ONNX Runtime, OpenVINO or torch.
+"""Exported networks as scene classifiers, restorers and recognizers, computed by ONNX Runtime, OpenVINO or torch.
 
 Files may come from anywhere, so they are looked at before a runtime sees them: names and sizes, hashes, operators of the
 standard alone, no data in further files. A program of torch.export is code by its makers' own words; it is only run for
@@ -31,6 +31,8 @@ from vitreous.inference.dense_classifier import OVERLAP, blend_tiles
 from vitreous.inference.descriptions import (
     ClassifierExport,
     ExportDescription,
+    ExportedRecognizerSettings,
+    RecognizerExport,
     RestorerExport,
 )
 from vitreous.inference.export_format import (
@@ -44,6 +46,7 @@ from vitreous.inference.export_format import (
     first_line,
     is_export,
 )
+from vitreous.inference.recognizer import ImageClassifier
 from vitreous.inference.restore import check_restored
 
 Array: TypeAlias = npt.NDArray[np.float32]
@@ -53,23 +56,29 @@ CHUNK = 128  # patches per call: what stays in cache; measured, a fifth faster t
 PIXEL_VALUES = 2**24  # values of the raw surroundings that are cut out at once (64 MiB)
 
 
+DESCRIPTIONS: dict[str, type[ExportDescription]] = {
+    "cubes": RestorerExport,
+    "images": RecognizerExport,
+}  # by kind; all others are of classifiers
+
+
 @dataclass(frozen=True)
 class Exported:
     """An export that was loaded.
 
     Attributes:
         path: its folder.
-        product: the classifier, which fulfils the scene classifier's contract, or the restorer.
+        product: the classifier, which fulfils the scene classifier's contract, the restorer or the recognizer.
         class_names: names of the classes from 1 on; none of a restorer.
-        class_colors: their ``#rrggbb``.
-        class_codes: the numbers that stand for them in a map.
+        class_colors: their ``#rrggbb``; none of a recognizer.
+        class_codes: the numbers that stand for them in a map; none of a recognizer.
         name: of the architecture.
         runtime: what computes it.
         description: all of ``export.json``.
     """
 
     path: Path
-    product: ExportedClassifier | ExportedRestorer
+    product: ExportedClassifier | ExportedRestorer | ExportedRecognizer
     class_names: list[str]
     class_colors: list[str]
     class_codes: list[int]
@@ -82,10 +91,10 @@ class Exported:
         """The classifier.
 
         Raises:
-            ModelError: it is the export of a restorer.
+            ModelError: it is the export of something else.
         """
         if not isinstance(self.product, ExportedClassifier):
-            raise ModelError(f"{self.path} is the export of a restorer.", "Use its restorer.")
+            raise self._other()
         return self.product
 
     @property
@@ -93,11 +102,26 @@ class Exported:
         """The restorer.
 
         Raises:
-            ModelError: it is the export of a classifier.
+            ModelError: it is the export of something else.
         """
         if not isinstance(self.product, ExportedRestorer):
-            raise ModelError(f"{self.path} is the export of a classifier.", "Use its classifier.")
+            raise self._other()
         return self.product
+
+    @property
+    def recognizer(self) -> ExportedRecognizer:
+        """The recognizer.
+
+        Raises:
+            ModelError: it is the export of something else.
+        """
+        if not isinstance(self.product, ExportedRecognizer):
+            raise self._other()
+        return self.product
+
+    def _other(self) -> ModelError:
+        role = self.product.role
+        return ModelError(f"{self.path} is the export of a {role}.", f"Use its {role}.")
 
 
 class Graph:
@@ -183,6 +207,8 @@ class ExportedClassifier:
         num_classes: number of classes.
         settings: of the classifier that was exported.
     """
+
+    role = "classifier"
 
     def __init__(
         self,
@@ -335,6 +361,8 @@ class ExportedRestorer:
         scale: how many times finer its products are.
     """
 
+    role = "restorer"
+
     def __init__(
         self, graphs: Mapping[str, Graph], contract: BandContract, tile_size: int, scale: int
     ) -> None:
@@ -376,6 +404,74 @@ class ExportedRestorer:
             )
 
 
+# -- recognizers ------------------------------------------------------------------------------------------
+
+
+class ExportedRecognizer(ImageClassifier):
+    """Classifies whole images, as :class:`~vitreous.inference.recognizer.Recognizer` does.
+
+    Args:
+        graphs: the one that there is.
+        contract: the bands and unit that it takes.
+        class_names: in the order of the probabilities.
+        settings: of the recognizer that was exported.
+    """
+
+    role = "recognizer"
+
+    def __init__(
+        self,
+        graphs: Mapping[str, Graph],
+        contract: BandContract,
+        class_names: list[str],
+        settings: ExportedRecognizerSettings,
+    ) -> None:
+        (self.graph,) = graphs.values()
+        self.contract, self.class_names, self.several = contract, class_names, settings.several
+        self.size = (settings.size[0], settings.size[1])
+        self.settings = settings
+
+    @property
+    def hints(self) -> dict[str, Any]:
+        """Reader options that the training images were opened with."""
+        return self.settings.hints
+
+    @property
+    def fill(self) -> Float[Tensor, "bands"]:
+        """What invalid pixels are given: the training images' mean."""
+        return torch.tensor(self.settings.fill)
+
+    def probabilities(
+        self, images: Float[Tensor, "batch bands height width"]
+    ) -> Float[Tensor, "batch classes"]:
+        """Return the classes' probabilities: of one among them, or of each by itself.
+
+        Raises:
+            ModelError: the graph cannot be computed.
+        """
+        return torch.from_numpy(self.graph(images.contiguous().numpy()))
+
+    def check(self, file: Path) -> None:
+        """Classify one image, to see that the graph fits what is said of it.
+
+        Raises:
+            ModelError: it does not take the bands and size.
+            CheckpointError: ``file`` names another number of classes, or of bands that invalid pixels are given.
+        """
+        bands, classes = self.contract.bands, len(self.class_names)
+        if len(self.fill) != bands:
+            raise CheckpointError(
+                f"{file} is damaged: it fills {len(self.fill)} of {bands} bands.",
+                "Export the run again.",
+            )
+        found = self.graph(np.zeros((1, bands, *self.size), dtype=np.float32)).shape
+        if found != (1, classes):
+            raise CheckpointError(
+                f"{file} is damaged: it names {classes} classes, and its graph makes {found} of an image.",
+                "Export the run again.",
+            )
+
+
 # -- loading ----------------------------------------------------------------------------------------------
 
 
@@ -406,9 +502,9 @@ def load_exported(
             f"The export has the format {description['schema']}; this version reads {SCHEMA}.",
             "Update vitreous.",
         )
-    restores = isinstance(description, dict) and description.get("kind") == "cubes"
-    said: ExportDescription = checked(
-        RestorerExport if restores else ClassifierExport,
+    kind = description.get("kind") if isinstance(description, dict) else None
+    said = checked(
+        DESCRIPTIONS.get(str(kind), ClassifierExport),
         description,
         path / DESCRIPTION,
         "Export the run again.",
@@ -424,7 +520,7 @@ def load_exported(
         graph: Graph(_read_files(path, graph, said), said.format, chosen, threads)
         for graph in GRAPHS[said.kind]
     }
-    product: ExportedClassifier | ExportedRestorer
+    product: ExportedClassifier | ExportedRestorer | ExportedRecognizer
     names: list[str] = []
     colors: list[str] = []
     codes: list[int] = []
@@ -433,6 +529,9 @@ def load_exported(
         codes = said.class_codes or list(range(1, len(names) + 1))
         settings = said.settings.model_dump()
         product = CLASSIFIERS[said.kind](graphs, contract, len(names), settings)
+    elif isinstance(said, RecognizerExport):
+        names = said.class_names
+        product = ExportedRecognizer(graphs, contract, names, said.settings)
     else:
         assert isinstance(said, RestorerExport)
         size = said.settings.tile_size

@@ -15,6 +15,7 @@ from vitreous.data.image_collection import ImageCollection
 from vitreous.errors import VitreousError
 from vitreous.files import write_text
 from vitreous.report import figures, pictures
+from vitreous.report.compression import compression_section
 from vitreous.report.markup import Markup, join, tag
 from vitreous.report.page import (
     UNIT_WORDS,
@@ -35,6 +36,7 @@ from vitreous.report.page import (
 from vitreous.report.record import (
     LOG_LIMIT,
     ClassEntry,
+    Compression,
     Config,
     Count,
     Interval,
@@ -44,6 +46,7 @@ from vitreous.report.record import (
     Record,
     Text,
     plain,
+    read_compression,
     read_log,
     read_part,
 )
@@ -133,6 +136,7 @@ class _Page:
     log: Log | None
     tested: list[dict[str, str]]
     collection: ImageCollection
+    compression: Compression | None = None
 
     @property
     def trained(self) -> RecognizedSystem:
@@ -159,6 +163,7 @@ def build_report(run: Path, collection: ImageCollection) -> Path:
         read_log(run / "log.csv"),
         _predictions(run / "predictions.csv"),
         collection,
+        read_compression(run),
     )
     path = run / "report.html"
     write_text(path, _document(page))
@@ -204,6 +209,7 @@ def _document(page: _Page) -> Markup:
         page_header(kind, title, lead, facts),
         [
             ("numbers", "Accuracy", _numbers(page)),
+            ("compression", "Compression", compression_section(page.compression)),
             ("pictures", "Test images", _pictures(page)),
             ("classes", "Classes", _classes(page)),
             ("learning", "Training", _learning(page)),

@@ -242,14 +242,24 @@ def read_record(run: Path) -> RunRecord:
     Raises:
         VitreousError: ``metrics.json`` or ``config.json`` is missing or says impossible things.
     """
-    map_path, compression = run / "map.tif", run / "compress.json"
+    map_path = run / "map.tif"
     return RunRecord(
         metrics=read_part(Metrics, run / "metrics.json"),
         config=read_part(Config, run / "config.json"),
         log=read_log(run / "log.csv"),
         map_path=map_path if map_path.is_file() else None,
-        compression=read_part(Compression, compression) if compression.is_file() else None,
+        compression=read_compression(run),
     )
+
+
+def read_compression(run: Path) -> Compression | None:
+    """Read what was done to the run that a folder's was made from; None where it was trained.
+
+    Raises:
+        VitreousError: ``compress.json`` says impossible things.
+    """
+    path = run / "compress.json"
+    return read_part(Compression, path) if path.is_file() else None
 
 
 _T = TypeVar("_T", bound=Record)

@@ -14,6 +14,7 @@ from pydantic import Field
 from vitreous.errors import VitreousError
 from vitreous.files import write_text
 from vitreous.report import figures, pictures
+from vitreous.report.compression import compression_section
 from vitreous.report.markup import Markup, join, tag
 from vitreous.report.page import (
     UNIT_WORDS,
@@ -31,6 +32,7 @@ from vitreous.report.page import (
     scene_title,
 )
 from vitreous.report.record import (
+    Compression,
     Config,
     Count,
     Log,
@@ -39,6 +41,7 @@ from vitreous.report.record import (
     Record,
     Text,
     plain,
+    read_compression,
     read_log,
     read_part,
 )
@@ -108,6 +111,7 @@ class _Page:
     clean: Cube
     degraded: Cube
     restored: Cube
+    compression: Compression | None = None
 
     @property
     def trained(self) -> Restored:
@@ -147,6 +151,7 @@ def build_report(
         clean,
         degraded,
         restored,
+        read_compression(run),
     )
     _check(page)
     path = run / "report.html"
@@ -178,6 +183,7 @@ def _document(page: _Page) -> Markup:
         page_header(done, title, lead, [*scene_facts(page.scene), page.words]),
         [
             ("numbers", "Quality", _numbers(page)),
+            ("compression", "Compression", compression_section(page.compression)),
             ("pictures", "Before and after", _pictures(page)),
             ("spectra", "Spectra", _spectra(page)),
             ("systems", "Systems compared", _systems(page)),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vitreous.catalog.lookup import load
 from vitreous.catalog.registry import TRAINING_STAGES, card, stage
 from vitreous.catalog.results import versions
-from vitreous.catalog.tasks import Task, task_at, tasks
+from vitreous.catalog.tasks import task_at, tasks
 from vitreous.errors import ConfigError, VitreousError, listed
 from vitreous.files import hidden_folder, write_json
 from vitreous.inference.bench import timed
@@ -62,6 +62,7 @@ class Subject(Protocol):
         path: of the run.
         name: of its system.
         trained: what it trained.
+        label: name and unit of the task's figure, e.g. ``OA, %``.
         looked_at: what the gate looks at, in words, e.g. ``412 validation pixels``.
         rate: what its throughput counts, e.g. ``pixels/s``.
         report: whether a report is written.
@@ -70,6 +71,7 @@ class Subject(Protocol):
     path: Path
     name: str
     trained: Any
+    label: str
     looked_at: str
     rate: str
     report: bool
@@ -116,7 +118,6 @@ class _Job:
     """A run, and what is to be done to it."""
 
     subject: Subject
-    task: Task
     methods: list[str]
     settings: list[dict[str, Any]]
     batches: list[Calibration]
@@ -128,12 +129,12 @@ class _Job:
     @property
     def figure(self) -> str:
         """The figure's name, e.g. ``OA``."""
-        return self.task.figure_label.rpartition(", ")[0]
+        return self.subject.label.rpartition(", ")[0]
 
     @property
     def unit(self) -> str:
         """Its unit, e.g. ``%`` or ``dB``."""
-        return self.task.figure_label.rpartition(", ")[2]
+        return self.subject.label.rpartition(", ")[2]
 
     def lost(self, drop: float) -> str:
         """Say how much of the figure is lost."""
@@ -278,7 +279,7 @@ def _open(
     console = Console(stderr=True, quiet=not show)
     subject: Subject = load(task.subject)(path, images, console)
     batches = subject.calibration()
-    return _Job(subject, task, methods, settings, batches, tune_epochs, tune_rate, console, show)
+    return _Job(subject, methods, settings, batches, tune_epochs, tune_rate, console, show)
 
 
 # -- the gate -----------------------------------------------------------------------------------------------

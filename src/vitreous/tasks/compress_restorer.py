@@ -43,6 +43,7 @@ class RestorerSubject:
         VitreousError: it cannot be loaded, or its scene has changed.
     """
 
+    label = TASKS[restore.TASK].figure_label
     rate = "pixels/s"
 
     def __init__(self, path: Path, images: int, console: Console) -> None:
@@ -102,8 +103,7 @@ class RestorerSubject:
 
     def figures(self, scores: Mapping[str, Any]) -> dict[str, float]:
         """Return PSNR, SSIM, SAM and ERGAS."""
-        row = TASKS[restore.TASK]
-        labels = {row.figure: row.figure_label, **_OTHERS}
+        labels = {TASKS[restore.TASK].figure: self.label, **_OTHERS}
         return {label: scores[name] for name, label in labels.items() if scores[name] is not None}
 
     def throughput(self, trained: SceneRestorer) -> float:

@@ -46,6 +46,7 @@ class SceneSubject:
         VitreousError: it cannot be loaded, or its data have changed.
     """
 
+    label = TASKS[classify.TASK].figure_label
     rate = "pixels/s"
 
     def __init__(self, path: Path, images: int, console: Console) -> None:
@@ -110,8 +111,7 @@ class SceneSubject:
 
     def figures(self, scores: Mapping[str, Any]) -> dict[str, float]:
         """Return OA, AA and kappa."""
-        row = TASKS[classify.TASK]
-        labels = {row.figure: row.figure_label, **_SHARES}
+        labels = {TASKS[classify.TASK].figure: self.label, **_SHARES}
         return {label: 100 * scores[name] for name, label in labels.items()}
 
     def throughput(self, trained: classifiers.Network) -> float:

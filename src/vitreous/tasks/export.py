@@ -34,7 +34,7 @@ class Written:
 def export_run(
     path: str | Path, form: str, out: str | Path | None = None, *, single: bool = False
 ) -> Written:
-    """Export a trained run and check the export on the scene that it was trained on.
+    """Export a trained run and check the export on the scene or the images of the run.
 
     Args:
         path: the run folder.

@@ -24,7 +24,7 @@ from vitreous.data.image_collection import ImageCollection
 from vitreous.inference.recognizer import Recognizer
 from vitreous.layers.answers import joined
 from vitreous.recipe import RecognizeRecipe
-from vitreous.tasks.image_metrics import TOP, average_precision, mean_of
+from vitreous.tasks.image_metrics import TOP, image_score
 from vitreous.tasks.image_teacher import ImageTeacher
 from vitreous.tasks.loop import Row, Task
 from vitreous.tasks.losses import ClassTargets, LabelTargets
@@ -255,11 +255,8 @@ def validation_figures(probabilities: Tensor, labels: Tensor, *, several: bool) 
     """Return loss and accuracy of validation images, for the log."""
     if several:
         loss = F.binary_cross_entropy(probabilities, labels)
-        precisions = [
-            average_precision(own.numpy(), has.numpy() > 0)
-            for own, has in zip(probabilities.double().T, labels.T, strict=True)
-        ]
-        return {"val_loss": float(loss), "val_map": mean_of(precisions) or 0.0}
+        score = image_score(probabilities.double().numpy(), labels.numpy(), several=True)
+        return {"val_loss": float(loss), "val_map": score or 0.0}
     truth = labels.argmax(1)
     loss = F.nll_loss(probabilities.clamp(min=1e-12).log(), truth)
     best = probabilities.topk(min(TOP, probabilities.shape[1]), 1).indices == truth[:, None]

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vitreous.inference.recognizer import THRESHOLD
 from vitreous.tasks.metrics import INTERVAL
 
 BINS = 15
 TOP = 5
 RESAMPLES = 1000
-THRESHOLD = 0.5  # probability from which an image has a label
 LEAST = 1e-12  # of a probability, in logarithms
 CHUNK = 2**22  # numbers of a resampling at a time
 
@@ -115,6 +115,20 @@ def _several(probabilities: Floats, targets: Floats, names: list[str], seed: int
         ],
         "confusion": np.stack([tp, fp, fn, len(targets) - tp - fp - fn], 1).tolist(),
     }
+
+
+def image_score(probabilities: Floats, targets: Floats, *, several: bool) -> float | None:
+    """Return the ``score`` of :func:`image_scores` alone: top-1 accuracy, or mean average precision.
+
+    Args:
+        probabilities: ``(images, classes)``.
+        targets: ``(images, classes)``, 1 where an image has a class.
+        several: whether images may have several labels; the score is None where none of them has any.
+    """
+    if not several:
+        return float((probabilities.argmax(1) == targets.argmax(1)).mean())
+    columns = zip(probabilities.T, targets.T > 0.5, strict=True)
+    return mean_of([average_precision(own, present) for own, present in columns])
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:

@@ -70,7 +70,7 @@ class ImageTeacher:
                 f"{size[0]} x {size[1]}.",
                 f"Use --image-size {own.size[0]}x{own.size[1]}: both see the same pixels.",
             )
-        own.check(collection.store, collection.sample)
+        own.check_images(collection.store, collection.sample)
 
     def loss(
         self,

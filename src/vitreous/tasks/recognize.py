@@ -35,7 +35,8 @@ from vitreous.errors import ConfigError, ModelError
 from vitreous.files import checked, read_json, write_json, write_text
 from vitreous.inference.descriptions import RecognizerHeader
 from vitreous.inference.export_format import sha256
-from vitreous.inference.recognizer import Recognizer, image_contract
+from vitreous.inference.recognizer import Recognizer, decided, image_contract
+from vitreous.inference.runtimes import ExportedRecognizer
 from vitreous.layers.backbone import Backbone
 from vitreous.layers.bands import Bands
 from vitreous.layers.preprocess import Preprocess
@@ -45,13 +46,14 @@ from vitreous.progress import progress_bar
 from vitreous.recipe import RecognizeRecipe
 from vitreous.scenes.cube import class_palette
 from vitreous.tasks import runs
-from vitreous.tasks.image_metrics import THRESHOLD, image_scores
+from vitreous.tasks.image_metrics import image_scores
 from vitreous.tasks.image_teacher import ImageTeacher
 from vitreous.tasks.provenance import start_provenance
 from vitreous.tasks.runs import CONFIG, METRICS, MODEL, PREPROCESS, STATE
 from vitreous.tasks.teacher import Distillation
 
 if TYPE_CHECKING:
+    from vitreous.inference.export import Parity
     from vitreous.tasks.fit_images import RecognizeTask
 
 TASK = "recognize"
@@ -61,6 +63,7 @@ LARGEST = 224  # side in pixels of images, where no size is given
 SMALLEST = 8
 
 Probabilities = npt.NDArray[np.float64]
+Numbers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -194,7 +197,7 @@ def evaluate(path: str | Path) -> dict[str, Any]:
         "train_seconds": None,
         "images_per_second": len(numbers) / seconds,
         "val": None,
-        "test": _scores(collection, numbers, found),
+        "test": scores_of(collection, numbers, found),
     }
     begun = image_leakage(run.start, collection.store.digests[numbers])
     return metrics_of(collection, run.recognizer.size, [row], begun if run.start else None)
@@ -229,42 +232,78 @@ def apply(
     *,
     top: int = 5,
     hints: dict[str, Any] | None = None,
+    runtime: str | None = None,
+    trust: bool = False,
     show: bool = True,
 ) -> Classified:
     """Write the classes of all images below a folder as CSV, one row per image.
 
     Args:
-        path: the run folder.
+        path: the run folder, or the folder of an export.
         scene: the folder, or one image.
         out: the file, CSV.
         top: how many classes to write per image, the most probable first; where images may have several labels, all
             classes have a column.
         hints: reader options for images that are opened as scenes; those of the training when None.
+        runtime: what computes it (:func:`vitreous.tasks.export.load_for`).
+        trust: also run programs of torch.export that are not ours.
         show: print progress and what is to be known of the images.
 
     Raises:
         VitreousError: no images, or such as cannot be read or differ from those that the run was trained on.
     """
+    from vitreous.tasks.export import load_for
+
     began = time.perf_counter()
     if Path(out).suffix.lower() != ".csv":
         raise ConfigError(f"{out} is not the name of a table.", "Use the suffix .csv.")
-    run = load_run(path)
+    loaded = load_for(path, runtime, trust=trust)
+    recognizer: Recognizer | ExportedRecognizer = loaded.recognizer
     console = Console(stderr=True, quiet=not show)
-    known = run.recipe.hints if hints is None else hints
+    if hints is None:
+        own = recognizer if isinstance(recognizer, ExportedRecognizer) else loaded.recipe
+        hints = own.hints
     with progress_bar("checking", console) as advance:
         store, notes, sample = open_unlabelled(
-            scene, known, advance, bands=run.recognizer.contract.bands
+            scene, hints, advance, bands=recognizer.contract.bands
         )
     _tell(console, notes)
-    run.recognizer.check(store, sample)
+    recognizer.check_images(store, sample)
     with progress_bar("classifying", console) as advance:
-        found = run.recognizer.predict(store, np.arange(len(store)), advance)
-    names = run.recognizer.class_names
-    rows = _several_rows(found, names) if run.recognizer.several else _top_rows(found, names, top)
+        found = recognizer.predict(store, np.arange(len(store)), advance)
+    names = recognizer.class_names
+    rows = _several_rows(found, names) if recognizer.several else _top_rows(found, names, top)
     files = zip(store.names, rows, strict=True)
     write_text(out, _csv([{"file": name, **row} for name, row in files]))
     pixels = int(store.sizes.prod(1).sum())
     return Classified(Path(out), len(store), pixels, time.perf_counter() - began)
+
+
+def export(path: str | Path, form: str, folder: str | Path) -> Parity:
+    """Write a run as a graph for other runtimes, and check it on its test images, and further ones where they are few.
+
+    Args:
+        path: the run folder.
+        form: ``onnx``, ``openvino`` or ``torch``.
+        folder: the folder to write.
+
+    Raises:
+        ModelError: the format has no operator for what the network does, or its export does not agree with it; nothing is
+            left then.
+        VitreousError: the run cannot be loaded, or its images have changed.
+    """
+    from vitreous.inference.export_recognizer import RecognizerProduct, export_recognizer
+
+    run = load_run(path)
+    collection = open_collection(run.recipe)
+    check_unchanged(run.path, collection)
+    numbers = np.concatenate([collection.of(role) for role in ("test", "val", "train")])
+    source = sha256(run.path / MODEL)
+    product = RecognizerProduct(
+        run.recognizer, run.name, run.recipe.hints, source, run.provenance, TASK
+    )
+    store = collection.store
+    return export_recognizer(product, folder, form=form, store=store, numbers=numbers)
 
 
 def load_run(path: str | Path) -> RecognizeRun:
@@ -449,6 +488,48 @@ def _fit(
     return _Trained(trained, task.elapsed, chosen)
 
 
+def train_further(
+    recognizer: Recognizer,
+    recipe: RecognizeRecipe,
+    collection: ImageCollection,
+    folder: Path,
+    *,
+    epochs: int,
+    rate: float,
+    show: bool,
+) -> Recognizer:
+    """Train a network on as it is, and return it with the weights to use.
+
+    Args:
+        recognizer: changed in place.
+        recipe: of the run that it comes from.
+        collection: its images.
+        folder: for the state while it trains.
+        epochs: of training.
+        rate: learning rate, as a share of the recipe's.
+        show: print progress.
+    """
+    from vitreous.tasks.fit_images import RecognizeTask
+    from vitreous.tasks.loop import fit
+    from vitreous.tasks.training import own_weights
+
+    changes = {
+        "epochs": epochs,
+        "learning_rate": rate * recipe.learning_rate,
+        "warmup_epochs": 0,
+        "patience": 0,
+        "teacher": None,
+        "distill": None,
+        "devices": 1,
+    }
+    own = recipe.model_copy(update=changes)
+    torch.manual_seed(own.seed)
+    own_weights(recognizer)
+    task = RecognizeTask(recognizer, collection, own, class_weights(collection, own.class_weights))
+    fit(task, folder, resume=False, show=show)
+    return task.result()
+
+
 def _chosen(task: RecognizeTask) -> dict[str, Any] | None:
     """Return which epoch validated best; None where there are no validation images."""
     if task.best is None:
@@ -544,7 +625,7 @@ def _from_run(
             f"{size[0]} x {size[1]}.",
             f"Use --image-size {start.size[0]}x{start.size[1]}.",
         )
-    start.check(collection.store, collection.sample)
+    start.check_images(collection.store, collection.sample)
     # Loaded weights may be read-only views of the file; training needs its own.
     own = {name: t.clone() for name, t in start.state_dict().items()}
     start.load_state_dict(own, assign=True)
@@ -632,20 +713,26 @@ def _measure(
         "parameters": runs.parameter_counts(trained.recognizer.net)[0],
         "train_seconds": runs.figures_of(folder).train_seconds,
         "images_per_second": len(numbers) / seconds,
-        "val": None if known is None else _scores(collection, val, known),
-        "test": _scores(collection, numbers, found),
+        "val": None if known is None else scores_of(collection, val, known),
+        "test": scores_of(collection, numbers, found),
     }
-    write_text(folder / PREDICTIONS, _csv(_tested_rows(collection, numbers, found)))
+    write_tested(folder, collection, numbers, found)
     start = None if recipe.init is None and recipe.teacher is None else begun
     write_json(folder / METRICS, metrics_of(collection, trained.recognizer.size, [row], start))
     if recipe.report:
         console.print("writing the report", highlight=False)
-        build_report_of(TASK)(folder, collection)
+        write_report(folder, collection)
 
 
-def _scores(
-    collection: ImageCollection, numbers: npt.NDArray[np.int64], found: Probabilities
+def write_report(folder: Path, collection: ImageCollection) -> None:
+    """Write the report of a run."""
+    build_report_of(TASK)(folder, collection)
+
+
+def scores_of(
+    collection: ImageCollection, numbers: Numbers, found: Probabilities
 ) -> dict[str, Any]:
+    """Return the scores of some images, as ``metrics.json`` holds them."""
     return image_scores(
         found, collection.targets[numbers], collection.class_names, several=collection.several
     )
@@ -697,19 +784,20 @@ def metrics_of(
 # -- tables of predictions ----------------------------------------------------------------------------------
 
 
-def _tested_rows(
-    collection: ImageCollection, numbers: npt.NDArray[np.int64], found: Probabilities
-) -> list[dict[str, Any]]:
-    """Return a row per test image: its file, its classes, and what was predicted."""
+def write_tested(
+    folder: Path, collection: ImageCollection, numbers: Numbers, found: Probabilities
+) -> None:
+    """Write ``predictions.csv``: a row per test image with its file, its classes, and what was predicted."""
     names = collection.class_names
     truth = [
         ";".join(names[k] for k in np.flatnonzero(target)) for target in collection.targets[numbers]
     ]
     rows = _several_rows(found, names) if collection.several else _top_rows(found, names, 1)
-    return [
+    tested = [
         {"file": collection.store.names[number], "truth": own, **row}
         for number, own, row in zip(numbers, truth, rows, strict=True)
     ]
+    write_text(folder / PREDICTIONS, _csv(tested))
 
 
 def _top_rows(found: Probabilities, names: list[str], top: int) -> list[dict[str, Any]]:
@@ -729,10 +817,10 @@ def _several_rows(found: Probabilities, names: list[str]) -> list[dict[str, Any]
     """Return the labels of every image, and the probability of every class."""
     return [
         {
-            "labels": ";".join(name for name, p in zip(names, own, strict=True) if p >= THRESHOLD),
+            "labels": ";".join(name for name, yes in zip(names, has, strict=True) if yes),
             **{name: f"{p:.4f}" for name, p in zip(names, own, strict=True)},
         }
-        for own in found
+        for own, has in zip(found, decided(found, several=True), strict=True)
     ]
 
 
