@@ -217,7 +217,7 @@ def base_run(bench: Bench, form: str, setting: Setting) -> Path:
     recipe = recipe.model_copy(update={"batch_size": batch})
     trained, _ = classify.fit_and_score(recipe, first_half, split, folder)
     classifiers.save_classifier(
-        folder,
+        folder / runs.MODEL,
         trained.classifier,
         name=OURS,
         model_args=trained.model_args,

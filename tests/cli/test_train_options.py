@@ -16,6 +16,7 @@ from vitreous.recipe import Recipe
 # Another value than the default for every setting, as words and as the recipe should have it.
 CHANGES = {
     "scene": ("a.hdr", "a.hdr"),
+    "scenes": ("scenes.csv", "scenes.csv"),
     "labels": ("l.tif", "l.tif"),
     "label_attribute": ("crop", "crop"),
     "hints": ("variable=cube", {"variable": "cube"}),
@@ -52,6 +53,7 @@ CHANGES = {
     "ema": ("0.25", 0.25),
 }
 TOGETHER = {
+    "scenes": ["--split", "scenes"],  # their default
     "patch_norm": ["--mode", "patch"],
     "test_labels": ["--split", "files"],
     "adapt_args": ["--adapt", "adaptformer_only"],
