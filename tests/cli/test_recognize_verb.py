@@ -179,3 +179,15 @@ def test_an_export_opens_images_as_the_training_did(place):
     assert "trained on" in call(
         "predict", "e", "chips", "-o", "c.csv", "--hints", "unit=dn", code=2
     )
+
+
+def test_the_commands_that_compress_and_export_run(place):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    folder_of_pictures(place / "eurosat", {"train": 8, "test": 3})
+    folder_of_pictures(place / "new_images", count=2)
+    call(*commands(0)[0][1:], *SHORT, "--no-report")
+    compress, export, predict = commands(4)
+    assert "images/s" in call(*compress[1:], "--max-drop", "100")
+    call(*export[1:])
+    assert "4 images in" in call(*predict[1:])
