@@ -123,7 +123,7 @@ def test_a_restorer_is_exported_and_restores(tmp_path):
         (("export", run, "--single"), "--single does not apply"),
         (("predict", run / "export-onnx", scene, "--window", 9), "--window does not apply"),
         (("predict", run, scene, "--runtime", "tflite"), "no runtime 'tflite'"),
-        (("bench", "runs", run / "export-onnx"), "export of a restorer"),
+        (("bench", "runs", run / "export-onnx"), "a 'restore' run or the export of one"),
     ):
         done = run_cli(*words)
         assert done.exit_code == 2, done.output

@@ -132,6 +132,31 @@ def test_a_run_is_exported_and_classifies(place):
     assert not (place / "n.csv").exists()
 
 
+def test_runs_and_exports_are_compared_by_accuracy_and_speed(place):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    folder_of_pictures(place / "p")
+    call("recognize", "--images", "p", *SHORT, "--no-report", "--name", "r")
+    run = "runs/recognize/r"
+    words = ["--runtime", "torch,onnxruntime", "--repeats", "3", "--threads", "1"]
+    text = call(*("bench", "runs", run, *words, "--csv", "b.csv", "--plot", "b.svg"))
+    assert "top-1 in percent on 4 test images" in text and "image/s" in text
+    recorded = json.loads((place / run / "metrics.json").read_text())["systems"][0]["test"]["top1"]
+    rows = {row["runtime"].split()[0]: row for row in classes_of(place / "b.csv")}
+    assert set(rows) == {"torch", "onnxruntime"}
+    for row in rows.values():
+        assert float(row["accuracy"]) == recorded and row["tested"] == "4"
+        assert float(row["rate"]) > 0 and float(row["peak_memory_mib"]) > 0
+        assert row["precision"] == "float32" and float(row["size_mib"]) > 0
+    assert float(rows["torch"]["recorded"]) == recorded and not rows["onnxruntime"]["recorded"]
+    assert "images" in (place / "b.svg").read_text()
+    (place / "scene").mkdir()
+    (place / "scene" / "config.json").write_text('{"task": "classify"}')
+    assert "different tasks" in call("bench", "runs", run, "scene", code=2)
+    (place / "p" / "cat" / "0.png").unlink()
+    assert "changed after it was started" in call("bench", "runs", run, code=2)
+
+
 def test_other_images_than_those_of_the_run_are_not_exported(place):
     folder_of_pictures(place / "p")
     call("recognize", "--images", "p", *SHORT, "--no-report", "--name", "r")
@@ -154,3 +179,15 @@ def test_an_export_opens_images_as_the_training_did(place):
     assert "trained on" in call(
         "predict", "e", "chips", "-o", "c.csv", "--hints", "unit=dn", code=2
     )
+
+
+def test_the_commands_that_compress_and_export_run(place):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    folder_of_pictures(place / "eurosat", {"train": 8, "test": 3})
+    folder_of_pictures(place / "new_images", count=2)
+    call(*commands(0)[0][1:], *SHORT, "--no-report")
+    compress, export, predict = commands(4)
+    assert "images/s" in call(*compress[1:], "--max-drop", "100")
+    call(*export[1:])
+    assert "4 images in" in call(*predict[1:])

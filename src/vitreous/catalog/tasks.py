@@ -48,6 +48,8 @@ class Task:
         figure_scale: what it is multiplied with for that unit.
         subject: path of the class that opens its runs to compress them (``tasks/compress.py: Subject``); empty where they
             cannot be compressed.
+        bench: path of the class of what ``vitreous bench runs`` finds of its runs (``tasks/bench.py: Measured``); empty where
+            they are not compared so.
         next: what to do with a finished run; ``{run}`` and ``{model}`` stand for its folder and model.
     """
 
@@ -70,6 +72,7 @@ class Task:
     figure_label: str = ""
     figure_scale: float = 1.0
     subject: str = ""
+    bench: str = ""
     next: str = ""
 
     def serves(self, task_names: Collection[str]) -> bool:
@@ -140,6 +143,7 @@ TASKS = {
             figure_label="OA, %",
             figure_scale=100,
             subject="vitreous.tasks.compress_scene:SceneSubject",
+            bench="vitreous.tasks.bench:RunFigures",
         ),
         Task(
             "restore",
@@ -179,6 +183,7 @@ TASKS = {
             figure_label="top-1 or mAP, %",
             figure_scale=100,
             subject="vitreous.tasks.compress_images:ImagesSubject",
+            bench="vitreous.tasks.bench_images:ImageFigures",
             next="Classify other images with: vitreous predict {run} FOLDER -o classes.csv",
         ),
         Task(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +21,7 @@ from vitreous.errors import ConfigError, ModelError, did_you_mean
 if TYPE_CHECKING:
     from vitreous.catalog.arguments import ImageSize
     from vitreous.inference.bench import Figures
-    from vitreous.tasks.bench import RunFigures
+    from vitreous.tasks.bench import Measured
 
 LEAST_POINTS = 0.5  # of accuracy around what is drawn: less would make much of nothing
 
@@ -99,7 +100,7 @@ def runs(
         ),
     ] = None,
     pixels: Annotated[
-        int, typer.Option(min=0, help="Test pixels to measure accuracy on; 0: all.")
+        int, typer.Option(min=0, help="Test pixels or images to measure accuracy on; 0: all.")
     ] = 1000,
     repeats: Annotated[int, typer.Option(min=3, max=100_000, help="Number of timed calls.")] = 9,
     threads: Annotated[int, typer.Option(min=0, max=1024, help="CPU threads; 0: all.")] = 0,
@@ -124,15 +125,21 @@ def runs(
 
     from vitreous.cli.tables import show
     from vitreous.inference.bench import write_csv
-    from vitreous.tasks.bench import Entry, measure_apart
+    from vitreous.tasks.bench import Entry, measure_apart, measured_by
 
+    kinds = {measured_by(path) for path in paths}
+    if len(kinds) > 1:
+        raise ConfigError(
+            "These are runs of different tasks, which are not compared with each other.",
+            "Give runs of one task at a time.",
+        )
     entries = [Entry(str(path), name, threads, repeats, pixels) for path in paths for name in names]
     console = Console(stderr=True)
     found = [
         measure_apart(entry)
         for entry in track(entries, "measuring", console=console, transient=True)
     ]
-    found.sort(key=lambda one: -one.pixels_per_second)
+    found.sort(key=lambda one: -one.rate)
     show(_run_table(found))
     if csv is not None:
         write_csv(csv, [asdict(one) for one in found])
@@ -145,24 +152,28 @@ def _check_picture(path: Path | None) -> None:
         raise ConfigError(f"{path} is not an image file.", "Give a name ending in .png or .svg.")
 
 
-def _run_table(found: list[RunFigures]) -> Any:
+def _run_table(found: Sequence[Measured]) -> Any:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    title = f"OA in percent on {found[0].tested:,} test pixels (all: as recorded by the run)"
+    first = found[0]
+    title = f"{first.figure} in percent on {first.tested:,} test {first.counted} (all: as recorded by the run)"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("run", "runtime", "precision"):
         table.add_column(heading, no_wrap=heading != "run", overflow="fold")
-    for heading in ("OA", "all", "px/s", "1 px ms", "disk MiB", "memory MiB"):
+    for heading in (
+        *(first.figure, "all", f"{first.short}/s", f"1 {first.short} ms", "disk MiB"),
+        "memory MiB",
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     for one in found:
         table.add_row(
             one.run,
             one.runtime,
             one.precision,
-            f"{100 * one.oa:.2f}",
-            "-" if one.recorded_oa is None else f"{100 * one.recorded_oa:.2f}",
-            f"{one.pixels_per_second:,.0f}",
+            f"{100 * one.accuracy:.2f}",
+            "-" if one.recorded is None else f"{100 * one.recorded:.2f}",
+            f"{one.rate:,.0f}",
             f"{one.latency_ms:.2f}",
             f"{one.size_mib:.2f}",
             f"{one.peak_memory_mib:.0f}",
@@ -170,7 +181,7 @@ def _run_table(found: list[RunFigures]) -> Any:
     return table
 
 
-def _draw_runs(path: Path, found: list[RunFigures]) -> None:
+def _draw_runs(path: Path, found: Sequence[Measured]) -> None:
     """Draw accuracy against time, and the front of those that nothing else beats in both."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -179,7 +190,7 @@ def _draw_runs(path: Path, found: list[RunFigures]) -> None:
     from vitreous.report.figures import BLUE, GREEN, GRID, INK, MUTED, ORANGE, VERMILION
     from vitreous.tasks.bench import pareto
 
-    points = [(1e6 / one.pixels_per_second, 100 * one.oa) for one in found]
+    points = [(1e6 / one.rate, 100 * one.accuracy) for one in found]
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     colors = dict(zip(RUNTIMES, (BLUE, ORANGE, GREEN), strict=True))
@@ -209,8 +220,10 @@ def _draw_runs(path: Path, found: list[RunFigures]) -> None:
     axes.margins(x=0.25)
     heights = [height for _, height in points]
     axes.set_ylim(min(heights) - LEAST_POINTS, max(heights) + LEAST_POINTS)
-    axes.set_xlabel("µs per pixel on this machine", color=MUTED)
-    axes.set_ylabel(f"OA on {found[0].tested:,} test pixels, %", color=MUTED)
+    axes.set_xlabel(f"µs per {found[0].counted.removesuffix('s')} on this machine", color=MUTED)
+    axes.set_ylabel(
+        f"{found[0].figure} on {found[0].tested:,} test {found[0].counted}, %", color=MUTED
+    )
     axes.grid(color=GRID)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
@@ -234,7 +247,7 @@ def _row(found: Figures) -> dict[str, Any]:
         "low": found.spread[0],
         "high": found.spread[1],
         "images_per_second": found.images_per_second,
-        "pixels_per_second": found.images_per_second * height * width,
+        "pixels_per_second": found.images_per_second * (height * width),
         "peak_memory_mib": found.peak_memory_mib,
         "top1": _published_accuracy(setting.model, setting.image_size),
     }

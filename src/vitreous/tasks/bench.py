@@ -7,16 +7,19 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import xarray as xr
 
+from vitreous.catalog.lookup import load
 from vitreous.catalog.registry import stage
+from vitreous.catalog.tasks import task_at, tasks
 from vitreous.data.blocks import TEST
 from vitreous.data.roles import Split
-from vitreous.errors import ConfigError
+from vitreous.errors import ConfigError, listed
 from vitreous.inference.bench import peak_memory, run_apart, timed
 from vitreous.inference.export import neighbours
 from vitreous.inference.export_format import DESCRIPTION
@@ -25,9 +28,12 @@ from vitreous.inference.runtimes import Exported
 from vitreous.inference.windows import Job, SceneClassifier, Window, aligned, step_of
 from vitreous.report.record import Metrics, read_part
 from vitreous.tasks.division import test_scene
-from vitreous.tasks.export import exported_for
+from vitreous.tasks.export import load_for
 from vitreous.tasks.labelled import LabelledScene
 from vitreous.tasks.runs import CONFIG, METRICS, MODEL, Run, load_run
+
+if TYPE_CHECKING:
+    from vitreous.tasks.recognize import RecognizeRun
 
 SIDE = 64  # pixels of the window that is classified on the clock
 
@@ -41,7 +47,7 @@ class Entry:
         runtime: what computes it; its own when None.
         threads: threads of the processor; 0 for all.
         repeats: calls on the clock.
-        pixels: test pixels that the accuracy is measured on; 0 for all.
+        pixels: test pixels or images that the accuracy is measured on; 0 for all.
     """
 
     path: str
@@ -49,6 +55,83 @@ class Entry:
     threads: int = 0
     repeats: int = 9
     pixels: int = 1000
+
+
+class Measured(Protocol):
+    """What was found of one run; a dataclass of numbers and words.
+
+    Attributes:
+        counted: what is classified: ``pixels`` or ``images``.
+        short: the same of one, in headings.
+    """
+
+    counted: ClassVar[str]
+    short: ClassVar[str]
+
+    @classmethod
+    def measured(cls, entry: Entry, folder: Path) -> Self:
+        """Measure in this process.
+
+        Args:
+            entry: what.
+            folder: of its run.
+        """
+        ...
+
+    @property
+    def run(self) -> str:
+        """Name of the run."""
+        ...
+
+    @property
+    def runtime(self) -> str:
+        """What computed it."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """Of its arithmetic, in words."""
+        ...
+
+    @property
+    def figure(self) -> str:
+        """What ``accuracy`` is, e.g. ``OA``."""
+        ...
+
+    @property
+    def recorded(self) -> float | None:
+        """The accuracy that ``metrics.json`` tells; None of other runtimes."""
+        ...
+
+    @property
+    def accuracy(self) -> float:
+        """The accuracy that was computed here."""
+        ...
+
+    @property
+    def tested(self) -> int:
+        """How many pixels or images that is of."""
+        ...
+
+    @property
+    def rate(self) -> float:
+        """Pixels or images per second."""
+        ...
+
+    @property
+    def latency_ms(self) -> float:
+        """Of one pixel or image by itself."""
+        ...
+
+    @property
+    def size_mib(self) -> float:
+        """Of its files."""
+        ...
+
+    @property
+    def peak_memory_mib(self) -> float:
+        """Of the process."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -79,6 +162,55 @@ class RunFigures:
     size_mib: float
     peak_memory_mib: float
 
+    counted: ClassVar[str] = "pixels"
+    short: ClassVar[str] = "px"
+    figure: ClassVar[str] = "OA"
+
+    @property
+    def recorded(self) -> float | None:
+        """``recorded_oa``."""
+        return self.recorded_oa
+
+    @property
+    def accuracy(self) -> float:
+        """``oa``."""
+        return self.oa
+
+    @property
+    def rate(self) -> float:
+        """``pixels_per_second``."""
+        return self.pixels_per_second
+
+    @classmethod
+    def measured(cls, entry: Entry, folder: Path) -> Self:
+        """Measure in this process.
+
+        Args:
+            entry: what.
+            folder: of its run.
+        """
+        loaded: Run | Exported = load_for(entry.path, entry.runtime)
+        classifier: SceneClassifier = loaded.classifier
+        run = loaded if isinstance(loaded, Run) else load_run(folder)
+        data, split = test_scene(run)
+        pixels_per_second = throughput(classifier, data.scene, entry.repeats)
+        latency = _seconds(classifier, data.scene, 1, entry.repeats)
+        # Before the accuracy is measured, which reads further windows.
+        memory = peak_memory() / 2**20
+        pixels = _chosen(split, data, entry.pixels)
+        return cls(
+            run=folder.name,
+            runtime="torch" if isinstance(loaded, Run) else loaded.runtime,
+            precision=precision(loaded),
+            recorded_oa=_recorded(folder) if isinstance(loaded, Run) else None,
+            oa=_accuracy(classifier, data, pixels),
+            tested=len(pixels),
+            pixels_per_second=pixels_per_second,
+            latency_ms=1e3 * latency,
+            size_mib=size_of(loaded) / 2**20,
+            peak_memory_mib=memory,
+        )
+
 
 def bench_run(
     path: str | Path,
@@ -87,7 +219,7 @@ def bench_run(
     threads: int = 0,
     repeats: int = 9,
     pixels: int = 1000,
-) -> RunFigures:
+) -> Any:
     """Measure accuracy, speed, size and memory of a trained run or an export, in a process of its own.
 
     Args:
@@ -95,15 +227,19 @@ def bench_run(
         runtime: ``torch``, ``onnxruntime`` or ``openvino``; its own when None.
         threads: threads of the processor; 0 for all.
         repeats: calls on the clock.
-        pixels: test pixels that the accuracy is measured on; 0 for all.
+        pixels: test pixels or images that the accuracy is measured on; 0 for all.
+
+    Returns:
+        The :class:`RunFigures`; of a network of images the :class:`~vitreous.tasks.bench_images.ImageFigures`.
 
     Raises:
+        ConfigError: runs of this task are not measured so.
         VitreousError: it cannot be loaded or exported, or the measurement failed.
     """
     return measure_apart(Entry(str(path), runtime, threads, repeats, pixels))
 
 
-def measure_apart(entry: Entry) -> RunFigures:
+def measure_apart(entry: Entry) -> Any:
     """Measure in a process of its own: peak memory belongs to a process, and so do caches and threads.
 
     What has to be exported first is exported here.
@@ -111,46 +247,33 @@ def measure_apart(entry: Entry) -> RunFigures:
     Raises:
         VitreousError: it cannot be loaded or exported, or the measurement failed.
     """
-    run_folder(entry.path)
-    _load(entry)
+    kind = measured_by(entry.path)
+    load_for(entry.path, entry.runtime)
     fix = "Free some memory, and try again."
-    return RunFigures(**run_apart("vitreous.tasks.bench", asdict(entry), entry.path, fix))
+    return kind(**run_apart("vitreous.tasks.bench", asdict(entry), entry.path, fix))
 
 
-def measure(entry: Entry) -> RunFigures:
+def measure(entry: Entry) -> Any:
     """Measure in this process."""
     if entry.threads:
         torch.set_num_threads(entry.threads)
-    folder = run_folder(entry.path)
-    loaded = _load(entry)
-    classifier: SceneClassifier = loaded.classifier
-    run = loaded if isinstance(loaded, Run) else load_run(folder)
-    data, split = test_scene(run)
-    pixels_per_second = throughput(classifier, data.scene, entry.repeats)
-    latency = _seconds(classifier, data.scene, 1, entry.repeats)
-    memory = peak_memory() / 2**20  # before the accuracy is measured, which reads further windows
-    pixels = _chosen(split, data, entry.pixels)
-    return RunFigures(
-        run=folder.name,
-        runtime="torch" if isinstance(loaded, Run) else loaded.runtime,
-        precision=precision(loaded),
-        recorded_oa=_recorded(folder) if isinstance(loaded, Run) else None,
-        oa=_accuracy(classifier, data, pixels),
-        tested=len(pixels),
-        pixels_per_second=pixels_per_second,
-        latency_ms=1e3 * latency,
-        size_mib=_size(loaded) / 2**20,
-        peak_memory_mib=memory,
-    )
+    return measured_by(entry.path).measured(entry, run_folder(entry.path))
 
 
-def _load(entry: Entry) -> Run | Exported:
-    """Load a classifier, and refuse what is none."""
-    exported = exported_for(entry.path, entry.runtime)
-    if exported is None:
-        return load_run(entry.path)
-    assert exported.classifier
-    return exported
+def measured_by(path: str | Path) -> Any:
+    """Return the class of what is found of a run, or of an export within one (:class:`Measured`).
+
+    Raises:
+        ConfigError: it is neither, or runs of its task are not compared so.
+    """
+    task = task_at(run_folder(path))
+    if not task.bench:
+        able = [own.name for own in tasks().values() if own.bench]
+        raise ConfigError(
+            f"{path} is a '{task.name}' run or the export of one, which is not compared by accuracy and speed.",
+            f"Give runs of {listed(able)}.",
+        )
+    return load(task.bench)
 
 
 def run_folder(path: str | Path) -> Path:
@@ -169,7 +292,7 @@ def run_folder(path: str | Path) -> Path:
     )
 
 
-def precision(loaded: Run | Exported) -> str:
+def precision(loaded: Run | RecognizeRun | Exported) -> str:
     """Say in words what the arithmetic of a network is."""
     if isinstance(loaded, Exported):
         kinds = loaded.description["quantization"]
@@ -224,8 +347,9 @@ def _seconds(classifier: SceneClassifier, scene: xr.DataArray, side: int, repeat
     return seconds * side**2 / window.pixels
 
 
-def _size(loaded: Run | Exported) -> int:
-    if isinstance(loaded, Run):
+def size_of(loaded: Run | RecognizeRun | Exported) -> int:
+    """Return the bytes of the files of a network."""
+    if not isinstance(loaded, Exported):
         return (loaded.path / MODEL).stat().st_size
     listed = loaded.description["files"]
     return sum((loaded.path / name).stat().st_size for name in (*listed, DESCRIPTION))

@@ -15,10 +15,10 @@ from vitreous.catalog.tasks import TASKS
 from vitreous.data.image_batches import Sized
 from vitreous.data.provenance import image_leakage
 from vitreous.files import write_json
-from vitreous.inference.bench import timed
 from vitreous.inference.recognizer import BATCH, Recognizer
 from vitreous.methods._apply import Calibration
 from vitreous.tasks import recognize, runs
+from vitreous.tasks.bench_images import images_per_second
 from vitreous.tasks.image_metrics import image_score
 
 GATE_IMAGES = 2000  # the gate looks at no more
@@ -112,9 +112,7 @@ class ImagesSubject:
     def throughput(self, trained: Recognizer) -> float:
         """Return images a second, from physical values in memory to probabilities."""
         images = self.sized.images(self.gated[:BATCH].tolist())
-        with torch.inference_mode():
-            seconds = timed(lambda: trained.probabilities(images), TIMED)
-        return len(images) / float(np.median(seconds))
+        return images_per_second(trained, images, TIMED)
 
     def write(
         self, folder: Path, trained: Recognizer, rows: list[dict[str, Any]], command: str
