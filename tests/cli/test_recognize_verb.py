@@ -73,7 +73,9 @@ def test_an_interrupted_run_is_named_and_options_are_the_recipe(place):
     words = ["recognize", "--images", "p", "--image-size", "8x12", "--cutmix", "1"]
     text = call(*words, "--dry-run")
     assert "image_size: 8x12" in text and "cutmix: 1.0" in text
-    assert "image_size" in call(*words[:3], "--image-size", "8y12", code=2)
+    for size in ("8y12", "8x", "x8", "8 x 12"):
+        text = " ".join(call(*words[:3], "--image-size", size, code=2).split())
+        assert "image_size" in text and "48x64 (height x width)" in text
     assert "no interrupted run" in call("recognize", "--resume", code=2)
 
 
@@ -84,3 +86,12 @@ def test_verbs_that_do_not_take_such_runs_say_so(place, verb):
     words = ["--method", "ptq_minmax"] if verb == "compress" else ["-o", "out"]
     text = call(verb, "runs/recognize/r", *words, code=2)
     assert "recognize" in text
+
+
+def test_options_of_scenes_are_refused_for_images_before_anything_is_written(place):
+    folder_of_pictures(place / "p")
+    call("recognize", "--images", "p", *SHORT, "--no-report", "--name", "r")
+    for words in (["--mosaic"], ["--probabilities", "p.tif"], ["--window", "64"]):
+        text = call("predict", "runs/recognize/r", "p", "-o", "out.csv", *words, code=2)
+        assert words[0] in text and "does not apply" in text
+    assert not (place / "out.csv").exists()
