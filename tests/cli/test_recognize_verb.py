@@ -88,6 +88,23 @@ def test_verbs_that_do_not_take_such_runs_say_so(place, verb):
     assert "recognize" in text
 
 
+@pytest.mark.parametrize("verb", ["evaluate", "predict", "export", "compress"])
+def test_a_run_that_does_not_exist_is_called_so(place, verb):
+    words = {"predict": ["x"], "export": ["-o", "out"], "compress": ["--method", "ptq_minmax"]}
+    text = call(verb, "runs/recognize/gone", *words.get(verb, []), code=2)
+    assert "runs/recognize/gone does not exist" in " ".join(text.split())
+
+
+def test_the_next_command_can_be_copied_whatever_the_name_of_the_run(place):
+    folder_of_pictures(place / "p")
+    text = call("recognize", "--images", "p", *SHORT, "--no-report", "--name", "my run")
+    command = next(line for line in text.splitlines() if "vitreous predict" in line)
+    assert shlex.split(command.partition("vitreous ")[2])[:2] == [
+        "predict",
+        "runs/recognize/my run",
+    ]
+
+
 def test_options_of_scenes_are_refused_for_images_before_anything_is_written(place):
     folder_of_pictures(place / "p")
     call("recognize", "--images", "p", *SHORT, "--no-report", "--name", "r")
