@@ -63,6 +63,8 @@ def setting(default: Any, panel: str, description: str, **limits: Any) -> Any:
 _THEN = "pretrain_then_"
 _ADAPT = re.compile(rf"scratch|\w+_only|{_THEN}\w+")
 
+_SIZE = r"^\d{1,4}(x\d{1,4})?$"  # of images
+
 # Only of what is trained here, not of its baselines.
 _OF_THE_RUN = ("init", "devices", "accelerator", "precision", "tensorboard")
 
@@ -685,7 +687,7 @@ class RecognizeRecipe(TaughtSettings):
         "Model",
         "Size that images are resized and cropped to, in pixels: 64, or 48x64 for height x width (default: that of the "
         "images, at most 224).",
-        pattern=r"^\d{1,4}(x\d{1,4})?$",
+        pattern=_SIZE,
     )
 
     crop: float = setting(
@@ -758,8 +760,12 @@ class RecognizeRecipe(TaughtSettings):
     @field_validator("image_size", mode="before")
     @classmethod
     def _number(cls, value: Any) -> Any:
-        """Take a number from YAML or Python for the word that it is on the command line."""
-        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        """Take a number from YAML or Python for the word that it is on the command line, and say what a size is."""
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)
+        if value is not None and not (isinstance(value, str) and re.fullmatch(_SIZE, value)):
+            raise ValueError(f"'{value}' is no size such as 64, or 48x64 (height x width)")
+        return value
 
     @property
     def size(self) -> tuple[int, int] | None:

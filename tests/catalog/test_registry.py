@@ -78,6 +78,19 @@ def test_an_unknown_name_suggests_the_nearest(name, nearest):
     assert f"'{nearest}'" in caught.value.fix
 
 
+@pytest.mark.parametrize(
+    ("kind", "stage", "word"), [("method", "distill", "method"), ("model", None, "architecture")]
+)
+def test_an_unknown_name_is_compared_with_what_was_asked_for(kind, stage, word):
+    with pytest.raises(ModelError, match=f"no {word} named '#'") as caught:
+        card("#", kind, stage)
+    known = caught.value.fix.removeprefix("Known: ").rstrip(".").split(", ")
+    if stage == "distill":
+        assert {"deit_hard", "deit_soft"} <= set(known) and not {"lora", "vit", "svm"} & set(known)
+    else:
+        assert "channelvit" in known and not {"deit_hard", "adalog", "bicubic"} & set(known)
+
+
 def test_an_unknown_argument_suggests_the_nearest():
     with pytest.raises(ModelError, match="no argument 'dims'") as caught:
         create_model("vit_test", bands=3, num_classes=2, image_size=6, dims=8)

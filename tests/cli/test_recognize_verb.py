@@ -74,7 +74,9 @@ def test_an_interrupted_run_is_named_and_options_are_the_recipe(place):
     words = ["recognize", "--images", "p", "--image-size", "8x12", "--cutmix", "1"]
     text = call(*words, "--dry-run")
     assert "image_size: 8x12" in text and "cutmix: 1.0" in text
-    assert "image_size" in call(*words[:3], "--image-size", "8y12", code=2)
+    for size in ("8y12", "8x", "x8", "8 x 12"):
+        text = " ".join(call(*words[:3], "--image-size", size, code=2).split())
+        assert "image_size" in text and "48x64 (height x width)" in text
     assert "no interrupted run" in call("recognize", "--resume", code=2)
 
 
@@ -191,3 +193,29 @@ def test_the_commands_that_compress_and_export_run(place):
     assert "images/s" in call(*compress[1:], "--max-drop", "100")
     call(*export[1:])
     assert "4 images in" in call(*predict[1:])
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "predict", "export", "compress"])
+def test_a_run_that_does_not_exist_is_called_so(place, verb):
+    words = {"predict": ["x"], "export": ["-o", "out"], "compress": ["--method", "ptq_minmax"]}
+    text = call(verb, "runs/recognize/gone", *words.get(verb, []), code=2)
+    assert "runs/recognize/gone does not exist" in " ".join(text.split())
+
+
+def test_the_next_command_can_be_copied_whatever_the_name_of_the_run(place):
+    folder_of_pictures(place / "p")
+    text = call("recognize", "--images", "p", *SHORT, "--no-report", "--name", "my run")
+    command = next(line for line in text.splitlines() if "vitreous predict" in line)
+    assert shlex.split(command.partition("vitreous ")[2])[:2] == [
+        "predict",
+        "runs/recognize/my run",
+    ]
+
+
+def test_options_of_scenes_are_refused_for_images_before_anything_is_written(place):
+    folder_of_pictures(place / "p")
+    call("recognize", "--images", "p", *SHORT, "--no-report", "--name", "r")
+    for words in (["--mosaic"], ["--probabilities", "p.tif"], ["--window", "64"]):
+        text = call("predict", "runs/recognize/r", "p", "-o", "out.csv", *words, code=2)
+        assert words[0] in text and "does not apply" in text
+    assert not (place / "out.csv").exists()

@@ -69,6 +69,30 @@ def test_numbers_are_no_suffix(tmp_path):
     assert [what for _, what in listing.faults] == ["no labels of its name"]
 
 
+@pytest.mark.parametrize(
+    ("files", "pattern", "pairs"),
+    [
+        (("a_rgb.tif", "a_mask.png", "b_rgb.tif", "b_mask.png"), "*_rgb.tif", {"a_rgb": "a_mask.png", "b_rgb": "b_mask.png"}),
+        (("a_rgb.tif", "a_mask.png", "other.tif"), "a_*", {"a_rgb": "a_mask.png"}),
+        (("images/t.png", "masks/t.png", "other/t.png"), "images/*.png", {"t": "t.png"}),
+        (("images/t.png", "masks/t.png"), "im*/*.png", {"t": "t.png"}),
+        (("t.png", "labels/t.png"), "*.png", {"t": "t.png"}),
+        (("train/i.png", "trainannot/i.png", "testannot/i.png"), "train/*", {"i": "i.png"}),
+        (("images/t.png", "masks/t.png"), "images", {"t": "t.png"}),
+        (("a.tif", "b.tif"), "*.tif", {"a": None, "b": None}),
+    ],
+)  # fmt: skip
+def test_labels_beside_the_files_of_a_pattern_are_found(tmp_path, files, pattern, pairs):
+    touched(tmp_path, *files)
+    listing = read_collection(str(tmp_path / pattern))
+    assert not listing.faults
+    assert dict(names_of(listing)) == pairs
+    for entry in listing.entries:
+        assert "testannot" not in (entry.labels or "") and "other" not in (entry.labels or "")
+    unlabelled = read_collection(str(tmp_path / pattern), labelled=False)
+    assert not any(entry.labels for entry in unlabelled.entries)
+
+
 def test_a_pattern_and_labels_elsewhere(tmp_path):
     touched(tmp_path, "in/a.tif", "in/b.tif", "out/a.png", "out/b.png")
     listing = read_collection(str(tmp_path / "in" / "*.tif"), str(tmp_path / "out"))

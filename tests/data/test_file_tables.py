@@ -2,6 +2,7 @@ import pytest
 
 from vitreous.data.collection import ROLES, read_collection
 from vitreous.data.tables import ROLE_WORDS, csv_rows, parquet_rows
+from vitreous.errors import ConfigError
 
 
 @pytest.mark.parametrize("divider", [",", ";", "\t"])
@@ -11,6 +12,24 @@ def test_csv_rows_by_column_whatever_divides_them(tmp_path, divider):
     text = "\r\n".join(divider.join(line) for line in lines)
     path.write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert csv_rows(path) == [{"image": "a b.png", "label": "ñ"}, {"image": "c.png", "label": ""}]
+
+
+def test_cells_beyond_the_columns_are_refused_unless_they_are_empty(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("image,labels\na.png,forest,\nb.png,forest,water\n\nc.png,'x',y\n")
+    with pytest.raises(ConfigError, match="2 columns in line 3, line 5") as caught:
+        csv_rows(path)
+    assert "quotes" in caught.value.fix
+    path.write_text('image,labels\na.png,forest,\nb.png,"forest,water"\n')
+    assert [row["labels"] for row in csv_rows(path)] == ["forest", "forest,water"]
+
+
+@pytest.mark.parametrize("head", ["scene,label,label", "scene,label, Label "])
+def test_columns_of_one_name_are_refused(tmp_path, head):
+    path = tmp_path / "t.csv"
+    path.write_text(f"{head}\na.png,x,y\n")
+    with pytest.raises(ConfigError, match="several columns named label"):
+        csv_rows(path)
 
 
 def test_parquet_rows_have_no_geometry(tmp_path):

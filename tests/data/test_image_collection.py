@@ -172,8 +172,8 @@ def test_all_faults_of_a_folder_are_told_at_once(tmp_path):
         "val/ has no image in a class folder",
         "train/cat/cut.png cannot be read as JPEG or PNG: image file is truncated",
         "train/cat/fake.png cannot be read as JPEG or PNG: its content is neither",
-        "train/dog/five.tif has another bands than most images: 5, not 3",
-        "train/dog/five.tif has another type of values than most images: uint16, not uint8",
+        "train/dog/five.tif differs from most images in its bands: 5, not 3",
+        "train/dog/five.tif differs from most images in its type of values: uint16, not uint8",
         "zebra is a class without an image in 'train'",
     ):
         assert line in told
@@ -202,6 +202,9 @@ def test_all_faults_of_a_table_are_told_at_once(tmp_path):
         {"image": "gone.png", "label": "a", "role": "test"},
         {"image": "", "label": "a", "role": "test"},
     ]
+    (tmp_path / "folder").mkdir()
+    rows.append({"image": "folder", "label": "a", "role": "test"})
+    rows.append({"image": f"../{tmp_path.name}/2.png", "label": "b", "role": "test"})
     with pytest.raises(VitreousError) as error:
         open_images(table(tmp_path / "t.csv", rows))
     told = [" ".join(line.split()) for line in str(error.value).splitlines()]
@@ -211,6 +214,9 @@ def test_all_faults_of_a_table_are_told_at_once(tmp_path):
         "line 5: 2.png has the unknown role 'tset' (known: train, val, test)",
         "line 6: 3.png has no role, unlike other rows",
         "gone.png does not exist",
+        "folder is a folder",
+        "2.png is listed more than once",
+        f"../{tmp_path.name}/2.png is listed more than once",
         "line 8 names no image",
     ):
         assert line in told
@@ -226,9 +232,15 @@ def test_other_units_and_types_are_refused(tmp_path, unit):
             file.units = ("reflectance",) * 5
     found = "reflectance" if unit == "units" else "float32"
     with pytest.raises(
-        VitreousError, match=rf"odd\.tif +has another .* than most images: {found}, not"
+        VitreousError, match=rf"odd\.tif +differs from most images in its .*: {found}, not"
     ):
         open_images(folder)
+
+
+def test_a_table_in_which_no_image_has_a_label_is_refused(tmp_path):
+    picture(tmp_path / "0.png", 0, draw=DRAW)
+    with pytest.raises(VitreousError, match=r"labels +names no class in any row"):
+        open_images(table(tmp_path / "t.csv", [{"image": "0.png", "labels": ""}]))
 
 
 def test_one_class_and_classes_that_cannot_be_divided_are_refused(tmp_path):

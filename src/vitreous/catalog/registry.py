@@ -53,11 +53,13 @@ def cards() -> list[Card]:
     return sorted(_catalogue()[0].values(), key=lambda c: c.slug)
 
 
-def card(name: str) -> Card:
+def card(name: str, kind: str | None = None, stage: str | None = None) -> Card:
     """Return the card of a system.
 
     Args:
         name: its slug, or the name of one of its variants.
+        kind: what is looked for, as far as the message about an unknown name goes.
+        stage: that of the methods which are looked for, likewise.
 
     Raises:
         ModelError: no such system.
@@ -68,8 +70,14 @@ def card(name: str) -> Card:
     for entry in by_slug.values():
         if name in entry.variants:
             return entry
-    known = [*by_slug, *(variant for entry in by_slug.values() for variant in entry.variants)]
-    raise ModelError(f"There is no system named '{name}'.", did_you_mean(name, known))
+    asked = [
+        entry
+        for entry in by_slug.values()
+        if (kind is None or entry.kind == kind) and (stage is None or _stage_of(entry) == stage)
+    ]
+    known = [word for entry in asked for word in (entry.slug, *entry.variants)]
+    word = "system" if kind is None else kinds()[kind].title
+    raise ModelError(f"There is no {word} named '{name}'.", did_you_mean(name, known))
 
 
 def kind_of(name: str) -> Kind:
@@ -110,7 +118,10 @@ def package_of(name: str) -> str:
 
 def stage(name: str) -> str:
     """Return the stage of a method, which its folder is named after (``STAGES``, ``TRAINING_STAGES``)."""
-    entry = card(name)
+    return _stage_of(card(name, "method"))
+
+
+def _stage_of(entry: Card) -> str:
     return entry.stage or _catalogue()[1][entry.slug].module.split(".")[-2]
 
 

@@ -108,8 +108,13 @@ def check_run(run: Path) -> None:
     """Refuse a folder that is no run, before anything heavy is imported for it.
 
     Raises:
-        CheckpointError: it has no ``config.json``.
+        CheckpointError: there is no such folder, or it has no ``config.json``.
     """
+    if not run.is_dir():
+        raise CheckpointError(
+            f"The run folder {run} does not exist.",
+            "Check its path; runs are written to runs/<task>/<name>.",
+        )
     if not (run / "config.json").is_file():
         raise CheckpointError(
             f"{run} is not a run folder: it has no config.json.",

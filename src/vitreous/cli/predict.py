@@ -123,6 +123,8 @@ def predict(
         "top": top,
     }
     check_product(task, run)
+    if mosaic and task.takes == "images":
+        raise ConfigError(f"--mosaic does not apply to {run}, a '{task.name}' run.", "Omit it.")
     if task.takes != "images" and (mosaic or _is_collection(scene, out)):
         done = predict_collection(
             run,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,8 @@ def train_and_show(task: Task, recipe: Any, *, resume: bool = False) -> Path:
     print_run(console, run, task)
     if task.next:
         console.print(
-            "\n" + task.next.format(run=run, model=recipe.model), soft_wrap=True, highlight=False
+            "\n" + task.next.format(run=shlex.quote(str(run)), model=recipe.model),
+            soft_wrap=True,
+            highlight=False,
         )
     return run

@@ -111,13 +111,13 @@ def read_collection(path: str, labels: str | None = None, *, labelled: bool = Tr
     place = Path(path).expanduser()
     if place.is_dir():
         found, beside = _of_folder(place)
-        known = beside if labels is None and labelled else None
+        known = (beside or _near(found)) if labels is None and labelled else None
         listed_ = _paired(found, known, labels, place)
     elif place.is_file() and place.suffix.lower() in TABLES:
         listed_ = _of_table(place, labels)
     elif glob.has_magic(path) and not place.exists():
         found, beside = _divided(_matching(place))
-        known = beside if labels is None and labelled else None
+        known = (beside or _near(found)) if labels is None and labelled else None
         listed_ = _paired(found, known, labels, None)
     else:
         raise ConfigError(
@@ -187,11 +187,29 @@ def _divided(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     scenes: list[Path] = []
     labels: list[Path] = []
     for file in files:
-        named = _is_label_word(_last_word(file.stem)) or _is_label_word(file.parent.name)
-        (labels if named else scenes).append(file)
+        (labels if _is_label(file) else scenes).append(file)
     if not scenes:  # whoever names label images alone means them as scenes
         return labels, []
     return scenes, labels
+
+
+def _near(scenes: Iterable[Path]) -> list[Path]:
+    """Return the labels beside scenes, and those in folders of labels in or beside theirs (``images/``, ``masks/``)."""
+    from vitreous.scenes.formats import SUFFIXES
+
+    own = dict.fromkeys(scene.absolute().parent for scene in scenes)
+    files: list[Path] = []
+    for folder in dict.fromkeys(place for one in own for place in (one, one.parent)):
+        for child in sorted(folder.iterdir()):
+            if child.is_dir() and _is_label_word(child.name):
+                files += _walk(child, 1)
+            elif folder in own and child.suffix.lower() in SUFFIXES and _is_label(child):
+                files.append(child)
+    return list(dict.fromkeys(files))
+
+
+def _is_label(file: Path) -> bool:
+    return _is_label_word(_last_word(file.stem)) or _is_label_word(file.parent.name)
 
 
 def _is_label_word(word: str) -> bool:
@@ -366,7 +384,8 @@ def _rows(path: Path) -> list[Mapping[str, Any]]:
     # What libraries say of damaged files is of many kinds.
     except Exception as error:
         raise ConfigError(
-            f"{path} cannot be read as a table: {error}.", "Check the file, or write it again."
+            f"{path} cannot be read as a table: {str(error).rstrip('.')}.",
+            "Check the file, or write it again.",
         ) from error
 
 

@@ -251,12 +251,14 @@ def fitting(values: Values, bands: int) -> Values:
 
 
 def _check_rows(listing: ImageList) -> None:
-    """Note images that are listed twice, and files that are missing."""
-    counts = Counter(image.path for image in listing.images)
-    twice = dict.fromkeys(image.name for image in listing.images if counts[image.path] > 1)
+    """Note files that are listed twice, under whatever name, and files that are missing."""
+    paths = [(image.name, image.path.resolve()) for image in listing.images]
+    counts = Counter(path for _, path in paths)
+    twice = dict.fromkeys(name for name, path in paths if counts[path] > 1)
     listing.faults.add("is listed more than once", *twice)
-    missing = [image.name for image in listing.images if not image.path.is_file()]
-    listing.faults.add("does not exist", *missing)
+    others = [(name, path.exists()) for name, path in paths if not path.is_file()]
+    listing.faults.add("does not exist", *(name for name, there in others if not there))
+    listing.faults.add("is a folder", *(name for name, there in others if there))
 
 
 def _readings(
@@ -346,7 +348,7 @@ def _check_alike(listing: ImageList, readings: Sequence[Reading | None]) -> None
         for name, facts in known:
             if ask(facts) != usual:
                 listing.faults.note(
-                    what, name, f"has another {what} than most images: {ask(facts)}, not {usual}"
+                    what, name, f"differs from most images in its {what}: {ask(facts)}, not {usual}"
                 )
     centres = [(name, f.wavelengths) for name, f in known if f.wavelengths is not None]
     if centres:
@@ -373,7 +375,9 @@ def _check_classes(listing: ImageList, names: Sequence[str]) -> None:
     """Note classes that cannot be learned or tested, and roles without images."""
     faults, images = listing.faults, listing.images
     if len(names) < (1 if listing.several else 2):
-        faults.add("is the only class; a classifier needs at least two", *(names or ["none"]))
+        faults.add("is the only class; a classifier needs at least two", *names)
+        if not names:
+            faults.add("names no class in any row", "the column of labels")
         return
     given = {image.role for image in images if image.role is not None}
     of_role = {

@@ -296,7 +296,7 @@ def _rows(path: Path) -> list[Mapping[str, Any]]:
         raise
     except Exception as error:  # what libraries say of damaged files is of many kinds
         raise ConfigError(
-            f"{path} cannot be read as a table (CSV in UTF-8, or Parquet): {error}.",
+            f"{path} cannot be read as a table (CSV in UTF-8, or Parquet): {str(error).rstrip('.')}.",
             "Check the file, or write it again.",
         ) from error
 

@@ -147,16 +147,20 @@ def applied(model: nn.Module) -> list[dict[str, Any]]:
     return found
 
 
-def complete_settings(name: str, changes: dict[str, Any]) -> dict[str, Any]:
+def complete_settings(
+    name: str, changes: dict[str, Any], wanted: str | None = None
+) -> dict[str, Any]:
     """Return all settings of a method, where they do not differ those of the variant.
 
     Args:
         name: a method or one of its variants.
         changes: what differs.
+        wanted: the stage of the methods to suggest where there is none of this name.
 
     Raises:
         ModelError: no such method or setting (with the nearest known one).
     """
+    card(name, "method", wanted)
     return _resolve(name, changes)[1]
 
 
@@ -167,7 +171,7 @@ def has(model: nn.Module, wanted: str) -> bool:
 
 def _resolve(name: str, changes: dict[str, Any]) -> tuple[ModuleType, dict[str, Any]]:
     """Return a method's file and its complete settings."""
-    entry = card(name)
+    entry = card(name, "method")
     if entry.kind != "method":
         raise ModelError(
             f"'{name}' is not a method (kind: {entry.kind}).",

@@ -399,7 +399,7 @@ def learned_size(run: runs.Run) -> int:
 
 def _check_method(name: str, settings: dict[str, Any], wanted: str, does: str) -> None:
     """Refuse a method of another stage, and settings that it does not have."""
-    complete_settings(name, settings)
+    complete_settings(name, settings, wanted)
     if stage(name) != wanted:
         raise ConfigError(f"'{name}' does not {does}.", "'vitreous methods' lists what does.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -245,4 +246,4 @@ def _task(path: str | Path) -> Task:
 
 
 def _how_to_go_on(task: Task, path: str | Path) -> str:
-    return task.next.format(run=path, model="NAME") + "." if task.next else ""
+    return task.next.format(run=shlex.quote(str(path)), model="NAME") + "." if task.next else ""

@@ -239,7 +239,9 @@ def open_data(recipe: Recipe, *, again: bool = False) -> LabelledScenes:
         images, more = _label_images(scenes, recipe)
         faults += more
     counts, classes, more = _common_classes(listing.entries, images)
-    faults += more + _role_faults(listing.entries, counts, classes)
+    told = {where for where, _ in listing.faults}  # a role that is misspelt is not missing too
+    roles = _role_faults(listing.entries, counts, classes)
+    faults += more + [fault for fault in roles if fault[0] not in told]
     refuse(recipe.scenes, faults, len(listing.entries))
     return _joined(
         scenes, [image for image in images if image is not None], counts, classes, recipe.scenes

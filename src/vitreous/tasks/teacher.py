@@ -58,7 +58,7 @@ class Distillation:
             ModelError: no such method or setting.
             ConfigError: a method of another stage.
         """
-        settings = complete_settings(method, changes)
+        settings = complete_settings(method, changes, "distill")
         if stage(method) != "distill":
             raise ConfigError(
                 f"'{method}' does not distil a teacher.", "'vitreous methods' lists what does."
