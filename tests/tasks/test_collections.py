@@ -267,7 +267,7 @@ def test_the_commands_of_the_page(cli, tmp_path):
     commands = [
         line.split()[1:]
         for block in re.findall(r"```sh\n(.*?)```", page, re.S)
-        for line in block.strip().splitlines()
+        for line in block.replace("\\\n", " ").strip().splitlines()
     ]
     assert {words[0] for words in commands} == {"train", "evaluate", "predict"}
     for words in commands:
@@ -363,9 +363,9 @@ def test_networks_are_told_their_bands(scenes, tmp_path, monkeypatch):
     real = vit.build
     build.stem_reach = 0
     entry = replace(registry.card("vit_test"), input="wavelengths")
-    monkeypatch.setattr(registry, "_variant", lambda name: entry)
-    monkeypatch.setattr(registry, "card", lambda name: entry)
-    monkeypatch.setattr(training, "card", lambda name: entry)
+    monkeypatch.setattr(registry, "_variant", lambda name, *_: entry)
+    monkeypatch.setattr(registry, "card", lambda name, *_: entry)
+    monkeypatch.setattr(training, "card", lambda name, *_: entry)
     monkeypatch.setattr(vit, "build", build)
     create_model("vit_test", bands=known, num_classes=2)
     assert told == [known]
