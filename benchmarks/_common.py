@@ -8,13 +8,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from vitreous.catalog.results import write_result
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -39,6 +41,39 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def add_record(
+    path: Path,
+    record: dict[str, Any],
+    *,
+    recorded: Callable[[], dict[str, dict[str, Any]]],
+    summary: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
+    conclude: Callable[[list[dict[str, Any]]], str],
+    title: str,
+    command: str,
+) -> None:
+    """Add a record to a result file, whatever another process has added meanwhile.
+
+    Args:
+        path: the file.
+        record: with its ``key``.
+        recorded: returns what is in the file, by key.
+        summary: makes the rows of the table.
+        conclude: says in words what they tell.
+        title: of the table.
+        command: that makes the file.
+    """
+    with locked(path.parent):
+        records = [*(recorded() | {record["key"]: record}).values()]
+        write_result(
+            path,
+            title=title,
+            command=command,
+            rows=summary(records),
+            conclusion=conclude(records),
+            runs=records,
+        )
 
 
 def in_own_process(script: str, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -25,11 +25,11 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-from _common import RESULTS, digest, locked, show
+from _common import RESULTS, add_record, digest, show
 from rich.console import Console
 
 from vitreous.catalog.registry import card
-from vitreous.catalog.results import percent, write_result
+from vitreous.catalog.results import percent
 from vitreous.data.blocks import TEST
 from vitreous.data.roles import Split
 from vitreous.files import read_json
@@ -221,16 +221,15 @@ def recorded() -> dict[str, dict[str, Any]]:
 
 def add(record: dict[str, Any]) -> None:
     """Add a record to the result file, whatever another process has added meanwhile."""
-    with locked(RESULTS):
-        records = [*(recorded() | {record["key"]: record}).values()]
-        write_result(
-            RESULT,
-            title=TITLE,
-            command="python benchmarks/accuracy.py --patch-training",
-            rows=summary(records),
-            conclusion=conclude(records),
-            runs=records,
-        )
+    add_record(
+        RESULT,
+        record,
+        recorded=recorded,
+        summary=summary,
+        conclude=conclude,
+        title=TITLE,
+        command="python benchmarks/accuracy.py --patch-training",
+    )
 
 
 def main() -> None:

@@ -18,11 +18,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from _common import RESULTS, digest, locked, show
+from _common import RESULTS, add_record, digest, show
 from rich.console import Console
 
 from vitreous.catalog.registry import card
-from vitreous.catalog.results import percent, write_result
+from vitreous.catalog.results import percent
 from vitreous.files import read_json
 from vitreous.recipe import Recipe, make_recipe
 from vitreous.tasks import classify
@@ -172,16 +172,15 @@ def recorded() -> dict[str, dict[str, Any]]:
 
 def add(record: dict[str, Any]) -> None:
     """Add a record to the file, whatever another process has added meanwhile."""
-    with locked(RESULTS):
-        records = [*(recorded() | {record["key"]: record}).values()]
-        write_result(
-            RESULT,
-            title=TITLE,
-            command="python benchmarks/leaderboard.py",
-            rows=summary(records),
-            conclusion=conclude(records),
-            runs=records,
-        )
+    add_record(
+        RESULT,
+        record,
+        recorded=recorded,
+        summary=summary,
+        conclude=conclude,
+        title=TITLE,
+        command="python benchmarks/leaderboard.py",
+    )
 
 
 def main() -> None:

@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from _common import RESULTS, digest, locked, show
+from _common import RESULTS, add_record, digest, show
 from rich.console import Console
 from scipy import stats
 
 from vitreous.catalog.registry import card, create_model
-from vitreous.catalog.results import percent, write_result
+from vitreous.catalog.results import percent
 from vitreous.checkpoints.model_files import save_model
 from vitreous.data.image_lists import list_images
 from vitreous.files import read_json
@@ -323,16 +323,15 @@ def recorded() -> dict[str, dict[str, Any]]:
 
 def add(record: dict[str, Any]) -> None:
     """Add a record to the file, whatever another process has added meanwhile."""
-    with locked(RESULTS):
-        records = [*(recorded() | {record["key"]: record}).values()]
-        write_result(
-            RESULT,
-            title=TITLE,
-            command="python benchmarks/recognition.py --data FOLDER",
-            rows=summary(records),
-            conclusion=conclude(records),
-            runs=records,
-        )
+    add_record(
+        RESULT,
+        record,
+        recorded=recorded,
+        summary=summary,
+        conclude=conclude,
+        title=TITLE,
+        command="python benchmarks/recognition.py --data FOLDER",
+    )
 
 
 def trainings(names: Sequence[str], seeds: int) -> Iterator[tuple[str, str, int]]:

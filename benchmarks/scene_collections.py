@@ -20,11 +20,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from _common import RESULTS, digest, locked, show
+from _common import RESULTS, add_record, digest, show
 from rich.console import Console
 
 from vitreous.catalog.registry import card
-from vitreous.catalog.results import percent, write_result
+from vitreous.catalog.results import percent
 from vitreous.data.collection import Entry, read_collection
 from vitreous.files import read_json
 from vitreous.inference.bench import one_thread
@@ -249,16 +249,15 @@ def recorded() -> dict[str, dict[str, Any]]:
 
 def add(record: dict[str, Any]) -> None:
     """Add a record to the file, whatever another process has added meanwhile."""
-    with locked(RESULTS):
-        records = [*(recorded() | {record["key"]: record}).values()]
-        write_result(
-            RESULT,
-            title=TITLE,
-            command="benchmarks/scene_collections.py --data DATA",
-            rows=summary(records),
-            conclusion=conclude(records),
-            runs=records,
-        )
+    add_record(
+        RESULT,
+        record,
+        recorded=recorded,
+        summary=summary,
+        conclude=conclude,
+        title=TITLE,
+        command="benchmarks/scene_collections.py --data DATA",
+    )
 
 
 def trainings(names: Sequence[str], quick: bool) -> Iterator[tuple[str, int]]:

@@ -123,7 +123,7 @@ def checked_image_size(what: str, value: Any) -> ImageSize:
     sides = sides if isinstance(sides, list | tuple) else [sides, sides]
     try:
         height, width = (whole_number(what, side, 1, MOST_IMAGE_SIZE) for side in sides)
-    except (ValueError, ModelError):  # another number of sides, or what is no side
+    except (ValueError, ModelError):  # not two sides, or one that is not a positive integer
         raise ModelError(
             f"{what} cannot be {reprlib.repr(value)}.",
             f"Give a whole number from 1 to {MOST_IMAGE_SIZE}, or two of them: (height, width).",

@@ -230,7 +230,7 @@ def _read_settings(
 def _without_unread(
     tensors: dict[str, Tensor], foreign: Foreign, probe: Blueprint
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Set aside what does not belong to the network: pre-training's own, and what stood beside it in a wrapper."""
+    """Set aside tensors that are not the network's: those of its pre-training, and of a wrapper around it."""
     own = probe.build_empty().state_dict()
     prefixes = getattr(system_module(probe.name), "UNREAD", ())
     beside = {id(foreign.tensors[key]) for key in foreign.beside}

@@ -15,6 +15,16 @@ SCHEMA = 1
 PROVENANCE = "provenance"  # in the header of every model file
 LARGEST_ARGUMENT = 256  # of a model, unless a tensor in its file is that large
 
+# What building or restoring from a damaged description can fail in.
+DAMAGES = (
+    LookupError,
+    TypeError,
+    AttributeError,
+    ValueError,
+    ArithmeticError,
+    RuntimeError,
+)
+
 
 @contextmanager
 def readable_header(path: Path, header: Any) -> Iterator[None]:
@@ -30,15 +40,7 @@ def readable_header(path: Path, header: Any) -> Iterator[None]:
                 "Update vitreous.",
             )
         yield
-    # Building from a damaged description can fail in any of these ways.
-    except (
-        LookupError,
-        TypeError,
-        AttributeError,
-        ValueError,
-        ArithmeticError,
-        RuntimeError,
-    ) as error:
+    except DAMAGES as error:
         raise CheckpointError(
             f"The description in {path} is damaged: {error!r}.",
             "Restore the file, or train again.",

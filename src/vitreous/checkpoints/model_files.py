@@ -31,7 +31,7 @@ from vitreous.checkpoints.blueprints import (
     size_wanted,
 )
 from vitreous.checkpoints.foreign import PICKLED
-from vitreous.checkpoints.headers import PROVENANCE, SCHEMA, check_counts
+from vitreous.checkpoints.headers import DAMAGES, PROVENANCE, SCHEMA, check_counts
 from vitreous.checkpoints.load_report import LoadReport
 from vitreous.checkpoints.tensors import read_safetensors, save_tensors
 from vitreous.data.provenance import Provenance, provenance_to_json
@@ -172,16 +172,7 @@ def _described(header: Any, tensors: Mapping[str, Tensor], path: Path) -> Bluepr
         made = Blueprint.from_json(header)
         check_counts(made.model_args, dict(tensors))
         made.build_empty()
-    # Building from a damaged description can fail in any of these ways.
-    except (
-        VitreousError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        ValueError,
-        ArithmeticError,
-        RuntimeError,
-    ) as error:
+    except (VitreousError, *DAMAGES) as error:
         raise CheckpointError(
             f"The description in {path} is damaged: {error!r}.", "Restore the file."
         ) from error

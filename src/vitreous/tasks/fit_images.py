@@ -122,19 +122,7 @@ class RecognizeTask(Task):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW, without decay where the model says so."""
         plain = {f"net.{name}" for name in cast("set[str]", self.model.net.no_weight_decay())}  # type: ignore[operator]
-        groups: dict[bool, list[Tensor]] = {}
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                groups.setdefault(name not in plain, []).append(parameter)
-        return torch.optim.AdamW(
-            [
-                {"params": parts, "weight_decay": self.recipe.weight_decay if decays else 0.0}
-                for decays, parts in groups.items()
-            ],
-            lr=self.recipe.learning_rate,
-            betas=(0.9, 0.99),
-            foreach=True,
-        )
+        return self.adamw(plain)
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> None:
         """Take one step."""

@@ -9,7 +9,7 @@ import math
 import reprlib
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
+from vitreous.checkpoints.headers import DAMAGES
 from vitreous.checkpoints.tensors import load_state, save_state
 from vitreous.errors import CheckpointError, ConfigError, VitreousError, shortened
 from vitreous.files import write_text
@@ -33,17 +34,6 @@ from vitreous.tasks.streams import stream_seed
 
 VALIDATIONS = 20  # of one training
 SAVE_SHARE = 20  # saving the state may take one part in so many of the time
-
-# What restoring from a damaged state can fail in.
-DAMAGES = (
-    LookupError,
-    TypeError,
-    AttributeError,
-    ValueError,
-    ArithmeticError,
-    RuntimeError,
-    AssertionError,
-)
 
 MAIN = "main"
 TERM = "loss_"  # what the columns of loss terms begin with
@@ -107,6 +97,26 @@ class Task(L.LightningModule):
         """Look at a finished epoch's figures: remember weights, stop early."""
 
     # -- what follows from it -----------------------------------------------------------------------------
+
+    def adamw(self, plain: Collection[str]) -> torch.optim.AdamW:
+        """Return AdamW for what is trained of the model, at one learning rate.
+
+        Args:
+            plain: names of the parameters that weight decay leaves alone.
+        """
+        groups: dict[bool, list[Tensor]] = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                groups.setdefault(name not in plain, []).append(parameter)
+        return torch.optim.AdamW(
+            [
+                {"params": parts, "weight_decay": self.settings.weight_decay if decays else 0.0}
+                for decays, parts in groups.items()
+            ],
+            lr=self.settings.learning_rate,
+            betas=(0.9, 0.99),
+            foreach=True,
+        )
 
     def on_train_epoch_start(self) -> None:
         """Give the epoch its own random stream."""
@@ -407,7 +417,7 @@ def _fit(task: Task, folder: Path, *, resume: bool, show: bool) -> None:
     except SystemExit:  # what Lightning makes of Ctrl-C, without a word
         if not trainer.interrupted:
             raise
-    except DAMAGES as error:
+    except (*DAMAGES, AssertionError) as error:
         if state is None or keeper.begun:
             raise
         raise CheckpointError(
