@@ -764,7 +764,7 @@ class RecognizeRecipe(TaughtSettings):
         if isinstance(value, int) and not isinstance(value, bool):
             value = str(value)
         if value is not None and not (isinstance(value, str) and re.fullmatch(_SIZE, value)):
-            raise ValueError(f"'{value}' is no size such as 64, or 48x64 (height x width)")
+            raise ValueError(f"'{value}' is not an image size such as 64 or 48x64 (height x width)")
         return value
 
     @property
