@@ -1,4 +1,4 @@
-"""Cutting token maps into windows, and positions within them (Liu et al., Swin Transformer, 2021)."""
+"""Cutting token maps into windows, masks and positions within them (Liu et al., Swin Transformer, 2021)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vitreous.layers.graphs import recording
@@ -18,13 +18,20 @@ from vitreous.layers.sizes import as_size
 
 
 def partition(
-    x: Float[Tensor, "batch height width dim"], window: tuple[int, int]
+    x: Float[Tensor, "batch height width dim"],
+    window: tuple[int, int],
+    shift: tuple[int, int] = (0, 0),
 ) -> Float[Tensor, "batch windows tokens dim"]:
-    """Cut a map, zero-padded below and on the right where it does not divide, into windows of tokens."""
-    height, width = x.shape[1:3]
-    below, right = -height % window[0], -width % window[1]
-    if below or right:
-        x = F.pad(x, (0, 0, 0, right, 0, below))
+    """Cut a map, zero-padded below and on the right where it does not divide, into windows of tokens.
+
+    Args:
+        x: the map.
+        window: rows and columns of a window.
+        shift: how far the windows begin below and right of the map's corner; what they leave there comes last.
+    """
+    if any(shift):
+        x = x.roll((-shift[0], -shift[1]), (1, 2))
+    x = pad_to(x, window)
     return rearrange(x, "b (i h) (j w) d -> b (i j) (h w) d", h=window[0], w=window[1])
 
 
@@ -33,11 +40,13 @@ def reverse(
     window: tuple[int, int],
     height: int,
     width: int,
+    shift: tuple[int, int] = (0, 0),
 ) -> Float[Tensor, "batch height width dim"]:
     """Undo :func:`partition`, dropping the padding."""
     across = -(-width // window[1])
     x = rearrange(windows, "b (i j) (h w) d -> b (i h) (j w) d", j=across, h=window[0], w=window[1])
-    return x[:, :height, :width]
+    x = x[:, :height, :width]
+    return x.roll(shift, (1, 2)) if any(shift) else x
 
 
 def padding_bias(height: int, width: int, window: tuple[int, int], like: Tensor) -> Tensor:
@@ -46,6 +55,63 @@ def padding_bias(height: int, width: int, window: tuple[int, int], like: Tensor)
     below, right = -height % window[0], -width % window[1]
     padded = F.pad(real, (0, 0, 0, right, 0, below), value=float("-inf"))
     return rearrange(partition(padded, window), "1 n t 1 -> n 1 1 t")
+
+
+def window_grid(
+    height: int, width: int, window: int | tuple[int, int], shifted: bool | tuple[bool, bool]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the sides of the windows on a map, and how far they are shifted down and across.
+
+    An axis no longer than a window is not cut, and there is nothing to shift along it.
+    """
+    moved = (shifted, shifted) if isinstance(shifted, bool) else shifted
+    axes = list(zip(as_size(window), (height, width), moved, strict=True))
+    rows, columns = (min(side, length) for side, length, _ in axes)
+    down, across = (side // 2 if moves and length > side else 0 for side, length, moves in axes)
+    return (rows, columns), (down, across)
+
+
+def window_mask(
+    x: Float[Tensor, "batch height width dim"],
+    window: int | tuple[int, int],
+    shifted: bool | tuple[bool, bool],
+    mask_padding: bool = True,
+) -> Float[Tensor, "windows 1 tokens tokens"] | None:
+    """Return 0 for pairs of tokens that may attend to each other, -inf for others; None where all may.
+
+    Rolling a map puts cells of opposite edges into one window, and padding adds cells that do not exist. Tokens only
+    attend to tokens of their own kind. Without ``mask_padding`` only opposite edges are told apart, at the end of the
+    padded map.
+    """
+    height, width = x.shape[1:3]
+    sides, shift = window_grid(height, width, window, shifted)
+    if not mask_padding:
+        if not any(shift):
+            return None
+        height, width = (n + -n % side for n, side in zip((height, width), sides, strict=True))
+    if not any(shift) and height % sides[0] == 0 and width % sides[1] == 0:
+        return None
+    rows = axis_kinds(height, sides[0], shift[0], x.device)
+    columns = axis_kinds(width, sides[1], shift[1], x.device)
+    kinds = 3 * rows[:, None] + columns[None, :]
+    kinds = rearrange(kinds, "(i h) (j w) -> (i j) 1 (h w)", h=sides[0], w=sides[1])
+    apart: Bool[Tensor, "windows 1 tokens tokens"] = kinds[..., :, None] != kinds[..., None, :]
+    return x.new_zeros(apart.shape).masked_fill(apart, float("-inf"))
+
+
+def axis_kinds(length: int, window: int, shift: int, device: torch.device) -> Int[Tensor, "padded"]:
+    """Return the kind of each row or column of a padded and rolled map: 0 as it was, 1 wrapped around, 2 padding."""
+    padded = length + -length % window
+    source = (torch.arange(padded, device=device) + shift) % padded
+    return (source < shift).long() + 2 * (source >= length).long()
+
+
+def pad_to(
+    x: Float[Tensor, "batch height width dim"], multiple: tuple[int, int]
+) -> Float[Tensor, "batch padded_height padded_width dim"]:
+    """Pad a map with zeros below and on the right to a multiple of a size."""
+    below, right = -x.shape[1] % multiple[0], -x.shape[2] % multiple[1]
+    return F.pad(x, (0, 0, 0, right, 0, below)) if below or right else x
 
 
 class RelativePositionBias(nn.Module):
