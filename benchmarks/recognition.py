@@ -59,6 +59,12 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "value_dim": 32,
         "stem_stride": 2,
     },
+    "smt_tiny": {
+        "dims": [48, 96, 160],
+        "depths": [1, 2, 2],
+        "mlp_ratios": [4.0, 4.0, 2.0],
+        "attention_heads": [1, 3, 5],
+    },
 }
 COMMON: dict[str, Any] = {
     "learning_rate": 2e-3,
