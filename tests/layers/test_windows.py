@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vitreous.layers.window_blocks import PairedWindowAttention, WindowBlock
-from vitreous.layers.windows import partition, reverse, window_mask
+from vitreous.layers.windows import padding_bias, partition, reverse, window_mask
 
 SIZES = [(8, 8), (9, 13), (5, 12), (3, 3), (2, 20)]
 
@@ -84,3 +84,43 @@ def test_halves_of_the_heads_see_their_own_windows(size):
     ]
     expected = layer.proj(torch.cat(mixed, -1))
     torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+
+
+# -- windows of cells that are an interval apart ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("interval", [(1, 1), (2, 3), (4, 1)])
+@pytest.mark.parametrize("size", [(16, 18), (7, 20), (5, 5)])
+def test_dilated_windows_hold_cells_of_equal_residues(size, interval):
+    window, x = (3, 2), torch.randn(2, *size, 4)
+    places = (
+        torch.cartesian_prod(*(torch.arange(1, side + 1) for side in size))
+        .float()
+        .view(1, *size, 2)
+    )
+    members = partition(places, window, interval=interval)[0]
+    for axis, (side, step) in enumerate(zip(window, interval, strict=True)):
+        for group in members[..., axis]:
+            real = group[group > 0] - 1
+            assert len({*(real % step).tolist()}) <= 1
+            assert len({*(real // (side * step)).tolist()}) <= 1
+    assert (
+        members.prod(-1).count_nonzero() == size[0] * size[1]
+    )  # each cell once, the rest is padding
+    windows = partition(x, window, interval=interval)
+    assert torch.equal(reverse(windows, window, *size, interval=interval), x)
+    if interval == (1, 1):
+        assert torch.equal(windows, partition(x, window))
+
+
+def test_padding_is_told_from_cells_and_windows_of_padding_alone_are_not():
+    bias = padding_bias(5, 4, (3, 2), torch.zeros(1), interval=(4, 2))
+    windows = partition(torch.ones(1, 5, 4, 1), (3, 2), interval=(4, 2))[0, :, None, None, :, 0]
+    alone = windows.amax(-1) == 0
+    assert not alone.any()  # 5 rows reach every residue of 4
+    assert torch.equal(bias == 0, windows == 1)
+    bias = padding_bias(3, 4, (3, 2), torch.zeros(1), interval=(4, 2))
+    windows = partition(torch.ones(1, 3, 4, 1), (3, 2), interval=(4, 2))[0, :, None, None, :, 0]
+    alone = windows.amax(-1, keepdim=True) == 0
+    assert alone.any()
+    assert torch.equal(bias == 0, (windows == 1) | alone)

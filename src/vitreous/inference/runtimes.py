@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 import threading
 from collections.abc import Callable, Mapping
@@ -713,9 +714,7 @@ def _openvino(files: list[bytes], threads: int) -> Compute:
 
 def openvino_model(files: list[bytes], threads: int) -> Any:
     """Compile a graph (ONNX, or OpenVINO's own format) for the processor, in float32 and where quantized in int8."""
-    import openvino
-
-    core = openvino.Core()
+    core = _openvino_core()
     model = core.read_model(files[0], *(files[1:] or [b""]))
     return core.compile_model(
         model,
@@ -727,6 +726,25 @@ def openvino_model(files: list[bytes], threads: int) -> Any:
             "INFERENCE_PRECISION_HINT": "f32",
         },
     )
+
+
+_cores: dict[int, Any] = {}
+_making_core = threading.Lock()
+
+
+def _openvino_core() -> Any:
+    """Return this process's OpenVINO, which is made once and stays.
+
+    Each one gives the thread that first uses it another stack for signals, and takes it back when it goes. Of two that
+    go in the order they came, the second puts the first one's stack back, which is no longer there: the process would
+    die at the next signal, such as the end of a child process. A forked process makes its own.
+    """
+    import openvino
+
+    with _making_core:
+        if os.getpid() not in _cores:
+            _cores[os.getpid()] = openvino.Core()
+        return _cores[os.getpid()]
 
 
 def _torch_program(files: list[bytes], threads: int) -> Compute:

@@ -33,6 +33,7 @@ class WindowAttention(nn.Module):
         window: rows and columns of the largest window.
         qkv_bias: give the projections to query, key and value a bias.
         scale: factor of the scores; (dim / heads)^-0.5 where not given.
+        position: gives the scores of offsets, called with a window's rows and columns; a table where not given.
     """
 
     def __init__(
@@ -40,13 +41,14 @@ class WindowAttention(nn.Module):
         dim: int,
         heads: int,
         window: tuple[int, int],
-        qkv_bias: bool,
-        scale: float | None,
+        qkv_bias: bool = True,
+        scale: float | None = None,
+        position: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.position = RelativePositionBias(window, heads)
+        self.position = position or RelativePositionBias(window, heads)
         self.core = AttentionCore(scale)
         self.proj = nn.Linear(dim, dim)
 
@@ -54,7 +56,7 @@ class WindowAttention(nn.Module):
         self,
         x: Float[Tensor, "batch windows tokens dim"],
         window: tuple[int, int],
-        mask: Float[Tensor, "windows 1 tokens tokens"] | None,
+        mask: Float[Tensor, "windows 1 #tokens tokens"] | None,
     ) -> Float[Tensor, "batch windows tokens dim"]:
         """Attend within each window; ``mask`` is added to the scores."""
         query, key, value = rearrange(

@@ -25,7 +25,71 @@ from vitreous.layers.window_blocks import PatchMerging, WindowBlock, WindowStage
 from vitreous.layers.windows import resize_biases
 
 
-class WindowTransformer(Backbone):
+class WindowPyramid(Backbone):
+    """Stages of blocks on maps, channels last, each stage on a smaller map than the one before.
+
+    A subclass sets ``patch_norm``, ``pos_embed``, ``grid``, ``stages`` (of :class:`WindowStage`), ``norm`` and ``pool``,
+    and writes :meth:`embed`.
+
+    Attributes:
+        grid: rows and columns of the first stage's map, at the size that the network is built for.
+        pos_embed: learned positions of its cells, or None.
+        pool: how the last map's cells become one vector (``layers/pooling.py``).
+    """
+
+    any_size = True
+    undecayed = ("pos_embed", "position.table")
+    grid: tuple[int, int]
+    pos_embed: nn.Parameter | None
+    stages: nn.ModuleList
+    norm: nn.Module
+    pool: str
+
+    def embed(self, x: Float[Tensor, "batch bands height width"]) -> Float[Tensor, "batch h w dim"]:
+        """Return the tokens of the first stage."""
+        raise NotImplementedError
+
+    def place(self, x: Float[Tensor, "batch h w dim"]) -> Float[Tensor, "batch h w dim"]:
+        """Add learned positions, where there are some."""
+        if self.pos_embed is None:
+            return x
+        table = resize_positions(self.pos_embed, (x.shape[1], x.shape[2]), grid=self.grid)
+        return x + rearrange(table, "1 (h w) d -> 1 h w d", h=x.shape[1])
+
+    def pyramid(
+        self, x: Float[Tensor, "batch bands height width"]
+    ) -> Iterator[Float[Tensor, "batch h w dim"]]:
+        """Give the map of each stage."""
+        x = self.embed(x)
+        for stage in self.stages:
+            assert isinstance(stage, WindowStage)
+            x = stage.merge(x)
+            for block, mask in stage.plan(x):
+                x = self.run(block, x, mask)
+            yield x
+
+    def forward_features(
+        self, x: Float[Tensor, "batch bands height width"]
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Return the last stage's tokens, normalised."""
+        *_, last = self.pyramid(x)
+        return rearrange(self.norm(last), "b h w d -> b (h w) d")
+
+    def forward_head(
+        self, features: Float[Tensor, "batch tokens dim"]
+    ) -> Float[Tensor, "batch classes"]:
+        """Classify the pooled tokens."""
+        return self.head(pool_cells(features, self.pool, (1,)))
+
+    def level_maps(
+        self, x: Float[Tensor, "batch bands height width"]
+    ) -> list[Float[Tensor, "batch channels h w"]]:
+        """Return the maps of all stages, the last one normalised."""
+        *maps, last = self.pyramid(x)
+        return [rearrange(m, "b h w d -> b d h w") for m in (*maps, self.norm(last))]
+
+
+class WindowTransformer(WindowPyramid):
     """A pyramid of window attention.
 
     A subclass says in its signature what it offers and hands it on; what follows from the sizes is here. Sides that a
@@ -56,9 +120,7 @@ class WindowTransformer(Backbone):
     """
 
     slug: ClassVar[str]
-    any_size = True
     band_parameters = ("patch_embed.weight",)
-    undecayed = ("pos_embed", "position.table")
 
     def __init__(
         self,
@@ -131,43 +193,7 @@ class WindowTransformer(Backbone):
         below, right = (-side % self.token_size for side in x.shape[2:])
         if self.partial_tokens and (below or right):
             x = F.pad(x, (0, right, 0, below))
-        x = self.patch_norm(rearrange(self.patch_embed(x), "b d h w -> b h w d"))
-        if self.pos_embed is None:
-            return x
-        table = resize_positions(self.pos_embed, (x.shape[1], x.shape[2]), grid=self.grid)
-        return x + rearrange(table, "1 (h w) d -> 1 h w d", h=x.shape[1])
-
-    def pyramid(
-        self, x: Float[Tensor, "batch bands height width"]
-    ) -> Iterator[Float[Tensor, "batch h w dim"]]:
-        """Give the map of each stage."""
-        x = self.embed(x)
-        for stage in self.stages:
-            assert isinstance(stage, WindowStage)
-            x = stage.merge(x)
-            for block, mask in stage.plan(x):
-                x = self.run(block, x, mask)
-            yield x
-
-    def forward_features(
-        self, x: Float[Tensor, "batch bands height width"]
-    ) -> Float[Tensor, "batch tokens dim"]:
-        """Return the last stage's tokens, normalised."""
-        *_, last = self.pyramid(x)
-        return rearrange(self.norm(last), "b h w d -> b (h w) d")
-
-    def forward_head(
-        self, features: Float[Tensor, "batch tokens dim"]
-    ) -> Float[Tensor, "batch classes"]:
-        """Classify the pooled tokens."""
-        return self.head(pool_cells(features, self.pool, (1,)))
-
-    def level_maps(
-        self, x: Float[Tensor, "batch bands height width"]
-    ) -> list[Float[Tensor, "batch channels h w"]]:
-        """Return the maps of all stages, the last one normalised."""
-        *maps, last = self.pyramid(x)
-        return [rearrange(m, "b h w d -> b d h w") for m in (*maps, self.norm(last))]
+        return self.place(self.patch_norm(rearrange(self.patch_embed(x), "b d h w -> b h w d")))
 
     def _shifts(
         self, given: bool | Sequence[Sequence[bool]], stages: int

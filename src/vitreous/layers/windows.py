@@ -21,6 +21,7 @@ def partition(
     x: Float[Tensor, "batch height width dim"],
     window: tuple[int, int],
     shift: tuple[int, int] = (0, 0),
+    interval: tuple[int, int] = (1, 1),
 ) -> Float[Tensor, "batch windows tokens dim"]:
     """Cut a map, zero-padded below and on the right where it does not divide, into windows of tokens.
 
@@ -28,11 +29,14 @@ def partition(
         x: the map.
         window: rows and columns of a window.
         shift: how far the windows begin below and right of the map's corner; what they leave there comes last.
+        interval: cells from one row of a window to the next, and from column to column. A square of
+            ``window * interval`` cells is cut into as many windows as its corner of ``interval`` has cells.
     """
     if any(shift):
         x = x.roll((-shift[0], -shift[1]), (1, 2))
-    x = pad_to(x, window)
-    return rearrange(x, "b (i h) (j w) d -> b (i j) (h w) d", h=window[0], w=window[1])
+    x = pad_to(x, (window[0] * interval[0], window[1] * interval[1]))
+    (h, w), (k, m) = window, interval
+    return rearrange(x, "b (i h k) (j w m) d -> b (i j k m) (h w) d", h=h, w=w, k=k, m=m)
 
 
 def reverse(
@@ -41,20 +45,28 @@ def reverse(
     height: int,
     width: int,
     shift: tuple[int, int] = (0, 0),
+    interval: tuple[int, int] = (1, 1),
 ) -> Float[Tensor, "batch height width dim"]:
     """Undo :func:`partition`, dropping the padding."""
-    across = -(-width // window[1])
-    x = rearrange(windows, "b (i j) (h w) d -> b (i h) (j w) d", j=across, h=window[0], w=window[1])
+    across = -(-width // (window[1] * interval[1]))
+    sizes = {"j": across, "k": interval[0], "m": interval[1], "h": window[0], "w": window[1]}
+    x = rearrange(windows, "b (i j k m) (h w) d -> b (i h k) (j w m) d", **sizes)
     x = x[:, :height, :width]
     return x.roll(shift, (1, 2)) if any(shift) else x
 
 
-def padding_bias(height: int, width: int, window: tuple[int, int], like: Tensor) -> Tensor:
-    """Return ``(windows, 1, 1, tokens)``: 0 for real cells, -inf for cells that padding added."""
-    real = like.new_zeros(1, height, width, 1)
-    below, right = -height % window[0], -width % window[1]
-    padded = F.pad(real, (0, 0, 0, right, 0, below), value=float("-inf"))
-    return rearrange(partition(padded, window), "1 n t 1 -> n 1 1 t")
+def padding_bias(
+    height: int,
+    width: int,
+    window: tuple[int, int],
+    like: Tensor,
+    interval: tuple[int, int] = (1, 1),
+) -> Float[Tensor, "windows 1 1 tokens"]:
+    """Return 0 for real cells, -inf for cells that padding added; 0 in windows of padding alone, whose rows are cut off."""
+    real = like.new_ones(1, height, width, 1)
+    windows = rearrange(partition(real, window, interval=interval), "1 n t 1 -> n 1 1 t")
+    added = (windows == 0) & (windows.amax(-1, keepdim=True) > 0)
+    return torch.zeros_like(windows).masked_fill(added, float("-inf"))
 
 
 def window_grid(
@@ -114,7 +126,34 @@ def pad_to(
     return F.pad(x, (0, 0, 0, right, 0, below)) if below or right else x
 
 
-class RelativePositionBias(nn.Module):
+class WindowPositions(nn.Module):
+    """What scores pairs of tokens of a window by the offset between them.
+
+    Args:
+        window: side of the largest window, or its rows and columns.
+    """
+
+    index: Tensor
+
+    def __init__(self, window: int | tuple[int, int]) -> None:
+        super().__init__()
+        self.window = as_size(window)
+        self.register_buffer("index", relative_index(*self.window), persistent=False)
+
+    def spread(
+        self, scores: Float[Tensor, "offsets heads"], height: int, width: int
+    ) -> Float[Tensor, "heads tokens tokens"]:
+        """Give each pair of tokens of a window, at most the largest one, the scores of their offset."""
+        index = self.index[:height, :width, :height, :width].reshape(height * width, -1)
+        return scores[index].permute(2, 0, 1).contiguous()
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        if self.index.is_meta:  # built without memory, and no file holds it
+            self.index = relative_index(*self.window)
+
+
+class RelativePositionBias(WindowPositions):
     """A learned score per head and offset between two tokens of a window.
 
     The table covers offsets up to ``window - 1`` each way, so one table serves every smaller window.
@@ -125,13 +164,10 @@ class RelativePositionBias(nn.Module):
     """
 
     def __init__(self, window: int | tuple[int, int], heads: int) -> None:
-        super().__init__()
-        self.window = as_size(window)
+        super().__init__(window)
         rows, columns = self.window
         self.table = nn.Parameter(torch.empty((2 * rows - 1) * (2 * columns - 1), heads))
         nn.init.trunc_normal_(self.table, std=0.02)
-        self.index: Tensor
-        self.register_buffer("index", relative_index(*self.window), persistent=False)
         self._expanded: tuple[tuple[Any, ...], Tensor] | None = None
 
     def forward(self, height: int, width: int) -> Float[Tensor, "heads tokens tokens"]:
@@ -159,13 +195,7 @@ class RelativePositionBias(nn.Module):
         return resize_positions(table[None], _offsets(self.window), grid=offsets)[0]
 
     def _expand(self, height: int, width: int) -> Tensor:
-        index = self.index[:height, :width, :height, :width].reshape(height * width, -1)
-        return self.table[index].permute(2, 0, 1).contiguous()
-
-    def _load_from_state_dict(self, *arguments: Any) -> None:
-        super()._load_from_state_dict(*arguments)
-        if self.index.is_meta:  # built without memory, and no file holds it
-            self.index = relative_index(*self.window)
+        return self.spread(self.table, height, width)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle without the expanded bias."""
