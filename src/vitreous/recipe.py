@@ -43,6 +43,7 @@ PANELS = (
     "Degradation",
     "Augmentation",
     "Training",
+    "Refinement",
     "Run",
 )
 
@@ -443,6 +444,16 @@ class Recipe(SceneSettings, TaughtSettings):
         "Retrain on training and validation pixels for the best number of epochs (doubles the time).",
     )
 
+    refine: Literal["none", "auto", "domain_transform", "guided", "potts"] = setting(
+        "none",
+        "Refinement",
+        "Smooth the class probabilities within the edges of the scene; auto: where the validation pixels say so. Uses no "
+        "labels; its reach widens the buffer of the split.",
+    )
+    refine_args: dict[str, Any] = setting(
+        {}, "Refinement", "Settings of the refinement, e.g. spatial=5."
+    )
+
     baselines: list[str] = setting(
         ["svm", "svm_spatial", "random_forest"],
         "Run",
@@ -486,6 +497,8 @@ class Recipe(SceneSettings, TaughtSettings):
             raise ValueError(f"adapt_args has no effect: adapt '{self.adapt}' uses no method")
         if self.reduce_args and self.reduce is None:
             raise ValueError("reduce_args needs a method: set reduce")
+        if self.refine_args and self.refine == "none":
+            raise ValueError("refine_args needs a refinement: set refine")
         if self.teacher_store is not None and self.teacher is None:
             raise ValueError("teacher_store needs a teacher: set teacher")
         return self

@@ -59,6 +59,12 @@ class Classes(Description):
         return self
 
 
+class SceneProduct(Classes):
+    """What labels scenes: its classes, and what becomes of its probabilities (see ``inference/postprocess.py``)."""
+
+    postprocess: dict[str, Any] | None = None  # older files have none
+
+
 class PatchSettings(Description):
     """Settings of a classifier of patches; they become its arguments, so there are no others."""
 
@@ -124,7 +130,7 @@ class ExportDescription(Description):
     files: dict[str, FileEntry]
 
 
-class ClassifierExport(ExportDescription, Classes):
+class ClassifierExport(ExportDescription, SceneProduct):
     """``export.json`` of a classifier."""
 
     kind: Literal["patches", "pixels", "tiles"]
@@ -137,7 +143,7 @@ class ClassifierExport(ExportDescription, Classes):
         return self
 
 
-class NetworkHeader(Classes):
+class NetworkHeader(SceneProduct):
     """The header of a trained network's file."""
 
     kind: Literal["model"]
@@ -158,7 +164,7 @@ class NetworkHeader(Classes):
         return self
 
 
-class EstimatorHeader(Classes):
+class EstimatorHeader(SceneProduct):
     """The header of a trained classical estimator's file."""
 
     kind: Literal["estimator"]

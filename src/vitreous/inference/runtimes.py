@@ -47,6 +47,7 @@ from vitreous.inference.export_format import (
     first_line,
     is_export,
 )
+from vitreous.inference.postprocess import Postprocess, read_postprocess
 from vitreous.inference.recognizer import ImageClassifier
 from vitreous.inference.restore import check_restored
 
@@ -76,6 +77,7 @@ class Exported:
         name: of the architecture.
         runtime: what computes it.
         description: all of ``export.json``.
+        postprocess: what becomes of a classifier's probabilities; None of other products and older exports.
     """
 
     path: Path
@@ -86,6 +88,7 @@ class Exported:
     name: str
     runtime: str
     description: dict[str, Any]
+    postprocess: Postprocess | None = None
 
     @property
     def classifier(self) -> ExportedClassifier:
@@ -525,7 +528,10 @@ def load_exported(
     names: list[str] = []
     colors: list[str] = []
     codes: list[int] = []
+    after = None
     if isinstance(said, ClassifierExport):
+        fix = "Export the run again."
+        after = read_postprocess(said.postprocess, contract, path / DESCRIPTION, fix)
         names, colors = said.class_names, said.class_colors
         codes = said.class_codes or list(range(1, len(names) + 1))
         settings = said.settings.model_dump()
@@ -540,7 +546,7 @@ def load_exported(
     for loaded in graphs.values():
         loaded.prepared()
     product.check(path / DESCRIPTION)
-    return Exported(path, product, names, colors, codes, said.name, chosen, description)
+    return Exported(path, product, names, colors, codes, said.name, chosen, description, after)
 
 
 def _choose_runtime(form: str, runtime: str | None) -> str:

@@ -18,6 +18,7 @@ from vitreous.data.roles import Split, Splits
 from vitreous.data.scene_split import PIXEL_CAP, divide_scenes, split_scenes, warn_untested
 from vitreous.data.splits import part_shares
 from vitreous.errors import SplitError, VitreousError
+from vitreous.inference.postprocess import DEFAULT_REFINEMENT, Refinement, make_refinement
 from vitreous.recipe import Recipe
 from vitreous.scenes.cube import read_window
 from vitreous.tasks import runs
@@ -213,9 +214,24 @@ def neighbouring_spectra(
 
 
 def recipe_receptive_size(recipe: Recipe) -> int:
-    """Return the side of the square of pixels that a recipe's model or its teacher looks at for one prediction."""
+    """Return the side of the square of pixels that one prediction depends on.
+
+    A recipe's model or its teacher looks at it, and a refinement around it.
+    """
     teacher = open_teacher(recipe)
-    return max(_own_size(recipe), 1 if teacher is None else teacher.classifier.receptive_size)
+    size = max(_own_size(recipe), 1 if teacher is None else teacher.classifier.receptive_size)
+    return size + 2 * max(0 if one is None else one.reach for one in recipe_refinements(recipe))
+
+
+def recipe_refinements(recipe: Recipe) -> list[Refinement | None]:
+    """Return what a recipe's refinement may be: one, or with ``auto`` none and the default.
+
+    Raises:
+        ConfigError: there is no such refinement or setting, or a value is out of range.
+    """
+    if recipe.refine == "auto":
+        return [None, make_refinement(DEFAULT_REFINEMENT, recipe.refine_args)]
+    return [make_refinement(recipe.refine, recipe.refine_args)]
 
 
 def open_teacher(recipe: Recipe) -> SceneTeacher | None:

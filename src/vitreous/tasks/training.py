@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,8 @@ from vitreous.data.roles import Splits
 from vitreous.data.tiles import TilePixels
 from vitreous.errors import ConfigError, ModelError
 from vitreous.inference.dense_classifier import DenseClassifier
+from vitreous.inference.postprocess import Postprocess, finished
+from vitreous.inference.windows import SceneClassifier
 from vitreous.layers.bands import Bands
 from vitreous.layers.frozen import hold_frozen
 from vitreous.layers.preprocess import Preprocess
@@ -71,6 +73,7 @@ class Trained:
         trainable: how many of them were trained.
         model_args: what differs from the variant's own arguments.
         choice: the epoch that validation pixels chose, where they did.
+        postprocess: what becomes of its probabilities; nothing where None.
     """
 
     classifier: classifiers.Network | PixelEstimator
@@ -79,6 +82,19 @@ class Trained:
     trainable: int | None = None
     model_args: dict[str, Any] = field(default_factory=dict)
     choice: Choice | None = None
+    postprocess: Postprocess | None = None
+
+    @property
+    def finished(self) -> SceneClassifier:
+        """The classifier with what becomes of its probabilities."""
+        return finished(self.classifier, self.postprocess)
+
+    @property
+    def unrefined(self) -> Trained | None:
+        """The same without its refinement; None where there is none."""
+        if self.postprocess is None or self.postprocess.refine is None:
+            return None
+        return replace(self, postprocess=self.postprocess.refined(None))
 
 
 def fit_estimator(
