@@ -13,7 +13,7 @@ UNDRAWN := --deselect tests/models/test_conformance.py::test_golden_values \
     --deselect "tests/models/test_conformance.py::test_contract[lola_specvit_test-check_gradients]"
 # Each part has processes of its own: with all libraries of all rooms in one, an interpreter died after minutes.
 PARTS := "tests/models tests/methods" "tests/tasks tests/report" tests/scenes \
-    tests/catalog tests/checkpoints tests/cli tests/data tests/inference tests/layers "$(wildcard tests/test_*.py)"
+    tests/analysis tests/catalog tests/checkpoints tests/cli tests/data tests/inference tests/layers "$(wildcard tests/test_*.py)"
 # Processes that share the tests, one thread each.
 WORKERS ?= 2
 
