@@ -37,6 +37,7 @@ VARIANTS = (
     "efficientvit_m4",
     "efficientformer_l1",
     "spectformer_xsmall",
+    "coswin_base",
 )
 ROUNDS = 7
 console = Console(stderr=True, soft_wrap=True)
