@@ -29,6 +29,7 @@ TITLE = "Architectures compared with their own unfused path"
 VARIANTS = (
     "vit_small",
     "swin_tiny",
+    "coswin_base",
     "convnext_tiny",
     "crossvit_small",
     "cvt_13",
@@ -37,7 +38,7 @@ VARIANTS = (
     "efficientvit_m4",
     "efficientformer_l1",
     "spectformer_xsmall",
-    "coswin_base",
+    "smt_tiny",
 )
 ROUNDS = 7
 console = Console(stderr=True, soft_wrap=True)

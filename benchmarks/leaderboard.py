@@ -69,6 +69,12 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "mlp_ratios": [4.0],
         "alpha": 2,
     },
+    "smt_tiny": {
+        "dims": [48, 96, 160],
+        "depths": [1, 2, 2],
+        "mlp_ratios": [4.0, 4.0, 2.0],
+        "attention_heads": [1, 3, 5],
+    },
     "lola_specvit_tiny": {},
 }
 console = Console(stderr=True, soft_wrap=True)

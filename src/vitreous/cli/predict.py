@@ -14,11 +14,14 @@ from vitreous.cli.options import (
     RUNTIMES,
     Hints,
     Mask,
+    Refine,
+    RefineArgs,
     Untrusted,
     check_run_or_export,
     check_runtime,
     free_output,
     key_values,
+    refinement_settings,
     scene_hints,
 )
 from vitreous.errors import ConfigError
@@ -96,6 +99,8 @@ def predict(
             "--trust", help="Allow exports in torch format, which can run arbitrary code."
         ),
     ] = False,
+    refine: Refine = None,
+    refine_args: RefineArgs = None,
     top: Annotated[
         int | None,
         typer.Option(
@@ -120,6 +125,8 @@ def predict(
         "dask": dask,
         "runtime": runtime,
         "trust": trust or None,
+        "refine": refine,
+        "refine_args": refinement_settings(refine_args),
         "top": top,
     }
     check_product(task, run)

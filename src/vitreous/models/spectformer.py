@@ -28,6 +28,7 @@ from vitreous.errors import ModelError
 from vitreous.layers.adapter import AdapterSeam
 from vitreous.layers.attention import AttentionCore
 from vitreous.layers.backbone import Backbone, FeatureInfo, init_linear, linear_rates, stem_stride
+from vitreous.layers.convmix import ConvMlp
 from vitreous.layers.drop import DropPath
 from vitreous.layers.mlp import Mlp
 from vitreous.layers.positions import resize_positions
@@ -213,27 +214,6 @@ class MapAttention(Attention):
         """Attend."""
         size = (x.shape[1], x.shape[2])
         return super().forward(x.flatten(1, 2), turn, size).unflatten(1, size)
-
-
-class ConvMlp(nn.Module):
-    """A feed-forward with a depthwise 3 x 3 convolution before its activation.
-
-    Args:
-        dim: channels of input and output.
-        hidden: channels between.
-    """
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden, dim)
-
-    def forward(self, x: Float[Tensor, "batch h w dim"]) -> Float[Tensor, "batch h w dim"]:
-        """Apply the layers."""
-        hidden = self.dwconv(self.fc1(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.fc2(self.act(hidden))
 
 
 class Block(nn.Module):

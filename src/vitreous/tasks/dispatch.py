@@ -34,11 +34,12 @@ def load_run(path: str | Path) -> Any:
     return module_of(_task(path)).load_run(path)
 
 
-def evaluate(path: str | Path) -> dict[str, Any]:
+def evaluate(path: str | Path, **options: Any) -> dict[str, Any]:
     """Measure a run of any task again, on the test part of the scene that it was trained on.
 
     Args:
         path: the run folder.
+        options: those of ``vitreous evaluate`` that the task knows; None stands for one that is not given.
 
     Returns:
         The metrics of ``metrics.json``.
@@ -53,7 +54,11 @@ def evaluate(path: str | Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path} is a '{task.name}' run, which cannot be evaluated.", _how_to_go_on(task, path)
         )
-    return module_of(task).evaluate(path)
+    measure = module_of(task).evaluate
+    check_options(task, path, options, measure)
+    given = {name: value for name, value in options.items() if value is not None}
+    figures: dict[str, Any] = measure(path, **given)
+    return figures
 
 
 def predict(

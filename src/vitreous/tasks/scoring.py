@@ -20,6 +20,7 @@ from vitreous.data.provenance import Provenance, Tested, start_leakage_of
 from vitreous.data.roles import ROLE_NAMES, Split, Splits
 from vitreous.inference.maps import class_numbers, no_georeference_warning
 from vitreous.inference.pixels import classify_pixels
+from vitreous.inference.postprocess import Postprocess
 from vitreous.inference.predict import Prediction, predict_scene
 from vitreous.inference.windows import SceneClassifier
 from vitreous.models._pixel_estimator import PixelEstimator
@@ -42,6 +43,13 @@ def receptive_size(classifier: classifiers.Network | PixelEstimator) -> int:
     if isinstance(classifier, PixelEstimator):
         return 2 * classifier.margin + 1
     return classifier.receptive_size
+
+
+def context_size(
+    classifier: classifiers.Network | PixelEstimator, after: Postprocess | None
+) -> int:
+    """Return the side of the square of pixels that one prediction depends on, its refinement included."""
+    return receptive_size(classifier) + (0 if after is None else 2 * after.reach)
 
 
 def by_classifier(classifier: SceneClassifier, data: LabelledScenes) -> Classify:
@@ -86,7 +94,7 @@ def score(
 
 
 def test_figures(
-    classifier: classifiers.Network | PixelEstimator,
+    classifier: SceneClassifier,
     data: LabelledScenes,
     splits: Splits,
     class_names: list[str] | None = None,
@@ -116,11 +124,17 @@ def score_pixels(
     return scores(data.classes_at(pixels), predicted, class_names, blocks=split.blocks_of(pixels))
 
 
-def system_row(name: str, trained: Trained) -> dict[str, Any]:
-    """Return a system's row of ``metrics.json``, without its figures."""
+def system_row(name: str, trained: Trained, system: str | None = None) -> dict[str, Any]:
+    """Return a system's row of ``metrics.json``, without its figures.
+
+    Args:
+        name: of the row.
+        trained: the system.
+        system: its name where the row has another.
+    """
     return {
         "name": name,
-        "kind": card(name).kind,
+        "kind": card(system or name).kind,
         "parameters": trained.parameters,
         "trainable": trained.trainable,
         "train_seconds": trained.seconds,
@@ -203,7 +217,7 @@ def metrics_of(
         splits: who trained and who tests.
         recipe: the settings, which say who learned from the validation pixels (see
             :func:`vitreous.tasks.division.learned_from`).
-        patch_size: side of the square around a training pixel that is learned from.
+        patch_size: side of the square of pixels that a prediction depends on.
         systems: the rows.
         start: the provenance of the weights that training started from; what they have seen of the test pixels counts
             as leakage.

@@ -47,6 +47,7 @@ CARD = Card(
         "t2t_vit_*",
         "tnt_*",
         "spectformer_*",
+        "smt_*",
         "lola_specvit_*",
         "convnext_*",
         "efficientformer_*",
