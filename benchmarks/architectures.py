@@ -29,6 +29,7 @@ TITLE = "Architectures compared with their own unfused path"
 VARIANTS = (
     "vit_small",
     "swin_tiny",
+    "coswin_base",
     "convnext_tiny",
     "crossvit_small",
     "cvt_13",

@@ -32,6 +32,7 @@ CARD = Card(
         "satmae_pp_*",
         "ggem_*",
         "swin_*",
+        "coswin_*",
         "crossvit_*",
         "cvt_*",
         "t2t_vit_*",

@@ -55,6 +55,7 @@ CARD = Card(
         "satmae_pp*",
         "ggem*",
         "swin*",
+        "coswin*",
         "convnext*",
         "efficientformer*",
         "lola_specvit*",
