@@ -62,6 +62,7 @@ CARD = Card(
         "cvt*",
         "spectformer*",
         "smt*",
+        "hornet*",
         "t2t_vit*",
         "tnt*",
     ],
