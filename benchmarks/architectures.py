@@ -39,6 +39,8 @@ VARIANTS = (
     "efficientformer_l1",
     "spectformer_xsmall",
     "smt_tiny",
+    "hornet_tiny",
+    "hornet_tiny_gf",
 )
 ROUNDS = 7
 console = Console(stderr=True, soft_wrap=True)

@@ -75,6 +75,12 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "mlp_ratios": [4.0, 4.0, 2.0],
         "attention_heads": [1, 3, 5],
     },
+    "hornet_tiny_gf": {
+        "dim": 48,
+        "depths": [1, 1, 1],
+        "orders": [2, 3, 4],
+        "spectral": [False, True, True],
+    },
     "lola_specvit_tiny": {},
 }
 console = Console(stderr=True, soft_wrap=True)

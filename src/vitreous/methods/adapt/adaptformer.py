@@ -48,6 +48,7 @@ CARD = Card(
         "tnt_*",
         "spectformer_*",
         "smt_*",
+        "hornet_*",
         "lola_specvit_*",
         "convnext_*",
         "efficientformer_*",

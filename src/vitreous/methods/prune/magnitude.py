@@ -38,6 +38,7 @@ CARD = Card(
         "t2t_vit_*",
         "tnt_*",
         "spectformer_*",
+        "hornet_*",
         "convnext_*",
         "efficientformer_*",
     ],

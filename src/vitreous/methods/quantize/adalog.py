@@ -64,6 +64,7 @@ CARD = Card(
         "cvt*",
         "spectformer*",
         "smt*",
+        "hornet*",
         "t2t_vit*",
         "tnt*",
     ],

@@ -63,6 +63,7 @@ CARD = Card(
         "cvt*",
         "spectformer*",
         "smt*",
+        "hornet*",
         "t2t_vit*",
         "tnt*",
     ],
