@@ -39,9 +39,31 @@ def print_metrics(console: Console, metrics: dict[str, Any]) -> None:
     console.print(split_line(metrics["split"], bool(start.get("share"))), highlight=False)
     for sentence in start.get("sentences", []):
         console.print(sentence, style="yellow", highlight=False, markup=False)
+    if comparison := metrics.get("comparison"):
+        show(candidates_table(comparison), console)
     show(systems_table(metrics["systems"]), console)
     if scenes := metrics["systems"][0]["test"].get("scenes"):
         show(scenes_table(scenes), console)
+
+
+def candidates_table(comparison: dict[str, Any]) -> Table:
+    """Return what cross-validation found of each candidate, in percent; the chosen ones are marked."""
+    title = f"Candidates in cross-validation on the training pixels ({comparison['folds']} folds)"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("candidate", no_wrap=True)
+    for heading in ("OA", "AA", "folds", "seconds"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for row in comparison["rows"]:
+        if row.get("skipped"):
+            table.add_row(row["name"], "", "", "", "", row["skipped"])
+            continue
+        figures = [f"{100 * row[key]:.1f}" for key in ("oa", "aa")]
+        told = "chosen" if row["chosen"] else "behind" if row["behind"] else ""
+        table.add_row(
+            row["name"], *figures, str(len(row["by_fold"])), f"{row['seconds']:.1f}", told
+        )
+    return table
 
 
 def scenes_table(scenes: list[dict[str, Any]]) -> Table:

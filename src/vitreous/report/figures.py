@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from vitreous.report.record import Log, Number, System, plain
+from vitreous.report.record import CandidateEntry, Log, Number, System, plain
 from vitreous.report.spectra import ClassSpectrum
 
 INK, MUTED, GRID = "#1c2127", "#5c6672", "#dfe3e8"
@@ -183,6 +183,29 @@ def systems_figure(systems: Sequence[System]) -> Figure:
         axes.tick_params(length=0)
     panels[0].set_yticks(range(len(names)), names, fontsize=8.5, color=INK, parse_math=False)
     panels[0].set_ylim(len(names) - 0.4, -0.6)
+    return figure
+
+
+def candidates_figure(rows: Sequence[CandidateEntry]) -> Figure:
+    """Compare candidates: a dot for each accuracy in cross-validation with its interval, a tick for each fold."""
+    names = [plain(row.name, NAME_LENGTH) for row in rows]
+    height, left = 0.3 * len(rows), _text_width(names, 8.5) + 0.15
+    figure, axes = _placed(7.4 - left, height, left=left, right=0.2, top=0.35, bottom=0.3)
+    _style(axes, grid=False)
+    axes.grid(axis="x", color=GRID, linewidth=0.7)
+    axes.spines["left"].set_visible(False)
+    axes.spines["bottom"].set_visible(False)
+    for place, row in enumerate(rows):
+        folds = [value for value in row.by_fold if value is not None]
+        axes.plot(folds, [place] * len(folds), "|", color=MUTED, markersize=8, alpha=0.7)
+        _interval(axes, place, row.oa, row.oa_ci, first=row.chosen)
+    axes.set_title("OA in cross-validation", fontsize=8.5, color=INK, fontweight="bold", loc="left")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.margins(x=0.05)
+    axes.tick_params(length=0)
+    axes.set_yticks(range(len(names)), names, fontsize=8.5, color=INK, parse_math=False)
+    axes.set_ylim(len(names) - 0.4, -0.6)
     return figure
 
 

@@ -226,6 +226,7 @@ def _document(page: _Page) -> Markup:
             ("compression", "Compression", compression_section(page.record.compression)),
             ("scenes", "Test scenes", _scenes(page)),
             ("maps", "Maps", _maps(page)),
+            ("candidates", "How the system was chosen", _candidates(page)),
             ("systems", "Comparison of systems", _systems(page)),
             ("classes", "Classes", _classes(page)),
             ("learning", "Training", _learning(page)),
@@ -476,6 +477,67 @@ def _scenes(page: _Page) -> Markup | None:
     ]
     table = as_table(f"Accuracy of {page.trained.name} on each test scene", head, rows)
     return tag("div", table, class_="card scroll")
+
+
+# --- candidates -------------------------------------------------------------------------------------------
+
+
+def _candidates(page: _Page) -> Markup | None:
+    """Show what cross-validation found of every candidate."""
+    found = page.record.metrics.comparison
+    if found is None:
+        return None
+    if not found.rows:
+        words = (
+            f"{found.training:,} training pixels are too few to compare candidates by cross-validation: "
+            f"{', '.join(found.chosen)} was trained, which needs the fewest."
+        )
+        return tag("p", words, class_="note")
+    tested = sorted(
+        (row for row in found.rows if row.oa is not None), key=lambda row: -(row.oa or 0)
+    )
+    head = ("Candidate", "OA", "Without refinement", "AA", "κ", "Folds", "Seconds")
+    rows = [
+        [
+            join(
+                tag("strong", row.name) if row.chosen else row.name,
+                tag(
+                    "small",
+                    f" {row.words}{'; given up, behind after a fold' if row.behind else ''}",
+                ),
+            ),
+            _with_interval(row.oa, row.oa_ci, percent, tested[0].oa),
+            percent(row.oa_plain) if row.refined else MISSING,
+            percent(row.aa),
+            ratio(row.kappa),
+            str(len(row.by_fold)),
+            duration(row.seconds),
+        ]
+        for row in tested
+    ]
+    how = (
+        "whole blocks left out, and what lies near the others" if found.spatial else "random folds"
+    )
+    words = (
+        f"Cross-validation in {found.folds} folds of the {found.training:,} training pixels ({how}, as test pixels lie "
+        f"to training pixels); {found.held_out:,} held-out pixels of classes that also train. No test pixel took part. "
+        f"Budget: {found.budget}. Trained: {' and '.join(found.chosen)}"
+    )
+    if found.ensemble is not None:
+        words += f", whose calibrated probabilities are averaged (OA in cross-validation {percent(found.ensemble.oa)})"
+    left_out = [f"{row.name} ({row.skipped})" for row in found.rows if row.skipped]
+    words += "." + (f" Not compared: {'; '.join(left_out)}." if left_out else "")
+    figure = figures.candidates_figure(tested)
+    told = f"OA of {len(tested)} candidates in cross-validation, with 95 % intervals and the single folds"
+    return join(
+        tag("p", words, class_="note"),
+        tag("div", as_svg(figure, "candidates", told), class_="card wide"),
+        tag(
+            "div",
+            as_table("Candidates in cross-validation on training pixels", head, rows),
+            class_="card scroll",
+        ),
+    )
 
 
 # --- systems ----------------------------------------------------------------------------------------------

@@ -168,6 +168,46 @@ class StartEntry(Record):
     sentences: list[Text] = []
 
 
+class CandidateEntry(Record):
+    """What cross-validation found of one candidate, or why it did not take part."""
+
+    name: Name
+    words: Text = ""
+    refined: bool = False
+    oa: Number = None
+    oa_ci: Interval = None
+    oa_plain: Number = None
+    aa: Number = None
+    kappa: Number = None
+    by_fold: list[Number] = []
+    seconds: Number = None
+    behind: bool = False
+    chosen: bool = False
+    skipped: Text = ""
+
+
+class EnsembleEntry(Record):
+    """What cross-validation found of the mean of several candidates."""
+
+    oa: Number = None
+    oa_ci: Interval = None
+    aa: Number = None
+    kappa: Number = None
+
+
+class Comparison(Record):
+    """How a system was chosen (``vitreous/tasks/auto.py``)."""
+
+    chosen: list[Name] = Field(min_length=1)
+    folds: Count = 0
+    spatial: bool = True
+    budget: Text = ""
+    held_out: Count = 0
+    training: Count = 0
+    ensemble: EnsembleEntry | None = None
+    rows: list[CandidateEntry] = []
+
+
 class Metrics(Record):
     """``metrics.json``: the classes, the split and the systems (the trained one first)."""
 
@@ -176,6 +216,7 @@ class Metrics(Record):
     split: SplitEntry
     start: StartEntry | None = None
     systems: list[System] = Field(min_length=1)
+    comparison: Comparison | None = None
 
 
 class ChosenEntry(Record):

@@ -21,7 +21,12 @@ from torch import nn
 from vitreous.catalog.registry import kind_of
 from vitreous.catalog.results import versions
 from vitreous.catalog.tasks import tasks, verb_of
-from vitreous.checkpoints.classifiers import Network, build_classifier, build_postprocess
+from vitreous.checkpoints.classifiers import (
+    Classifier,
+    Network,
+    build_classifier,
+    build_postprocess,
+)
 from vitreous.checkpoints.headers import PROVENANCE, readable_header
 from vitreous.checkpoints.tensors import load_tensors
 from vitreous.data.fingerprint import scene_fingerprint
@@ -36,7 +41,6 @@ from vitreous.errors import CheckpointError, ConfigError, VitreousError
 from vitreous.files import checked, hidden_folder, locked, read_json, task_of, write_json
 from vitreous.inference.postprocess import Postprocess
 from vitreous.methods._apply import applied
-from vitreous.models._pixel_estimator import PixelEstimator
 from vitreous.recipe import R, Recipe, SceneSettings, Settings, make_recipe
 from vitreous.tasks.processes import RUN_FOLDER, is_helper, kept_environment
 
@@ -69,7 +73,7 @@ class Run:
     """
 
     path: Path
-    classifier: Network | PixelEstimator
+    classifier: Classifier
     class_names: list[str]
     class_colors: list[str]
     class_codes: list[int]
@@ -90,8 +94,12 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        """The settings it was trained with."""
-        return recipe_of(self.path, Recipe)
+        """The settings it was trained with; where a comparison chose the system, with those that it settled."""
+        asked = recipe_of(self.path, Recipe)
+        settled = config_at(self.path).get("settled")
+        return (
+            make_recipe({**asked.model_dump(), **settled}) if isinstance(settled, dict) else asked
+        )
 
     @property
     def split(self) -> Split:
