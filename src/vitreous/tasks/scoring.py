@@ -244,7 +244,7 @@ def metrics_of(
     for system in systems:
         _put_codes(system, data.class_codes)
     none: dict[str, Any] = {}
-    told = testable(data, splits, patch_size) if systems else [none] * len(data.class_names)
+    told = testable(data, splits) if systems else [none] * len(data.class_names)
     used = learned_from(recipe, splits)
     tested = splits.scenes_with(TEST)
     many = len(data) > 1
