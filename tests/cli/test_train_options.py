@@ -38,6 +38,7 @@ CHANGES = {
     "distill_args": ("weight=0.5", {"weight": 0.5}),
     "refine": ("guided", "guided"),
     "refine_args": ("radius=3", {"radius": 3}),
+    "spectra": ("snv", "snv"),
     "reduction": ("none", "none"),
     "padding": ("zero", "zero"),
     "schedule": ("cyclic", "cyclic"),

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from torch import nn
 
 from vitreous.catalog.registry import create_model, system_module
-from vitreous.checkpoints.headers import PROVENANCE, SCHEMA, check_counts
+from vitreous.checkpoints.headers import PROVENANCE, SCHEMA, SPECTRA, check_counts
 from vitreous.checkpoints.tensors import load_exactly, save_tensors
 from vitreous.data.contract import BandContract
 from vitreous.data.provenance import Provenance, provenance_to_json
@@ -73,6 +73,7 @@ def save_classifier(
         header |= {
             "kind": "model",
             "bands": classifier.preprocess.channels,
+            SPECTRA: classifier.preprocess.spectra.kind,
             SPECTRUM: spectrum_of(classifier.net),
             "num_classes": classifier.num_classes,
             "model_args": model_args,
@@ -133,7 +134,7 @@ def _network(
             **header["model_args"],
         )
         reinstall(net, header["methods"])
-        preprocess = Preprocess(len(contract.used), header["bands"])
+        preprocess = Preprocess(len(contract.used), header["bands"], header.get(SPECTRA, "none"))
     classifier = make_classifier(net, preprocess, contract, settings)
     load_exactly(classifier, tensors, header["name"])
     return classifier.eval()

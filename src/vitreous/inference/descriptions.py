@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vitreous.inference.dense_classifier import LARGEST_TILE, OVERLAP
 from vitreous.inference.restore import LARGEST_TILE as LARGEST_RESTORED
+from vitreous.recipe import SpectraKind
 
 MOST_CLASSES = 65535  # of a label image
 LARGEST_PATCH = 513
@@ -148,6 +149,7 @@ class NetworkHeader(SceneProduct):
     kind: Literal["model"]
     contract: dict[str, Any]
     bands: int = Field(ge=1, le=MOST_BANDS)
+    spectra: SpectraKind = "none"  # older files changed none
     num_classes: int
     model_args: dict[str, Any]
     methods: list[MethodEntry]

@@ -188,6 +188,31 @@ def training_spectra(data: LabelledScenes, splits: Splits, most: int) -> npt.NDA
     return np.concatenate(found)
 
 
+def neighbouring_spectra(
+    data: LabelledScenes, splits: Splits, most: int
+) -> npt.NDArray[np.float32]:
+    """Return physical values of training pixels and of their right neighbours, where these train for the same class.
+
+    Args:
+        data: the scenes and their labels.
+        splits: who trains.
+        most: pixels that are looked at, evenly chosen where there are more.
+
+    Returns:
+        ``(pairs, 2, bands)``.
+    """
+    found = [np.empty((0, 2, len(data.contract.used)), dtype=np.float32)]
+    for k, pixels in splits.some(TRAIN, most):
+        scene, labels = data[k].scene, np.asarray(data[k].labels.values)
+        trained = np.where(splits[k].roles == TRAIN, labels, 0)
+        alike = np.zeros(labels.shape, dtype=bool)
+        alike[:, :-1] = (trained[:, :-1] > 0) & (trained[:, :-1] == trained[:, 1:])
+        first = pixels[alike.ravel()[pixels]]
+        bands = data.contract.select(scene)
+        found.append(np.stack([spectra_at(scene, bands, first + side) for side in (0, 1)], axis=1))
+    return np.concatenate(found)
+
+
 def recipe_receptive_size(recipe: Recipe) -> int:
     """Return the side of the square of pixels that one prediction depends on.
 
