@@ -104,7 +104,7 @@ def sensor(name: str) -> Sensor:
     by_key = {key_of(word): one for one in sensors().values() for word in (one.title, one.name)}
     found = by_key.get(key_of(wanted))
     if found is None:
-        raise SceneError(f"There is no sensor '{wanted}'.", did_you_mean(wanted, sensors()))
+        raise SceneError(f"Unknown sensor: {wanted}.", did_you_mean(wanted, sensors()))
     if not colon:
         return found
     bands = tuple(found.band(word) for word in chosen.split(",") if word.strip())

@@ -199,8 +199,9 @@ def _arrays(item: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, 
 def _describe(name: str, array: Any, store: Path) -> ArrayInfo:
     forbidden = sorted(set(_codecs(array.metadata)) - _CODECS)
     attrs = {key: plain(value) for key, value in dict(array.attrs).items()}
-    # Format 2 has no other place for xarray's _FillValue; 0 is what every array has that was given none.
-    if array.metadata.zarr_format == 2 and find(attrs, *NODATA) is None and array.fill_value:
+    # Format 2 has no other place for xarray's _FillValue; 0 is what every array has that was given none, and in
+    # format 3 NaN too.
+    if find(attrs, *NODATA) is None and array.fill_value:
         attrs["_FillValue"] = plain(np.asarray(array.fill_value))
     dims = getattr(array.metadata, "dimension_names", None) or attrs.get("_ARRAY_DIMENSIONS") or ()
     note = ""
