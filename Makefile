@@ -11,9 +11,6 @@ LOWEST ?= tests/test_light.py tests/scenes/test_geotiff.py tests/scenes/test_env
 # Golden values belong to first weights as the pinned torch draws them.
 UNDRAWN := --deselect tests/models/test_conformance.py::test_golden_values \
     --deselect "tests/models/test_conformance.py::test_contract[lola_specvit_test-check_gradients]"
-# Each part has processes of its own: with all libraries of all rooms in one, an interpreter died after minutes.
-PARTS := "tests/models tests/methods" "tests/tasks tests/report" tests/scenes \
-    tests/catalog tests/checkpoints tests/cli tests/data tests/inference tests/layers "$(wildcard tests/test_*.py)"
 # Processes that share the tests, one thread each.
 WORKERS ?= 2
 
@@ -27,8 +24,7 @@ demo: $(VENV)/.core  ## Install, train on the built-in scene, write map and repo
 	$(BIN)/vitreous demo
 
 test: $(VENV)/.dev  ## Run the tests; what is skipped is listed with its reason
-	@failed=0; for part in $(if $(ARGS),"$(ARGS)",$(PARTS)); do \
-	    $(TEST) -n $(WORKERS) --dist loadfile $$part || failed=1; done; exit $$failed
+	$(TEST) -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/.dev  ## Run the slow tests: exports, all faults, reproductions, accuracy (an hour or two)
 	$(TEST) -m slow --timeout=3600 -n $(WORKERS) --dist load $(ARGS)

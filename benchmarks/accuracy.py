@@ -28,7 +28,7 @@ import numpy as np
 from _common import RESULTS, add_record, digest, show
 from rich.console import Console
 
-from vitreous.catalog.registry import card
+from vitreous.catalog.registry import card, kind_of
 from vitreous.catalog.results import percent
 from vitreous.data.blocks import TEST
 from vitreous.data.roles import Split
@@ -65,9 +65,11 @@ class Case:
 
     def recipe(self, system: str) -> Recipe:
         """Return the settings of a system."""
-        own = {"model": system, "seed": self.seed, "reduction": "pca", **PROTOCOLS[self.protocol]}
+        own = {"model": system, "seed": self.seed, **PROTOCOLS[self.protocol]}
         if system == TRAINED_PER_PATCH:
             own |= {"model": OURS, "mode": "patch"}
+        if kind_of(own["model"]).gradient:  # classical classifiers read the bands themselves
+            own |= {"reduction": "pca"}
         if self.quick:
             own |= {"epochs": 1}
         return make_recipe(own)

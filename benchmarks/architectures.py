@@ -29,6 +29,7 @@ TITLE = "Architectures compared with their own unfused path"
 VARIANTS = (
     "vit_small",
     "swin_tiny",
+    "coswin_base",
     "convnext_tiny",
     "crossvit_small",
     "cvt_13",
@@ -37,6 +38,9 @@ VARIANTS = (
     "efficientvit_m4",
     "efficientformer_l1",
     "spectformer_xsmall",
+    "smt_tiny",
+    "hornet_tiny",
+    "hornet_tiny_gf",
 )
 ROUNDS = 7
 console = Console(stderr=True, soft_wrap=True)

@@ -29,8 +29,9 @@ from vitreous.catalog.results import first, percents, table_of
 from vitreous.catalog.study import Study
 from vitreous.inference.bench import cpu_ratios
 from vitreous.inference.cost import count_cost
+from vitreous.layers import window_blocks
+from vitreous.layers.windows import window_mask
 from vitreous.models.convnext import ConvNeXt
-from vitreous.models.swin import Block, window_mask
 from vitreous.tasks.miniature import (
     ImageTask,
     fit_task,
@@ -85,7 +86,7 @@ class WindowBlock(nn.Module):
 
     def __init__(self, dim: int, heads: int, side: int, window: int, shift: bool) -> None:
         super().__init__()
-        self.block = Block(dim, heads, window, shift, 4.0, 0.0, True, None)
+        self.block = window_blocks.WindowBlock(dim, heads, window, shift, 4.0, 0.0, True, None)
         self.register_buffer("mask", window_mask(torch.zeros(1, side, side, dim), window, shift))
 
     def forward(self, x: Tensor) -> Tensor:

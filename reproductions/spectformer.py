@@ -11,7 +11,6 @@ few training pixels, so these are not the accuracies of a full training.
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -22,13 +21,11 @@ from vitreous.catalog.claims import Claim, claim, exact, paired
 from vitreous.catalog.registry import create_model
 from vitreous.catalog.results import first, percents, table_of
 from vitreous.catalog.study import Study
-from vitreous.data.splits import buffered_blocks
 from vitreous.inference.cost import count_cost
 from vitreous.tasks.miniature import (
     ImageTask,
+    block_task,
     fit_task,
-    pixel_task,
-    sample_cube,
     scaled_init,
     turned,
 )
@@ -68,18 +65,9 @@ def main(quick: bool = False, full: bool = False) -> None:
     )
     pixels = dict.fromkeys(PIXELS, 64) if quick else PIXELS
     epochs = 1 if quick else EPOCHS
-    study.compare(ARMS, RATES, partial(task, pixels=pixels), partial(measure, epochs=epochs))
+    patches = partial(block_task, side=SIDE, components=COMPONENTS, **pixels)
+    study.compare(ARMS, RATES, patches, partial(measure, epochs=epochs))
     study.finish(summary, claims, on="Indian Pines, blocks")
-
-
-def task(seed: int, pixels: dict[str, int]) -> ImageTask:
-    """Return the patches of a seed."""
-    _, labels = sample_cube()
-    with warnings.catch_warnings():
-        # Some classes fill one block only: they are trained, not tested.
-        warnings.simplefilter("ignore", UserWarning)
-        split = buffered_blocks(labels.numpy(), patch_size=SIDE, seed=seed)
-    return pixel_task(split, SIDE, COMPONENTS, **pixels)
 
 
 def measure(arm: str, seed: int, patches: ImageTask, rate: float, *, epochs: int) -> dict[str, Any]:

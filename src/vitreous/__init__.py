@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vitreous._version import __version__
 
 if TYPE_CHECKING:
+    from vitreous.analysis.table import analyse as analyse
     from vitreous.catalog.card import Card as Card
     from vitreous.catalog.registry import card as model_card  # noqa: F401
     from vitreous.catalog.registry import create_model as create_model
@@ -64,6 +65,7 @@ _HOMES = {
     "resample": "vitreous.scenes.resample",
     "degradation": "vitreous.data.degradations",
     "degraded_scene": "vitreous.data.degradations",
+    "analyse": "vitreous.analysis.table",
     # training
     "Recipe": "vitreous.recipe",
     "RestoreRecipe": "vitreous.recipe",

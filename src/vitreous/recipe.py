@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, overload
+from typing import Any, Literal, Self, TypeAlias, TypeVar, overload
 
 import yaml
 from pydantic import (
@@ -43,6 +43,7 @@ PANELS = (
     "Degradation",
     "Augmentation",
     "Training",
+    "Refinement",
     "Run",
 )
 
@@ -65,8 +66,18 @@ _ADAPT = re.compile(rf"scratch|\w+_only|{_THEN}\w+")
 
 _SIZE = r"^\d{1,4}(x\d{1,4})?$"  # of images
 
+# What is done to each spectrum (vitreous.layers.spectra).
+SpectraKind: TypeAlias = Literal["none", "snv", "continuum", "derivative", "brightness"]
+SPECTRA_WORDS = (
+    "What is done to each spectrum first: mean 0 and deviation 1 (snv), division by its upper hull (continuum), its slope "
+    "(derivative), or length 1 (brightness)."
+)
+_BRIGHTNESS_GONE = ("snv", "continuum", "brightness")
+
 # Only of what is trained here, not of its baselines.
 _OF_THE_RUN = ("init", "devices", "accelerator", "precision", "tensorboard")
+
+_OF_THE_REDUCTION = ("standardize", "components", "whiten")
 
 # Methods that a network is trained with.
 _OF_THE_NETWORK = (
@@ -346,17 +357,17 @@ class Recipe(SceneSettings, TaughtSettings):
         {}, "Model", "Settings of the --reduce method, e.g. keep_rate=0.5."
     )
 
-    reduction: Literal["auto", "pca", "none"] = setting(
+    spectra: SpectraKind = setting("none", "Preprocessing", SPECTRA_WORDS)
+    reduction: Literal["auto", "pca", "mnf", "none"] = setting(
         "auto",
         "Preprocessing",
-        "Spectral dimensionality reduction; auto: none for networks that read the bands themselves, else pca.",
+        "Spectral dimensionality reduction: principal components (pca) or minimum noise fraction (mnf); auto: none for "
+        "classical classifiers and for networks that read the bands themselves, else pca.",
     )
     standardize: bool = setting(
         True, "Preprocessing", "Standardize the bands (z-score) before the reduction."
     )
-    components: int = setting(
-        15, "Preprocessing", "Number of principal components.", ge=1, le=MOST_BANDS
-    )
+    components: int = setting(15, "Preprocessing", "Number of components.", ge=1, le=MOST_BANDS)
     whiten: bool = setting(False, "Preprocessing", "Scale components to unit variance.")
     patch_norm: bool = setting(
         False, "Preprocessing", "Standardize within each patch, as published (mode 'patch' only)."
@@ -433,6 +444,16 @@ class Recipe(SceneSettings, TaughtSettings):
         "Retrain on training and validation pixels for the best number of epochs (doubles the time).",
     )
 
+    refine: Literal["none", "auto", "domain_transform", "guided", "potts"] = setting(
+        "none",
+        "Refinement",
+        "Smooth the class probabilities within the edges of the scene; auto: where the validation pixels say so. Uses no "
+        "labels; its reach widens the buffer of the split.",
+    )
+    refine_args: dict[str, Any] = setting(
+        {}, "Refinement", "Settings of the refinement, e.g. spatial=5."
+    )
+
     baselines: list[str] = setting(
         ["svm", "svm_spatial", "random_forest"],
         "Run",
@@ -476,6 +497,8 @@ class Recipe(SceneSettings, TaughtSettings):
             raise ValueError(f"adapt_args has no effect: adapt '{self.adapt}' uses no method")
         if self.reduce_args and self.reduce is None:
             raise ValueError("reduce_args needs a method: set reduce")
+        if self.refine_args and self.refine == "none":
+            raise ValueError("refine_args needs a refinement: set refine")
         if self.teacher_store is not None and self.teacher is None:
             raise ValueError("teacher_store needs a teacher: set teacher")
         return self
@@ -487,16 +510,21 @@ class Recipe(SceneSettings, TaughtSettings):
         if not networks:
             for_networks = (
                 *self.panel("Model", "model", "model_args"),
-                *self.panel("Preprocessing"),
+                *("patch_norm", "padding"),
                 *self.panel("Training", "seed"),
             )
-            return {"no network is trained": (*for_networks, "tensorboard"), **self._split_rules()}
+            own = {"no network is trained": (*for_networks, "tensorboard")}
+            if self.reduction in {"auto", "none"}:
+                own["nothing is reduced"] = _OF_THE_REDUCTION
+            return own | self._split_rules()
         dense = self.mode == "dense"
         rules["mode is 'dense'" if dense else "mode is not 'dense'"] = (
             ("mixup",) if dense else ("tile_size", "decoder")
         )
         if self.reduction == "none":
-            rules["reduction is 'none'"] = ("standardize", "components", "whiten")
+            rules["reduction is 'none'"] = _OF_THE_REDUCTION
+        if self.spectra in _BRIGHTNESS_GONE:
+            rules[f"spectra is '{self.spectra}'"] = ("gain",)
         if self.schedule != "cyclic":
             rules["schedule is not 'cyclic'"] = ("cycle_epochs", "cycle_growth")
         return rules | self._split_rules()
@@ -631,6 +659,7 @@ class PretrainRecipe(SceneSettings):
         {}, "Model", "Pre-training settings, e.g. mask_ratio=0.6."
     )
 
+    spectra: SpectraKind = setting("none", "Preprocessing", SPECTRA_WORDS)
     reduction: Literal["pca", "none"] = setting(
         "none", "Preprocessing", "Spectral dimensionality reduction; none: standardize each band."
     )

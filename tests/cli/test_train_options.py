@@ -36,6 +36,7 @@ CHANGES = {
     "distill": ("deit_soft", "deit_soft"),
     "teacher_store": ("answers", "answers"),
     "distill_args": ("weight=0.5", {"weight": 0.5}),
+    "spectra": ("snv", "snv"),
     "reduction": ("none", "none"),
     "padding": ("zero", "zero"),
     "schedule": ("cyclic", "cyclic"),

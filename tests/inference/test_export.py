@@ -55,6 +55,27 @@ def test_a_shared_front_end_is_exported_apart(shared_front, holed_scene):
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [
+        ("snv", "onnx"),
+        ("continuum", "onnx"),
+        ("continuum", "openvino"),
+        ("derivative", "openvino"),
+        ("brightness", "openvino"),
+    ],
+)
+def test_what_is_done_to_spectra_is_part_of_the_graphs(tmp_path, holed_scene, form, kind):
+    pytest.importorskip("openvino" if form == "openvino" else "onnxruntime")
+    pytest.importorskip("onnxscript")
+    classifier = small_classifier()
+    pixels = tiny_cube(tiny_labels()).reshape(8, -1).T
+    own = {"spectra": kind, "wavelengths": classifier.contract.wavelengths}
+    classifier.preprocess = Preprocess.fit(pixels, components=4, **own)
+    make_export(classifier, tmp_path / "out", form)
+    agree(classifier, load_exported(tmp_path / "out"), holed_scene, atol=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["onnx", "openvino", "torch"])
 def test_lola_specvit(tmp_path, holed_scene, form):

@@ -1,6 +1,9 @@
 import json
 import pickle
 import shutil
+import subprocess
+import sys
+import textwrap
 import threading
 
 import numpy as np
@@ -226,3 +229,26 @@ def test_maps_of_an_export_keep_the_users_codes(folder, holed_scene, tmp_path):
     )
     with rasterio.open(tmp_path / "map.tif") as dataset:
         assert set(np.unique(dataset.read(1))) <= {0, *codes.values()}
+
+
+def test_a_process_survives_the_end_of_a_child_after_models_of_openvino_have_gone(shared_front):
+    """In a process of its own: at fault, it is killed by a segmentation fault."""
+    pytest.importorskip("openvino")
+    code = """
+        import signal, subprocess, sys
+        from pathlib import Path
+        from vitreous.inference.runtimes import openvino_model
+
+        graph = [Path(sys.argv[1]).read_bytes()]
+        first, second = openvino_model(graph, 1), openvino_model(graph, 1)
+        del first
+        del second
+        told = []
+        signal.signal(signal.SIGCHLD, lambda *_: told.append(1))  # as data loaders with processes do
+        subprocess.run([sys.executable, "-c", ""], check=True)
+        assert told
+        """
+    graph = next(shared_front[1].glob("*.onnx"))
+    command = [sys.executable, "-c", textwrap.dedent(code), str(graph)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from vitreous.data.pixels import tiles
+from vitreous.data.pixels import spectra_at, tiles
 from vitreous.data.splits import merged_labels, split_from_files
 from vitreous.errors import CheckpointError, ConfigError, ModelError
-from vitreous.models import random_forest, svm
+from vitreous.layers.preprocess import Preprocess
+from vitreous.models import gradient_boosting, lda, ls_svm, random_forest, svm
 from vitreous.scenes.cube import make_scene, read_window
 from vitreous.tasks.metrics import scores
 
@@ -21,6 +23,9 @@ SYSTEMS = {
     "svm_spatial": (svm, {"spatial_window": 5}),
     "random_forest": (random_forest, {"trees": 12}),
     "random_forest_spatial": (random_forest, {"trees": 12, "spatial_window": 3}),
+    "lda": (lda, {}),
+    "ls_svm": (ls_svm, {}),
+    "gradient_boosting": (gradient_boosting, {"rounds": 4, "leaves": 5}),
 }
 
 
@@ -48,12 +53,13 @@ def striped_scene(seed: int = 0, height: int = 21, width: int = 26):
     return make_scene(cube, nodata=0, scale=1e-4), classes
 
 
-def trained(name: str, num_classes: int = 5, contract=CONTRACT, **changes):
+def trained(name: str, num_classes: int = 5, contract=CONTRACT, preprocess=None, **changes):
     module, settings = SYSTEMS[name]
     scene, classes = striped_scene()
     estimator = module.build(
         num_classes=num_classes, contract=contract, seed=3, **{**settings, **changes}
     )
+    estimator.preprocess = preprocess
     pixels = np.arange(0, classes.size, 3)
     return estimator.fit(estimator.features_at(scene, pixels), classes.ravel()[pixels])
 
@@ -126,7 +132,38 @@ def test_search_without_anything_to_choose_from_keeps_the_settings():
     assert one_block.settings["C"] == 100.0
 
 
-@pytest.mark.parametrize("name", ["svm", "random_forest"])
+@pytest.mark.parametrize(("module", "own"), [(svm, {"C": 1.0}), (ls_svm, {"ridge": 3.0})])
+def test_balance_lets_rare_classes_keep_their_ground(module, own):
+    """Where two classes overlap, an even prior gives half of the overlap to the rare one."""
+    draw = np.random.default_rng(0)
+    features = np.concatenate([draw.normal(0, 1, (400, 2)), draw.normal(1, 1, (20, 2))])
+    classes = np.repeat([1, 2], [400, 20])
+    tested = np.concatenate([draw.normal(0, 1, (300, 2)), draw.normal(1, 1, (300, 2))])
+    recall = {}
+    for balanced in (False, True):
+        estimator = module.build(num_classes=2, contract=Bands((0, 1)), **own, balanced=balanced)
+        estimator.fit(features.astype("f4"), classes)
+        recall[balanced] = (estimator._estimator.predict(tested)[300:] == 2).mean()
+    assert recall[False] < 0.4 < 0.6 < recall[True]
+
+
+def test_shrinkage_lets_few_pixels_tell_many_bands():
+    draw = np.random.default_rng(0)
+    means = draw.normal(0, 0.5, (2, 60))
+    classes = np.repeat([1, 2], 15)
+    tested = np.repeat([0, 1], 200)
+    smooth = np.linalg.cholesky(0.9 * np.ones((60, 60)) + 0.1 * np.eye(60)).T
+    right = {}
+    for shrinkage in (0.0, "auto"):
+        estimator = lda.build(num_classes=2, contract=Bands(()), shrinkage=shrinkage)
+        rows = means[classes - 1] + draw.normal(size=(30, 60)) @ smooth
+        estimator.fit(rows.astype("f4"), classes)
+        found = estimator._estimator.predict(means[tested] + draw.normal(size=(400, 60)) @ smooth)
+        right[shrinkage] = (found == tested + 1).mean()
+    assert right["auto"] > 0.95 > right[0.0] + 0.05
+
+
+@pytest.mark.parametrize("name", ["svm", "random_forest", "lda", "gradient_boosting", "ls_svm"])
 def test_two_classes(name):
     module, settings = SYSTEMS[name]
     scene, classes = striped_scene()
@@ -212,6 +249,66 @@ def test_reloaded_estimator_is_the_same(name):
     np.testing.assert_array_equal(again.classify(window), estimator.classify(window))
 
 
+def fitted(**settings):
+    """Return preprocessing of the striped scene."""
+    scene, _ = striped_scene()
+    pixels = spectra_at(scene, np.arange(BANDS), np.arange(5 * 26, 10 * 26))
+    return Preprocess.fit(pixels, **settings)
+
+
+@pytest.mark.parametrize("name", ["svm", "svm_spatial"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"spectra": "snv", "reduction": "none"},
+        {"spectra": "derivative", "reduction": "none"},
+        {"spectra": "continuum", "components": 3},
+    ],
+    ids=str,
+)
+def test_preprocessing_is_part_of_an_estimator(name, settings):
+    """What it learned from is what it sees in a window, at pixels and when it is loaded again."""
+    preprocess = fitted(**settings)
+    estimator = trained(name, preprocess=preprocess)
+    scene, _ = striped_scene(seed=9)
+    window = padded_window(scene, estimator.margin)
+    channels = preprocess(torch.from_numpy(window)[None])[0].numpy()
+    m = estimator.margin
+    inner = channels[:, m : m + 21, m : m + 26].reshape(len(channels), -1).T
+    rows = estimator.features(window)
+    valid = np.isfinite(rows).all(axis=1)
+    assert not valid.reshape(21, 26)[:3, :4].any() and valid.sum() == 21 * 26 - 12
+    np.testing.assert_array_equal(rows[valid, : len(channels)], inner[valid])
+    np.testing.assert_allclose(
+        estimator.features_at(scene, np.arange(21 * 26))[valid], rows[valid], atol=1e-5
+    )
+    again = SYSTEMS[name][0].from_state(*estimator.state(), CONTRACT)
+    np.testing.assert_array_equal(again.classify(window), estimator.classify(window))
+
+
+def test_a_scene_of_other_bands_than_the_preprocessing_is_refused():
+    estimator = trained("svm", preprocess=fitted(spectra="snv", reduction="none"))
+    with pytest.raises(ModelError, match="trained on 6 bands, but the scene has 4"):
+        estimator.classify(np.ones((4, 3, 3), dtype=np.float32))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "meta"),
+    [
+        ({"preprocess.matrix": None}, {}),
+        ({"preprocess.matrix": np.ones((2, 3, 4), dtype=np.float32)}, {}),
+        ({"preprocess.mean": np.ones(2, dtype=np.float32)}, {}),
+        ({}, {"spectra": "derivative"}),  # whose slopes are missing
+        ({}, {"spectra": "log"}),
+        ({}, {"spectra": ["snv"]}),
+    ],
+)
+def test_changed_preprocessing_is_refused(tensors, meta):
+    state = trained("svm", preprocess=fitted(spectra="snv", reduction="none")).state()
+    with pytest.raises(CheckpointError):
+        svm.from_state(changed(state[0], **tensors), changed(state[1], **meta), CONTRACT)
+
+
 @pytest.mark.parametrize("name", ["svm", "random_forest"])
 def test_unit_does_not_matter_to_the_map(name):
     """Scaling all values by a power of two scales the features exactly; the classes stay."""
@@ -275,6 +372,13 @@ def test_another_number_of_bands_is_refused():
         (random_forest, {"trees": 0}, "trees is 0"),
         (random_forest, {"trees": 10**9}, "trees is"),
         (random_forest, {"C": 1}, "no setting 'C'"),
+        (ls_svm, {"ridge": 0.0}, "ridge is 0"),
+        (ls_svm, {"width": -1.0}, "width is -1"),
+        (lda, {"shrinkage": 1.5}, "shrinkage is 1.5"),
+        (lda, {"shrinkage": "much"}, "shrinkage is much"),
+        (gradient_boosting, {"rounds": 0}, "rounds is 0"),
+        (gradient_boosting, {"learning_rate": 0.0}, "learning_rate is 0"),
+        (gradient_boosting, {"leaves": 1}, "leaves is 1"),
     ],
 )
 def test_impossible_settings_are_refused(module, settings, message):
@@ -336,7 +440,14 @@ def indian_pines(shared_data: Path):
 
 @pytest.mark.parametrize(
     ("variant", "module", "expected"),
-    [("svm", svm, 0.735), ("svm_spatial", svm, 0.881), ("random_forest", random_forest, 0.705)],
+    [
+        ("svm", svm, 0.735),
+        ("svm_spatial", svm, 0.881),
+        ("random_forest", random_forest, 0.705),
+        ("lda", lda, 0.650),
+        ("ls_svm", ls_svm, 0.731),
+        ("gradient_boosting", gradient_boosting, 0.676),
+    ],
 )
 def test_figures_on_the_cards(variant, module, expected, indian_pines):
     scene, train, test = indian_pines

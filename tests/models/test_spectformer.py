@@ -11,13 +11,9 @@ from fixtures_reader import load_fixture
 from vitreous.catalog.registry import card, create_model
 from vitreous.errors import ModelError
 from vitreous.inference.cost import count_cost
+from vitreous.layers.transforms import SpectralGate, resize_filter
 from vitreous.models import spectformer
-from vitreous.models.spectformer import (
-    Attention,
-    SpectFormer,
-    SpectralGate,
-    resize_filter,
-)
+from vitreous.models.spectformer import Attention, SpectFormer
 from vitreous.models.vit import VisionTransformer
 from vitreous.testing import check_model
 

@@ -11,16 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from fixtures_reader import load_fixture
 from vitreous.catalog.registry import create_model, from_reference
 from vitreous.errors import ModelError
-from vitreous.layers.windows import partition, reverse
-from vitreous.models.swin import (
-    Block,
-    PatchMerging,
-    SwinTransformer,
-    rename,
-    resize,
-    window_grid,
-    window_mask,
-)
+from vitreous.layers.window_blocks import PatchMerging, WindowBlock
+from vitreous.layers.windows import partition, reverse, window_grid, window_mask
+from vitreous.models.swin import SwinTransformer, rename, resize
 from vitreous.testing import enliven, images
 
 
@@ -42,7 +35,7 @@ def small(**changes):
 
 def block_of(window=4, shifted=True, dim=8, heads=2):
     torch.manual_seed(0)
-    block = Block(dim, heads, window, shifted, 2.0, 0.0, True, None).eval()
+    block = WindowBlock(dim, heads, window, shifted, 2.0, 0.0, True, None).eval()
     torch.nn.init.normal_(block.attn.position.table)
     return block
 
@@ -281,7 +274,7 @@ def test_equals_attention_in_sub_windows_one_by_one(size, shifted):
     block, x = block_of(shifted=shifted), torch.randn(2, *size, 8)
     mask = window_mask(x, block.window, shifted)
     expected = naive_attention(block, x)
-    torch.testing.assert_close(block._attend(x, mask), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(block.attend(x, mask), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (9, 13)])
@@ -302,7 +295,7 @@ def test_one_window_is_global_attention_without_shift():
     with torch.no_grad():
         torch.testing.assert_close(shifted(x, None), still(x, None))
         mixed = shifted.attn(x.flatten(1, 2)[:, None], (4, 4), None)[:, 0].unflatten(1, (4, 4))
-        torch.testing.assert_close(shifted._attend(x, None), mixed)
+        torch.testing.assert_close(shifted.attend(x, None), mixed)
 
 
 def test_windows_cut_and_joined_are_the_map():
@@ -365,7 +358,7 @@ def test_padding_is_never_attended_to():
 
 
 def attention_macs(side, window, dim=32, heads=4):
-    attn = Block(dim, heads, window, False, 4.0, 0.0, True, None).attn.to("meta")
+    attn = WindowBlock(dim, heads, window, False, 4.0, 0.0, True, None).attn.to("meta")
     x = torch.empty(1, side, side, dim, device="meta")
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():

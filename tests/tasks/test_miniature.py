@@ -11,7 +11,7 @@ from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.images import read_image_folder
 from vitreous.data.splits import stratified_random
 from vitreous.errors import VitreousError
-from vitreous.models.spectformer import SpectralGate
+from vitreous.layers.transforms import SpectralGate
 from vitreous.tasks.miniature import (
     image_task,
     pixel_task,

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from torch import nn
 
 from vitreous.catalog.registry import create_model, system_module
-from vitreous.checkpoints.headers import PROVENANCE, SCHEMA, check_counts
+from vitreous.checkpoints.headers import PROVENANCE, SCHEMA, SPECTRA, check_counts
 from vitreous.checkpoints.tensors import load_exactly, save_tensors
 from vitreous.data.contract import BandContract
 from vitreous.data.provenance import Provenance, provenance_to_json
@@ -20,6 +20,7 @@ from vitreous.files import checked
 from vitreous.inference.dense_classifier import DenseClassifier
 from vitreous.inference.descriptions import EstimatorHeader, NetworkHeader
 from vitreous.inference.patch_classifier import PatchClassifier
+from vitreous.inference.postprocess import Postprocess, read_postprocess
 from vitreous.layers.bands import Bands
 from vitreous.layers.decoders import DenseNet
 from vitreous.layers.preprocess import Preprocess
@@ -28,6 +29,7 @@ from vitreous.models._pixel_estimator import PixelEstimator
 
 Network: TypeAlias = PatchClassifier | DenseClassifier
 
+POSTPROCESS = "postprocess"  # in the header, as in export.json
 SPECTRUM = "spectrum"  # in the header: what the network was told of its bands
 
 
@@ -41,6 +43,7 @@ def save_classifier(
     class_colors: list[str],
     provenance: Provenance | None = None,
     class_codes: list[int] | None = None,
+    postprocess: Postprocess | None = None,
 ) -> None:
     """Write everything that is needed to map a raw scene into one file.
 
@@ -53,6 +56,7 @@ def save_classifier(
         class_colors: their ``#rrggbb``.
         provenance: the ground that its weights have learned from; None where nobody knows.
         class_codes: the numbers that stand for the classes in a map; from 1 on where not given.
+        postprocess: what becomes of its probabilities.
     """
     assert isinstance(classifier.contract, BandContract)
     header: dict[str, Any] = {
@@ -63,11 +67,13 @@ def save_classifier(
         "class_colors": class_colors,
         PROVENANCE: provenance_to_json(provenance),
         "class_codes": class_codes or list(range(1, len(class_names) + 1)),
+        POSTPROCESS: None if postprocess is None else postprocess.to_json(),
     }
     if isinstance(classifier, Network):
         header |= {
             "kind": "model",
             "bands": classifier.preprocess.channels,
+            SPECTRA: classifier.preprocess.spectra.kind,
             SPECTRUM: spectrum_of(classifier.net),
             "num_classes": classifier.num_classes,
             "model_args": model_args,
@@ -102,6 +108,17 @@ def build_classifier(
     return build(header, tensors, BandContract.from_json(header["contract"]))
 
 
+def build_postprocess(path: Path, header: dict[str, Any]) -> Postprocess | None:
+    """Return what becomes of a classifier's probabilities; None in files of versions that knew of nothing.
+
+    Raises:
+        CheckpointError: the header is damaged.
+    """
+    contract = BandContract.from_json(header["contract"])
+    fix = "Restore the file, or train again."
+    return read_postprocess(header.get(POSTPROCESS), contract, path, fix)
+
+
 def _network(
     header: dict[str, Any], tensors: dict[str, torch.Tensor], contract: BandContract
 ) -> Network:
@@ -117,7 +134,7 @@ def _network(
             **header["model_args"],
         )
         reinstall(net, header["methods"])
-        preprocess = Preprocess(len(contract.used), header["bands"])
+        preprocess = Preprocess(len(contract.used), header["bands"], header.get(SPECTRA, "none"))
     classifier = make_classifier(net, preprocess, contract, settings)
     load_exactly(classifier, tensors, header["name"])
     return classifier.eval()

@@ -13,6 +13,9 @@ from vitreous.errors import CheckpointError
 
 SCHEMA = 1
 PROVENANCE = "provenance"  # in the header of every model file
+SPECTRA = (
+    "spectra"  # in that of preprocessing: what is done to each spectrum; older files did nothing
+)
 LARGEST_ARGUMENT = 256  # of a model, unless a tensor in its file is that large
 
 # What building or restoring from a damaged description can fail in.

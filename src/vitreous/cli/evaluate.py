@@ -10,11 +10,13 @@ import typer
 
 from vitreous.catalog.lookup import load
 from vitreous.catalog.tasks import task_at
-from vitreous.cli.options import check_run
+from vitreous.cli.options import Refine, RefineArgs, check_run, refinement_settings
 
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
+    refine: Refine = None,
+    refine_args: RefineArgs = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print metrics.json instead of a table.")
     ] = False,
@@ -26,7 +28,8 @@ def evaluate(
 
     from vitreous.tasks import dispatch
 
-    metrics = dispatch.evaluate(run)
+    settings = refinement_settings(refine_args)
+    metrics = dispatch.evaluate(run, refine=refine, refine_args=settings)
     if as_json:
         typer.echo(json.dumps(metrics, indent=1))
     else:

@@ -9,6 +9,7 @@ import typer
 from vitreous._version import __version__
 from vitreous.catalog.tasks import TASKS, tasks
 from vitreous.cli import (
+    analyse,
     bench,
     compress,
     convert,
@@ -97,6 +98,7 @@ app.command("demo")(demo.demo)
 app.command("info")(info.info)
 app.command("degrade")(degrade.degrade)
 app.command("resample")(resample.resample)
+app.add_typer(analyse.analyse, name="analyse")
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)

@@ -39,6 +39,20 @@ Untrusted = Annotated[
         "--untrusted", help="Read the file in a separate process with limits on memory and time."
     ),
 ]
+Refine = Annotated[
+    str | None,
+    typer.Option(
+        "--refine",
+        metavar="none|domain_transform|guided|potts",
+        help="Smooth the class probabilities within the edges of the scene (default: as the run was trained).",
+    ),
+]
+RefineArgs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--refine-args", metavar="KEY=VALUE", help="Setting of the refinement, e.g. spatial=5."
+    ),
+]
 RUNTIMES = ("torch", "onnxruntime", "openvino")
 
 
@@ -79,6 +93,11 @@ def scene_hints(pairs: Iterable[str] | None, mask: str | None) -> dict[str, Any]
     """Return the hints for a scene's reader: those of ``--hints``, and ``--mask``."""
     hints = key_values(pairs or [], "--hints")
     return hints if mask is None else {**hints, "mask": mask}
+
+
+def refinement_settings(pairs: Iterable[str] | None) -> dict[str, Any] | None:
+    """Return the settings of ``--refine-args``; None where there are none."""
+    return None if pairs is None else key_values(pairs, "--refine-args")
 
 
 def read_image_size(text: str, option: str = "--image-size") -> ImageSize:

@@ -14,11 +14,14 @@ from vitreous.cli.options import (
     RUNTIMES,
     Hints,
     Mask,
+    Refine,
+    RefineArgs,
     Untrusted,
     check_run_or_export,
     check_runtime,
     free_output,
     key_values,
+    refinement_settings,
     scene_hints,
 )
 from vitreous.errors import ConfigError
@@ -67,6 +70,21 @@ def predict(
         Path | None,
         typer.Option(metavar="FILE.tif", help="Also write class probabilities to this file."),
     ] = None,
+    uncertainty: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.tif",
+            help="Also write how unsure the class of every pixel is: entropy, and 1 - the largest probability.",
+        ),
+    ] = None,
+    novelty: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.tif",
+            help="Also write how far every spectrum lies from the training spectra, as a percentile of the training "
+            "pixels: 100 was never seen.",
+        ),
+    ] = None,
     window: Annotated[
         int | None,
         typer.Option(
@@ -96,6 +114,8 @@ def predict(
             "--trust", help="Allow exports in torch format, which can run arbitrary code."
         ),
     ] = False,
+    refine: Refine = None,
+    refine_args: RefineArgs = None,
     top: Annotated[
         int | None,
         typer.Option(
@@ -115,11 +135,15 @@ def predict(
     task = task_at(run)
     options = {
         "probabilities": probabilities,
+        "uncertainty": uncertainty,
+        "novelty": novelty,
         "window": window,
         "workers": workers,
         "dask": dask,
         "runtime": runtime,
         "trust": trust or None,
+        "refine": refine,
+        "refine_args": refinement_settings(refine_args),
         "top": top,
     }
     check_product(task, run)

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vitreous.inference.dense_classifier import LARGEST_TILE, OVERLAP
 from vitreous.inference.restore import LARGEST_TILE as LARGEST_RESTORED
+from vitreous.recipe import SpectraKind
 
 MOST_CLASSES = 65535  # of a label image
 LARGEST_PATCH = 513
@@ -56,6 +57,12 @@ class Classes(Description):
         if self.class_codes and not len(self.class_codes) == len(set(self.class_codes)) == count:
             raise ValueError(f"{count} classes have {len(set(self.class_codes))} codes")
         return self
+
+
+class SceneProduct(Classes):
+    """What labels scenes: its classes, and what becomes of its probabilities (see ``inference/postprocess.py``)."""
+
+    postprocess: dict[str, Any] | None = None  # older files have none
 
 
 class PatchSettings(Description):
@@ -123,7 +130,7 @@ class ExportDescription(Description):
     files: dict[str, FileEntry]
 
 
-class ClassifierExport(ExportDescription, Classes):
+class ClassifierExport(ExportDescription, SceneProduct):
     """``export.json`` of a classifier."""
 
     kind: Literal["patches", "pixels", "tiles"]
@@ -136,12 +143,13 @@ class ClassifierExport(ExportDescription, Classes):
         return self
 
 
-class NetworkHeader(Classes):
+class NetworkHeader(SceneProduct):
     """The header of a trained network's file."""
 
     kind: Literal["model"]
     contract: dict[str, Any]
     bands: int = Field(ge=1, le=MOST_BANDS)
+    spectra: SpectraKind = "none"  # older files changed none
     num_classes: int
     model_args: dict[str, Any]
     methods: list[MethodEntry]
@@ -156,7 +164,7 @@ class NetworkHeader(Classes):
         return self
 
 
-class EstimatorHeader(Classes):
+class EstimatorHeader(SceneProduct):
     """The header of a trained classical estimator's file."""
 
     kind: Literal["estimator"]

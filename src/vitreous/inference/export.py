@@ -58,6 +58,7 @@ from vitreous.inference.export_format import (
 from vitreous.inference.integers import Quantization, integer_form
 from vitreous.inference.patch_classifier import PatchClassifier
 from vitreous.inference.pixels import probabilities_at
+from vitreous.inference.postprocess import Postprocess
 from vitreous.inference.runtimes import Exported, load_exported
 from vitreous.layers.answers import joined
 from vitreous.methods._apply import applied
@@ -154,6 +155,7 @@ class Product:
         provenance: the ground that its weights have learned from; None where nobody knows.
         class_codes: the numbers that stand for the classes in a map; from 1 on when empty.
         task: what it was trained for.
+        postprocess: what becomes of its probabilities, behind the graphs.
     """
 
     classifier: Network
@@ -164,6 +166,7 @@ class Product:
     provenance: Provenance | None = None
     class_codes: Sequence[int] = ()
     task: str = "classify"
+    postprocess: Postprocess | None = None
 
 
 # -- the graphs -------------------------------------------------------------------------------------------
@@ -544,6 +547,7 @@ def _describe(product: Product, single: bool, quantization: Quantization) -> dic
         "quantization": quantization._asdict(),
         "source": product.source,
         "provenance": provenance_to_json(product.provenance),
+        "postprocess": None if product.postprocess is None else product.postprocess.to_json(),
     }
 
 

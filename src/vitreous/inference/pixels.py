@@ -39,20 +39,24 @@ def classify_pixels(
 
 
 def probabilities_at(
-    classifier: SceneClassifier, scene: xr.DataArray, pixels: npt.NDArray[np.int64]
+    classifier: SceneClassifier,
+    scene: xr.DataArray,
+    pixels: npt.NDArray[np.int64],
+    side: int = CELL,
 ) -> npt.NDArray[np.float32]:
-    """Return the probabilities of a few pixels, equal to what a map of the whole scene would hold there.
+    """Return the probabilities of some pixels, equal to what a map of the whole scene would hold there.
 
     Args:
         classifier: a trained system.
         scene: the scene.
         pixels: flat (row-major) indices.
+        side: of the tiles that are computed; larger ones than the default where the pixels are many.
 
     Returns:
         ``(n, classes)`` in the order of ``pixels``, NaN where a pixel is invalid.
     """
     found = np.full((len(pixels), classifier.num_classes), np.nan, dtype=np.float32)
-    for members, scored, at in _scored(classifier, scene, pixels, CELL, probabilities=True):
+    for members, scored, at in _scored(classifier, scene, pixels, side, probabilities=True):
         assert scored.probabilities is not None
         found[members] = scored.probabilities[:, *at].T
     return found

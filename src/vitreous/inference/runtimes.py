@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 import threading
 from collections.abc import Callable, Mapping
@@ -46,6 +47,7 @@ from vitreous.inference.export_format import (
     first_line,
     is_export,
 )
+from vitreous.inference.postprocess import Postprocess, read_postprocess
 from vitreous.inference.recognizer import ImageClassifier
 from vitreous.inference.restore import check_restored
 
@@ -75,6 +77,7 @@ class Exported:
         name: of the architecture.
         runtime: what computes it.
         description: all of ``export.json``.
+        postprocess: what becomes of a classifier's probabilities; None of other products and older exports.
     """
 
     path: Path
@@ -85,6 +88,7 @@ class Exported:
     name: str
     runtime: str
     description: dict[str, Any]
+    postprocess: Postprocess | None = None
 
     @property
     def classifier(self) -> ExportedClassifier:
@@ -524,7 +528,10 @@ def load_exported(
     names: list[str] = []
     colors: list[str] = []
     codes: list[int] = []
+    after = None
     if isinstance(said, ClassifierExport):
+        fix = "Export the run again."
+        after = read_postprocess(said.postprocess, contract, path / DESCRIPTION, fix)
         names, colors = said.class_names, said.class_colors
         codes = said.class_codes or list(range(1, len(names) + 1))
         settings = said.settings.model_dump()
@@ -539,7 +546,7 @@ def load_exported(
     for loaded in graphs.values():
         loaded.prepared()
     product.check(path / DESCRIPTION)
-    return Exported(path, product, names, colors, codes, said.name, chosen, description)
+    return Exported(path, product, names, colors, codes, said.name, chosen, description, after)
 
 
 def _choose_runtime(form: str, runtime: str | None) -> str:
@@ -707,9 +714,7 @@ def _openvino(files: list[bytes], threads: int) -> Compute:
 
 def openvino_model(files: list[bytes], threads: int) -> Any:
     """Compile a graph (ONNX, or OpenVINO's own format) for the processor, in float32 and where quantized in int8."""
-    import openvino
-
-    core = openvino.Core()
+    core = _openvino_core()
     model = core.read_model(files[0], *(files[1:] or [b""]))
     return core.compile_model(
         model,
@@ -721,6 +726,25 @@ def openvino_model(files: list[bytes], threads: int) -> Any:
             "INFERENCE_PRECISION_HINT": "f32",
         },
     )
+
+
+_cores: dict[int, Any] = {}
+_making_core = threading.Lock()
+
+
+def _openvino_core() -> Any:
+    """Return this process's OpenVINO, which is made once and stays.
+
+    Each one gives the thread that first uses it another stack for signals, and takes it back when it goes. Of two that
+    go in the order they came, the second puts the first one's stack back, which is no longer there: the process would
+    die at the next signal, such as the end of a child process. A forked process makes its own.
+    """
+    import openvino
+
+    with _making_core:
+        if os.getpid() not in _cores:
+            _cores[os.getpid()] = openvino.Core()
+        return _cores[os.getpid()]
 
 
 def _torch_program(files: list[bytes], threads: int) -> Compute:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -12,63 +13,80 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitreous.errors import ModelError
+from vitreous.layers.spectra import Spectra
+
+REDUCTIONS = ("pca", "mnf", "none")
+FIT_AT_ONCE = 2**14  # spectra
+LEAST_NOISE = 1e-9  # variance in any direction, of the largest
+FEWEST_PAIRS = 10  # of neighbouring pixels, to estimate noise from
 
 
 class Preprocess(nn.Module):
-    """An affine map per pixel: z = A (x - m).
+    """What is done to each spectrum (:class:`Spectra`), then an affine map per pixel: z = A (s(x) - m).
 
-    A holds the scaling per band (z-score), the principal components and their whitening, multiplied out. Pixels
-    without a valid measurement (NaN in any band) become the mean, which is z = 0. The buffers travel with every
-    checkpoint and export, so a trained model takes raw cubes.
+    A holds the scaling per band (z-score), the components and their whitening, multiplied out. Pixels without a valid
+    measurement (NaN in any band) become the mean, which is z = 0. The buffers travel with every checkpoint and export,
+    so a trained model takes raw cubes.
 
     Args:
         bands: bands of the input.
         channels: channels of the output.
+        spectra: what is done to each spectrum, one of ``vitreous.layers.spectra.KINDS``.
     """
 
     matrix: Tensor
     mean: Tensor
 
-    def __init__(self, bands: int, channels: int) -> None:
+    def __init__(self, bands: int, channels: int, spectra: str = "none") -> None:
         super().__init__()
+        self.spectra = Spectra(spectra, bands)
         self.register_buffer("matrix", torch.zeros(channels, bands))
         self.register_buffer("mean", torch.zeros(bands))
 
     @classmethod
     def fit(
         cls,
-        spectra: npt.NDArray[np.floating],
+        pixels: npt.NDArray[np.floating],
         *,
+        spectra: str = "none",
+        wavelengths: Sequence[float] | None = None,
         reduction: str = "pca",
         components: int = 15,
         whiten: bool = True,
         standardize: bool = False,
+        neighbours: npt.NDArray[np.floating] | None = None,
     ) -> Preprocess:
         """Fit on training spectra.
 
         Args:
-            spectra: ``(pixels, bands)``, finite.
-            reduction: ``pca``, or ``none`` for a z-score per band.
-            components: principal components to keep; fewer where the spectra span fewer.
+            pixels: ``(pixels, bands)``, finite.
+            spectra: what is done to each spectrum, one of ``vitreous.layers.spectra.KINDS``.
+            wavelengths: of the bands, where known.
+            reduction: ``pca``; ``mnf`` for components by their signal-to-noise ratio (minimum noise fraction: Green et
+                al., IEEE TGRS 26(1), 1988); or ``none`` for a z-score per band.
+            components: components to keep; fewer where the spectra span fewer.
             whiten: scale components to unit variance; otherwise only the first has it.
             standardize: z-score the bands before the components are found.
+            neighbours: ``(pairs, 2, bands)`` spectra of neighbouring pixels of one class, for ``mnf``: their
+                differences are noise.
 
         Raises:
-            ModelError: fewer than two spectra, or all alike.
+            ModelError: fewer than two spectra, or all alike; too few bands or neighbours for what is asked.
         """
-        x = np.asarray(spectra, dtype=np.float64)
-        if len(x) < 2:
+        if len(pixels) < 2:
             raise ModelError(
-                f"Preprocessing needs at least 2 training pixels, not {len(x)}.",
+                f"Preprocessing needs at least 2 training pixels, not {len(pixels)}.",
                 "Label more pixels.",
             )
+        each = Spectra.of(spectra, pixels.shape[1], wavelengths)
+        x = _changed(each, pixels)
         mean, deviation = x.mean(0), x.std(0)
         constant = deviation <= 1e-9 * np.maximum(np.abs(mean), 1e-30)
         if constant.all():
             raise ModelError(
                 "All training pixels have the same spectrum.", "Check the labels and the scene."
             )
-        if constant.any():
+        if constant.sum() > each.constant:
             warnings.warn(
                 f"{int(constant.sum())} bands are constant and carry no information.", stacklevel=2
             )
@@ -77,8 +95,14 @@ class Preprocess(nn.Module):
             matrix = np.diag(scale)
         else:
             weight = scale if standardize else (~constant).astype(np.float64)
-            matrix = _components((x - mean) * weight, components, whiten) * weight
+            scaled = (x - mean) * weight
+            if reduction == "mnf":
+                turn = _without_noise(_differences(each, neighbours) * weight)
+                matrix = _components(scaled @ turn, components, whiten) @ turn.T * weight
+            else:
+                matrix = _components(scaled, components, whiten) * weight
         fitted = cls(x.shape[1], len(matrix))
+        fitted.spectra = each
         fitted.matrix.copy_(torch.from_numpy(matrix))
         fitted.mean.copy_(torch.from_numpy(mean))
         return fitted
@@ -99,12 +123,58 @@ class Preprocess(nn.Module):
         """Map raw physical values to channels; invalid pixels to 0."""
         mean = self.mean[None, :, None, None]
         valid = torch.isfinite(x).all(dim=1, keepdim=True)
-        centred = torch.where(valid, x - mean, torch.zeros_like(x))
+        found = self.spectra(torch.where(valid, x, torch.zeros_like(x)))
+        centred = torch.where(valid, found - mean, torch.zeros_like(x))
         return F.conv2d(centred, self.matrix[:, :, None, None])
 
-    def dark(self) -> Float[Tensor, "channels"]:
-        """Return the channels of a pixel without light (x = 0): the direction in which illumination moves."""
-        return -self.matrix @ self.mean
+    def dark(self) -> Float[Tensor, "channels"] | None:
+        """Return the channels of a pixel without light (x = 0): the direction in which illumination moves.
+
+        None where brighter light changes nothing.
+        """
+        return -self.matrix @ self.mean if self.spectra.keeps_gain else None
+
+
+def _changed(spectra: Spectra, pixels: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Return ``(pixels, bands)`` as a model sees them."""
+    if spectra.kind == "none":
+        return np.asarray(pixels, dtype=np.float64)
+    found = np.empty(pixels.shape)
+    for start in range(0, len(pixels), FIT_AT_ONCE):
+        some = np.ascontiguousarray(pixels[start : start + FIT_AT_ONCE], dtype=np.float32)
+        changed = spectra(torch.from_numpy(some)[:, :, None, None])
+        found[start : start + FIT_AT_ONCE] = changed.flatten(1).numpy()
+    return found
+
+
+def _differences(
+    spectra: Spectra, neighbours: npt.NDArray[np.floating] | None
+) -> npt.NDArray[np.float64]:
+    """Return the noise between neighbours, ``(pairs, bands)``: of the deviation of a single pixel's.
+
+    Raises:
+        ModelError: there are too few.
+    """
+    if neighbours is None or len(neighbours) < FEWEST_PAIRS:
+        raise ModelError(
+            f"Minimum noise fraction (mnf) estimates the noise from neighbouring training pixels of one class; of "
+            f"{FEWEST_PAIRS} pairs at least there are {0 if neighbours is None else len(neighbours)}.",
+            "Use --reduction pca, or another split.",
+        )
+    one, other = (_changed(spectra, neighbours[:, side]) for side in (0, 1))
+    return (one - other) / np.sqrt(2)
+
+
+def _without_noise(noise: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return ``(bands, bands)``: centred spectra times this have noise of variance 1 in all directions."""
+    from sklearn.covariance import ledoit_wolf
+
+    deviation = np.sqrt(np.square(noise).mean(0))
+    deviation[deviation == 0] = 1.0
+    # Fewer pairs than bands leave directions without any noise: shrinking their correlations fills them.
+    variances, directions = np.linalg.eigh(ledoit_wolf(noise / deviation, assume_centered=True)[0])
+    scaled = directions / np.sqrt(np.maximum(variances, LEAST_NOISE * variances[-1]))
+    return np.asarray((scaled @ directions.T) / deviation[:, None])
 
 
 def _components(

@@ -1,4 +1,4 @@
-"""Cutting token maps into windows, and positions within them (Liu et al., Swin Transformer, 2021)."""
+"""Cutting token maps into windows, masks and positions within them (Liu et al., Swin Transformer, 2021)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vitreous.layers.graphs import recording
@@ -18,14 +18,25 @@ from vitreous.layers.sizes import as_size
 
 
 def partition(
-    x: Float[Tensor, "batch height width dim"], window: tuple[int, int]
+    x: Float[Tensor, "batch height width dim"],
+    window: tuple[int, int],
+    shift: tuple[int, int] = (0, 0),
+    interval: tuple[int, int] = (1, 1),
 ) -> Float[Tensor, "batch windows tokens dim"]:
-    """Cut a map, zero-padded below and on the right where it does not divide, into windows of tokens."""
-    height, width = x.shape[1:3]
-    below, right = -height % window[0], -width % window[1]
-    if below or right:
-        x = F.pad(x, (0, 0, 0, right, 0, below))
-    return rearrange(x, "b (i h) (j w) d -> b (i j) (h w) d", h=window[0], w=window[1])
+    """Cut a map, zero-padded below and on the right where it does not divide, into windows of tokens.
+
+    Args:
+        x: the map.
+        window: rows and columns of a window.
+        shift: how far the windows begin below and right of the map's corner; what they leave there comes last.
+        interval: cells from one row of a window to the next, and from column to column. A square of
+            ``window * interval`` cells is cut into as many windows as its corner of ``interval`` has cells.
+    """
+    if any(shift):
+        x = x.roll((-shift[0], -shift[1]), (1, 2))
+    x = pad_to(x, (window[0] * interval[0], window[1] * interval[1]))
+    (h, w), (k, m) = window, interval
+    return rearrange(x, "b (i h k) (j w m) d -> b (i j k m) (h w) d", h=h, w=w, k=k, m=m)
 
 
 def reverse(
@@ -33,22 +44,116 @@ def reverse(
     window: tuple[int, int],
     height: int,
     width: int,
+    shift: tuple[int, int] = (0, 0),
+    interval: tuple[int, int] = (1, 1),
 ) -> Float[Tensor, "batch height width dim"]:
     """Undo :func:`partition`, dropping the padding."""
-    across = -(-width // window[1])
-    x = rearrange(windows, "b (i j) (h w) d -> b (i h) (j w) d", j=across, h=window[0], w=window[1])
-    return x[:, :height, :width]
+    across = -(-width // (window[1] * interval[1]))
+    sizes = {"j": across, "k": interval[0], "m": interval[1], "h": window[0], "w": window[1]}
+    x = rearrange(windows, "b (i j k m) (h w) d -> b (i h k) (j w m) d", **sizes)
+    x = x[:, :height, :width]
+    return x.roll(shift, (1, 2)) if any(shift) else x
 
 
-def padding_bias(height: int, width: int, window: tuple[int, int], like: Tensor) -> Tensor:
-    """Return ``(windows, 1, 1, tokens)``: 0 for real cells, -inf for cells that padding added."""
-    real = like.new_zeros(1, height, width, 1)
-    below, right = -height % window[0], -width % window[1]
-    padded = F.pad(real, (0, 0, 0, right, 0, below), value=float("-inf"))
-    return rearrange(partition(padded, window), "1 n t 1 -> n 1 1 t")
+def padding_bias(
+    height: int,
+    width: int,
+    window: tuple[int, int],
+    like: Tensor,
+    interval: tuple[int, int] = (1, 1),
+) -> Float[Tensor, "windows 1 1 tokens"]:
+    """Return 0 for real cells, -inf for cells that padding added; 0 in windows of padding alone, whose rows are cut off."""
+    real = like.new_ones(1, height, width, 1)
+    windows = rearrange(partition(real, window, interval=interval), "1 n t 1 -> n 1 1 t")
+    added = (windows == 0) & (windows.amax(-1, keepdim=True) > 0)
+    return torch.zeros_like(windows).masked_fill(added, float("-inf"))
 
 
-class RelativePositionBias(nn.Module):
+def window_grid(
+    height: int, width: int, window: int | tuple[int, int], shifted: bool | tuple[bool, bool]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the sides of the windows on a map, and how far they are shifted down and across.
+
+    An axis no longer than a window is not cut, and there is nothing to shift along it.
+    """
+    moved = (shifted, shifted) if isinstance(shifted, bool) else shifted
+    axes = list(zip(as_size(window), (height, width), moved, strict=True))
+    rows, columns = (min(side, length) for side, length, _ in axes)
+    down, across = (side // 2 if moves and length > side else 0 for side, length, moves in axes)
+    return (rows, columns), (down, across)
+
+
+def window_mask(
+    x: Float[Tensor, "batch height width dim"],
+    window: int | tuple[int, int],
+    shifted: bool | tuple[bool, bool],
+    mask_padding: bool = True,
+) -> Float[Tensor, "windows 1 tokens tokens"] | None:
+    """Return 0 for pairs of tokens that may attend to each other, -inf for others; None where all may.
+
+    Rolling a map puts cells of opposite edges into one window, and padding adds cells that do not exist. Tokens only
+    attend to tokens of their own kind. Without ``mask_padding`` only opposite edges are told apart, at the end of the
+    padded map.
+    """
+    height, width = x.shape[1:3]
+    sides, shift = window_grid(height, width, window, shifted)
+    if not mask_padding:
+        if not any(shift):
+            return None
+        height, width = (n + -n % side for n, side in zip((height, width), sides, strict=True))
+    if not any(shift) and height % sides[0] == 0 and width % sides[1] == 0:
+        return None
+    rows = axis_kinds(height, sides[0], shift[0], x.device)
+    columns = axis_kinds(width, sides[1], shift[1], x.device)
+    kinds = 3 * rows[:, None] + columns[None, :]
+    kinds = rearrange(kinds, "(i h) (j w) -> (i j) 1 (h w)", h=sides[0], w=sides[1])
+    apart: Bool[Tensor, "windows 1 tokens tokens"] = kinds[..., :, None] != kinds[..., None, :]
+    return x.new_zeros(apart.shape).masked_fill(apart, float("-inf"))
+
+
+def axis_kinds(length: int, window: int, shift: int, device: torch.device) -> Int[Tensor, "padded"]:
+    """Return the kind of each row or column of a padded and rolled map: 0 as it was, 1 wrapped around, 2 padding."""
+    padded = length + -length % window
+    source = (torch.arange(padded, device=device) + shift) % padded
+    return (source < shift).long() + 2 * (source >= length).long()
+
+
+def pad_to(
+    x: Float[Tensor, "batch height width dim"], multiple: tuple[int, int]
+) -> Float[Tensor, "batch padded_height padded_width dim"]:
+    """Pad a map with zeros below and on the right to a multiple of a size."""
+    below, right = -x.shape[1] % multiple[0], -x.shape[2] % multiple[1]
+    return F.pad(x, (0, 0, 0, right, 0, below)) if below or right else x
+
+
+class WindowPositions(nn.Module):
+    """What scores pairs of tokens of a window by the offset between them.
+
+    Args:
+        window: side of the largest window, or its rows and columns.
+    """
+
+    index: Tensor
+
+    def __init__(self, window: int | tuple[int, int]) -> None:
+        super().__init__()
+        self.window = as_size(window)
+        self.register_buffer("index", relative_index(*self.window), persistent=False)
+
+    def spread(
+        self, scores: Float[Tensor, "offsets heads"], height: int, width: int
+    ) -> Float[Tensor, "heads tokens tokens"]:
+        """Give each pair of tokens of a window, at most the largest one, the scores of their offset."""
+        index = self.index[:height, :width, :height, :width].reshape(height * width, -1)
+        return scores[index].permute(2, 0, 1).contiguous()
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        if self.index.is_meta:  # built without memory, and no file holds it
+            self.index = relative_index(*self.window)
+
+
+class RelativePositionBias(WindowPositions):
     """A learned score per head and offset between two tokens of a window.
 
     The table covers offsets up to ``window - 1`` each way, so one table serves every smaller window.
@@ -59,13 +164,10 @@ class RelativePositionBias(nn.Module):
     """
 
     def __init__(self, window: int | tuple[int, int], heads: int) -> None:
-        super().__init__()
-        self.window = as_size(window)
+        super().__init__(window)
         rows, columns = self.window
         self.table = nn.Parameter(torch.empty((2 * rows - 1) * (2 * columns - 1), heads))
         nn.init.trunc_normal_(self.table, std=0.02)
-        self.index: Tensor
-        self.register_buffer("index", relative_index(*self.window), persistent=False)
         self._expanded: tuple[tuple[Any, ...], Tensor] | None = None
 
     def forward(self, height: int, width: int) -> Float[Tensor, "heads tokens tokens"]:
@@ -93,13 +195,7 @@ class RelativePositionBias(nn.Module):
         return resize_positions(table[None], _offsets(self.window), grid=offsets)[0]
 
     def _expand(self, height: int, width: int) -> Tensor:
-        index = self.index[:height, :width, :height, :width].reshape(height * width, -1)
-        return self.table[index].permute(2, 0, 1).contiguous()
-
-    def _load_from_state_dict(self, *arguments: Any) -> None:
-        super()._load_from_state_dict(*arguments)
-        if self.index.is_meta:  # built without memory, and no file holds it
-            self.index = relative_index(*self.window)
+        return self.spread(self.table, height, width)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle without the expanded bias."""

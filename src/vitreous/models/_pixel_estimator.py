@@ -1,8 +1,8 @@
 """What the classical baselines share: features of a pixel, and scikit-learn behind the scene classifier's contract.
 
-An estimator sees a pixel's spectrum and, with a spatial window, the mean spectrum around it. It is saved as its
-training features and settings and fitted again when loaded: scikit-learn's own format is pickle, which runs
-whatever a file tells it to, while a fit is deterministic and takes seconds.
+An estimator sees a pixel's spectrum and, with a spatial window, the mean spectrum around it, as its preprocessing
+leaves them. It is saved as its training features and settings and fitted again when loaded: scikit-learn's own format
+is pickle, which runs whatever a file tells it to, while a fit is deterministic and takes seconds.
 """
 
 from __future__ import annotations
@@ -14,15 +14,20 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 import xarray as xr
 
 from vitreous.data.contract import BandContract
 from vitreous.data.pixels import tiles
 from vitreous.errors import CheckpointError, ConfigError, ModelError, VitreousError, did_you_mean
+from vitreous.layers.preprocess import Preprocess
 from vitreous.scenes.cube import read_with_context
 
 MAX_WINDOW = 129
 MAX_CLASSES = 65535  # of a label image
+PREPROCESS = (
+    "preprocess."  # names of the preprocessing's tensors in a saved estimator begin with it
+)
 BATCH = 8192  # pixels scored at a time, because scikit-learn works in float64
 
 Floats = npt.NDArray[np.float32]
@@ -31,6 +36,9 @@ Ints = npt.NDArray[np.int64]
 
 class PixelEstimator(abc.ABC):
     """A scikit-learn classifier on pixel features that maps scenes.
+
+    ``preprocess`` turns spectra into what it learns from; None leaves physical values. It must be set before features
+    are made.
 
     Subclasses name their settings in ``__init__`` and pass them on; that is also what a saved estimator is
     rebuilt from.
@@ -80,6 +88,7 @@ class PixelEstimator(abc.ABC):
         self.margin = spatial_window // 2
         self.max_pixels = max_pixels
         self.seed = seed
+        self.preprocess: Preprocess | None = None
         self._estimator: Any = None
         self._features: Floats = np.empty((0, 0), dtype=np.float32)
         self._classes: Ints = np.empty(0, dtype=np.int64)
@@ -135,23 +144,44 @@ class PixelEstimator(abc.ABC):
             window: ``(bands, h + 2 margin, w + 2 margin)``, NaN where invalid.
 
         Returns:
-            ``(h * w, f)``, row by row: the spectrum, then the mean spectrum of the valid pixels around it where
-            there is a spatial window; NaN for an invalid pixel.
+            ``(h * w, f)``, row by row: the preprocessed spectrum, then the mean of those of the valid pixels around it
+            where there is a spatial window; NaN for an invalid pixel.
+
+        Raises:
+            ModelError: the preprocessing was fitted on other bands.
         """
-        bands, height, width = window.shape
-        m = self.margin
-        spectra = window[:, m : height - m, m : width - m].reshape(bands, -1).T
-        if m == 0:
-            return np.ascontiguousarray(spectra)
-        features = np.empty((len(spectra), 2 * bands), dtype=np.float32)
-        features[:, :bands] = spectra
         valid: npt.NDArray[np.bool_] = np.all(np.isfinite(window), axis=0)
-        count = _box_sum(valid, m).ravel()
-        for band in range(bands):
-            total = _box_sum(np.where(valid, window[band], 0), m).ravel()
-            features[:, bands + band] = total / np.maximum(count, 1)
+        values = self._preprocessed(window)
+        channels, height, width = values.shape
+        m = self.margin
+        inner = values[:, m : height - m, m : width - m].reshape(channels, -1).T
+        features = np.empty((len(inner), channels * (1 if m == 0 else 2)), dtype=np.float32)
+        features[:, :channels] = inner
+        if m > 0:
+            count = _box_sum(valid, m).ravel()
+            for channel in range(channels):
+                total = _box_sum(np.where(valid, values[channel], 0), m).ravel()
+                features[:, channels + channel] = total / np.maximum(count, 1)
         features[~valid[m : height - m, m : width - m].ravel()] = np.nan
         return features
+
+    def _preprocessed(self, window: Floats) -> Floats:
+        """Return ``(channels, rows, columns)`` of a window."""
+        if self.preprocess is None:
+            return window
+        if len(window) != self.preprocess.bands:
+            raise self._other_bands(self.preprocess.bands, len(window), "bands")
+        with torch.no_grad():
+            found: Floats = self.preprocess(torch.from_numpy(np.ascontiguousarray(window))[None])[
+                0
+            ].numpy()
+        return found
+
+    def _other_bands(self, wanted: int, found: int, what: str) -> ModelError:
+        return ModelError(
+            f"The estimator '{self.slug}' was trained on {wanted} {what}, but the scene has {found}.",
+            "Use a scene with the bands of the training scene.",
+        )
 
     def features_at(self, scene: xr.DataArray, flat_pixels: Ints) -> Floats:
         """Return the features of some pixels of a scene, ``(n, f)``, in the order of ``flat_pixels``.
@@ -164,7 +194,8 @@ class PixelEstimator(abc.ABC):
             flat_pixels: row-major indices ``row * width + column``.
         """
         bands = np.asarray(self.contract.select(scene), dtype=np.int64)
-        width = len(bands) * (1 if self.margin == 0 else 2)
+        channels = len(bands) if self.preprocess is None else self.preprocess.channels
+        width = channels * (1 if self.margin == 0 else 2)
         features = np.empty((len(flat_pixels), width), dtype=np.float32)
         for tile in tiles(flat_pixels, scene.sizes["x"]):
             window = read_with_context(scene, tile.rows, tile.columns, bands, self.margin)
@@ -191,11 +222,7 @@ class PixelEstimator(abc.ABC):
         height, width = window.shape[1] - 2 * self.margin, window.shape[2] - 2 * self.margin
         rows = self.features(window)
         if rows.shape[1] != self._features.shape[1]:
-            raise ModelError(
-                f"The estimator '{self.slug}' was trained on {self._features.shape[1]} features, "
-                f"but the scene has {rows.shape[1]}.",
-                "Use a scene with the bands of the training scene.",
-            )
+            raise self._other_bands(self._features.shape[1], rows.shape[1], "features")
         scores = np.zeros((len(rows), self.num_classes), dtype=np.float32)
         measured = np.flatnonzero(np.isfinite(rows).all(axis=1))
         trained = np.unique(self._classes) - 1
@@ -219,6 +246,12 @@ class PixelEstimator(abc.ABC):
             "settings": self.settings,
             "sklearn": sklearn.__version__,
         }
+        if self.preprocess is not None:
+            meta["spectra"] = self.preprocess.spectra.kind
+            tensors |= {
+                PREPROCESS + name: value.numpy()
+                for name, value in self.preprocess.state_dict().items()
+            }
         return tensors, meta
 
     @classmethod
@@ -242,8 +275,13 @@ class PixelEstimator(abc.ABC):
             if features.ndim != 2 or features.dtype != np.float32 or classes.dtype.kind != "i":
                 raise ValueError("its arrays have the wrong types")
             estimator = cls(num_classes=meta["num_classes"], contract=contract, **meta["settings"])
+            if "spectra" in meta:
+                estimator.preprocess = _loaded(meta["spectra"], tensors)
             estimator.fit(features, classes)
-        except (KeyError, TypeError, ValueError, AttributeError, VitreousError) as error:
+        except (
+            *(KeyError, TypeError, ValueError, AttributeError, RuntimeError),
+            VitreousError,
+        ) as error:
             raise CheckpointError(
                 f"This is not a saved '{cls.slug}' ({error}).", "Train the estimator again."
             ) from error
@@ -290,6 +328,20 @@ class PixelEstimator(abc.ABC):
             members = rng.permutation(np.flatnonzero(classes == k))
             kept.append(members[: max(1, int(share * len(members)))])
         return np.sort(np.concatenate(kept))
+
+
+def _loaded(spectra: str, tensors: dict[str, npt.NDArray[Any]]) -> Preprocess:
+    """Rebuild the preprocessing of a saved estimator."""
+    own = {
+        name.removeprefix(PREPROCESS): torch.from_numpy(np.ascontiguousarray(value))
+        for name, value in tensors.items()
+        if name.startswith(PREPROCESS)
+    }
+    channels, bands = own["matrix"].shape
+    with torch.device("meta"):
+        preprocess = Preprocess(bands, channels, spectra)
+    preprocess.load_state_dict(own, assign=True)
+    return preprocess
 
 
 def _box_sum(image: npt.NDArray[Any], margin: int) -> npt.NDArray[np.float64]:

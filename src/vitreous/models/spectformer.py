@@ -9,7 +9,6 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -29,12 +28,14 @@ from vitreous.errors import ModelError
 from vitreous.layers.adapter import AdapterSeam
 from vitreous.layers.attention import AttentionCore
 from vitreous.layers.backbone import Backbone, FeatureInfo, init_linear, linear_rates, stem_stride
+from vitreous.layers.convmix import ConvMlp
 from vitreous.layers.drop import DropPath
 from vitreous.layers.mlp import Mlp
 from vitreous.layers.positions import resize_positions
 from vitreous.layers.reference import join, pair, rename_keys, substitute
-from vitreous.layers.sizes import as_size, whole_cells
+from vitreous.layers.sizes import whole_cells
 from vitreous.layers.transformer import Attention, Grid
+from vitreous.layers.transforms import SpectralGate, resize_gates
 
 CARD = Card(
     slug="spectformer",
@@ -201,59 +202,6 @@ CARD = Card(
 )
 
 
-def resize_filter(
-    weight: Float[Tensor, "rows half_columns dim 2"],
-    size: tuple[int, int],
-    grid: tuple[int, int] | None = None,
-) -> Float[Tensor, "new_rows new_half_columns dim 2"]:
-    """Carry the filter of a grid to another grid: pad or crop its kernel around the origin.
-
-    The response to a kernel smaller than both grids is the same on both, up to their edges.
-
-    Args:
-        weight: real and imaginary parts of the filter.
-        size: rows and columns wanted.
-        grid: rows and columns of the filter's grid; a square's where not given. Half a spectrum does not tell an even
-            number of columns from an odd one.
-    """
-    grid = grid or (weight.shape[0], weight.shape[0])
-    if grid == size:
-        return weight
-    kernel = torch.fft.irfft2(torch.view_as_complex(weight), s=grid, dim=(0, 1))
-    kernel = torch.fft.fftshift(kernel, dim=(0, 1))
-    edges = []  # the origin of a shifted kernel is at side // 2
-    for new, old in zip(reversed(size), reversed(grid), strict=True):
-        before = new // 2 - old // 2
-        edges += [before, new - old - before]
-    kernel = torch.fft.ifftshift(F.pad(kernel, (0, 0, *edges)), dim=(0, 1))
-    return torch.view_as_real(torch.fft.rfft2(kernel, dim=(0, 1)))
-
-
-class SpectralGate(nn.Module):
-    """Multiply each frequency of each channel by a learned complex number: a convolution over the whole map.
-
-    Args:
-        dim: channels.
-        grid: rows and columns of the map, or its side.
-    """
-
-    fan_in = 2  # a part of a product of complex numbers is a sum of two products
-
-    def __init__(self, dim: int, grid: ImageSize) -> None:
-        super().__init__()
-        self.grid = as_size(grid)
-        rows, columns = self.grid
-        self.weight = nn.Parameter(torch.randn(rows, columns // 2 + 1, dim, 2) * 0.02)
-
-    def forward(self, x: Float[Tensor, "batch h w dim"]) -> Float[Tensor, "batch h w dim"]:
-        """Filter; in float32, because a Fourier transform has no other."""
-        size = (x.shape[1], x.shape[2])
-        gate = torch.view_as_complex(resize_filter(self.weight.float(), size, self.grid))
-        spectrum = torch.fft.rfft2(x.float(), dim=(1, 2), norm="ortho")
-        # The size, because half a spectrum does not tell odd widths from even ones.
-        return torch.fft.irfft2(spectrum * gate, s=size, dim=(1, 2), norm="ortho").to(x.dtype)
-
-
 class MapAttention(Attention):
     """Multi-head self-attention among all cells of a map."""
 
@@ -266,27 +214,6 @@ class MapAttention(Attention):
         """Attend."""
         size = (x.shape[1], x.shape[2])
         return super().forward(x.flatten(1, 2), turn, size).unflatten(1, size)
-
-
-class ConvMlp(nn.Module):
-    """A feed-forward with a depthwise 3 x 3 convolution before its activation.
-
-    Args:
-        dim: channels of input and output.
-        hidden: channels between.
-    """
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden, dim)
-
-    def forward(self, x: Float[Tensor, "batch h w dim"]) -> Float[Tensor, "batch h w dim"]:
-        """Apply the layers."""
-        hidden = self.dwconv(self.fc1(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.fc2(self.act(hidden))
 
 
 class Block(nn.Module):
@@ -699,17 +626,11 @@ def resize(
     state_dict: Mapping[str, Tensor], model: SpectFormer, source: SpectFormer | None = None
 ) -> dict[str, Tensor]:
     """Carry filters and positions to the grids of ``model``; of weights of unknown grids, to those of a square."""
-    resized = dict(state_dict)
+    resized = resize_gates(state_dict, model, source)
     for name, part in model.named_modules():
-        old = None if source is None else cast("Any", source.get_submodule(name))
         if isinstance(part, PatchEmbed) and (key := f"{name}.positions") in resized:
-            given = None if old is None else old.grid
-            resized[key] = resize_positions(resized[key], part.grid, grid=given)
-        elif isinstance(part, SpectralGate) and (key := f"{name}.weight") in resized:
-            if old is None and resized[key].shape == part.weight.shape:
-                continue
-            given = None if old is None else old.grid
-            resized[key] = resize_filter(resized[key], part.grid, given)
+            old = None if source is None else cast("PatchEmbed", source.get_submodule(name)).grid
+            resized[key] = resize_positions(resized[key], part.grid, grid=old)
     return resized
 
 

@@ -70,6 +70,8 @@ class SVM(PixelEstimator):
         C: penalty of a training pixel on the wrong side of the margin.
         gamma: inverse kernel width: ``scale`` (1 / (features x variance)), ``auto`` or a positive number.
         search: choose both by cross-validation over blocks of the scene instead.
+        balanced: let pixels of rare classes cost more, so that every class costs as much as the others: where training
+            pixels were drawn from a few fields, their shares say little about the scene's.
         max_pixels: see :class:`PixelEstimator`; the fit grows with the square of this.
         seed: of the choice of training pixels beyond ``max_pixels``.
 
@@ -88,6 +90,7 @@ class SVM(PixelEstimator):
         C: float = 100.0,
         gamma: float | str = "scale",
         search: bool = False,
+        balanced: bool = False,
         max_pixels: int = 10_000,
         seed: int = 0,
     ) -> None:
@@ -96,7 +99,7 @@ class SVM(PixelEstimator):
         if gamma not in ("scale", "auto") and (isinstance(gamma, str) or not 0 < gamma < np.inf):
             raise ConfigError(f"gamma is {gamma}.", "Use 'scale', 'auto' or a positive number.")
         super().__init__(
-            {"C": C, "gamma": gamma, "search": search},
+            {"C": C, "gamma": gamma, "search": search, "balanced": balanced},
             num_classes=num_classes,
             contract=contract,
             spatial_window=spatial_window,
@@ -128,7 +131,12 @@ class SVM(PixelEstimator):
         from sklearn.preprocessing import StandardScaler
         from sklearn.svm import SVC
 
-        machine = SVC(C=self.settings["C"], gamma=self.settings["gamma"], break_ties=True)
+        machine = SVC(
+            C=self.settings["C"],
+            gamma=self.settings["gamma"],
+            class_weight="balanced" if self.settings["balanced"] else None,
+            break_ties=True,
+        )
         return make_pipeline(StandardScaler(), machine)
 
     def _scores(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from einops import rearrange
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitreous.catalog.arguments import Depths, ImageSize, Positive, Share, Size, Sizes
 from vitreous.catalog.card import Card
-from vitreous.catalog.tensors import DERIVED
 from vitreous.errors import ModelError
-from vitreous.layers.adapter import AdapterSeam
-from vitreous.layers.attention import AttentionCore
-from vitreous.layers.backbone import Backbone, FeatureInfo, init_linear, linear_rates, stem_stride
-from vitreous.layers.drop import DropPath
-from vitreous.layers.mlp import Mlp
-from vitreous.layers.pooling import TIMM_POOLS, check_pool, pool_cells
-from vitreous.layers.positions import resize_positions
-from vitreous.layers.reference import (
-    one_side,
-    pair,
-    refuse_eps,
-    refuse_others,
-    rename_keys,
-    substitute,
+from vitreous.layers.pooling import TIMM_POOLS
+from vitreous.layers.reference import one_side, pair, refuse_eps, refuse_others
+from vitreous.layers.window_blocks import WindowBlock
+from vitreous.layers.window_trunk import (
+    AUTHORS_LAYOUT,
+    LAYOUT,
+    WindowTransformer,
+    cut_as,
+    divided,
+    read_window_settings,
+    rename_windows,
+    resize_windows,
 )
-from vitreous.layers.sizes import as_size
-from vitreous.layers.windows import RelativePositionBias, partition, resize_biases, reverse
 
 CARD = Card(
     slug="swin",
@@ -170,160 +159,7 @@ CARD = Card(
 )
 
 
-class WindowAttention(nn.Module):
-    """Multi-head self-attention within windows, with relative positions (eq. 4).
-
-    Args:
-        dim: token width.
-        heads: number of heads.
-        window: rows and columns of the largest window.
-        qkv_bias: give the projections to query, key and value a bias.
-        scale: factor of the scores; (dim / heads)^-0.5 where not given.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        window: tuple[int, int],
-        qkv_bias: bool,
-        scale: float | None,
-    ) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.position = RelativePositionBias(window, heads)
-        self.core = AttentionCore(scale)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(
-        self,
-        x: Float[Tensor, "batch windows tokens dim"],
-        window: tuple[int, int],
-        mask: Float[Tensor, "windows 1 tokens tokens"] | None,
-    ) -> Float[Tensor, "batch windows tokens dim"]:
-        """Attend within each window; ``mask`` is added to the scores."""
-        query, key, value = rearrange(
-            self.qkv(x), "b n t (c h d) -> c b n h t d", c=3, h=self.heads
-        ).unbind(0)
-        bias = self.position(*window)
-        bias = bias if mask is None else bias + mask
-        mixed = self.core(query, key, value, bias, window)
-        return self.proj(rearrange(mixed, "b n h t d -> b n t (h d)"))
-
-
-class Block(nn.Module):
-    """Attention in windows and feed-forward, each on a normalised residual branch (eq. 3).
-
-    Args:
-        dim: token width.
-        heads: number of heads.
-        window: side of a window, or its rows and columns.
-        shifted: move the windows by half their side; along both axes, or down and across.
-        mlp_ratio: hidden width of the feed-forward over the token width.
-        drop_path: stochastic depth.
-        qkv_bias: see :class:`WindowAttention`.
-        scale: see :class:`WindowAttention`.
-        mask_padding: see :class:`SwinTransformer`.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        window: int | tuple[int, int],
-        shifted: bool | tuple[bool, bool],
-        mlp_ratio: float,
-        drop_path: float,
-        qkv_bias: bool,
-        scale: float | None,
-        mask_padding: bool = True,
-    ) -> None:
-        super().__init__()
-        self.window, self.shifted, self.mask_padding = as_size(window), shifted, mask_padding
-        self.norm1 = nn.LayerNorm(dim)
-        self.attn = WindowAttention(dim, heads, self.window, qkv_bias, scale)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        self.adapter = AdapterSeam(dim)
-        self.drop_path = DropPath(drop_path)
-
-    def forward(
-        self,
-        x: Float[Tensor, "batch height width dim"],
-        mask: Float[Tensor, "windows 1 tokens tokens"] | None,
-    ) -> Float[Tensor, "batch height width dim"]:
-        """Apply the block; ``mask`` is what :func:`window_mask` gives for this map."""
-        x = x + self.drop_path(self._attend(self.norm1(x), mask))
-        return x + self.adapter(x, self.drop_path(self.mlp(self.norm2(x))))
-
-    def _attend(
-        self,
-        x: Float[Tensor, "batch height width dim"],
-        mask: Float[Tensor, "windows 1 tokens tokens"] | None,
-    ) -> Float[Tensor, "batch height width dim"]:
-        height, width = x.shape[1:3]
-        window, shift = window_grid(height, width, self.window, self.shifted)
-        if self.mask_padding:
-            x = pad_to(x, window)
-        shape = (x.shape[1], x.shape[2])
-        if any(shift):
-            x = x.roll((-shift[0], -shift[1]), (1, 2))
-        x = reverse(self.attn(partition(x, window), window, mask), window, *shape)
-        if any(shift):
-            x = x.roll(shift, (1, 2))
-        return x[:, :height, :width]
-
-
-class PatchMerging(nn.Module):
-    """Join 2 x 2 neighbours into one token of twice the width (section 3.1).
-
-    Args:
-        dim: token width.
-    """
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(4 * dim)
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
-
-    def forward(
-        self, x: Float[Tensor, "batch height width dim"]
-    ) -> Float[Tensor, "batch half_height half_width twice_dim"]:
-        """Halve the sides, rounded up."""
-        # The neighbours' order is down first, then across.
-        x = rearrange(pad_to(x, (2, 2)), "b (h r) (w c) d -> b h w (c r d)", r=2, c=2)
-        return self.reduction(self.norm(x))
-
-
-class Stage(nn.Module):
-    """Blocks on maps of one size, regular and shifted windows alternating.
-
-    Args:
-        merge: what makes the maps from those of the stage before.
-        blocks: the blocks; all have the same window.
-    """
-
-    def __init__(self, merge: nn.Module, blocks: Sequence[Block]) -> None:
-        super().__init__()
-        self.merge = merge
-        self.blocks = nn.ModuleList(blocks)
-
-    def plan(
-        self, x: Float[Tensor, "batch height width dim"]
-    ) -> Iterator[tuple[Block, Tensor | None]]:
-        """Give each block with the mask that it needs for maps like ``x``; equal masks are made once."""
-        made: dict[bool | tuple[bool, bool], Tensor | None] = {}
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            if block.shifted not in made:
-                made[block.shifted] = window_mask(
-                    x, block.window, block.shifted, block.mask_padding
-                )
-            yield block, made[block.shifted]
-
-
-class SwinTransformer(Backbone):
+class SwinTransformer(WindowTransformer):
     """Swin Transformer (arXiv 2103.14030).
 
     Sides that a token, a merge or a window does not divide are padded with zeros below and on the right; no
@@ -359,9 +195,7 @@ class SwinTransformer(Backbone):
         ModelError: depths and heads of unequal numbers, heads that do not divide a width, or no window.
     """
 
-    any_size = True
-    band_parameters = ("patch_embed.weight",)
-    undecayed = ("pos_embed", "position.table")
+    slug = CARD.slug
 
     def __init__(
         self,
@@ -385,262 +219,57 @@ class SwinTransformer(Backbone):
         mask_padding: bool = True,
         pool: str = "mean",
     ) -> None:
-        super().__init__(bands, num_classes, image_size)
-        stages = len(depths)
-        windows = [window] * stages if isinstance(window, int) else list(window)
-        sides = [pair(given) for given in windows]
-        shifts = _shifts(shift, stages)
-        _check(dim, depths, heads, sides)
-        check_pool("swin", pool)
-        self.pool = pool
-        self.token_size = token_size or stem_stride(image_size, 4, later=2 ** (stages - 1))
-        dims = [dim * 2**stage for stage in range(stages)]
-        self.num_features = dims[-1]
-        self.feature_info = [
-            FeatureInfo(width, self.token_size * 2**stage) for stage, width in enumerate(dims)
-        ]
-        self.patch_embed = nn.Conv2d(bands, dim, self.token_size, stride=self.token_size)
-        self.patch_norm = nn.LayerNorm(dim) if stem_norm else nn.Identity()
-        self.partial_tokens = partial_tokens
-        self.least_size = 1 if partial_tokens else self.token_size
-        self.check_size(*self.size)
-        rest = self.token_size - 1 if partial_tokens else 0
-        self.grid = _divided(self.size, self.token_size, rest)
-        self.pos_embed = (
-            nn.Parameter(torch.zeros(1, math.prod(self.grid), dim)) if absolute_positions else None
+        super().__init__(
+            bands,
+            num_classes,
+            image_size,
+            dim=dim,
+            depths=depths,
+            heads=heads,
+            window=window,
+            token_size=token_size,
+            drop_path=drop_path,
+            shift=shift,
+            absolute_positions=absolute_positions,
+            stem_norm=stem_norm,
+            partial_tokens=partial_tokens,
+            pool=pool,
+            block=partial(
+                WindowBlock,
+                mlp_ratio=mlp_ratio,
+                qkv_bias=qkv_bias,
+                scale=scale,
+                mask_padding=mask_padding,
+            ),
         )
-        rates = iter(linear_rates(drop_path, sum(depths)))
-        self.stages = nn.ModuleList()
-        for stage, (width, depth) in enumerate(zip(dims, depths, strict=True)):
-            rows, columns = _divided(self.grid, 2**stage, 2**stage - 1)
-            blocks = [
-                Block(
-                    width,
-                    heads[stage],
-                    (min(sides[stage][0], rows), min(sides[stage][1], columns)),
-                    shifts[stage] if number % 2 == 1 else False,
-                    mlp_ratio,
-                    next(rates),
-                    qkv_bias,
-                    scale,
-                    mask_padding,
-                )
-                for number in range(depth)
-            ]
-            self.stages.append(Stage(PatchMerging(width // 2) if stage else nn.Identity(), blocks))
-        self.norm = nn.LayerNorm(self.num_features)
-        self.head = self.make_head(num_classes)
-        init_linear(self)
-        if self.pos_embed is not None:
-            nn.init.trunc_normal_(self.pos_embed, std=0.02)
-
-    def embed(self, x: Float[Tensor, "batch bands height width"]) -> Float[Tensor, "batch h w dim"]:
-        """Return the tokens of the first stage."""
-        below, right = (-side % self.token_size for side in x.shape[2:])
-        if self.partial_tokens and (below or right):
-            x = F.pad(x, (0, right, 0, below))
-        x = self.patch_norm(rearrange(self.patch_embed(x), "b d h w -> b h w d"))
-        if self.pos_embed is None:
-            return x
-        table = resize_positions(self.pos_embed, (x.shape[1], x.shape[2]), grid=self.grid)
-        return x + rearrange(table, "1 (h w) d -> 1 h w d", h=x.shape[1])
-
-    def pyramid(
-        self, x: Float[Tensor, "batch bands height width"]
-    ) -> Iterator[Float[Tensor, "batch h w dim"]]:
-        """Give the map of each stage."""
-        x = self.embed(x)
-        for stage in self.stages:
-            assert isinstance(stage, Stage)
-            x = stage.merge(x)
-            for block, mask in stage.plan(x):
-                x = self.run(block, x, mask)
-            yield x
-
-    def forward_features(
-        self, x: Float[Tensor, "batch bands height width"]
-    ) -> Float[Tensor, "batch tokens dim"]:
-        """Return the last stage's tokens, normalised."""
-        *_, last = self.pyramid(x)
-        return rearrange(self.norm(last), "b h w d -> b (h w) d")
-
-    def forward_head(
-        self, features: Float[Tensor, "batch tokens dim"]
-    ) -> Float[Tensor, "batch classes"]:
-        """Classify the pooled tokens."""
-        return self.head(pool_cells(features, self.pool, (1,)))
-
-    def level_maps(
-        self, x: Float[Tensor, "batch bands height width"]
-    ) -> list[Float[Tensor, "batch channels h w"]]:
-        """Return the maps of all stages, the last one normalised."""
-        *maps, last = self.pyramid(x)
-        return [rearrange(m, "b h w d -> b d h w") for m in (*maps, self.norm(last))]
-
-
-def window_grid(
-    height: int, width: int, window: int | tuple[int, int], shifted: bool | tuple[bool, bool]
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return the sides of the windows on a map, and how far they are shifted down and across.
-
-    An axis no longer than a window is not cut, and there is nothing to shift along it.
-    """
-    moved = (shifted, shifted) if isinstance(shifted, bool) else shifted
-    axes = list(zip(as_size(window), (height, width), moved, strict=True))
-    rows, columns = (min(side, length) for side, length, _ in axes)
-    down, across = (side // 2 if moves and length > side else 0 for side, length, moves in axes)
-    return (rows, columns), (down, across)
-
-
-def window_mask(
-    x: Float[Tensor, "batch height width dim"],
-    window: int | tuple[int, int],
-    shifted: bool | tuple[bool, bool],
-    mask_padding: bool = True,
-) -> Float[Tensor, "windows 1 tokens tokens"] | None:
-    """Return 0 for pairs of tokens that may attend to each other, -inf for others; None where all may.
-
-    Rolling a map puts cells of opposite edges into one window, and padding adds cells that do not exist. Tokens only
-    attend to tokens of their own kind. Without ``mask_padding`` only opposite edges are told apart, at the end of the
-    padded map.
-    """
-    height, width = x.shape[1:3]
-    sides, shift = window_grid(height, width, window, shifted)
-    if not mask_padding:
-        if not any(shift):
-            return None
-        height, width = (n + -n % side for n, side in zip((height, width), sides, strict=True))
-    if not any(shift) and height % sides[0] == 0 and width % sides[1] == 0:
-        return None
-    rows = axis_kinds(height, sides[0], shift[0], x.device)
-    columns = axis_kinds(width, sides[1], shift[1], x.device)
-    kinds = 3 * rows[:, None] + columns[None, :]
-    kinds = rearrange(kinds, "(i h) (j w) -> (i j) 1 (h w)", h=sides[0], w=sides[1])
-    apart: Bool[Tensor, "windows 1 tokens tokens"] = kinds[..., :, None] != kinds[..., None, :]
-    return x.new_zeros(apart.shape).masked_fill(apart, float("-inf"))
-
-
-def axis_kinds(length: int, window: int, shift: int, device: torch.device) -> Int[Tensor, "padded"]:
-    """Return the kind of each row or column of a padded and rolled map: 0 as it was, 1 wrapped around, 2 padding."""
-    padded = length + -length % window
-    source = (torch.arange(padded, device=device) + shift) % padded
-    return (source < shift).long() + 2 * (source >= length).long()
-
-
-def pad_to(
-    x: Float[Tensor, "batch height width dim"], multiple: tuple[int, int]
-) -> Float[Tensor, "batch padded_height padded_width dim"]:
-    """Pad a map with zeros below and on the right to a multiple of a size."""
-    below, right = -x.shape[1] % multiple[0], -x.shape[2] % multiple[1]
-    return F.pad(x, (0, 0, 0, right, 0, below)) if below or right else x
-
-
-def _shifts(given: bool | Sequence[Sequence[bool]], stages: int) -> list[tuple[bool, bool]]:
-    """Return for each stage whether its shifted windows move down and across.
-
-    Raises:
-        ModelError: not two answers for each stage.
-    """
-    if isinstance(given, bool):
-        return [(given, given)] * stages
-    if len(given) != stages or any(len(moves) != 2 for moves in given):
-        raise ModelError(
-            f"swin has shift={given!r:.80} for {stages} stages.",
-            "Give true or false, or for each stage whether windows move down and across.",
-        )
-    return [(bool(down), bool(across)) for down, across in given]
-
-
-def _divided(sides: tuple[int, int], by: int, rest: int) -> tuple[int, int]:
-    """Return both sides over a number; with a rest of ``by - 1``, rounded up."""
-    return (sides[0] + rest) // by, (sides[1] + rest) // by
-
-
-def _check(
-    dim: int, depths: Sequence[int], heads: Sequence[int], windows: Sequence[tuple[int, int]]
-) -> None:
-    if not depths or len(depths) != len(heads):
-        raise ModelError(
-            f"swin has {len(depths)} stages of blocks and heads for {len(heads)}.",
-            "Give depths and heads one number per stage.",
-        )
-    for stage, count in enumerate(heads):
-        if dim * 2**stage % count:
-            raise ModelError(
-                f"swin's stage {stage + 1} has width {dim * 2**stage}, not divisible by {count} heads.",
-                "Change dim or heads.",
-            )
-    if len(windows) != len(depths):
-        raise ModelError(
-            f"swin has windows for {len(windows)} stages of {len(depths)}.",
-            "Give one side for all stages, or one window per stage.",
-        )
-    if any(min(window) < 1 for window in windows):
-        raise ModelError(f"swin has no windows of {windows} tokens.", "Give windows of 1 or more.")
 
 
 build = SwinTransformer
 
 
-_TABLE = r"\.relative_position_bias_table$"
 LAYOUTS = {
-    "timm's Swin": (
-        r"^layers\.\d+\.blocks\.\d+\.attn" + _TABLE,
-        r"^patch_embed\.proj\.weight$",
-        r"!^layers\.0\.downsample\.",
-        r"!^head\.weight$",
-    ),
-    "the authors' Swin": (
-        r"^layers\.\d+\.blocks\.\d+\.attn" + _TABLE,
-        r"^patch_embed\.proj\.weight$",
-        r"^(layers\.0\.downsample|head)\.",
-        r"!^head\.fc\.",
-    ),
+    "timm's Swin": (*LAYOUT, r"!^layers\.0\.downsample\.", r"!^head\.weight$"),
+    "the authors' Swin": AUTHORS_LAYOUT,
 }
-_NAMES = (
-    (r"^patch_embed\.proj\.", "patch_embed."),
-    (r"^patch_embed\.norm\.", "patch_norm."),
-    (r"^absolute_pos_embed$", "pos_embed"),
-    (_TABLE, ".position.table"),
-    (r"^head\.fc\.", "head."),
-)
 
 
 def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give weights of the authors or of timm our names; what follows from the size (masks, indices) is left out."""
-    learned = {key: value for key, value in state_dict.items() if not key.endswith(DERIVED)}
-    # The authors' merging ends a stage and timm's begins the next, as ours does.
-    later = int(any(key.startswith("layers.0.downsample.") for key in learned))
-
-    def stage(found: re.Match[str]) -> str:
-        if not found[2]:
-            return f"stages.{found[1]}."
-        return f"stages.{int(found[1]) + later}.merge."
-
-    rules = (*_NAMES, (r"^layers\.(\d+)\.(downsample\.)?", stage))
-    return rename_keys(learned, partial(substitute, rules))
+    return rename_windows(state_dict)
 
 
 def read_settings(
     weights: Mapping[str, Tensor], image_size: ImageSize | None = None
 ) -> dict[str, Any]:
     """Return what weights under our names say about options that a variant leaves open."""
-    return {
-        "qkv_bias": "stages.0.blocks.0.attn.qkv.bias" in weights,
-        "stem_norm": "patch_norm.weight" in weights,
-        "absolute_positions": "pos_embed" in weights,
-    }
+    return read_window_settings(weights)
 
 
 def resize(
     state_dict: Mapping[str, Tensor], model: SwinTransformer, source: SwinTransformer | None = None
 ) -> dict[str, Tensor]:
     """Resample position tables to the windows, and learned positions to the grid, of ``model``, bicubically."""
-    resized = resize_biases(state_dict, model, source)
-    if "pos_embed" in resized:
-        grid = None if source is None else source.grid
-        resized["pos_embed"] = resize_positions(resized["pos_embed"], model.grid, grid=grid)
-    return resized
+    return resize_windows(state_dict, model, source)
 
 
 # Values of timm's arguments that change nothing, or that ours has.
@@ -663,10 +292,10 @@ def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) 
     image = pair(kwargs.get("img_size", 224))
     timm = not any(key.startswith(("layers.0.downsample.", "head.weight")) for key in state_dict)
     token = one_side("swin", kwargs.get("patch_size", 4), "patches")
-    grid = _divided(image, token, 0)
+    grid = divided(image, token, 0)
     windows = _windows(kwargs.get("window_size", 7), len(depths))
     cut = [
-        _cut(window, _divided(grid, 2**stage, 0), square=not timm)
+        cut_as(window, divided(grid, 2**stage, 0), square=not timm)
         for stage, window in enumerate(windows)
     ]
     model = SwinTransformer(
@@ -703,21 +332,6 @@ def _windows(given: Any, stages: int) -> list[tuple[int, int]]:
             "Give one side for all stages, or one window per stage.",
         )
     return windows
-
-
-def _cut(
-    window: tuple[int, int], cells: tuple[int, int], square: bool
-) -> tuple[tuple[int, int], tuple[bool, bool]]:
-    """Return a stage's windows as the references cut its map, and whether they move down and across.
-
-    timm decides this along each axis. With the authors (``square``), a map that is no longer than a window along one
-    axis has square windows of that length, and none of them moves. Both count a map's cells rounded down.
-    """
-    if square:
-        side, shorter = min(window), min(cells)
-        return (min(side, shorter),) * 2, (shorter > side,) * 2
-    (rows, columns), (height, width) = window, cells
-    return (min(rows, height), min(columns, width)), (height > rows, width > columns)
 
 
 def _first_width(given: int | Sequence[int]) -> int:

@@ -99,8 +99,8 @@ def resample(scene: xr.DataArray, to: str | Path | Sensor) -> xr.DataArray:
     source = str(scene.attrs.get("source") or "The scene")
     responses = read_responses(to)
     scene = without_dead_bands(scene)
-    bands, centres, widths = _source_bands(scene, source)
-    weights, why_not = _weights(responses, centres, widths)
+    bands, centres, widths = source_bands(scene, source)
+    weights, why_not = response_weights(responses, centres, widths)
     kept = np.array([not reason for reason in why_not], dtype=bool)
     target = to.title if isinstance(to, Sensor) else str(to)
     _say_left_out(responses, why_not, source, target, (centres.min(), centres.max()))
@@ -175,8 +175,16 @@ class _Resampled:
         return result
 
 
-def _source_bands(scene: xr.DataArray, source: str) -> tuple[npt.NDArray[np.int64], Floats, Floats]:
-    """Bands that take part in rising order of their centres, those centres, and their widths in nm."""
+def source_bands(scene: xr.DataArray, source: str) -> tuple[npt.NDArray[np.int64], Floats, Floats]:
+    """Return the bands that take part in rising order of their centres, those centres, and their widths in nm.
+
+    Args:
+        scene: the scene.
+        source: its name, for messages.
+
+    Raises:
+        SceneError: it has no wavelengths, or no good band that has one.
+    """
     wavelengths = wavelengths_of(scene)
     if wavelengths is None:
         raise SceneError(
@@ -193,11 +201,15 @@ def _source_bands(scene: xr.DataArray, source: str) -> tuple[npt.NDArray[np.int6
     widths = np.nan_to_num(np.asarray(widths, dtype=np.float64))
     if bands.size == 1 and not widths.any():
         raise SceneError(f"{source} has one band of unknown width.", "Give it with fwhm=...")
-    return bands, centres, np.where(widths > 0, widths, _spacing(centres))
+    return bands, centres, np.where(widths > 0, widths, spacing(centres))
 
 
-def _spacing(centres: Floats) -> Floats:
-    """How far each band is from the next, in the middle of the distances around it: gaps do not count."""
+def spacing(centres: Floats) -> Floats:
+    """Return how far each band is from the next, the median of the distances around it: gaps do not count.
+
+    Args:
+        centres: rising, in nm.
+    """
     steps = np.diff(centres)
     steps = np.where(steps > 0, steps, np.nan)
     if not np.isfinite(steps).any():
@@ -207,12 +219,22 @@ def _spacing(centres: Floats) -> Floats:
     return np.array([np.nanmedian(part) if np.isfinite(part).any() else usual for part in around])
 
 
-def _weights(
+def response_weights(
     responses: list[Response], centres: Floats, widths: Floats
 ) -> tuple[Floats, list[str]]:
-    """``(targets, source bands)`` weights that sum to one, and why a target cannot be had ("" where it can)."""
+    """Return ``(targets, source bands)`` weights that sum to one, and why a target cannot be had.
+
+    Args:
+        responses: of the targets.
+        centres: of the source's bands, rising, in nm.
+        widths: of the source's bands, fwhm in nm.
+
+    Returns:
+        The weights, and for each target ``covered`` (the source covers too little of it), ``narrow`` (the source's bands
+        are too wide for it), or nothing where it can be had.
+    """
     # Narrow bands side by side leave no gap; between broad ones far apart nothing is measured.
-    reach = np.maximum(widths, np.minimum(_spacing(centres), 2 * widths))
+    reach = np.maximum(widths, np.minimum(spacing(centres), 2 * widths))
     weights, why_not = np.zeros((len(responses), centres.size)), []
     for k, response in enumerate(responses):
         nearest = int(np.argmin(np.abs(centres - response.centre)))
@@ -303,7 +325,7 @@ def _listed_bands(path: Path) -> list[Response]:
             raise SceneError(f"{path} gives one band without a width.", "Add a column fwhm.")
         order = np.argsort(centres)
         widths = np.empty_like(centres)
-        widths[order] = _spacing(centres[order])
+        widths[order] = spacing(centres[order])
     if not np.all(widths > 0):
         raise SceneError(f"{path} has widths that are not positive.", "Correct its column fwhm.")
     pairs = zip(centres.tolist(), widths.tolist(), strict=True)

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitreous.errors import SceneError
+from vitreous.files import write_text
 from vitreous.scenes import envi
 from vitreous.scenes.attributes import key_of
 from vitreous.scenes.cube import HUGE, is_nodata
@@ -97,6 +98,27 @@ def read_spectra(
     return _sorted(
         Spectra(values * table.scale, found, table.names(file, len(values)), None, table.kind)
     )
+
+
+def write_spectra(spectra: Spectra, path: str | Path) -> None:
+    """Write spectra as a text that :func:`read_spectra` reads: a column of wavelengths in nm, then one per spectrum.
+
+    Args:
+        spectra: the spectra; where their wavelengths are not known (NaN), the first column counts the bands.
+        path: the file.
+
+    Raises:
+        VitreousError: the disk is full or the folder cannot be written.
+    """
+    known = bool(np.isfinite(spectra.wavelengths).all())
+    first = spectra.wavelengths if known else np.arange(1, spectra.values.shape[1] + 1)
+    names = [" ".join(re.sub(r'[,;"]', " ", name).split()) for name in spectra.names]
+    head = ",".join(["wavelength_nm" if known else "band", *names])
+    rows = [
+        ",".join([f"{where:.10g}", *(f"{value:.9g}" for value in column)])
+        for where, column in zip(first, spectra.values.T, strict=True)
+    ]
+    write_text(path, "\n".join([head, *rows]) + "\n")
 
 
 class _Table(NamedTuple):

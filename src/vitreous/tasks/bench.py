@@ -24,6 +24,7 @@ from vitreous.inference.bench import peak_memory, run_apart, timed
 from vitreous.inference.export import neighbours
 from vitreous.inference.export_format import DESCRIPTION
 from vitreous.inference.pixels import classify_pixels
+from vitreous.inference.postprocess import finished
 from vitreous.inference.runtimes import Exported
 from vitreous.inference.windows import Job, SceneClassifier, Window, aligned, step_of
 from vitreous.report.record import Metrics, read_part
@@ -190,7 +191,7 @@ class RunFigures:
             folder: of its run.
         """
         loaded: Run | Exported = load_for(entry.path, entry.runtime)
-        classifier: SceneClassifier = loaded.classifier
+        classifier = finished(loaded.classifier, loaded.postprocess)
         run = loaded if isinstance(loaded, Run) else load_run(folder)
         data, split = test_scene(run)
         pixels_per_second = throughput(classifier, data.scene, entry.repeats)

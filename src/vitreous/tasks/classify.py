@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,15 @@ from vitreous.data.roles import ROLE_NAMES, Split, Splits
 from vitreous.errors import ConfigError, ModelError
 from vitreous.files import read_json, write_json
 from vitreous.inference.export_format import sha256
+from vitreous.inference.postprocess import Postprocess, Uncertainty, changed, finished
 from vitreous.inference.predict import Prediction, predict_scene
+from vitreous.inference.windows import Layer
 from vitreous.methods._apply import complete_settings
+from vitreous.models._pixel_estimator import PixelEstimator
 from vitreous.progress import progress_bar
 from vitreous.recipe import Recipe
 from vitreous.tasks import runs
+from vitreous.tasks.areas import area_figures
 from vitreous.tasks.checks import check_models
 from vitreous.tasks.division import (
     draw_split,
@@ -35,8 +40,10 @@ from vitreous.tasks.division import (
     learned_from,
     measured_contract,
     open_teacher,
+    recipe_refinements,
     test_scene,
 )
+from vitreous.tasks.finish import calibration_figures, fit_postprocess
 from vitreous.tasks.labelled import LabelledScene, LabelledScenes, open_data, open_labelled
 from vitreous.tasks.provenance import start_provenance
 from vitreous.tasks.runs import CONFIG, METRICS, MODEL, SPLIT, load_run
@@ -45,6 +52,7 @@ from vitreous.tasks.scoring import (
     begun_with,
     by_classifier,
     by_maps,
+    context_size,
     map_path,
     map_scenes,
     metrics_of,
@@ -86,6 +94,7 @@ __all__ = [
 ]
 
 TASK = "classify"
+UNREFINED = " (unrefined)"  # behind the name of a system, of its row without refinement
 SHOWN = 6  # test scenes of a collection in the report
 
 
@@ -106,6 +115,7 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
     """
     console = Console(stderr=True, quiet=not show)
     check_task(recipe.model, TASK)
+    recipe_refinements(recipe)
     for name in recipe.baselines:
         check_task(name, TASK, baseline=True)
     recipe = runs.prepared(
@@ -147,6 +157,7 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
         if resume and (folder / MODEL).is_file():  # it was stopped after training
             run = load_run(folder)
             trained, start = Trained(run.classifier, *_known_figures(folder)), run.start
+            trained.postprocess = run.postprocess
         elif runs.is_network(recipe.model):
             trained = fit_network(
                 recipe, data, splits, contract, folder, teacher, resume=resume, show=show
@@ -162,13 +173,21 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
     return folder
 
 
-def evaluate(path: str | Path) -> dict[str, Any]:
+def evaluate(
+    path: str | Path, *, refine: str | None = None, refine_args: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Measure a trained run again on the test pixels of its split.
+
+    Args:
+        path: the run folder.
+        refine: another refinement than the run's own (see :func:`vitreous.inference.postprocess.make_refinement`).
+        refine_args: its settings.
 
     Returns:
         The metrics of ``metrics.json``, for the trained system alone.
     """
     run = load_run(path)
+    run = replace(run, postprocess=changed(run.postprocess, refine, refine_args))
     data, splits = reopened(run)
     parameters = (
         runs.parameter_counts(run.classifier)[0]
@@ -182,7 +201,8 @@ def evaluate(path: str | Path) -> dict[str, Any]:
         "trainable": None,
         "train_seconds": None,
         "val": None,
-        **test_figures(run.classifier, data, splits, run.class_names),
+        **test_figures(finished(run.classifier, run.postprocess), data, splits, run.class_names),
+        **finishing_figures(run.classifier, run.postprocess, data, splits),
     }
     return metrics_of(data, splits, run.recipe, learned_size(run), [row], run.start)
 
@@ -198,6 +218,10 @@ def apply(
     dask: str | None = None,
     runtime: str | None = None,
     trust: bool = False,
+    refine: str | None = None,
+    refine_args: dict[str, Any] | None = None,
+    uncertainty: str | Path | None = None,
+    novelty: str | Path | None = None,
 ) -> Prediction:
     """Map a scene with a run or an export of one.
 
@@ -211,6 +235,10 @@ def apply(
         dask: ``local`` or the address of a Dask scheduler.
         runtime: what computes it (:func:`vitreous.tasks.export.load_for`).
         trust: also run programs of torch.export that are not ours.
+        refine: another refinement than the run's own (see :func:`vitreous.inference.postprocess.make_refinement`).
+        refine_args: its settings.
+        uncertainty: also write here how unsure the probabilities are, ``.tif``: entropy and one minus the largest.
+        novelty: also write here how far spectra lie from those of the training pixels, ``.tif``: a percentile of them.
 
     Raises:
         VitreousError: what is there cannot be loaded, or the scene does not fit it.
@@ -218,20 +246,56 @@ def apply(
     from vitreous.tasks.export import load_for
 
     trained = load_for(path, runtime, trust=trust)
+    after = changed(trained.postprocess, refine, refine_args)
     with progress_bar("mapping") as advance:
         return predict_scene(
-            trained.classifier,
+            finished(trained.classifier, after),
             scene,
             out,
             class_names=trained.class_names,
             class_colors=trained.class_colors,
             class_codes=trained.class_codes,
             probabilities=probabilities,
+            layers=_layers(after, path, uncertainty, novelty),
             window=window,
             workers=workers,
             dask=dask,
             progress=advance,
         )
+
+
+def _layers(
+    after: Postprocess | None,
+    run: str | Path,
+    uncertainty: str | Path | None,
+    novelty: str | Path | None,
+) -> dict[Path, Layer]:
+    """Return the layers that are written beside a map, by their files.
+
+    Raises:
+        ConfigError: the run does not know its training spectra, or both are one file.
+    """
+    layers: dict[Path, Layer] = {}
+    if uncertainty is not None:
+        if after is None or after.temperature is None:
+            warnings.warn(
+                f"The probabilities of {run} are not calibrated, because it had no validation pixels: the uncertainty "
+                "ranks pixels, but is no rate of errors.",
+                stacklevel=3,
+            )
+        layers[Path(uncertainty)] = Uncertainty()
+    if novelty is not None:
+        if after is None or after.novelty is None:
+            raise ConfigError(
+                f"{run} does not know its training spectra: it was made by an older version.",
+                "Train it again, or omit --novelty.",
+            )
+        if Path(novelty) in layers:
+            raise ConfigError(
+                f"Two products would both be {novelty}.", "Give them different names."
+            )
+        layers[Path(novelty)] = after.novelty
+    return layers
 
 
 def apply_mosaic(
@@ -246,6 +310,8 @@ def apply_mosaic(
     dask: str | None = None,
     runtime: str | None = None,
     trust: bool = False,
+    refine: str | None = None,
+    refine_args: dict[str, Any] | None = None,
 ) -> Prediction:
     """Map many scenes into one mosaic with a run or an export of one; arguments as in :func:`apply`.
 
@@ -256,9 +322,10 @@ def apply_mosaic(
     from vitreous.tasks.export import load_for
 
     trained = load_for(path, runtime, trust=trust)
+    after = changed(trained.postprocess, refine, refine_args)
     with progress_bar("mapping scenes") as advance:
         return predict_mosaic(
-            trained.classifier,
+            finished(trained.classifier, after),
             scenes,
             names,
             out,
@@ -311,6 +378,7 @@ def export(path: str | Path, form: str, folder: str | Path, *, single: bool = Fa
         run.provenance,
         run.class_codes,
         TASK,
+        run.postprocess,
     )
     pixels = split.pixels(TEST)
     return graphs.export(product, folder, form=form, scene=data.scene, pixels=pixels, single=single)
@@ -357,8 +425,10 @@ def fit_and_score(
         drop_states(folder)
     else:
         trained = fit_estimator(recipe.model, recipe, scenes, splits, contract)
+    if recipe.refine != "none":
+        trained.postprocess = fit_postprocess(recipe, scenes, splits, trained.classifier)
     row = system_row(recipe.model, trained)
-    row |= test_figures(trained.classifier, scenes, splits)
+    row |= test_figures(trained.finished, scenes, splits)
     return trained, row
 
 
@@ -390,8 +460,22 @@ def write_report(folder: Path, data: LabelledScenes, splits: Splits) -> None:
 
 
 def learned_size(run: runs.Run) -> int:
-    """Return the side of the square around a training pixel that a run has learned from, by itself or by its teacher."""
-    return max(receptive_size(run.classifier), runs.teacher_size(run.path))
+    """Return the side of the square of pixels that a run's predictions depend on, by itself or by its teacher."""
+    return max(context_size(run.classifier, run.postprocess), runs.teacher_size(run.path))
+
+
+def finishing_figures(
+    classifier: classifiers.Network | PixelEstimator,
+    after: Postprocess | None,
+    data: LabelledScenes,
+    splits: Splits,
+) -> dict[str, Any]:
+    """Return how a system's probabilities are refined, and how well they are calibrated, as its row has it."""
+    own = None if after is None else after.refine
+    return {
+        "refine": None if own is None else {**own.model_dump(), "reach": own.reach},
+        "calibration": calibration_figures(after, classifier, data, splits),
+    }
 
 
 # -- steps of train ---------------------------------------------------------------------------------------
@@ -468,7 +552,8 @@ def _keep(
     splits: Splits,
     start: Provenance,
 ) -> None:
-    """Write what was trained; the weights last, because resuming takes them for the end of training."""
+    """Finish and write what was trained; the weights last, because resuming takes them for the end of training."""
+    trained.postprocess = fit_postprocess(recipe, data, splits, trained.classifier)
     config = read_json(folder / CONFIG)
     config["model"] = {
         "name": recipe.model,
@@ -493,6 +578,7 @@ def _keep(
         class_colors=data.class_colors,
         provenance=(*start, *own),
         class_codes=data.class_codes,
+        postprocess=trained.postprocess,
     )
 
 
@@ -508,24 +594,39 @@ def _measure(
     """Map the scenes, score the system and the baselines on the test pixels, and write metrics and report."""
     row = system_row(recipe.model, trained)
     if recipe.map:
-        row["pixels_per_second"] = map_scenes(
-            folder, recipe, trained.classifier, data, splits, console
-        )
+        mapped = map_scenes(folder, recipe, trained.finished, data, splits, console)
+        row["pixels_per_second"] = mapped.pixels_per_second
         row["test"] = score(by_maps(folder, data), data, splits, TEST)
+        row["areas"] = area_figures(
+            row["test"]["confusion"], mapped.class_pixels, mapped.pixel_area
+        )
     else:
-        row |= test_figures(trained.classifier, data, splits)
+        row |= test_figures(trained.finished, data, splits)
     if (used := learned_from(recipe, splits)).scenes_with(VAL):
-        row["val"] = score(by_classifier(trained.classifier, data), data, used, VAL)
-    rows = [row]
+        row["val"] = score(by_classifier(trained.finished, data), data, used, VAL)
+    rows = [row | finishing_figures(trained.classifier, trained.postprocess, data, splits)]
+    if trained.unrefined is not None:
+        rows.append(_unrefined(recipe.model, trained.unrefined, data, splits, used))
     for name in recipe.baselines:
         if name != recipe.model:
             console.print(f"baseline {name}", highlight=False)
             rows.append(_baseline(name, recipe, data, splits, folder))
-    size = max(receptive_size(trained.classifier), runs.teacher_size(folder))
+    size = max(context_size(trained.classifier, trained.postprocess), runs.teacher_size(folder))
     write_json(folder / METRICS, metrics_of(data, splits, recipe, size, rows, start))
     if recipe.report:
         console.print("writing the report", highlight=False)
         write_report(folder, data, splits)
+
+
+def _unrefined(
+    name: str, trained: Trained, data: LabelledScenes, splits: Splits, used: Splits
+) -> dict[str, Any]:
+    """Score a system without its refinement on the same pixels."""
+    row = system_row(f"{name}{UNREFINED}", trained, name)
+    row |= test_figures(trained.finished, data, splits)
+    if used.scenes_with(VAL):
+        row["val"] = score(by_classifier(trained.finished, data), data, used, VAL)
+    return row
 
 
 def _baseline(
@@ -545,6 +646,8 @@ def _baseline(
             "distill": None,
             "distill_args": {},
             "teacher_store": None,
+            "refine": "none",
+            "refine_args": {},
             "devices": 1,  # the run's other processes have ended
         }
     )

@@ -20,6 +20,7 @@ from vitreous.data.roles import Splits
 from vitreous.errors import ModelError
 from vitreous.files import write_json
 from vitreous.inference.pixels import classify_pixels
+from vitreous.inference.postprocess import finished
 from vitreous.methods._apply import Calibration
 from vitreous.tasks import classify, runs, scoring
 from vitreous.tasks.bench import throughput
@@ -106,7 +107,7 @@ class SceneSubject:
 
     def test(self, trained: classifiers.Network) -> dict[str, Any]:
         """Return the scores of the test pixels."""
-        found = scoring.by_classifier(trained, self.data)
+        found = scoring.by_classifier(finished(trained, self.run.postprocess), self.data)
         return scoring.score(found, self.data, self.splits, TEST, self.run.class_names)
 
     def figures(self, scores: Mapping[str, Any]) -> dict[str, float]:
@@ -125,9 +126,11 @@ class SceneSubject:
         run = self.run
         self.splits.save(folder / runs.SPLIT)
         if run.recipe.map:
-            rows[0]["pixels_per_second"] = scoring.map_scenes(
-                folder, run.recipe, trained, self.data, self.splits, self.console
+            whole = finished(trained, run.postprocess)
+            mapped = scoring.map_scenes(
+                folder, run.recipe, whole, self.data, self.splits, self.console
             )
+            rows[0]["pixels_per_second"] = mapped.pixels_per_second
         size = classify.learned_size(run)
         metrics = scoring.metrics_of(self.data, self.splits, run.recipe, size, rows, run.start)
         write_json(folder / runs.METRICS, metrics)
@@ -140,6 +143,7 @@ class SceneSubject:
             class_colors=run.class_colors,
             provenance=run.provenance,
             class_codes=run.class_codes,
+            postprocess=run.postprocess,
         )
 
     def write_report(self, folder: Path) -> None:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from vitreous.inference.export import Parity
 
 
+ONE_FILE = {"probabilities", "uncertainty", "novelty"}  # options that name a file beside a map
+
+
 def load_run(path: str | Path) -> Any:
     """Load a run of any task.
 
@@ -34,11 +37,12 @@ def load_run(path: str | Path) -> Any:
     return module_of(_task(path)).load_run(path)
 
 
-def evaluate(path: str | Path) -> dict[str, Any]:
+def evaluate(path: str | Path, **options: Any) -> dict[str, Any]:
     """Measure a run of any task again, on the test part of the scene that it was trained on.
 
     Args:
         path: the run folder.
+        options: those of ``vitreous evaluate`` that the task knows; None stands for one that is not given.
 
     Returns:
         The metrics of ``metrics.json``.
@@ -53,7 +57,11 @@ def evaluate(path: str | Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path} is a '{task.name}' run, which cannot be evaluated.", _how_to_go_on(task, path)
         )
-    return module_of(task).evaluate(path)
+    measure = module_of(task).evaluate
+    check_options(task, path, options, measure)
+    given = {name: value for name, value in options.items() if value is not None}
+    figures: dict[str, Any] = measure(path, **given)
+    return figures
 
 
 def predict(
@@ -160,18 +168,24 @@ def predict_collection(
     check_options(task, path, options)
     module: Any = module_of(task)
     given = {name: value for name, value in options.items() if value is not None}
-    if mosaic and not hasattr(module, "apply_mosaic"):
-        raise ConfigError(
-            f"Products of '{task.name}' runs are not joined into a mosaic.", "Omit --mosaic."
-        )
+    if mosaic:
+        if not hasattr(module, "apply_mosaic"):
+            raise ConfigError(
+                f"Products of '{task.name}' runs are not joined into a mosaic.", "Omit --mosaic."
+            )
+        for name in ONE_FILE - inspect.signature(module.apply_mosaic).parameters.keys():
+            if name in given:
+                raise ConfigError(f"--{name} does not apply to a mosaic.", "Map scenes one by one.")
     scenes = open_collection(collection, hints or {}, module.contract_of(path))
     names = scenes.names
     if mosaic:
         return [module.apply_mosaic(path, scenes, names, out, **given)]
-    if "probabilities" in given:
+    for name in ONE_FILE & given.keys():
         raise ConfigError(
-            "--probabilities names one file, but there is one map per scene.",
-            "Add --mosaic, or map scenes one by one.",
+            f"--{name} names one file, but there is one map per scene.",
+            "Add --mosaic, or map scenes one by one."
+            if name == "probabilities"
+            else "Map scenes one by one.",
         )
     files = [Path(out) / f"{name}{Path(task.product).suffix}" for name in names]
     taken = [file for file in files if file.exists()]

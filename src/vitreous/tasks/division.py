@@ -18,6 +18,7 @@ from vitreous.data.roles import Split, Splits
 from vitreous.data.scene_split import PIXEL_CAP, divide_scenes, split_scenes, warn_untested
 from vitreous.data.splits import part_shares
 from vitreous.errors import SplitError, VitreousError
+from vitreous.inference.postprocess import DEFAULT_REFINEMENT, Refinement, make_refinement
 from vitreous.recipe import Recipe
 from vitreous.scenes.cube import read_window
 from vitreous.tasks import runs
@@ -187,10 +188,50 @@ def training_spectra(data: LabelledScenes, splits: Splits, most: int) -> npt.NDA
     return np.concatenate(found)
 
 
+def neighbouring_spectra(
+    data: LabelledScenes, splits: Splits, most: int
+) -> npt.NDArray[np.float32]:
+    """Return physical values of training pixels and of their right neighbours, where these train for the same class.
+
+    Args:
+        data: the scenes and their labels.
+        splits: who trains.
+        most: pixels that are looked at, evenly chosen where there are more.
+
+    Returns:
+        ``(pairs, 2, bands)``.
+    """
+    found = [np.empty((0, 2, len(data.contract.used)), dtype=np.float32)]
+    for k, pixels in splits.some(TRAIN, most):
+        scene, labels = data[k].scene, np.asarray(data[k].labels.values)
+        trained = np.where(splits[k].roles == TRAIN, labels, 0)
+        alike = np.zeros(labels.shape, dtype=bool)
+        alike[:, :-1] = (trained[:, :-1] > 0) & (trained[:, :-1] == trained[:, 1:])
+        first = pixels[alike.ravel()[pixels]]
+        bands = data.contract.select(scene)
+        found.append(np.stack([spectra_at(scene, bands, first + side) for side in (0, 1)], axis=1))
+    return np.concatenate(found)
+
+
 def recipe_receptive_size(recipe: Recipe) -> int:
-    """Return the side of the square of pixels that a recipe's model or its teacher looks at for one prediction."""
+    """Return the side of the square of pixels that one prediction depends on.
+
+    A recipe's model or its teacher looks at it, and a refinement around it.
+    """
     teacher = open_teacher(recipe)
-    return max(_own_size(recipe), 1 if teacher is None else teacher.classifier.receptive_size)
+    size = max(_own_size(recipe), 1 if teacher is None else teacher.classifier.receptive_size)
+    return size + 2 * max(0 if one is None else one.reach for one in recipe_refinements(recipe))
+
+
+def recipe_refinements(recipe: Recipe) -> list[Refinement | None]:
+    """Return what a recipe's refinement may be: one, or with ``auto`` none and the default.
+
+    Raises:
+        ConfigError: there is no such refinement or setting, or a value is out of range.
+    """
+    if recipe.refine == "auto":
+        return [None, make_refinement(DEFAULT_REFINEMENT, recipe.refine_args)]
+    return [make_refinement(recipe.refine, recipe.refine_args)]
 
 
 def open_teacher(recipe: Recipe) -> SceneTeacher | None:

@@ -71,14 +71,14 @@ class TrainingData:
     Attributes:
         train: training pixels.
         val: validation pixels, or None.
-        dark: channels of a pixel without light, the direction of illumination changes.
+        dark: channels of a pixel without light, the direction of illumination changes; None where these change nothing.
         class_weights: weight of each class in the loss.
         lesson: where a teacher is asked, whose channels follow the student's in those pixels.
     """
 
     train: PixelRegions
     val: PixelRegions | None
-    dark: Float[Tensor, "channels"]
+    dark: Float[Tensor, "channels"] | None
     class_weights: Float[Tensor, "classes"]
     lesson: Lesson | None = None
 
@@ -90,14 +90,14 @@ class Lesson:
     Attributes:
         teacher: what is asked.
         distillation: what makes a loss of it.
-        dark: its channels of a pixel without light.
+        dark: its channels of a pixel without light; None where brighter light changes nothing.
         lift: noise on the student's channels to noise on its own.
         store: where its answers are kept; None asks it each time.
     """
 
     teacher: SceneTeacher
     distillation: Distillation
-    dark: Float[Tensor, "channels"]
+    dark: Float[Tensor, "channels"] | None
     lift: Float[Tensor, "channels student_channels"]
     store: AnswerStore | None = None
 
@@ -591,6 +591,8 @@ class ClassifyTask(Task):
         return self.average
 
 
-def _brightened(regions: Tensor, gain: Tensor, dark: Tensor) -> Tensor:
+def _brightened(regions: Tensor, gain: Tensor, dark: Tensor | None) -> Tensor:
     """Return channels as they are where every value of the pixels is larger by a share ``gain``."""
+    if dark is None:
+        return regions
     return (1 + gain) * regions - gain * dark.to(regions.device)[:, None, None]

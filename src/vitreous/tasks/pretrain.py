@@ -78,6 +78,8 @@ def train(
     torch.manual_seed(recipe.seed)
     preprocess = Preprocess.fit(
         spectra,
+        spectra=recipe.spectra,
+        wavelengths=contract.wavelengths,
         reduction=recipe.reduction,
         components=recipe.components,
         whiten=False,
@@ -177,7 +179,9 @@ def load_run(path: str | Path) -> Pretrained:
     with headers.readable_header(path / PREPROCESS, header):
         contract = BandContract.from_json(header["contract"])
         with torch.device("meta"):
-            preprocess = Preprocess(len(contract.used), int(header["channels"]))
+            preprocess = Preprocess(
+                len(contract.used), int(header["channels"]), header.get(headers.SPECTRA, "none")
+            )
         load_exactly(preprocess, tensors, "the preprocessing")
     return Pretrained(path, path / MODEL, preprocess, contract)
 
@@ -275,6 +279,7 @@ def _keep(
         "kind": "preprocess",
         "contract": contract.to_json(),
         "channels": task.preprocess.channels,
+        headers.SPECTRA: task.preprocess.spectra.kind,
     }
     save_tensors(folder / PREPROCESS, task.preprocess.state_dict(), header)
 

@@ -21,7 +21,7 @@ from torch import nn
 from vitreous.catalog.registry import kind_of
 from vitreous.catalog.results import versions
 from vitreous.catalog.tasks import tasks, verb_of
-from vitreous.checkpoints.classifiers import Network, build_classifier
+from vitreous.checkpoints.classifiers import Network, build_classifier, build_postprocess
 from vitreous.checkpoints.headers import PROVENANCE, readable_header
 from vitreous.checkpoints.tensors import load_tensors
 from vitreous.data.fingerprint import scene_fingerprint
@@ -34,6 +34,7 @@ from vitreous.data.provenance import (
 from vitreous.data.roles import Split, Splits
 from vitreous.errors import CheckpointError, ConfigError, VitreousError
 from vitreous.files import checked, hidden_folder, locked, read_json, task_of, write_json
+from vitreous.inference.postprocess import Postprocess
 from vitreous.methods._apply import applied
 from vitreous.models._pixel_estimator import PixelEstimator
 from vitreous.recipe import R, Recipe, SceneSettings, Settings, make_recipe
@@ -64,6 +65,7 @@ class Run:
         name: the system's name.
         model_args: what differs from the variant's own arguments.
         provenance: the ground that its weights have learned from, its own training last.
+        postprocess: what becomes of the classifier's probabilities; None of older runs.
     """
 
     path: Path
@@ -74,6 +76,7 @@ class Run:
     name: str
     model_args: dict[str, Any]
     provenance: Provenance
+    postprocess: Postprocess | None = None
 
     @property
     def methods(self) -> list[dict[str, Any]]:
@@ -449,6 +452,7 @@ def load_run(path: str | Path) -> Run:
             header["name"],
             header.get("model_args", {}),
             provenance_from_json(header.get(PROVENANCE), path.name),
+            build_postprocess(path / MODEL, header),
         )
 
 

@@ -191,15 +191,17 @@ class SceneTeacher:
         """Return what turns noise on the student's channels into noise on its own.
 
         The noise on the pixels themselves is the smallest that the student sees so; bands that the student does not read
-        have none.
+        have none, and neither have spectra that the two change in different ways.
         """
+        if student.preprocess.spectra.kind != self._preprocess().spectra.kind:
+            return torch.zeros(self._preprocess().channels, student.preprocess.channels)
         own, theirs = (one.contract.select(scene) for one in (self.classifier, student))
         shared = torch.from_numpy(own[:, None] == theirs).double()
         raw = torch.linalg.pinv(student.preprocess.matrix.double().cpu())
         return (self._preprocess().matrix.double() @ shared @ raw).float()
 
-    def dark(self) -> Float[Tensor, "channels"]:
-        """Return the channels of a pixel without light."""
+    def dark(self) -> Float[Tensor, "channels"] | None:
+        """Return the channels of a pixel without light; None where brighter light changes nothing."""
         return self._preprocess().dark()
 
     def _preprocess(self) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,8 @@ from vitreous.data.roles import Splits
 from vitreous.data.tiles import TilePixels
 from vitreous.errors import ConfigError, ModelError
 from vitreous.inference.dense_classifier import DenseClassifier
+from vitreous.inference.postprocess import Postprocess, finished
+from vitreous.inference.windows import SceneClassifier
 from vitreous.layers.bands import Bands
 from vitreous.layers.frozen import hold_frozen
 from vitreous.layers.preprocess import Preprocess
@@ -42,7 +44,7 @@ from vitreous.methods.adapt._freeze import freeze_base, is_adapter
 from vitreous.models._pixel_estimator import PixelEstimator
 from vitreous.recipe import Recipe
 from vitreous.tasks import runs
-from vitreous.tasks.division import training_spectra
+from vitreous.tasks.division import neighbouring_spectra, training_spectra
 from vitreous.tasks.labelled import LabelledScenes
 from vitreous.tasks.runs import MODEL, PREPROCESS, STATE, load_run
 
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 REFIT = "refit"  # folder of the second training, within the run's
 DECODER_WIDTH = 64  # of mode dense
 PREPROCESS_PIXELS = 2**20  # training pixels that the preprocessing is fitted on, at most
+NOISE_PAIRS = 2**16  # neighbouring training pixels that noise is estimated from, at most
 ESTIMATOR_PIXELS = 2**20  # training pixels that are read for an estimator, at most
 HELD_BYTES = (
     2**31
@@ -70,6 +73,7 @@ class Trained:
         trainable: how many of them were trained.
         model_args: what differs from the variant's own arguments.
         choice: the epoch that validation pixels chose, where they did.
+        postprocess: what becomes of its probabilities; nothing where None.
     """
 
     classifier: classifiers.Network | PixelEstimator
@@ -78,6 +82,19 @@ class Trained:
     trainable: int | None = None
     model_args: dict[str, Any] = field(default_factory=dict)
     choice: Choice | None = None
+    postprocess: Postprocess | None = None
+
+    @property
+    def finished(self) -> SceneClassifier:
+        """The classifier with what becomes of its probabilities."""
+        return finished(self.classifier, self.postprocess)
+
+    @property
+    def unrefined(self) -> Trained | None:
+        """The same without its refinement; None where there is none."""
+        if self.postprocess is None or self.postprocess.refine is None:
+            return None
+        return replace(self, postprocess=self.postprocess.refined(None))
 
 
 def fit_estimator(
@@ -90,13 +107,16 @@ def fit_estimator(
     )
     started = time.perf_counter()
     every = splits.without_validation()  # it has no epoch to choose
+    own = recipe.model_copy(update={"model": name})
+    if own.spectra != "none" or reduction_of(own, len(data.contract.used)) != "none":
+        estimator.preprocess = fit_preprocess(own, data, every)
     features, classes = [], []
     blocks: list[npt.NDArray[np.int64]] = []
     for k, pixels in every.some(TRAIN, ESTIMATOR_PIXELS):
         features.append(estimator.features_at(data[k].scene, pixels))
         classes.append(data[k].classes_at(pixels))
-        own = every[k].blocks_of(pixels).of_pixel
-        blocks.append(own + (int(blocks[-1].max()) + 1 if blocks else 0))
+        numbers = every[k].blocks_of(pixels).of_pixel
+        blocks.append(numbers + (int(blocks[-1].max()) + 1 if blocks else 0))
     estimator.fit(np.concatenate(features), np.concatenate(classes), np.concatenate(blocks))
     return Trained(estimator, time.perf_counter() - started)
 
@@ -218,13 +238,13 @@ def _make_classifier(
     count = len(data.class_names)
     model_args = recipe.model_args
     if recipe.init is None:
-        preprocess = _fit_preprocess(recipe, data, splits)
+        preprocess = fit_preprocess(recipe, data, splits)
         bands = input_bands(recipe, contract, preprocess)
         net = classifiers.make_net(
             recipe.model, settings, bands=bands, num_classes=count, **model_args
         )
     elif is_model_file(recipe.init):
-        preprocess = _fit_preprocess(recipe, data, splits)
+        preprocess = fit_preprocess(recipe, data, splits)
         bands = input_bands(recipe, contract, preprocess)
         net, model_args = _start_from_file(recipe, recipe.init, bands, settings, count, console)
     elif (Path(recipe.init) / PREPROCESS).is_file():
@@ -238,6 +258,11 @@ def _make_classifier(
         if start.num_classes != count:
             net.reset_head(count)  # type: ignore[operator]
             reinstall(net, applied(net))  # the new head gets what the old one had
+    if recipe.spectra not in {"none", preprocess.spectra.kind}:
+        raise ModelError(
+            f"{recipe.init} was trained with spectra '{preprocess.spectra.kind}', not '{recipe.spectra}'.",
+            "Omit --spectra: preprocessing comes with the weights.",
+        )
     if recipe.init is None and recipe.adapt != "scratch" and not recipe.adapts_later:
         console.print(
             f"[yellow]adapt '{recipe.adapt}' without --init: frozen parameters keep their random initial "
@@ -336,16 +361,19 @@ def reduction_of(recipe: Recipe, bands: int) -> str:
 
     A network that takes any channels gets principal components; one that reads the bands themselves gets those, unless
     its authors reduce them too, or there are more than it can read one by one (``vitreous.catalog.card.Card.input``).
+    An estimator gets the bands.
 
     Args:
         recipe: the settings.
         bands: how many bands the scene has.
 
     Returns:
-        ``pca`` or ``none``.
+        ``pca``, ``mnf`` or ``none``.
     """
     if recipe.reduction != "auto":
         return recipe.reduction
+    if not runs.is_network(recipe.model):
+        return "none"
     entry = card(recipe.model)
     if entry.input == "channels" or "components" in entry.recipe:
         return "pca"
@@ -359,13 +387,19 @@ def input_bands(recipe: Recipe, contract: BandContract, preprocess: Preprocess) 
     return Bands(preprocess.channels)
 
 
-def _fit_preprocess(recipe: Recipe, data: LabelledScenes, splits: Splits) -> Preprocess:
+def fit_preprocess(recipe: Recipe, data: LabelledScenes, splits: Splits) -> Preprocess:
+    """Fit on training pixels what a recipe does to spectra before its model sees them."""
+    reduction = reduction_of(recipe, len(data.contract.used))
+    neighbours = neighbouring_spectra(data, splits, NOISE_PAIRS) if reduction == "mnf" else None
     return Preprocess.fit(
         training_spectra(data, splits, PREPROCESS_PIXELS),
-        reduction=reduction_of(recipe, len(data.contract.used)),
+        spectra=recipe.spectra,
+        wavelengths=data.contract.wavelengths,
+        reduction=reduction,
         components=recipe.components,
         whiten=recipe.whiten,
         standardize=recipe.standardize,
+        neighbours=neighbours,
     )
 
 
@@ -478,7 +512,7 @@ def training_data(
 _OF_THE_PIXELS = (
     *("seed", "devices", "batch_size", "passes", "flips", "gain", "noise", "mixup"),
     *("mode", "patch_size", "tile_size", "padding"),
-    *("reduction", "components", "whiten", "standardize"),
+    *("spectra", "reduction", "components", "whiten", "standardize"),
 )
 
 

@@ -1,0 +1,160 @@
+"""Linear unmixing: each spectrum as a mixture of a few pure ones, by shares that are not negative and sum to one."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from vitreous.analysis.abundances import MOST, fcls
+from vitreous.analysis.components import in_bands
+from vitreous.analysis.endmembers import purest, signal_dimensions
+from vitreous.analysis.preview import Look
+from vitreous.analysis.result import Result
+from vitreous.analysis.statistics import Moments, scene_moments
+from vitreous.analysis.streams import (
+    Floats,
+    Ints,
+    Passes,
+    Progress,
+    pixelwise,
+    prepared,
+    source_of,
+)
+from vitreous.analysis.target_spectra import Library, Targets, find_targets
+from vitreous.analysis.targets import Pixels
+from vitreous.errors import ConfigError, SceneError
+
+_PASSES = (
+    3  # statistics, the height of a parallel projection, the product; and one for each endmember
+)
+_SAME = 1e-6  # of the endmembers' spread: what is flatter is a mixture of the others
+
+
+def unmix(
+    scene: xr.DataArray,
+    *,
+    endmembers: int | None = None,
+    library: Library | str | Path | None = None,
+    pixels: Pixels = (),
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Result:
+    """Return the abundances of endmembers in a scene, and the root mean square error of each mixture.
+
+    Endmembers are found by vertex component analysis, unless a library or pixels give them. The number of endmembers
+    that the scene tells apart is that of HySime.
+
+    Args:
+        scene: the scene.
+        endmembers: how many to find; as many as the scene tells apart when None.
+        library: spectra to use instead.
+        pixels: ``(row, column)`` of pixels to use instead, counted from 0.
+        seed: of the directions in which pure pixels are looked for.
+        progress: called with (pixels done, pixels in all).
+
+    Raises:
+        VitreousError: more endmembers than the scene tells apart, endmembers that are mixtures of others, or spectra
+            that do not fit the scene.
+    """
+    scene, bands = prepared(scene)
+    given = library is not None or bool(pixels)
+    if given and endmembers is not None:
+        raise ConfigError(
+            "The number of endmembers follows from the spectra that are given.",
+            "Omit --endmembers, or omit --library and --pixel.",
+        )
+    targets = find_targets(scene, bands, library, pixels) if given else None
+    bands = bands if targets is None else targets.bands
+    passes = Passes(scene, 2 if given else _PASSES + (endmembers or 0), progress)
+    moments = scene_moments(scene, bands, passes)
+    told = signal_dimensions(moments.correlation)
+    facts = {"analysis": "unmix", "valid_pixels": moments.count, "endmembers_told_apart": told}
+    if targets is None:
+        count = _checked(endmembers, told, scene)
+        passes.count = _PASSES + count
+        targets, more = _found(scene, bands, moments, count, seed, passes)
+        facts |= more
+    else:
+        _check_given(targets, told, scene)
+    _check_different(targets)
+    pure = targets.values
+
+    def shares(spectra: Floats) -> Floats:
+        found = fcls(spectra, pure)
+        error = np.sqrt(((spectra - found @ pure) ** 2).mean(axis=1))
+        return np.column_stack([found, error])
+
+    return Result(
+        pixelwise(scene, bands, [*targets.names, "RMSE"], shares, passes),
+        {**facts, "endmembers": targets.names},
+        f"Abundances of {len(pure)} endmembers; by HySime the scene tells {told} apart.",
+        in_bands(scene, bands, pure, targets.names),
+        Look(
+            "viridis",
+            "shares",
+            last=Look("magma", "from zero"),
+            title=str(scene.attrs.get("unit", "")),
+        ),
+    )
+
+
+def _checked(endmembers: int | None, told: int, scene: xr.DataArray) -> int:
+    """Return how many endmembers will be looked for.
+
+    Raises:
+        VitreousError: fewer than two, or more than the scene tells apart.
+    """
+    if told < 2:
+        raise SceneError(
+            f"{source_of(scene)} shows {told} endmember{'' if told == 1 else 's'} above its noise, so there is nothing to unmix.",
+            "Check its values with 'vitreous info --preview', or give endmembers (--library or --pixel).",
+        )
+    count = min(told, MOST) if endmembers is None else endmembers
+    if count < 2:
+        raise ConfigError(f"{count} endmembers are no mixture.", "Choose two or more.")
+    if count > min(told, MOST):
+        raise ConfigError(
+            f"{count} endmembers are more than {source_of(scene)} tells apart: {told} by HySime "
+            "(directions with more signal than noise).",
+            f"Choose at most {min(told, MOST)}, or omit --endmembers.",
+        )
+    return count
+
+
+def _check_given(targets: Targets, told: int, scene: xr.DataArray) -> None:
+    count = len(targets.values)
+    if count < 2:
+        raise ConfigError(f"{count} endmembers are no mixture.", "Give two spectra or more.")
+    if count > told:
+        warnings.warn(
+            f"{count} endmembers are more than {source_of(scene)} tells apart ({told} by HySime): some abundances are "
+            "arbitrary.",
+            stacklevel=3,
+        )
+
+
+def _check_different(targets: Targets) -> None:
+    """Refuse endmembers of which one is a mixture of others: no shares would be the only ones."""
+    values = targets.values
+    spread = np.linalg.svd(values[1:] - values[0], compute_uv=False)
+    if len(spread) < len(values) - 1 or spread[-1] <= _SAME * spread[0]:
+        raise ConfigError(
+            f"Of the {len(values)} endmembers in {targets.bands.size} bands one is a weighted mean of others, so that "
+            "abundances are not unique.",
+            "Give fewer, or more different ones.",
+        )
+
+
+def _found(
+    scene: xr.DataArray, bands: Ints, moments: Moments, count: int, seed: int, passes: Passes
+) -> tuple[Targets, dict[str, object]]:
+    """Find endmembers in the scene."""
+    pure = purest(scene, bands, moments, count, seed, passes)
+    names = [f"endmember {k}" for k in range(1, count + 1)]
+    facts = {"pixels": pure.pixels.tolist(), "seed": seed, "signal_to_noise_db": pure.snr}
+    if not np.isfinite(pure.snr):
+        facts["signal_to_noise_db"] = None
+    return Targets(names, pure.spectra, bands), facts
