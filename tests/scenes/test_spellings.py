@@ -395,3 +395,58 @@ def test_what_a_legend_leaves_without_a_name_is_said(tmp_path):
         vitreous.open_labels(path, classes="ESA WorldCover")
     (tmp_path / "l.json").write_text('{"epoch": 1, "seed": 2}')  # is no legend, asked for or not
     assert vitreous.open_labels(path).attrs["class_names"] == ["class 1", "class 2", "class 3"]
+
+
+def test_files_of_bands_that_lie_elsewhere_are_refused(tmp_path):
+    here = from_origin(500_000, 4_000_060, 10, 10)
+    tiff(tmp_path / "a_B02.tif", CUBE[:1], crs="EPSG:32633", transform=here)
+    tiff(tmp_path / "a_B03.tif", CUBE[:1], crs="EPSG:32634", transform=here)
+    with pytest.raises(SceneError, match="does not overlap with other bands"):
+        vitreous.open_scene(tmp_path / "a_B*.tif")
+    with pytest.raises(SceneError, match="does not overlap with the scene"):
+        vitreous.open_scene(tmp_path / "a_B02.tif", mask=str(tmp_path / "a_B03.tif"), mask_values=1)
+
+
+@pytest.mark.parametrize("ending", ["nc", "zarr", "zarr2"])
+@pytest.mark.filterwarnings("ignore:.*specification.*")
+def test_names_of_bands_in_their_coordinate(tmp_path, ending):
+    names = ["B02", "B03", "B04", "B8A"]
+    cube = xr.DataArray(CUBE, dims=("band", "y", "x"), coords={"band": names})
+    if ending == "nc":
+        cube.to_dataset(name="v").to_netcdf(tmp_path / "a.nc")
+    else:
+        written = 2 if ending == "zarr2" else 3
+        cube.to_dataset(name="v").to_zarr(
+            tmp_path / f"a.{ending[:4]}", zarr_format=written, consolidated=False
+        )
+    scene = vitreous.open_scene(tmp_path / f"a.{ending[:4]}")
+    assert scene.band_name.values.tolist() == names
+    assert scene.wavelength.values[-1] == 864.7
+
+
+@pytest.mark.parametrize("inside", ["", "group"])
+def test_the_place_by_the_conventions_of_geozarr(tmp_path, inside):
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=3)
+    group = group.create_group(inside) if inside else group
+    array = group.create_array(
+        "v", shape=CUBE.shape, dtype="i2", dimension_names=["band", "y", "x"]
+    )
+    array[:] = CUBE
+    said = {"proj:code": "EPSG:32633", "spatial:transform": [10, 0, 500_000, 0, -10, 4_000_060]}
+    (group if inside else array).attrs.update(said)
+    crs, transform = georeference(vitreous.open_scene(tmp_path / "a.zarr"))
+    assert crs.to_epsg() == 32633
+    assert transform == from_origin(500_000, 4_000_060, 10, 10)
+
+
+@pytest.mark.parametrize("ending", ["h5", "npz"])
+def test_class_names_in_an_array_beside_the_labels(tmp_path, ending):
+    names = ["corn", "wheat", "water"]
+    if ending == "npz":
+        np.savez(tmp_path / "l.npz", labels=LABELS, class_names=np.array(names))
+    else:
+        with h5py.File(tmp_path / "l.h5", "w") as file:
+            file["labels"] = LABELS
+            file["class_names"] = np.array(names, dtype=h5py.string_dtype())
+    labels = vitreous.open_labels(tmp_path / f"l.{ending}")
+    assert labels.attrs["class_names"] == names

@@ -41,17 +41,22 @@ from vitreous.scenes.cube import UNITS as UNITS_OF_VALUES
 from vitreous.scenes.cube import LabelImage, LazyCube, Window, check_shape, make_scene, settle
 from vitreous.scenes.grids import GRID_TOLERANCE, shift
 from vitreous.scenes.places import evenly
+from vitreous.scenes.sensors import facts_of_names
 from vitreous.scenes.values import converted
 from vitreous.scenes.vectors import strange_codes
-from vitreous.scenes.wavelengths import known_unit, spectral, unit_in_name
+from vitreous.scenes.wavelengths import from_names, known_unit, spectral, unit_in_name
 
 Key: TypeAlias = tuple[slice, ...]
 
+MAX_WORDS = 1_000  # a longer list of texts names neither bands nor classes
 MAX_ARRAYS = 10_000  # a file that lists more arrays than this is not a scene
 DEFLATE_RATIO = 1032  # no deflate stream expands further: a header that claims more lies
 _USUAL_MEMORY = 16 * 2**30  # bytes, where the system does not say
 _STORED_TYPE = {*map(key_of, NODATA), "validmin", "validmax", "validrange", "flagvalues"}
-_CRS_NAMES = ("epsg_code", "epsg", "spatial_epsg", "crs", "projection", "proj4", "proj4text", "srs")
+_CRS_NAMES = (
+    *("epsg_code", "epsg", "spatial_epsg", "crs", "projection", "proj4", "proj4text", "srs"),
+    *("proj:code", "proj:wkt2"),  # GeoZarr
+)
 _CRS_TEXTS = ("PROJCS[", "GEOGCS[", "PROJCRS[", "GEOGCRS[", "+proj=")
 _EPSG = re.compile(r"(?:epsg:+)?(\d{4,6})(?:\.0)?", re.I)
 _CF_AXES = {
@@ -119,7 +124,7 @@ class ArrayFile(Protocol):
 
     @property
     def attrs(self) -> Mapping[str, Any]:
-        """What the file says about all of it, single words and numbers among its arrays included."""
+        """What the file says about all of it; single numbers and words among its arrays, and lists of words, included."""
 
     def read(self, name: str, key: Key | None = None) -> npt.NDArray[Any]:
         """Return the values of array ``name``, or the part that ``key`` cuts out."""
@@ -164,8 +169,10 @@ def open_cube(
     facts |= settle(
         known,
         unit=lambda: _unit(info),
-        band_names=lambda: _band_names(info, bands),
+        band_names=lambda: _band_names(file, info, bands, axes[0]),
     )
+    if "wavelengths" not in {**facts, **known}:
+        facts |= _of_names(file, facts["band_names"])
     place = _georeference(file, info, axes[1], axes[2])
     return make_scene(values, source=file.source, **{**place, **facts, **known})
 
@@ -683,12 +690,28 @@ def _unit(info: ArrayInfo) -> str:
     return next((unit for unit in ("reflectance", "radiance") if unit in words), "dn")
 
 
-def _band_names(info: ArrayInfo, bands: int) -> list[str] | None:
-    """Names of the bands as our own Zarr writer and others keep them."""
-    names = find(info.attrs, "band_names", "long_name")
-    if not isinstance(names, list) or len(names) != bands:
-        return None
-    return names if all(isinstance(name, str) for name in names) else None
+def _band_names(file: ArrayFile, info: ArrayInfo, bands: int, band_axis: int) -> list[str] | None:
+    """Names of the bands: in an attribute, or the coordinate of the band axis."""
+    axis = info.dims[band_axis : band_axis + 1] if len(info.dims) == 3 else ()
+    given = (
+        find(info.attrs, "band_names", "long_name"),
+        find(file.attrs, *filter(None, axis), "band_names", "bands"),
+    )
+    fitting = (names for names in given if isinstance(names, list) and len(names) == bands)
+    return next((names for names in fitting if all(isinstance(n, str) for n in names)), None)
+
+
+def _of_names(file: ArrayFile, names: Sequence[str] | None) -> dict[str, Any]:
+    """Wavelengths and widths that names of bands tell (``450 nm``, ``B8A``)."""
+    centres = None if names is None else from_names(names)
+    if centres is not None:
+        return {"wavelengths": centres}
+    return dict(facts_of_names(names or (), texts(file)))
+
+
+def texts(file: ArrayFile) -> list[str]:
+    """Return the words that a file says about itself, such as its title and its platform."""
+    return [value[:200] for value in file.attrs.values() if isinstance(value, str)]
 
 
 def _flag_names(info: ArrayInfo) -> dict[int, str] | None:
@@ -759,6 +782,8 @@ def _georeference(file: ArrayFile, info: ArrayInfo, row: int, column: int) -> di
             place["crs"] = epsg(4326)
     elif numbers_of_gdal is not None:
         place["transform"] = Affine.from_gdal(*numbers_of_gdal)
+    elif (stated := _spatial_transform(file, info)) is not None:
+        place["transform"] = stated
     else:
         place = {**_place_of_pixels(file, info, row, column), **place}
     return _product_place(file, place)
@@ -825,6 +850,16 @@ def epsg(code: float) -> Any:
         return CRS.from_epsg(int(code))
     except CRSError:
         return None
+
+
+def _spatial_transform(file: ArrayFile, info: ArrayInfo) -> Any:
+    """The transform that GeoZarr's convention ``spatial:`` keeps, None where there is none."""
+    from affine import Affine
+
+    name = "spatial:transform"
+    values = numbers(find(info.attrs, name)) or numbers(find(file.attrs, name))
+    transform = Affine(*values) if values is not None and len(values) == 6 else None
+    return transform if transform is not None and transform.determinant else None
 
 
 def _place_of_pixels(file: ArrayFile, info: ArrayInfo, row: int, column: int) -> dict[str, Any]:

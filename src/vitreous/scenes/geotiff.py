@@ -42,7 +42,7 @@ from vitreous.scenes.cube import (
     unlabelled_code,
 )
 from vitreous.scenes.gdal_files import RasterReader, known_grid, open_raster
-from vitreous.scenes.sensors import sensor_of_names
+from vitreous.scenes.sensors import facts_of_names
 from vitreous.scenes.values import Validity, converted, nodata_values
 from vitreous.scenes.wavelengths import from_names, numbers_as_names, spectral
 
@@ -539,12 +539,7 @@ def _from_descriptions(
         )
         return {"wavelengths": found.centres}
     # "B8A" gives Sentinel-2 away; "B05" and the like also name quite different bands of Landsat.
-    names = [name.upper() for name in descriptions]
-    table = sensor_of_names(names, [Path(source).stem]) or {}
-    if not descriptions or not set(names) <= table.keys():
-        return {}
-    bands = [table[name] for name in names]
-    return {"wavelengths": [b.centre for b in bands], "fwhm": [b.fwhm for b in bands]}
+    return facts_of_names(descriptions, [Path(source).stem])
 
 
 def _describe(dataset: Any, scene: xr.DataArray) -> None:

@@ -17,7 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from vitreous.errors import SceneError, VitreousError
-from vitreous.scenes.arrays import MAX_ARRAYS, ArrayInfo, Key, as_declared, check_memory, plain
+from vitreous.scenes.arrays import (
+    MAX_ARRAYS,
+    MAX_WORDS,
+    ArrayInfo,
+    Key,
+    as_declared,
+    check_memory,
+    plain,
+)
 from vitreous.scenes.attributes import NODATA, find
 
 _MAX_DEPTH = 8
@@ -64,7 +72,7 @@ class Hdf5File:
 
     @cached_property
     def attrs(self) -> dict[str, Any]:
-        """The file's global attributes, and the single words and numbers that products keep as datasets."""
+        """The file's global attributes, and the single numbers and words that products keep as datasets."""
         with opened(self.path) as file:
             words = {
                 name.rpartition("/")[2]: plain(dataset[()])
@@ -164,13 +172,15 @@ def _attributes(item: Any) -> dict[str, Any]:
 
 
 def _is_word(dataset: Any) -> bool:
-    """A single number or text, kept in the file itself."""
+    """A single number or text, or a short list of texts, kept in the file itself."""
     import h5py
 
-    if dataset.shape is None or dataset.size != 1 or dataset.is_virtual or dataset.external:
+    if dataset.shape is None or dataset.is_virtual or dataset.external:
         return False
     text = h5py.check_string_dtype(dataset.dtype) is not None
-    return (text or dataset.dtype.kind in "iufb") and dataset.dtype.itemsize < _WORD_BYTES
+    several = text and len(dataset.shape) == 1 and 0 < dataset.size <= MAX_WORDS
+    usable = dataset.dtype.itemsize < _WORD_BYTES and (text or dataset.dtype.kind in "iufb")
+    return usable and (dataset.size == 1 or several)
 
 
 def _of_groups(dataset: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ import xarray as xr
 from vitreous.errors import SceneError
 from vitreous.scenes.cube import LazyCube, make_scene
 from vitreous.scenes.gdal_files import RasterReader, known_grid, open_raster
-from vitreous.scenes.grids import Grid, nearest_window
+from vitreous.scenes.grids import Grid, nearest_window, overlap
 from vitreous.scenes.metadata_files import MOST_FILES
 from vitreous.scenes.stacks import Values
 from vitreous.scenes.values import Converted
@@ -110,6 +110,11 @@ def with_mask(scene: xr.DataArray, mask: Any, values: Any, near: Path) -> xr.Dat
         raise SceneError(
             f"The mask {path} has {own}, the scene {wanted}.",
             "Give a mask with one value per pixel of the scene, or georeference both.",
+        )
+    if not overlap(own, wanted):
+        raise SceneError(
+            f"The mask {path} ({own}) does not overlap with the scene ({wanted}).",
+            "Give the mask of this scene.",
         )
     reads = Mask(RasterReader(path, driver), own, wanted, **_rule(path, values))
     nodata = scene.attrs["nodata"]

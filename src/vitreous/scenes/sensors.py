@@ -166,6 +166,16 @@ def sensor_of_names(
     return None
 
 
+def facts_of_names(names: Sequence[str], texts: Iterable[str] = ()) -> dict[str, list[float]]:
+    """Return centres and widths of bands that :func:`sensor_of_names` knows, all of them; empty otherwise."""
+    wanted = [name.upper() for name in names]
+    table = sensor_of_names(wanted, texts) or {}
+    if not wanted or not set(wanted) <= table.keys():
+        return {}
+    bands = [table[name] for name in wanted]
+    return {"wavelengths": [b.centre for b in bands], "fwhm": [b.fwhm for b in bands]}
+
+
 def _entries(name: str) -> dict[str, Any]:
     text = resources.files("vitreous.scenes").joinpath(f"{name}.json").read_text("utf-8")
     content: dict[str, Any] = json.loads(text)
