@@ -14,7 +14,7 @@ import numpy.typing as npt
 from vitreous.analysis.streams import Floats
 
 MOST = 62  # endmembers: which of them are at work is kept in the bits of an integer
-_ZERO = 1e-10  # of the endmembers' size
+_ZERO = 1e-12  # of the endmembers' size
 
 Mask = npt.NDArray[np.bool_]
 

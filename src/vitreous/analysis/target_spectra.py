@@ -104,7 +104,7 @@ class Targets:
 def find_targets(
     scene: xr.DataArray,
     bands: Ints,
-    library: Library | None,
+    library: Library | str | Path | None,
     pixels: Sequence[tuple[int, int]],
     *,
     shape_only: bool = False,
@@ -114,7 +114,7 @@ def find_targets(
     Args:
         scene: the scene.
         bands: of it that may be used.
-        library: spectra of a file.
+        library: spectra of a file; a path stands for all of its spectra.
         pixels: ``(row, column)`` of the scene, counted from 0.
         shape_only: the analysis compares shapes: brightness does not matter.
 
@@ -129,7 +129,8 @@ def find_targets(
     if library is None:
         values = np.stack([spectrum_at(scene, bands, row, column) for row, column in pixels])
         return Targets([f"pixel {row},{column}" for row, column in pixels], values, bands)
-    return as_measured(library.read(), scene, str(library.path), shape_only=shape_only)
+    chosen = library if isinstance(library, Library) else Library(Path(library))
+    return as_measured(chosen.read(), scene, str(chosen.path), shape_only=shape_only)
 
 
 def as_measured(

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import xarray as xr
@@ -37,7 +38,7 @@ _AT_MEAN = (
 def sam(
     scene: xr.DataArray,
     *,
-    library: Library | None = None,
+    library: Library | str | Path | None = None,
     pixels: Pixels = (),
     progress: Progress | None = None,
 ) -> Result:
@@ -69,7 +70,7 @@ def sam(
 def matched_filter(
     scene: xr.DataArray,
     *,
-    library: Library | None = None,
+    library: Library | str | Path | None = None,
     pixels: Pixels = (),
     progress: Progress | None = None,
 ) -> Result:
@@ -98,7 +99,7 @@ def matched_filter(
 def ace(
     scene: xr.DataArray,
     *,
-    library: Library | None = None,
+    library: Library | str | Path | None = None,
     pixels: Pixels = (),
     progress: Progress | None = None,
 ) -> Result:
@@ -134,7 +135,7 @@ def ace(
 def cem(
     scene: xr.DataArray,
     *,
-    library: Library | None = None,
+    library: Library | str | Path | None = None,
     pixels: Pixels = (),
     progress: Progress | None = None,
 ) -> Result:
@@ -166,7 +167,7 @@ Filters = Callable[[Moments, Targets, str], OfSpectra]
 def _detected(
     name: str,
     scene: xr.DataArray,
-    library: Library | None,
+    library: Library | str | Path | None,
     pixels: Pixels,
     filters: Filters,
     progress: Progress | None,

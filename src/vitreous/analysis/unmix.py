@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import xarray as xr
@@ -36,7 +37,7 @@ def unmix(
     scene: xr.DataArray,
     *,
     endmembers: int | None = None,
-    library: Library | None = None,
+    library: Library | str | Path | None = None,
     pixels: Pixels = (),
     seed: int = 0,
     progress: Progress | None = None,

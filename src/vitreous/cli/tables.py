@@ -11,6 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from vitreous.catalog.tasks import Task
+from vitreous.errors import listed
 
 WIDEST = 10_000  # characters, of a line that nobody sees whole anyway
 _QUALITY = {"psnr": 2, "ssim": 3, "sam": 2, "ergas": 2}  # figures and their digits
@@ -42,6 +43,8 @@ def print_metrics(console: Console, metrics: dict[str, Any]) -> None:
     if comparison := metrics.get("comparison"):
         show(candidates_table(comparison), console)
     show(systems_table(metrics["systems"]), console)
+    if untested := untestable_line(metrics.get("classes", [])):
+        console.print(untested, highlight=False, markup=False)
     if scenes := metrics["systems"][0]["test"].get("scenes"):
         show(scenes_table(scenes), console)
 
@@ -64,6 +67,12 @@ def candidates_table(comparison: dict[str, Any]) -> Table:
             row["name"], *figures, str(len(row["by_fold"])), f"{row['seconds']:.1f}", told
         )
     return table
+
+
+def untestable_line(classes: list[dict[str, Any]]) -> str:
+    """Return one line on the classes that the test says nothing about; empty where there are none."""
+    found = [f"{one['name']} ({one['why']})" for one in classes if not one.get("testable", True)]
+    return f"Not testable here: {listed(found, most=20)}." if found else ""
 
 
 def scenes_table(scenes: list[dict[str, Any]]) -> Table:

@@ -246,6 +246,21 @@ def divided(sides: tuple[int, int], by: int, rest: int) -> tuple[int, int]:
     return (sides[0] + rest) // by, (sides[1] + rest) // by
 
 
+def cut_as(
+    window: tuple[int, int], cells: tuple[int, int], square: bool
+) -> tuple[tuple[int, int], tuple[bool, bool]]:
+    """Return a stage's windows as Swin's references cut its map, and whether they move down and across.
+
+    timm decides this along each axis. With the authors (``square``), a map that is no longer than a window along one
+    axis has square windows of that length, and none of them moves. Both count a map's cells rounded down.
+    """
+    if square:
+        side, shorter = min(window), min(cells)
+        return (min(side, shorter),) * 2, (shorter > side,) * 2
+    (rows, columns), (height, width) = window, cells
+    return (min(rows, height), min(columns, width)), (height > rows, width > columns)
+
+
 _TABLE = r"\.relative_position_bias_table$"
 LAYOUT = (r"^layers\.\d+\.blocks\.\d+\.attn" + _TABLE, r"^patch_embed\.proj\.weight$")
 AUTHORS_LAYOUT = (*LAYOUT, r"^(layers\.0\.downsample|head)\.", r"!^head\.fc\.")

@@ -14,6 +14,7 @@ import xarray as xr
 from vitreous.errors import VitreousError
 from vitreous.files import write_text
 from vitreous.report import figures, pictures
+from vitreous.report.certainty import areas_section, calibration_section
 from vitreous.report.compression import compression_section
 from vitreous.report.markup import Markup, join, tag
 from vitreous.report.page import (
@@ -42,6 +43,7 @@ from vitreous.report.record import (
     Interval,
     Metrics,
     Number,
+    RefineEntry,
     RunRecord,
     Scores,
     SplitEntry,
@@ -229,6 +231,8 @@ def _document(page: _Page) -> Markup:
             ("candidates", "How the system was chosen", _candidates(page)),
             ("systems", "Comparison of systems", _systems(page)),
             ("classes", "Classes", _classes(page)),
+            ("areas", "Area estimates", areas_section(page.classes, trained.areas)),
+            ("calibration", "Calibration", calibration_section(trained)),
             ("learning", "Training", _learning(page)),
             ("spectra", "Spectra", _spectra(page)),
             ("again", "Reproduce this run", _again(page)),
@@ -302,6 +306,11 @@ def _protocol(page: _Page) -> str:
         f"and {counts.get('test', 0):,} test pixels; leakage {percent(split.leakage)}. "
         f"All accuracies are measured on the test pixels. {_interval_words(system.test)}"
     )
+    if system.refine is not None:
+        words += (
+            f" The class probabilities are smoothed within the edges of the scene ({_filter_name(system.refine)}), which "
+            f"looks {system.refine.reach} pixels further around and uses no labels."
+        )
     untested = [score.name for score in system.test.per_class if score.support == 0]
     if untested:
         words += f" Classes without test pixels (not part of AA): {', '.join(untested)}."
@@ -319,6 +328,10 @@ def _protocol(page: _Page) -> str:
             f" On the validation pixels: OA {percent(system.val.oa)}, κ {ratio(system.val.kappa)}."
         )
     return words
+
+
+def _filter_name(found: RefineEntry) -> str:
+    return found.method.replace("_", " ")
 
 
 def _interval_words(test: Scores) -> str:
@@ -594,6 +607,13 @@ def _classes(page: _Page) -> Markup | None:
     parts: list[Markup] = []
     if test.per_class:
         parts.append(tag("div", _class_table(page, test), class_="card scroll"))
+    if untested := [entry for entry in page.classes if not entry.testable]:
+        told = ", ".join(f"{entry.name} ({entry.why})" for entry in untested)
+        words = (
+            f"Not testable here: {told}. What is labelled of these classes lies in one place, or only on one side of the "
+            "split: their accuracy says nothing about other ground."
+        )
+        parts.append(tag("p", words, class_="note"))
     if test.confusion:
         parts.append(_confusion(page, test))
     return join(*parts) if parts else None
@@ -602,6 +622,7 @@ def _classes(page: _Page) -> Markup | None:
 def _class_table(page: _Page, test: Scores) -> Markup:
     trained = {code: int(count) for code, count in zip(page.codes, page.training[1:], strict=False)}
     colors = {entry.value: entry.color for entry in page.classes}
+    untested = {entry.value for entry in page.classes if not entry.testable}
     head = (
         "Class",
         "Producer's accuracy",
@@ -613,7 +634,11 @@ def _class_table(page: _Page, test: Scores) -> Markup:
     )
     rows = [
         [
-            join(_swatch(colors.get(score.value, "#808080")), score.name),
+            join(
+                _swatch(colors.get(score.value, "#808080")),
+                score.name,
+                tag("small", " not testable here") if score.value in untested else None,
+            ),
             bar(score.producer),
             bar(score.user),
             bar(score.f1),

@@ -68,11 +68,14 @@ class Record(BaseModel):
 
 
 class ClassEntry(Record):
-    """One class: its code in the label file and the map, its name and its colour (``#rrggbb``)."""
+    """One class: its code in the label file and the map, its name and colour (``#rrggbb``), and whether it can be tested."""
 
     value: int = Field(ge=-(2**31), le=2**31 - 1)
     name: Name
     color: Color
+    fields: Count | None = None
+    testable: bool = True
+    why: Text = ""
 
 
 class ClassScore(Record):
@@ -133,6 +136,54 @@ class Scores(Record):
         return self
 
 
+class Bin(Record):
+    """Pixels of similar probability."""
+
+    pixels: Count
+    confidence: Number = None
+    accuracy: Number = None
+
+
+class Reliability(Record):
+    """How sure a classifier was, and how often it was right."""
+
+    pixels: Count
+    ece: Number
+    bins: list[Bin] = []
+
+
+class Calibration(Record):
+    """How well probabilities are calibrated, and by which temperature."""
+
+    temperature: Number = None
+    ece_before: Number = None
+    test: Reliability | None = None
+
+
+class AreaEntry(Record):
+    """The area of a class: on the map, and estimated with a 95 % interval."""
+
+    mapped: Number
+    estimate: Number = None
+    low: Number = None
+    high: Number = None
+
+
+class Areas(Record):
+    """The areas of all classes."""
+
+    unit: Literal["ha", "pixels"]
+    assessed: float = Field(ge=0, le=1)
+    classes: list[AreaEntry] = []
+
+
+class RefineEntry(Record):
+    """How probabilities were refined."""
+
+    method: Name
+    reach: Count = 0
+
+
 class System(Record):
     """One trained system and what it reached."""
 
@@ -144,6 +195,9 @@ class System(Record):
     pixels_per_second: Number = None
     val: Scores | None = None
     test: Scores
+    refine: RefineEntry | None = None
+    calibration: Calibration | None = None
+    areas: Areas | None = None
 
 
 class SplitEntry(Record):

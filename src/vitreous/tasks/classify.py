@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,12 +23,14 @@ from vitreous.data.roles import ROLE_NAMES, Split, Splits
 from vitreous.errors import ConfigError, ModelError
 from vitreous.files import read_json, write_json
 from vitreous.inference.export_format import sha256
-from vitreous.inference.postprocess import Postprocess, changed, finished
+from vitreous.inference.postprocess import Postprocess, Uncertainty, changed, finished
 from vitreous.inference.predict import Prediction, predict_scene
+from vitreous.inference.windows import Layer
 from vitreous.methods._apply import complete_settings
 from vitreous.progress import progress_bar
 from vitreous.recipe import Recipe
 from vitreous.tasks import auto, runs
+from vitreous.tasks.areas import area_figures
 from vitreous.tasks.candidates import chosen_candidates, has_networks
 from vitreous.tasks.checks import check_models
 from vitreous.tasks.division import (
@@ -224,6 +227,8 @@ def apply(
     trust: bool = False,
     refine: str | None = None,
     refine_args: dict[str, Any] | None = None,
+    uncertainty: str | Path | None = None,
+    novelty: str | Path | None = None,
 ) -> Prediction:
     """Map a scene with a run or an export of one.
 
@@ -239,6 +244,8 @@ def apply(
         trust: also run programs of torch.export that are not ours.
         refine: another refinement than the run's own (see :func:`vitreous.inference.postprocess.make_refinement`).
         refine_args: its settings.
+        uncertainty: also write here how unsure the probabilities are, ``.tif``: entropy and one minus the largest.
+        novelty: also write here how far spectra lie from those of the training pixels, ``.tif``: a percentile of them.
 
     Raises:
         VitreousError: what is there cannot be loaded, or the scene does not fit it.
@@ -256,11 +263,46 @@ def apply(
             class_colors=trained.class_colors,
             class_codes=trained.class_codes,
             probabilities=probabilities,
+            layers=_layers(after, path, uncertainty, novelty),
             window=window,
             workers=workers,
             dask=dask,
             progress=advance,
         )
+
+
+def _layers(
+    after: Postprocess | None,
+    run: str | Path,
+    uncertainty: str | Path | None,
+    novelty: str | Path | None,
+) -> dict[Path, Layer]:
+    """Return the layers that are written beside a map, by their files.
+
+    Raises:
+        ConfigError: the run does not know its training spectra, or both are one file.
+    """
+    layers: dict[Path, Layer] = {}
+    if uncertainty is not None:
+        if after is None or after.temperature is None:
+            warnings.warn(
+                f"The probabilities of {run} are not calibrated, because it had no validation pixels: the uncertainty "
+                "ranks pixels, but is no rate of errors.",
+                stacklevel=3,
+            )
+        layers[Path(uncertainty)] = Uncertainty()
+    if novelty is not None:
+        if after is None or after.novelty is None:
+            raise ConfigError(
+                f"{run} does not know its training spectra: it was made by an older version.",
+                "Train it again, or omit --novelty.",
+            )
+        if Path(novelty) in layers:
+            raise ConfigError(
+                f"Two products would both be {novelty}.", "Give them different names."
+            )
+        layers[Path(novelty)] = after.novelty
+    return layers
 
 
 def apply_mosaic(
@@ -564,10 +606,12 @@ def _measure(
     title, name = trained.title or recipe.model, trained.name or recipe.model
     row = system_row(title, trained, name)
     if recipe.map:
-        row["pixels_per_second"] = map_scenes(
-            folder, recipe, trained.finished, data, splits, console
-        )
+        mapped = map_scenes(folder, recipe, trained.finished, data, splits, console)
+        row["pixels_per_second"] = mapped.pixels_per_second
         row["test"] = score(by_maps(folder, data), data, splits, TEST)
+        row["areas"] = area_figures(
+            row["test"]["confusion"], mapped.class_pixels, mapped.pixel_area
+        )
     else:
         row |= test_figures(trained.finished, data, splits)
     if (used := learned_from(recipe, splits)).scenes_with(VAL):

@@ -17,6 +17,7 @@ from vitreous.data.roles import Splits
 from vitreous.inference.pixels import TILE, probabilities_at
 from vitreous.inference.postprocess import (
     GUIDE_CHANNELS,
+    LEAST_LIKELY,
     Novelty,
     Postprocess,
     Projection,
@@ -34,7 +35,6 @@ from vitreous.tasks.labelled import LabelledScenes
 GUIDE_SCENES = 16  # training scenes that the guide is made from, at most
 NOVELTY_PIXELS = 20_000  # training pixels, at most
 JUDGED_PIXELS = 5_000  # validation or test pixels whose probabilities are looked at, at most
-LEAST_LIKELY = 1e-12  # what a probability of 0 counts as
 COLDEST, WARMEST = 0.02, 50.0  # temperatures that are looked at
 
 Floats = npt.NDArray[np.floating[Any]]
