@@ -40,7 +40,7 @@ def export(
     'vitreous predict FOLDER SCENE' runs them.
     """
     if form not in FORMATS:
-        raise ConfigError(f"There is no format '{form}'.", f"Choose {', '.join(FORMATS)}.")
+        raise ConfigError(f"Unknown format: {form}.", f"Choose {', '.join(FORMATS)}.")
     check_run(run)
 
     from vitreous.tasks.export import export_run

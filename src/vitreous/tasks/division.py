@@ -250,7 +250,8 @@ def open_teacher(recipe: Recipe) -> SceneTeacher | None:
 def _own_size(recipe: Recipe) -> int:
     builder = system_module(recipe.model).build
     if not runs.is_network(recipe.model):
-        return int(card(recipe.model).variants[recipe.model].get("spatial_window", 1))
+        settings = {**card(recipe.model).variants[recipe.model], **recipe.model_args}
+        return int(settings.get("spatial_window", 1))
     return recipe.patch_size + (2 * int(builder.stem_reach) if recipe.mode == "scene" else 0)
 
 

@@ -96,7 +96,7 @@ def exported_for(
         return None
     formats = {name: form for form, name in RUNTIMES.items()}
     if runtime not in formats:
-        raise ConfigError(f"There is no runtime '{runtime}'.", f"Choose {', '.join(formats)}.")
+        raise ConfigError(f"Unknown runtime: {runtime}.", f"Choose {', '.join(formats)}.")
     form = formats[runtime]
     folder = Path(path) / f"export-{form}"
     if is_export(folder):

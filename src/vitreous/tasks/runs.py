@@ -151,7 +151,7 @@ def started_folder(
     folder = Path(recipe.runs) / config["task"] / (recipe.name or name.lstrip("."))
     if resume:
         if not (folder / CONFIG).is_file():
-            raise ConfigError(f"There is no run to resume in {folder}.", "Check --runs and --name.")
+            raise ConfigError(f"No run to resume in {folder}.", "Check --runs and --name.")
     else:
         with hidden_folder(folder.parent, folder.name) as made:
             write_json(made / CONFIG, config)
