@@ -320,7 +320,8 @@ class _Comparison:
 
     def _held_out(self, fold: Splits) -> HeldOut:
         chosen = fold.some(TEST, HELD_OUT_PIXELS)
-        blocks, side = [], 1
+        blocks: list[Ints] = []
+        side = 1
         for k, pixels in chosen:
             own = fold[k].blocks_of(pixels)
             blocks.append(own.of_pixel + (int(blocks[-1].max()) + 1 if blocks else 0))
@@ -372,16 +373,14 @@ class _Comparison:
                 said = json.loads(str(arrays["said"]))
                 if said["key"] != self._key(candidate):
                     return None
-                parts = {
-                    kind: [
-                        arrays[f"{kind}{k}"] for k in range(said["folds"]) if f"{kind}{k}" in arrays
-                    ]
+                plain, refined = (
+                    [arrays[f"{kind}{k}"] for k in range(said["folds"]) if f"{kind}{k}" in arrays]
                     for kind in ("plain", "refined")
-                }
-                refinement = refinement_for(candidate, self.recipe, self.room)
-                return Scored(
-                    candidate, refinement, **parts, seconds=said["seconds"], behind=said["behind"]
                 )
+                refinement = refinement_for(candidate, self.recipe, self.room)
+                scored = Scored(candidate, refinement, plain, refined)
+                scored.seconds, scored.behind = said["seconds"], said["behind"]
+                return scored
         except (OSError, KeyError, ValueError):
             return None  # damaged: it is compared again
 
@@ -474,11 +473,9 @@ class _Comparison:
             Member(
                 one.candidate.changes["model"],
                 made.classifier,
-                Postprocess(
-                    guide=self.guide,
-                    refine=one.refinement if one.refines else None,
-                    temperature=self._temperature(one),
-                ),
+                Postprocess(guide=self.guide)
+                .refined(one.refinement if one.refines else None)
+                .model_copy(update={"temperature": self._temperature(one)}),
                 made.model_args,
             )
             for one, made in zip(members, trained, strict=True)
