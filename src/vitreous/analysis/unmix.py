@@ -114,7 +114,7 @@ def _checked(endmembers: int | None, told: int, scene: xr.DataArray) -> int:
         )
     count = min(told, MOST) if endmembers is None else endmembers
     if count < 2:
-        raise ConfigError(f"{count} endmembers are no mixture.", "Choose two or more.")
+        raise ConfigError(f"A mixture needs two endmembers, not {count}.", "Choose two or more.")
     if count > min(told, MOST):
         raise ConfigError(
             f"{count} endmembers are more than {source_of(scene)} tells apart: {told} by HySime "
@@ -127,7 +127,9 @@ def _checked(endmembers: int | None, told: int, scene: xr.DataArray) -> int:
 def _check_given(targets: Targets, told: int, scene: xr.DataArray) -> None:
     count = len(targets.values)
     if count < 2:
-        raise ConfigError(f"{count} endmembers are no mixture.", "Give two spectra or more.")
+        raise ConfigError(
+            f"A mixture needs two endmembers, not {count}.", "Give two spectra or more."
+        )
     if count > told:
         warnings.warn(
             f"{count} endmembers are more than {source_of(scene)} tells apart ({told} by HySime): some abundances are "

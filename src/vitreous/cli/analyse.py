@@ -236,11 +236,12 @@ def cva(
     after: Annotated[str, typer.Argument(help="Scene of the second date.")],
     out: Out,
     normalise: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--normalise", help="First bring each band of both dates to mean 0 and deviation 1."
+            "--normalise/--no-normalise",
+            help="First bring each band of both dates to mean 0 and deviation 1 (default: unless they hold reflectance).",
         ),
-    ] = False,
+    ] = None,
     hints: Hints = None,
     hints_after: Annotated[
         list[str] | None,

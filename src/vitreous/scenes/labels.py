@@ -31,7 +31,7 @@ from vitreous.scenes.cube import (
 )
 from vitreous.scenes.formats import call_reader, find_reader, local_path
 from vitreous.scenes.grids import Grid, nearest
-from vitreous.scenes.legends import legend, legend_beside
+from vitreous.scenes.legends import Legend, legend, legend_beside
 from vitreous.scenes.places import usable
 
 MOST_CLASSES = 1000  # no legend is longer: an image with more values is a measurement
@@ -123,6 +123,8 @@ def open_labels(
     image: LabelImage = call_reader(reader.open_labels, file, hints, extra=_OWN_HINTS)
     given = None if classes is None else legend(classes)
     found = given or (None if image.class_names else legend_beside(file))
+    if given is not None:
+        _say_unnamed(image, given, classes, str(file))
     if found is not None:
         image = image._replace(
             class_names={**(image.class_names or {}), **found.names},
@@ -130,6 +132,20 @@ def open_labels(
         )
     coded = _coded(image, unlabelled, zero_class, str(file))
     return _numbered(coded if like is None else _fit(coded, like), names)
+
+
+def _say_unnamed(image: LabelImage, given: Legend, classes: Any, source: str) -> None:
+    """Say which codes of an image the user's legend leaves without a name."""
+    values, labelled = _whole_numbers(image.values, source)
+    codes = {int(code) for code in np.unique(values[labelled])}
+    unnamed = sorted(codes - given.names.keys() - set(image.nodata) - {0})
+    unnamed = [code for code in unnamed if code not in vectors.strange_codes(sorted(codes))]
+    if unnamed:
+        warnings.warn(
+            f"{classes} has no name for the codes {', '.join(map(str, unnamed[:8]))} of {source}"
+            f"{' ...' if unnamed[8:] else ''}.",
+            stacklevel=3,
+        )
 
 
 def parse_unlabelled(nodata: Any) -> tuple[float, ...] | None:
@@ -240,7 +256,7 @@ def _coded(
 ) -> _Coded:
     values, finite = _whole_numbers(image.values, source)
     labelled = finite if image.valid is None else finite & image.valid
-    stated = () if image.nodata is None else (float(image.nodata),)
+    stated = image.nodata
     names = {code: name.strip() for code, name in (image.class_names or {}).items()}
     for value in stated if given is None else given:
         labelled = labelled & ~is_nodata(np.asarray(image.values), value)

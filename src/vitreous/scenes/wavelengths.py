@@ -103,6 +103,8 @@ def spectral(
     own_unit = known_unit(width_unit)
     right = stated
     nanometres = None
+    if centres is not None and _only_count(centres, stated, source):
+        centres = None
     if centres is not None:
         numbers = np.asarray(centres, dtype=np.float64)
         right = _fitting_unit(numbers, stated, source, certain)
@@ -186,10 +188,19 @@ def unit_in_name(name: str) -> str | None:
     return None if match is None else known_unit(match[1])
 
 
-def are_band_numbers(values: npt.NDArray[Any]) -> bool:
+def _only_count(
+    values: Sequence[float] | npt.NDArray[Any], stated: str | None, source: str
+) -> bool:
     """True for 0, 1, 2, ... or 1, 2, 3, ...: what some files call wavelengths."""
     numbers = np.asarray(values, dtype=np.float64)
-    return bool(numbers.size > 1 and numbers[0] in {0.0, 1.0} and np.all(np.diff(numbers) == 1))
+    counted = numbers.size > 1 and numbers[0] in {0.0, 1.0} and np.all(np.diff(numbers) == 1)
+    if not counted or (stated is not None and _is_light(numbers, stated)):
+        return False
+    warnings.warn(
+        f"{source} only counts the bands ({_span(numbers)}); these are not used as wavelengths.",
+        stacklevel=4,
+    )
+    return True
 
 
 def _plain_unit(word: str) -> str:
