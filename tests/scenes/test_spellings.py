@@ -469,3 +469,11 @@ def test_widths_and_centres_of_two_sources_are_compared(tmp_path, hints, said, r
     assert bool(found) == (said is not None)
     if said:
         assert re.search(said, found[0])
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_key_of_envi_wins_over_the_words_of_others(tmp_path, order):
+    lines = ["data ignore value = 5", "missing value = 7", "bandwidths = {9, 9, 9, 9}"][::order]
+    scene = vitreous.open_scene(envi(tmp_path, "\n".join(lines) + "\n"))
+    assert scene.attrs["nodata"] == 5
+    assert scene.fwhm.values.tolist() == [9] * 4
