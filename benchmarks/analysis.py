@@ -55,10 +55,8 @@ def equality() -> list[dict[str, Any]]:
     scene = vitreous.load_sample("indian_pines").scene
     image = scene.values.transpose(1, 2, 0).astype(np.float64)
     target = image[20, 44]
-    background, noise = spectral.calc_stats(image), spectral.noise_from_diffs(image)
     few = make_scene(np.ascontiguousarray(scene.values[::20]))
     small = image[..., ::20]
-    spread = spectral.calc_stats(small).cov
     at = {"pixels": [(20, 44)]}
     cases = {
         "PCA, 10 components": (
@@ -67,7 +65,9 @@ def equality() -> list[dict[str, Any]]:
         ),
         "MNF, 10 components": (
             lambda: vitreous.analyse("mnf", scene, components=10),
-            lambda: spectral.mnf(background, noise).reduce(image, num=10),
+            lambda: spectral.mnf(
+                spectral.calc_stats(image), spectral.noise_from_diffs(image)
+            ).reduce(image, num=10),
         ),
         "SAM": (
             lambda: vitreous.analyse("sam", scene, **at),
@@ -91,7 +91,9 @@ def equality() -> list[dict[str, Any]]:
         ),
         "RX, mean of window 21, guard 5, 10 bands": (
             lambda: vitreous.analyse("rx", few, window=21, guard=5, covariance="global"),
-            lambda: spectral.rx(small, window=(5, 21), cov=spread)[..., None],
+            lambda: spectral.rx(small, window=(5, 21), cov=spectral.calc_stats(small).cov)[
+                ..., None
+            ],
         ),
     }
     return list(starmap(_compared, ((name, *both) for name, both in cases.items())))
