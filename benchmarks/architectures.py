@@ -29,6 +29,8 @@ TITLE = "Architectures compared with their own unfused path"
 VARIANTS = (
     "vit_small",
     "swin_tiny",
+    "coswin_base",
+    "crossformer_tiny",
     "convnext_tiny",
     "crossvit_small",
     "cvt_13",
@@ -38,6 +40,8 @@ VARIANTS = (
     "efficientformer_l1",
     "spectformer_xsmall",
     "smt_tiny",
+    "hornet_tiny",
+    "hornet_tiny_gf",
 )
 ROUNDS = 7
 console = Console(stderr=True, soft_wrap=True)

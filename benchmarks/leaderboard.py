@@ -48,6 +48,8 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "vit_small": {"dim": 128, "depth": 4, "heads": 4},
     "ggem_vit_small": {"dim": 128, "depth": 4, "heads": 4},
     "swin_tiny": {"dim": 48, "depths": [2, 4], "heads": [2, 4]},
+    "coswin_base": {"dim": 32, "depths": [2, 4], "heads": [2, 4]},
+    "crossformer_tiny": {"dim": 48, "depths": [2, 4], "heads": [2, 4]},
     "convnext_tiny": {"dims": [48, 96, 192], "depths": [1, 1, 2]},
     "crossvit_small": {"dims": [64, 128], "depths": [[1, 2, 1], [1, 1, 1]], "heads": [2, 4]},
     "cvt_13": {"dims": [48, 96, 160], "depths": [1, 1, 2], "heads": [1, 2, 4]},
@@ -73,6 +75,12 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "depths": [1, 2, 2],
         "mlp_ratios": [4.0, 4.0, 2.0],
         "attention_heads": [1, 3, 5],
+    },
+    "hornet_tiny_gf": {
+        "dim": 48,
+        "depths": [1, 1, 1],
+        "orders": [2, 3, 4],
+        "spectral": [False, True, True],
     },
     "lola_specvit_tiny": {},
 }

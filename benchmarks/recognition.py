@@ -50,6 +50,8 @@ SIDE = 32  # pixels of the images that networks get
 ENTRIES: dict[str, dict[str, Any]] = {
     "vit_small": {"dim": 112, "depth": 4, "heads": 4, "token_size": 4},
     "swin_tiny": {"dim": 48, "depths": [2, 4], "heads": [2, 4]},
+    "coswin_base": {"dim": 32, "depths": [2, 4], "heads": [2, 4]},
+    "crossformer_tiny": {"dim": 48, "depths": [2, 4], "heads": [2, 4]},
     "convnext_tiny": {"dims": [48, 96, 192], "depths": [1, 1, 2]},
     "efficientformer_l1": {
         "dims": [32, 64, 96, 160],
@@ -64,6 +66,12 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "depths": [1, 2, 2],
         "mlp_ratios": [4.0, 4.0, 2.0],
         "attention_heads": [1, 3, 5],
+    },
+    "hornet_tiny_gf": {
+        "dim": 48,
+        "depths": [1, 1, 1],
+        "orders": [2, 3, 4],
+        "spectral": [False, True, True],
     },
 }
 COMMON: dict[str, Any] = {

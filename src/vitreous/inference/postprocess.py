@@ -27,6 +27,7 @@ GUIDE_CHANNELS = 3  # principal components that guide a refinement
 NOVELTY_CHANNELS = 10  # principal components in which spectra are compared
 PERCENTILES = 101  # of the training pixels' distances that are kept
 FLAT = 1e-9  # of the largest deviation: a band or component that varies less says nothing
+LEAST_LIKELY = 1e-12  # what a probability of 0 counts as in logarithms
 HOTTEST = 100.0  # temperature that a file may name
 
 Row: TypeAlias = Annotated[list[float], Field(min_length=1, max_length=MOST_BANDS)]
@@ -338,7 +339,21 @@ def at_temperature(probabilities: npt.NDArray[Any], temperature: float) -> Float
     return np.asarray(powers / np.where(total > 0, total, 1), dtype=np.float32)
 
 
-# -- novelty ----------------------------------------------------------------------------------------------
+# -- uncertainty and novelty ----------------------------------------------------------------------------------------------
+
+
+class Uncertainty:
+    """How unsure probabilities are: their entropy as a share of the largest possible, and one minus the largest."""
+
+    bands = ("entropy", "1 - maximum probability")
+
+    def layer(self, values: Floats, probabilities: Floats) -> Floats:
+        """Return ``(2, height, width)`` from 0 to 1; NaN where probabilities are."""
+        logarithms = np.log(np.maximum(probabilities, LEAST_LIKELY))
+        most = np.log(max(len(probabilities), 2))
+        entropy = -(probabilities * logarithms).sum(axis=0) / most
+        unsure = np.stack([entropy, 1 - probabilities.max(axis=0)])
+        return np.clip(unsure, 0, 1).astype(np.float32)
 
 
 class Novelty(Description):
@@ -361,6 +376,15 @@ class Novelty(Description):
         if list(self.distances) != sorted(self.distances):
             raise ValueError("the percentiles do not ascend")
         return self
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """The name of the layer's band."""
+        return ("novelty (percentile of the training pixels)",)
+
+    def layer(self, values: Floats, probabilities: Floats) -> Floats:
+        """Return ``(1, height, width)``: :meth:`of`."""
+        return self.of(values)[None]
 
     def of(self, window: Floats) -> Floats:
         """Return the share of training pixels, in percent, that lie nearer to their nearest class.

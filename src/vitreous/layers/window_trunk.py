@@ -38,7 +38,7 @@ class WindowPyramid(Backbone):
     """
 
     any_size = True
-    undecayed = ("pos_embed", "position.table")
+    undecayed: ClassVar[tuple[str, ...]] = ("pos_embed", "position.table")
     grid: tuple[int, int]
     pos_embed: nn.Parameter | None
     stages: nn.ModuleList
@@ -246,6 +246,21 @@ def divided(sides: tuple[int, int], by: int, rest: int) -> tuple[int, int]:
     return (sides[0] + rest) // by, (sides[1] + rest) // by
 
 
+def cut_as(
+    window: tuple[int, int], cells: tuple[int, int], square: bool
+) -> tuple[tuple[int, int], tuple[bool, bool]]:
+    """Return a stage's windows as Swin's references cut its map, and whether they move down and across.
+
+    timm decides this along each axis. With the authors (``square``), a map that is no longer than a window along one
+    axis has square windows of that length, and none of them moves. Both count a map's cells rounded down.
+    """
+    if square:
+        side, shorter = min(window), min(cells)
+        return (min(side, shorter),) * 2, (shorter > side,) * 2
+    (rows, columns), (height, width) = window, cells
+    return (min(rows, height), min(columns, width)), (height > rows, width > columns)
+
+
 _TABLE = r"\.relative_position_bias_table$"
 LAYOUT = (r"^layers\.\d+\.blocks\.\d+\.attn" + _TABLE, r"^patch_embed\.proj\.weight$")
 AUTHORS_LAYOUT = (*LAYOUT, r"^(layers\.0\.downsample|head)\.", r"!^head\.fc\.")
@@ -259,7 +274,7 @@ _NAMES = (
 
 
 def rename_windows(
-    state_dict: Mapping[str, Tensor], further: Sequence[tuple[str, str]] = ()
+    state_dict: Mapping[str, Tensor], further: Sequence[tuple[str, Any]] = ()
 ) -> dict[str, Tensor]:
     """Give weights under the names of Swin's authors or of timm our names; masks and indices are left out.
 
@@ -291,8 +306,8 @@ def read_window_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def resize_windows(
     state_dict: Mapping[str, Tensor],
-    model: WindowTransformer,
-    source: WindowTransformer | None = None,
+    model: WindowPyramid,
+    source: WindowPyramid | None = None,
 ) -> dict[str, Tensor]:
     """Resample position tables to the windows, and learned positions to the grid, of ``model``, bicubically."""
     resized = resize_biases(state_dict, model, source)

@@ -18,6 +18,7 @@ from vitreous.layers.window_trunk import (
     AUTHORS_LAYOUT,
     LAYOUT,
     WindowTransformer,
+    cut_as,
     divided,
     read_window_settings,
     rename_windows,
@@ -294,7 +295,7 @@ def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) 
     grid = divided(image, token, 0)
     windows = _windows(kwargs.get("window_size", 7), len(depths))
     cut = [
-        _cut(window, divided(grid, 2**stage, 0), square=not timm)
+        cut_as(window, divided(grid, 2**stage, 0), square=not timm)
         for stage, window in enumerate(windows)
     ]
     model = SwinTransformer(
@@ -331,21 +332,6 @@ def _windows(given: Any, stages: int) -> list[tuple[int, int]]:
             "Give one side for all stages, or one window per stage.",
         )
     return windows
-
-
-def _cut(
-    window: tuple[int, int], cells: tuple[int, int], square: bool
-) -> tuple[tuple[int, int], tuple[bool, bool]]:
-    """Return a stage's windows as the references cut its map, and whether they move down and across.
-
-    timm decides this along each axis. With the authors (``square``), a map that is no longer than a window along one
-    axis has square windows of that length, and none of them moves. Both count a map's cells rounded down.
-    """
-    if square:
-        side, shorter = min(window), min(cells)
-        return (min(side, shorter),) * 2, (shorter > side,) * 2
-    (rows, columns), (height, width) = window, cells
-    return (min(rows, height), min(columns, width)), (height > rows, width > columns)
 
 
 def _first_width(given: int | Sequence[int]) -> int:
