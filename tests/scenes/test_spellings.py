@@ -1,6 +1,7 @@
 """What files of other writers say in words of their own is read, or told of."""
 
 import json
+import re
 
 import h5py
 import numpy as np
@@ -450,3 +451,29 @@ def test_class_names_in_an_array_beside_the_labels(tmp_path, ending):
             file["class_names"] = np.array(names, dtype=h5py.string_dtype())
     labels = vitreous.open_labels(tmp_path / f"l.{ending}")
     assert labels.attrs["class_names"] == names
+
+
+@pytest.mark.parametrize(
+    ("hints", "said"),
+    [
+        ({"fwhm": "0.01,0.01,0.01,0.01"}, "they would match in um"),
+        ({"fwhm": "9000,9000,9000,9000"}, r"set fwhm=\.\.\."),
+        ({"fwhm": "10,10,10,10"}, None),
+    ],
+)
+def test_widths_and_centres_of_two_sources_are_compared(tmp_path, hints, said, recwarn):
+    path = envi(tmp_path, "wavelength = {450, 550, 650, 850}\nwavelength units = nm\n")
+    scene = vitreous.open_scene(path, **hints)
+    found = [str(w.message) for w in recwarn if "do not match its wavelengths" in str(w.message)]
+    assert scene.fwhm.values.tolist() == [float(n) for n in hints["fwhm"].split(",")]
+    assert bool(found) == (said is not None)
+    if said:
+        assert re.search(said, found[0])
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_key_of_envi_wins_over_the_words_of_others(tmp_path, order):
+    lines = ["data ignore value = 5", "missing value = 7", "bandwidths = {9, 9, 9, 9}"][::order]
+    scene = vitreous.open_scene(envi(tmp_path, "\n".join(lines) + "\n"))
+    assert scene.attrs["nodata"] == 5
+    assert scene.fwhm.values.tolist() == [9] * 4

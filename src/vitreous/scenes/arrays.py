@@ -887,6 +887,8 @@ def _place_of_pixels(file: ArrayFile, info: ArrayInfo, row: int, column: int) ->
     x, y = evenly(lon[0]), evenly(lat[0])
     alike = np.array_equal(lon[0], lon[1]) and np.array_equal(lat[0], lat[1])
     if x is None or y is None or x.step is None or y.step is None or not alike:
+        if images[0] is None or not _is_beside(images[0], info):
+            return {}  # a swath, whose products keep its geolocation in a group of its own
         warnings.warn(
             f"{file.source}: the longitudes and latitudes of its pixels do not form an even grid; the scene has no place.",
             stacklevel=5,
@@ -894,6 +896,10 @@ def _place_of_pixels(file: ArrayFile, info: ArrayInfo, row: int, column: int) ->
         return {}
     left, top = x.first - x.step / 2, y.first - y.step / 2
     return {"crs": epsg(4326), "transform": Affine(x.step, 0, left, 0, y.step, top)}
+
+
+def _is_beside(one: ArrayInfo, other: ArrayInfo) -> bool:
+    return one.name.rpartition("/")[0] == other.name.rpartition("/")[0]
 
 
 def _say_stale(stated: Any, real: Any, size: tuple[int, int], source: str) -> None:

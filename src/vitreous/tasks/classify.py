@@ -288,7 +288,7 @@ def _layers(
         if after is None or after.temperature is None:
             warnings.warn(
                 f"The probabilities of {run} are not calibrated, because it had no validation pixels: the uncertainty "
-                "ranks pixels, but is no rate of errors.",
+                "ranks pixels, but does not tell how often they are wrong.",
                 stacklevel=3,
             )
         layers[Path(uncertainty)] = Uncertainty()

@@ -39,7 +39,8 @@ from vitreous.data.provenance import (
 from vitreous.data.roles import Split, Splits
 from vitreous.errors import CheckpointError, ConfigError, VitreousError
 from vitreous.files import checked, hidden_folder, locked, read_json, task_of, write_json
-from vitreous.inference.postprocess import Postprocess
+from vitreous.inference.postprocess import Postprocess, finished
+from vitreous.inference.windows import SceneClassifier
 from vitreous.methods._apply import applied
 from vitreous.recipe import R, Recipe, SceneSettings, Settings, make_recipe
 from vitreous.tasks.processes import RUN_FOLDER, is_helper, kept_environment
@@ -81,6 +82,11 @@ class Run:
     model_args: dict[str, Any]
     provenance: Provenance
     postprocess: Postprocess | None = None
+
+    @property
+    def finished(self) -> SceneClassifier:
+        """The classifier with its refinement and calibration, as it maps scenes."""
+        return finished(self.classifier, self.postprocess)
 
     @property
     def methods(self) -> list[dict[str, Any]]:
