@@ -30,6 +30,7 @@ VARIANTS = (
     "vit_small",
     "swin_tiny",
     "coswin_base",
+    "crossformer_tiny",
     "convnext_tiny",
     "crossvit_small",
     "cvt_13",

@@ -70,6 +70,15 @@ def test_normalised_dates_may_differ_in_gain_and_offset():
     np.testing.assert_allclose(ours.image.values[0], expected, rtol=1e-3, atol=1e-4)
 
 
+def test_dates_that_hold_no_reflectance_are_normalised():
+    before, after = dates()
+    numbers = [mixed_scene(cube=one.values * 200, unit="dn") for one in (before, after)]
+    assert not cva(before, after).facts["normalised"]
+    assert cva(*numbers).facts["normalised"]
+    raw = cva(*numbers, normalise=False).image.values[0]
+    np.testing.assert_allclose(raw, 200 * cva(before, after).image.values[0], rtol=1e-3, atol=1e-4)
+
+
 def test_the_second_date_comes_onto_the_grid_of_the_first():
     before, after = dates()
     part = after[:, 5:35, 8:44]  # its own grid, shifted and smaller

@@ -32,7 +32,7 @@ SETTINGS = {
     "cem": ["--library", "lib.csv"],
     "rx": ["--window", 9, "--guard", 3],
     "unmix": ["--endmembers", 3],
-    "cva": ["--normalise"],
+    "cva": ["--no-normalise"],
 }
 
 

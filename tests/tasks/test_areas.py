@@ -75,6 +75,12 @@ def test_nothing_tested_estimates_nothing():
     assert found["classes"][0] == {"mapped": 4.0, "estimate": None, "low": None, "high": None}
 
 
+def test_a_class_that_is_not_tested_is_not_estimated_at_nothing():
+    found = area_figures([[9, 0, 1], [0, 8, 0], [0, 0, 0]], [50, 40, 10], None)
+    assert found["classes"][2]["estimate"] is None
+    assert found["classes"][1]["estimate"] is not None
+
+
 def test_areas_are_never_negative():
     found = area_figures([[9, 1], [1, 9]], [1, 10_000], None)
     assert min(row["low"] for row in found["classes"]) >= 0

@@ -98,7 +98,7 @@ def _whitening(noise: Moments, scene: xr.DataArray) -> Floats:
         raise SceneError(
             f"{silent} of {bands} directions in the bands of {source} have no noise: bands are constant, or computed from "
             "each other.",
-            "Leave such bands out (--hints bands=...), or use 'vitreous analyse pca', which needs no noise.",
+            "Exclude such bands (--hints bands=...), or use 'vitreous analyse pca', which needs no noise.",
         )
     values, vectors = np.linalg.eigh(covariance)
     root: Floats = (vectors / np.sqrt(values)) @ vectors.T

@@ -97,7 +97,7 @@ ANALYSES = {
         ),
         Analysis(
             "unmix",
-            "Linear unmixing: endmembers (VCA, or given ones) and their abundances (FCLS).",
+            "Linear unmixing: endmembers (N-FINDR, VCA or given) and their abundances (FCLS).",
             "vitreous.analysis.unmix:unmix",
             "mixture",
         ),

@@ -67,8 +67,8 @@ class Preprocess(nn.Module):
             components: components to keep; fewer where the spectra span fewer.
             whiten: scale components to unit variance; otherwise only the first has it.
             standardize: z-score the bands before the components are found.
-            neighbours: ``(pairs, 2, bands)`` spectra of neighbouring pixels of one class, for ``mnf``: their
-                differences are noise.
+            neighbours: ``(pairs, 2, bands)`` spectra of neighbouring pixels, for ``mnf``: their differences are noise,
+                and what they are is signal; they need no labels.
 
         Raises:
             ModelError: fewer than two spectra, or all alike; too few bands or neighbours for what is asked.
@@ -95,12 +95,12 @@ class Preprocess(nn.Module):
             matrix = np.diag(scale)
         else:
             weight = scale if standardize else (~constant).astype(np.float64)
-            scaled = (x - mean) * weight
             if reduction == "mnf":
-                turn = _without_noise(_differences(each, neighbours) * weight)
-                matrix = _components(scaled @ turn, components, whiten) @ turn.T * weight
+                signal, noise = _signal_and_noise(each, neighbours)
+                turn = _without_noise(noise * weight)
+                matrix = _components(signal * weight @ turn, components, whiten) @ turn.T * weight
             else:
-                matrix = _components(scaled, components, whiten) * weight
+                matrix = _components((x - mean) * weight, components, whiten) * weight
         fitted = cls(x.shape[1], len(matrix))
         fitted.spectra = each
         fitted.matrix.copy_(torch.from_numpy(matrix))
@@ -147,22 +147,22 @@ def _changed(spectra: Spectra, pixels: npt.NDArray[np.floating]) -> npt.NDArray[
     return found
 
 
-def _differences(
+def _signal_and_noise(
     spectra: Spectra, neighbours: npt.NDArray[np.floating] | None
-) -> npt.NDArray[np.float64]:
-    """Return the noise between neighbours, ``(pairs, bands)``: of the deviation of a single pixel's.
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return centred spectra and the noise in them, ``(pairs, bands)`` each.
 
     Raises:
-        ModelError: there are too few.
+        ModelError: there are too few neighbours.
     """
     if neighbours is None or len(neighbours) < FEWEST_PAIRS:
         raise ModelError(
-            f"Minimum noise fraction (mnf) estimates the noise from neighbouring training pixels of one class; of "
-            f"{FEWEST_PAIRS} pairs at least there are {0 if neighbours is None else len(neighbours)}.",
-            "Use --reduction pca, or another split.",
+            f"Minimum noise fraction (mnf) estimates the noise from neighbouring valid pixels; of {FEWEST_PAIRS} pairs at "
+            f"least there are {0 if neighbours is None else len(neighbours)}.",
+            "Use --reduction pca.",
         )
     one, other = (_changed(spectra, neighbours[:, side]) for side in (0, 1))
-    return (one - other) / np.sqrt(2)
+    return one - one.mean(0), (one - other) / np.sqrt(2)
 
 
 def _without_noise(noise: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -141,8 +141,8 @@ def _known_centres(file: ArrayFile, images: Sequence[ArrayInfo]) -> dict[str, An
         found = spectral([c for c in own if c is not None], known, said, file.source)  # type: ignore[arg-type]
         return {"wavelengths": found.centres, **({} if found.widths is None else {"fwhm": found.widths})}  # fmt: skip
     names = [info.name.rpartition("/")[2] for info in images]
-    table = facts_of_names(names, arrays.texts(file))
-    return {name: np.array(column) for name, column in table.items()} or None
+    facts = facts_of_names(names, arrays.texts(file))
+    return {name: np.array(column) for name, column in facts.items()} or None
 
 
 def _own_centre(info: ArrayInfo) -> float | None:

@@ -109,16 +109,18 @@ def area_figures(
     Returns:
         ``unit`` (``ha`` or ``pixels``), ``pixel`` (square metres or None), ``assessed`` (share of the map whose class has
         test pixels), and ``classes`` with the area on the map (``mapped``) and its ``estimate``, ``low`` and ``high`` (95 %;
-        None where no class of the map has test pixels).
+        None of a class without test pixels, which nobody could have found).
     """
     size = 1.0 if square_metres is None else square_metres / HECTARE
     mapped = np.asarray(pixels, dtype=np.float64) * size
-    found = stratified_areas(np.asarray(confusion), mapped)
-    low = np.maximum(found.area - NORMAL_95 * found.error, 0)
-    high = found.area + NORMAL_95 * found.error
+    counts = np.asarray(confusion)
+    found = stratified_areas(counts, mapped)
+    area = np.where(counts.sum(axis=1) > 0, found.area, np.nan)
+    low = np.maximum(area - NORMAL_95 * found.error, 0)
+    high = area + NORMAL_95 * found.error
     rows = [
         {"mapped": float(m), **_bounds(estimate, below, above)}
-        for m, estimate, below, above in zip(mapped, found.area, low, high, strict=True)
+        for m, estimate, below, above in zip(mapped, area, low, high, strict=True)
     ]
     return {
         "unit": "pixels" if square_metres is None else "ha",

@@ -27,11 +27,11 @@ from vitreous.inference.postprocess import Postprocess, Uncertainty, changed, fi
 from vitreous.inference.predict import Prediction, predict_scene
 from vitreous.inference.windows import Layer
 from vitreous.methods._apply import complete_settings
-from vitreous.models._pixel_estimator import PixelEstimator
 from vitreous.progress import progress_bar
 from vitreous.recipe import Recipe
-from vitreous.tasks import runs
+from vitreous.tasks import auto, runs
 from vitreous.tasks.areas import area_figures
+from vitreous.tasks.candidates import chosen_candidates, has_networks
 from vitreous.tasks.checks import check_models
 from vitreous.tasks.division import (
     draw_split,
@@ -70,6 +70,7 @@ from vitreous.tasks.training import (
     drop_states,
     fit_estimator,
     fit_network,
+    fit_system,
 )
 
 if TYPE_CHECKING:
@@ -122,7 +123,8 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
         recipe,
         console,
         trained=runs.is_network(recipe.model),
-        networks=any(map(runs.is_network, (recipe.model, *recipe.baselines))),
+        networks=any(map(runs.is_network, (recipe.model, *recipe.baselines)))
+        or (recipe.chosen and has_networks(chosen_candidates(recipe))),
     )
     net = check_models(recipe)
     distillation = distillation_of(recipe)
@@ -158,6 +160,11 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
             run = load_run(folder)
             trained, start = Trained(run.classifier, *_known_figures(folder)), run.start
             trained.postprocess = run.postprocess
+            if recipe.chosen:
+                trained.name, trained.title = run.name, auto.title_of(folder)
+        elif recipe.chosen:
+            trained = auto.compare_and_train(recipe, data, splits, contract, folder, console)
+            _keep(folder, recipe, trained, data, splits, start)
         elif runs.is_network(recipe.model):
             trained = fit_network(
                 recipe, data, splits, contract, folder, teacher, resume=resume, show=show
@@ -280,7 +287,7 @@ def _layers(
         if after is None or after.temperature is None:
             warnings.warn(
                 f"The probabilities of {run} are not calibrated, because it had no validation pixels: the uncertainty "
-                "ranks pixels, but is no rate of errors.",
+                "ranks pixels, but does not tell how often they are wrong.",
                 stacklevel=3,
             )
         layers[Path(uncertainty)] = Uncertainty()
@@ -416,18 +423,18 @@ def fit_and_score(
     scenes = data if isinstance(data, LabelledScenes) else LabelledScenes.of(data)
     splits = split if isinstance(split, Splits) else Splits.of(split)
     contract = measured_contract(scenes, splits)
-    if runs.is_network(recipe.model):
-        folder.mkdir(parents=True, exist_ok=True)
+    if recipe.chosen:
+        quiet = Console(quiet=True)
+        trained = auto.compare_and_train(recipe, scenes, splits, contract, folder, quiet)
+    else:
         teacher = open_teacher(recipe)
-        trained = fit_network(
+        trained = fit_system(
             recipe, scenes, splits, contract, folder, teacher, resume=True, show=False
         )
-        drop_states(folder)
-    else:
-        trained = fit_estimator(recipe.model, recipe, scenes, splits, contract)
-    if recipe.refine != "none":
-        trained.postprocess = fit_postprocess(recipe, scenes, splits, trained.classifier)
-    row = system_row(recipe.model, trained)
+        if recipe.refine != "none":
+            trained.postprocess = fit_postprocess(recipe, scenes, splits, trained.classifier)
+    drop_states(folder)
+    row = system_row(trained.title or recipe.model, trained, trained.name or recipe.model)
     row |= test_figures(trained.finished, scenes, splits)
     return trained, row
 
@@ -465,7 +472,7 @@ def learned_size(run: runs.Run) -> int:
 
 
 def finishing_figures(
-    classifier: classifiers.Network | PixelEstimator,
+    classifier: classifiers.Classifier,
     after: Postprocess | None,
     data: LabelledScenes,
     splits: Splits,
@@ -553,10 +560,14 @@ def _keep(
     start: Provenance,
 ) -> None:
     """Finish and write what was trained; the weights last, because resuming takes them for the end of training."""
-    trained.postprocess = fit_postprocess(recipe, data, splits, trained.classifier)
+    if trained.postprocess is None:
+        trained.postprocess = fit_postprocess(recipe, data, splits, trained.classifier)
+    name = trained.name or recipe.model
     config = read_json(folder / CONFIG)
+    if recipe.chosen:
+        config["settled"] = auto.told(folder)["settings"] or {}
     config["model"] = {
-        "name": recipe.model,
+        "name": name,
         "parameters": trained.parameters,
         "trainable": trained.trainable,
         "train_seconds": trained.seconds,
@@ -572,7 +583,7 @@ def _keep(
     classifiers.save_classifier(
         folder / MODEL,
         trained.classifier,
-        name=recipe.model,
+        name=name,
         model_args=trained.model_args,
         class_names=data.class_names,
         class_colors=data.class_colors,
@@ -592,7 +603,8 @@ def _measure(
     console: Console,
 ) -> None:
     """Map the scenes, score the system and the baselines on the test pixels, and write metrics and report."""
-    row = system_row(recipe.model, trained)
+    title, name = trained.title or recipe.model, trained.name or recipe.model
+    row = system_row(title, trained, name)
     if recipe.map:
         mapped = map_scenes(folder, recipe, trained.finished, data, splits, console)
         row["pixels_per_second"] = mapped.pixels_per_second
@@ -606,23 +618,26 @@ def _measure(
         row["val"] = score(by_classifier(trained.finished, data), data, used, VAL)
     rows = [row | finishing_figures(trained.classifier, trained.postprocess, data, splits)]
     if trained.unrefined is not None:
-        rows.append(_unrefined(recipe.model, trained.unrefined, data, splits, used))
+        rows.append(_unrefined(title, name, trained.unrefined, data, splits, used))
     for name in recipe.baselines:
         if name != recipe.model:
             console.print(f"baseline {name}", highlight=False)
             rows.append(_baseline(name, recipe, data, splits, folder))
     size = max(context_size(trained.classifier, trained.postprocess), runs.teacher_size(folder))
-    write_json(folder / METRICS, metrics_of(data, splits, recipe, size, rows, start))
+    metrics = metrics_of(data, splits, recipe, size, rows, start)
+    if recipe.chosen:
+        metrics["comparison"] = auto.told(folder)
+    write_json(folder / METRICS, metrics)
     if recipe.report:
         console.print("writing the report", highlight=False)
         write_report(folder, data, splits)
 
 
 def _unrefined(
-    name: str, trained: Trained, data: LabelledScenes, splits: Splits, used: Splits
+    title: str, name: str, trained: Trained, data: LabelledScenes, splits: Splits, used: Splits
 ) -> dict[str, Any]:
     """Score a system without its refinement on the same pixels."""
-    row = system_row(f"{name}{UNREFINED}", trained, name)
+    row = system_row(f"{title}{UNREFINED}", trained, name)
     row |= test_figures(trained.finished, data, splits)
     if used.scenes_with(VAL):
         row["val"] = score(by_classifier(trained.finished, data), data, used, VAL)

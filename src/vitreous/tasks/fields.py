@@ -11,17 +11,22 @@ from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.roles import Splits
 from vitreous.tasks.labelled import LabelledScenes
 
+SAME_FIELD = (
+    3  # pixels from one to the next of a field: a path or a missing pixel does not divide it
+)
+
 Ints = npt.NDArray[np.int64]
 
 
-def count_fields(labels: npt.NDArray[np.integer[Any]], num_classes: int, gap: int) -> Ints:
-    """Count the groups of labelled pixels of each class.
+def count_fields(
+    labels: npt.NDArray[np.integer[Any]], num_classes: int, gap: int = SAME_FIELD
+) -> Ints:
+    """Count the connected groups of labelled pixels of each class.
 
     Args:
         labels: ``(height, width)`` classes from 1 on, 0 where unlabelled.
         num_classes: how many classes there are.
-        gap: pixels at most so far apart, along rows and columns, are of one group: what is seen around one of them holds the
-            other.
+        gap: pixels at most so far apart, along rows and columns, are of one group.
 
     Returns:
         ``(num_classes,)``.
@@ -40,13 +45,12 @@ def count_fields(labels: npt.NDArray[np.integer[Any]], num_classes: int, gap: in
     return counts
 
 
-def testable(data: LabelledScenes, splits: Splits, size: int) -> list[dict[str, Any]]:
+def testable(data: LabelledScenes, splits: Splits) -> list[dict[str, Any]]:
     """Return for each class whether the test says anything about ground that nobody has seen.
 
     Args:
         data: the scenes and their labels.
         splits: who trained and who tests.
-        size: side of the square of pixels that a prediction depends on; fields that are nearer are one.
 
     Returns:
         ``fields``, in how many places the class is labelled, ``testable``, and ``why`` not (empty where it is).
@@ -56,7 +60,7 @@ def testable(data: LabelledScenes, splits: Splits, size: int) -> list[dict[str, 
     pixels = {role: np.zeros(count + 1, dtype=np.int64) for role in (TRAIN, VAL, TEST)}
     for scene, split in zip(data, splits, strict=True):
         labels = np.asarray(scene.labels.values)
-        fields += count_fields(labels, count, size)
+        fields += count_fields(labels, count)
         for role, totals in pixels.items():
             totals += np.bincount(labels[split.roles == role], minlength=count + 1)
     learned, tested = pixels[TRAIN] + pixels[VAL], pixels[TEST]

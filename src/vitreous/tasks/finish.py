@@ -52,7 +52,7 @@ def fit_postprocess(
         splits: who trained and who validates.
         classifier: what was trained.
     """
-    after = Postprocess(guide=_guide(data, splits), novelty=_novelty(data, splits))
+    after = Postprocess(guide=fit_guide(data, splits), novelty=fit_novelty_of(data, splits))
     held_out = learned_from(recipe, splits)
     candidates = [after.refined(one) for one in recipe_refinements(recipe)]
     if not held_out.scenes_with(VAL):
@@ -65,14 +65,16 @@ def fit_postprocess(
     return candidates[best].model_copy(update={"temperature": fit_temperature(*answers[best])})
 
 
-def _guide(data: LabelledScenes, splits: Splits) -> Projection:
+def fit_guide(data: LabelledScenes, splits: Splits) -> Projection:
+    """Return what guides a refinement: a few principal components of the training scenes."""
     chosen = splits.scenes_with(TRAIN)
     scenes = [data[k].scene for k in chosen[:: -(-len(chosen) // GUIDE_SCENES)]]
     spectra = [spread_spectra(scene, data.contract.select(scene)) for scene in scenes]
     return fit_projection(np.concatenate(spectra), GUIDE_CHANNELS)
 
 
-def _novelty(data: LabelledScenes, splits: Splits) -> Novelty:
+def fit_novelty_of(data: LabelledScenes, splits: Splits) -> Novelty:
+    """Return what tells how new a spectrum is to those of the training pixels."""
     spectra, classes = [], []
     for k, pixels in splits.some(TRAIN, NOVELTY_PIXELS):
         scene = data[k].scene

@@ -24,7 +24,6 @@ from vitreous.inference.pixels import classify_pixels
 from vitreous.inference.postprocess import Postprocess
 from vitreous.inference.predict import Prediction, predict_scene
 from vitreous.inference.windows import SceneClassifier
-from vitreous.models._pixel_estimator import PixelEstimator
 from vitreous.progress import progress_bar
 from vitreous.recipe import Recipe
 from vitreous.tasks.areas import common_area, pixel_area
@@ -41,16 +40,12 @@ Ints = npt.NDArray[np.int64]
 Classify = Callable[[int, Ints], Ints]  # a scene's number and flat pixels to their classes
 
 
-def receptive_size(classifier: classifiers.Network | PixelEstimator) -> int:
+def receptive_size(classifier: classifiers.Classifier) -> int:
     """Return the side of the square around a training pixel that is learned from."""
-    if isinstance(classifier, PixelEstimator):
-        return 2 * classifier.margin + 1
     return classifier.receptive_size
 
 
-def context_size(
-    classifier: classifiers.Network | PixelEstimator, after: Postprocess | None
-) -> int:
+def context_size(classifier: classifiers.Classifier, after: Postprocess | None) -> int:
     """Return the side of the square of pixels that one prediction depends on, its refinement included."""
     return receptive_size(classifier) + (0 if after is None else 2 * after.reach)
 
@@ -244,7 +239,7 @@ def metrics_of(
     for system in systems:
         _put_codes(system, data.class_codes)
     none: dict[str, Any] = {}
-    told = testable(data, splits, patch_size) if systems else [none] * len(data.class_names)
+    told = testable(data, splits) if systems else [none] * len(data.class_names)
     used = learned_from(recipe, splits)
     tested = splits.scenes_with(TEST)
     many = len(data) > 1

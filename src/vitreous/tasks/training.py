@@ -55,7 +55,6 @@ if TYPE_CHECKING:
 REFIT = "refit"  # folder of the second training, within the run's
 DECODER_WIDTH = 64  # of mode dense
 PREPROCESS_PIXELS = 2**20  # training pixels that the preprocessing is fitted on, at most
-NOISE_PAIRS = 2**16  # neighbouring training pixels that noise is estimated from, at most
 ESTIMATOR_PIXELS = 2**20  # training pixels that are read for an estimator, at most
 HELD_BYTES = (
     2**31
@@ -74,15 +73,19 @@ class Trained:
         model_args: what differs from the variant's own arguments.
         choice: the epoch that validation pixels chose, where they did.
         postprocess: what becomes of its probabilities; nothing where None.
+        name: of the system, where a comparison has chosen it.
+        title: what it is called beside others, likewise.
     """
 
-    classifier: classifiers.Network | PixelEstimator
+    classifier: classifiers.Classifier
     seconds: float
     parameters: int | None = None
     trainable: int | None = None
     model_args: dict[str, Any] = field(default_factory=dict)
     choice: Choice | None = None
     postprocess: Postprocess | None = None
+    name: str = ""
+    title: str = ""
 
     @property
     def finished(self) -> SceneClassifier:
@@ -119,6 +122,35 @@ def fit_estimator(
         blocks.append(numbers + (int(blocks[-1].max()) + 1 if blocks else 0))
     estimator.fit(np.concatenate(features), np.concatenate(classes), np.concatenate(blocks))
     return Trained(estimator, time.perf_counter() - started)
+
+
+def fit_system(
+    recipe: Recipe,
+    data: LabelledScenes,
+    splits: Splits,
+    contract: BandContract,
+    folder: Path,
+    teacher: SceneTeacher | None = None,
+    *,
+    resume: bool,
+    show: bool,
+) -> Trained:
+    """Train the system of a recipe, a network or an estimator.
+
+    Args:
+        recipe: the settings.
+        data: the scenes and their labels.
+        splits: who trains.
+        contract: the bands.
+        folder: keeps the state while a network trains.
+        teacher: what a network learns from beside the labels.
+        resume: go on with what the folder keeps.
+        show: print progress.
+    """
+    if not runs.is_network(recipe.model):
+        return fit_estimator(recipe.model, recipe, data, splits, contract)
+    folder.mkdir(parents=True, exist_ok=True)
+    return fit_network(recipe, data, splits, contract, folder, teacher, resume=resume, show=show)
 
 
 def fit_network(
@@ -390,7 +422,7 @@ def input_bands(recipe: Recipe, contract: BandContract, preprocess: Preprocess) 
 def fit_preprocess(recipe: Recipe, data: LabelledScenes, splits: Splits) -> Preprocess:
     """Fit on training pixels what a recipe does to spectra before its model sees them."""
     reduction = reduction_of(recipe, len(data.contract.used))
-    neighbours = neighbouring_spectra(data, splits, NOISE_PAIRS) if reduction == "mnf" else None
+    neighbours = neighbouring_spectra(data, splits) if reduction == "mnf" else None
     return Preprocess.fit(
         training_spectra(data, splits, PREPROCESS_PIXELS),
         spectra=recipe.spectra,
