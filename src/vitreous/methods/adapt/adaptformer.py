@@ -49,6 +49,7 @@ CARD = Card(
         "spectformer_*",
         "smt_*",
         "hornet_*",
+        "fmvit_*",
         "lola_specvit_*",
         "convnext_*",
         "efficientformer_*",

@@ -65,6 +65,7 @@ CARD = Card(
         "spectformer*",
         "smt*",
         "hornet*",
+        "fmvit*",
         "t2t_vit*",
         "tnt*",
     ],
