@@ -44,6 +44,7 @@ VARIANTS = (
     "hornet_tiny",
     "hornet_tiny_gf",
     "fmvit_tiny",
+    "dhvt_tiny",
 )
 ROUNDS = 7
 console = Console(stderr=True, soft_wrap=True)

@@ -86,6 +86,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "conv_blocks": [1, 1, 1],
         "repeats": [1, 1, 1],
     },
+    "dhvt_small": {"dim": 128, "depth": 4, "heads": 4},
     "lola_specvit_tiny": {},
 }
 console = Console(stderr=True, soft_wrap=True)

@@ -77,6 +77,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "conv_blocks": [1, 1, 1],
         "repeats": [1, 1, 1],
     },
+    "dhvt_small_p4": {"dim": 112, "depth": 4, "heads": 4},
 }
 COMMON: dict[str, Any] = {
     "learning_rate": 2e-3,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitreous.layers.convmix import ConvMlp
+from vitreous.models.dhvt import AggregationFeedForward, HeadInteraction
 from vitreous.models.hornet import GlobalLocalFilter, RecursiveGate
 from vitreous.models.smt import Modulation
 
@@ -58,10 +61,36 @@ def global_local(self: GlobalLocalFilter, x: Tensor) -> Tensor:
     return self.post_norm(joined.permute(0, 2, 3, 1))
 
 
+def head_interaction(
+    self: HeadInteraction, x: Tensor, turn: Tensor | None = None, grid: Any = None
+) -> Tensor:
+    """DHVT: head tokens behind the others, attention step by step."""
+    batch, count, dim = x.shape
+    means = x.reshape(batch, count, self.heads, -1).transpose(1, 2).mean(2)
+    described = self.describe(means).reshape(batch, self.heads, self.heads, -1)
+    described = self.act(self.norm(described)).flatten(2) + self.positions
+    tokens = torch.cat([x, described], 1)
+    qkv = self.qkv(tokens).reshape(batch, -1, 3, self.heads, dim // self.heads)
+    query, key, value = qkv.permute(2, 0, 3, 1, 4)
+    weights = (query @ key.transpose(2, 3) * query.shape[-1] ** -0.5).softmax(-1)
+    mixed = self.proj((weights @ value).transpose(1, 2).reshape(batch, -1, dim))
+    first, cells, own = mixed.split([1, count - 1, self.heads], 1)
+    return torch.cat([first + own.mean(1, keepdim=True), cells], 1)
+
+
+def aggregation(self: AggregationFeedForward, x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """DHVT's feed-forward, its map's channels first in memory."""
+    first, cells = x[:, :1], x[:, 1:].transpose(1, 2).reshape(len(x), -1, *grid).contiguous()
+    hidden = self.expand(cells)
+    cells = self.reduce(self.mix(hidden) + hidden)
+    weight = self.excite(self.act(self.compress(F.adaptive_avg_pool2d(cells, 1).flatten(1))))
+    return torch.cat([first * weight[:, None], cells.flatten(2).transpose(1, 2)], 1)
+
+
 def _pointwise(layer: nn.Module, x: Tensor) -> Tensor:
     """Apply a linear layer as a convolution of one cell."""
     assert isinstance(layer, nn.Linear)
-    return nn.functional.conv2d(x, layer.weight[..., None, None], layer.bias)
+    return F.conv2d(x, layer.weight[..., None, None], layer.bias)
 
 
 TRANSCRIPTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
@@ -69,6 +98,8 @@ TRANSCRIPTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
     ConvMlp: convolved_mlp,
     RecursiveGate: recursive_gate,
     GlobalLocalFilter: global_local,
+    HeadInteraction: head_interaction,
+    AggregationFeedForward: aggregation,
 }
 
 

@@ -243,6 +243,21 @@ MET: dict[str, tuple[str, dict[str, dict[str, object]], dict[str, object]]] = {
         },
         {},
     ),
+    "dhvt": (
+        "accuracy",
+        {
+            f"{arm}, {data}": {"accuracy": accuracy}
+            for data in ("digits", "Indian Pines")
+            for arm, accuracy in (
+                ("ViT with positions", 0.850),
+                ("SOPE", 0.848),
+                ("SOPE, DAFF", 0.880),
+                ("DHVT", 0.890),
+                ("ResNet", 0.900),
+            )
+        },
+        {},
+    ),
     "swin": (
         "accuracy",
         {
@@ -426,6 +441,10 @@ def test_claims_hold_where_all_that_is_required_is_met(slug):
         ("fmvit", "both", {"error": 1e-3}, [2]),
         ("fmvit", "both", {"fused_parameters": 9}, [3]),
         ("fmvit", "both", {"ratios": [0.9, 0.85, 0.1]}, [4]),
+        ("dhvt", "ViT with positions, digits", {"accuracy": 0.865}, [0, 3]),
+        ("dhvt", "ResNet, digits", {"accuracy": 0.91}, [1]),
+        ("dhvt", "SOPE, DAFF, Indian Pines", {"accuracy": 0.84}, [6]),
+        ("dhvt", "ViT with positions, Indian Pines", {"accuracy": 0.855}, [7]),
         ("swin", "fixed windows", {"accuracy": 0.93}, [0]),
         ("swin", "shifted windows", {"attention_macs": [1, 5]}, [1]),
         ("t2t_vit", "patches", {"accuracy": 0.955}, [0]),

@@ -50,6 +50,7 @@ CARD = Card(
         "smt_*",
         "hornet_*",
         "fmvit_*",
+        "dhvt_*",
         "lola_specvit_*",
         "convnext_*",
         "efficientformer_*",

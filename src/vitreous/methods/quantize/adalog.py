@@ -66,6 +66,7 @@ CARD = Card(
         "smt*",
         "hornet*",
         "fmvit*",
+        "dhvt*",
         "t2t_vit*",
         "tnt*",
     ],
