@@ -18,6 +18,7 @@ from vitreous.analysis.statistics import Moments, Sample
 from vitreous.analysis.streams import (
     Floats,
     Ints,
+    Mask,
     Passes,
     Progress,
     Tile,
@@ -240,9 +241,9 @@ def _check_ground(before: xr.DataArray, after: xr.DataArray) -> None:
         )
 
 
-def _inside(grid: Grid, row: Ints, column: Ints) -> npt.NDArray[np.bool_]:
+def _inside(grid: Grid, row: Ints, column: Ints) -> Mask:
     height, width = grid.size
-    found: npt.NDArray[np.bool_] = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    found: Mask = (row >= 0) & (row < height) & (column >= 0) & (column < width)
     return found
 
 

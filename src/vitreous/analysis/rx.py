@@ -22,6 +22,7 @@ from vitreous.analysis.statistics import Background, scene_moments
 from vitreous.analysis.streams import (
     Floats,
     Ints,
+    Mask,
     Passes,
     Progress,
     image_like,
@@ -119,7 +120,7 @@ def _checked(
     height, width = scene.sizes["y"], scene.sizes["x"]
     found = _Windows(window, guard)
     if covariance not in ("local", "global"):
-        raise ConfigError(f"There is no covariance '{covariance}'.", "Choose local or global.")
+        raise ConfigError(f"Unknown covariance: {covariance}.", "Choose local or global.")
     if window < 3 or guard < 1 or window % 2 == 0 or guard % 2 == 0 or guard >= window:
         raise ConfigError(
             f"A window of {window} pixels with a guard of {guard} is not possible.",
@@ -240,9 +241,7 @@ class _Spans(NamedTuple):
         return _Spans(self.centre - start, pairs[0], pairs[1])
 
 
-def _ring(
-    valid: npt.NDArray[np.bool_], down: _Spans, across: _Spans, i: int, j: int
-) -> npt.NDArray[np.bool_]:
+def _ring(valid: Mask, down: _Spans, across: _Spans, i: int, j: int) -> Mask:
     """Which pixels of an outer window are valid and outside of the inner one."""
     top, left = down.outer[0][i], across.outer[0][j]
     kept = valid[down.window(i), across.window(j)].copy()

@@ -90,7 +90,7 @@ class Backbone(nn.Module):
     any_size = False
     least_size = 1
     stem_reach = 0
-    band_parameters: ClassVar[tuple[str, ...]] = ()
+    band_parameters: tuple[str, ...] = ()
     band_axes: ClassVar[Mapping[str, int]] = {}
     band_tables: ClassVar[tuple[str, ...]] = ()
     band_arguments: ClassVar[tuple[str, ...]] = ()

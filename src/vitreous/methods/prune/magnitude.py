@@ -33,6 +33,7 @@ CARD = Card(
         "ggem_*",
         "swin_*",
         "coswin_*",
+        "crossformer_*",
         "crossvit_*",
         "cvt_*",
         "t2t_vit_*",

@@ -56,6 +56,7 @@ CARD = Card(
         "ggem*",
         "swin*",
         "coswin*",
+        "crossformer*",
         "convnext*",
         "efficientformer*",
         "lola_specvit*",
