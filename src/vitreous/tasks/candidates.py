@@ -110,6 +110,22 @@ CANDIDATES = {
             {"model": "gradient_boosting", "model_args": {}, **_MNF},
         ),
         Candidate(
+            "spectral_mlp",
+            "perceptron on single spectra, noise fraction",
+            10.0,
+            0.3,
+            {
+                "model": "spectral_mlp",
+                "model_args": {},
+                "mode": "patch",
+                "patch_size": 1,
+                "patch_norm": False,
+                "mixup": 0.0,
+                "class_weights": "balanced",
+                **_MNF,
+            },
+        ),
+        Candidate(
             "dense_fpn",
             "ConvNeXt and FPN, all pixels of a tile at once",
             110.0,
