@@ -156,7 +156,7 @@ def chosen_candidates(recipe: Recipe) -> list[Candidate]:
     for name in recipe.candidates:
         if name not in CANDIDATES:
             raise ConfigError(
-                f"There is no candidate '{name}'; 'auto' compares {', '.join(CANDIDATES)}.",
+                f"Unknown candidate: {name}. 'auto' compares {', '.join(CANDIDATES)}.",
                 did_you_mean(name, CANDIDATES),
             )
     names = dict.fromkeys(recipe.candidates or CANDIDATES)
