@@ -320,6 +320,7 @@ def test_a_budget_too_small_for_any_is_refused(places, tmp_path, monkeypatch):
         (["--budget", "10"], "'10' is not a time"),
         (["--candidates", "svn"], "Unknown candidate: svn"),
         (["--model-args", "C=1"], "'auto' has no arguments"),
+        (["--baselines", "auto"], "cannot be a baseline"),
     ],
 )
 def test_impossible_wishes_are_refused(places, tmp_path, words, told):

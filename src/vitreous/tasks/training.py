@@ -443,12 +443,16 @@ def fit_preprocess(recipe: Recipe, data: LabelledScenes, splits: Splits) -> Prep
 
 def _fractions(recipe: Recipe, data: LabelledScenes, splits: Splits) -> npt.NDArray[np.float64]:
     """Return the minimum noise fractions of the training scenes, which no fold of a comparison changes."""
-    asked = {"spectra": recipe.spectra, "components": recipe.components, "whiten": recipe.whiten}
     known = _FRACTIONS.setdefault(data, {})
-    key = (*asked.values(), *splits.scenes_with(TRAIN))
+    key = (recipe.spectra, recipe.components, recipe.whiten, *splits.scenes_with(TRAIN))
     if key not in known:
-        pairs = neighbouring_spectra(data, splits)
-        known[key] = noise_fractions(pairs, wavelengths=data.contract.wavelengths, **asked)
+        known[key] = noise_fractions(
+            neighbouring_spectra(data, splits),
+            spectra=recipe.spectra,
+            wavelengths=data.contract.wavelengths,
+            components=recipe.components,
+            whiten=recipe.whiten,
+        )
     return known[key]
 
 
