@@ -570,6 +570,8 @@ class Recipe(SceneSettings, TaughtSettings):
             own = {"no network is trained": (*for_networks, "tensorboard")}
             if self.reduction in {"auto", "none"} and not self.chosen:
                 own["nothing is reduced"] = _OF_THE_REDUCTION
+            if self.reduction == "mnf":
+                own["reduction is 'mnf'"] = ("standardize",)
             return own | self._split_rules()
         dense = self.mode == "dense"
         rules["mode is 'dense'" if dense else "mode is not 'dense'"] = (
@@ -577,6 +579,8 @@ class Recipe(SceneSettings, TaughtSettings):
         )
         if self.reduction == "none":
             rules["reduction is 'none'"] = _OF_THE_REDUCTION
+        elif self.reduction == "mnf":
+            rules["reduction is 'mnf'"] = ("standardize",)
         if self.spectra in _BRIGHTNESS_GONE:
             rules[f"spectra is '{self.spectra}'"] = ("gain", "offset")
         elif self.spectra != "none":

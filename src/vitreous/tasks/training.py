@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +39,7 @@ from vitreous.inference.postprocess import Postprocess, finished
 from vitreous.inference.windows import SceneClassifier
 from vitreous.layers.bands import Bands
 from vitreous.layers.frozen import hold_frozen
-from vitreous.layers.preprocess import Preprocess
+from vitreous.layers.preprocess import Preprocess, noise_fractions
 from vitreous.methods import _apply as methods
 from vitreous.methods._apply import applied, has, reinstall
 from vitreous.methods.adapt._freeze import freeze_base, is_adapter
@@ -61,6 +62,12 @@ ESTIMATOR_PIXELS = 2**20  # training pixels that are read for an estimator, at m
 HELD_BYTES = (
     2**31
 )  # of reduced channels of all training scenes in memory; of more, windows are read as needed
+
+
+# Minimum noise fractions that were found, by the data that they are of.
+_FRACTIONS: WeakKeyDictionary[LabelledScenes, dict[Any, npt.NDArray[np.float64]]] = (
+    WeakKeyDictionary()
+)
 
 
 @dataclass
@@ -424,7 +431,6 @@ def input_bands(recipe: Recipe, contract: BandContract, preprocess: Preprocess) 
 def fit_preprocess(recipe: Recipe, data: LabelledScenes, splits: Splits) -> Preprocess:
     """Fit on training pixels what a recipe does to spectra before its model sees them."""
     reduction = reduction_of(recipe, len(data.contract.used))
-    neighbours = neighbouring_spectra(data, splits) if reduction == "mnf" else None
     return Preprocess.fit(
         training_spectra(data, splits, PREPROCESS_PIXELS),
         spectra=recipe.spectra,
@@ -433,8 +439,23 @@ def fit_preprocess(recipe: Recipe, data: LabelledScenes, splits: Splits) -> Prep
         components=recipe.components,
         whiten=recipe.whiten,
         standardize=recipe.standardize,
-        neighbours=neighbours,
+        fractions=_fractions(recipe, data, splits) if reduction == "mnf" else None,
     )
+
+
+def _fractions(recipe: Recipe, data: LabelledScenes, splits: Splits) -> npt.NDArray[np.float64]:
+    """Return the minimum noise fractions of the training scenes, which no fold of a comparison changes."""
+    known = _FRACTIONS.setdefault(data, {})
+    key = (recipe.spectra, recipe.components, recipe.whiten, *splits.scenes_with(TRAIN))
+    if key not in known:
+        known[key] = noise_fractions(
+            neighbouring_spectra(data, splits),
+            spectra=recipe.spectra,
+            wavelengths=data.contract.wavelengths,
+            components=recipe.components,
+            whiten=recipe.whiten,
+        )
+    return known[key]
 
 
 def _pretrained_preprocess(init: str, data: LabelledScenes) -> Preprocess:
