@@ -82,6 +82,12 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "orders": [2, 3, 4],
         "spectral": [False, True, True],
     },
+    "fmvit_tiny": {
+        "dims": [48, 96, 144],
+        "conv_blocks": [1, 1, 1],
+        "repeats": [1, 1, 1],
+    },
+    "dhvt_small": {"dim": 128, "depth": 4, "heads": 4},
     "lola_specvit_tiny": {},
 }
 console = Console(stderr=True, soft_wrap=True)

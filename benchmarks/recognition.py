@@ -73,6 +73,12 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "orders": [2, 3, 4],
         "spectral": [False, True, True],
     },
+    "fmvit_tiny": {
+        "dims": [48, 96, 144],
+        "conv_blocks": [1, 1, 1],
+        "repeats": [1, 1, 1],
+    },
+    "dhvt_small_p4": {"dim": 112, "depth": 4, "heads": 4},
 }
 COMMON: dict[str, Any] = {
     "learning_rate": 2e-3,

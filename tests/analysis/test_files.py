@@ -136,7 +136,7 @@ def test_other_formats_are_written_too(out, place):
         (["mf", "scene.tif", "-o", "out.tif", "--library", "lib.csv", "--library-scale", "5000"], "another unit"),
         (["cem", "scene.tif", "-o", "out.tif", "--library", "lib.csv", "--wavelength-unit", "um"], "unit"),
         (["indices", "scene.tif", "-o", "out.tif", "--index", "PRI"], "PRI lacks"),
-        (["indices", "scene.tif", "-o", "out.tif", "--index", "NDVX"], "no index 'NDVX'"),
+        (["indices", "scene.tif", "-o", "out.tif", "--index", "NDVX"], "Unknown index: NDVX"),
         (["indices", "scene.tif"], "file to write"),
         (["rx", "scene.tif", "-o", "out.tif", "--window", 8], "not possible"),
         (["unmix", "scene.tif", "-o", "out.tif", "--endmembers", 11], "more than"),
@@ -180,7 +180,7 @@ def test_the_list_of_indices_shows_bands_and_formulas():
 
 
 def test_unknown_analyses_are_refused():
-    with pytest.raises(ConfigError, match=r"no analysis 'pac'\. Did you mean 'pca'"):
+    with pytest.raises(ConfigError, match=r"Unknown analysis: pac\. Did you mean 'pca'"):
         vitreous.analyse("pac", mixed_scene(4))
 
 

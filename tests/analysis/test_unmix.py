@@ -153,7 +153,7 @@ def test_more_endmembers_than_the_scene_tells_apart_are_refused():
     scene = mixed_scene(30, count=4)
     with pytest.raises(ConfigError, match=r"9 endmembers are more than mixed tells apart: 4"):
         unmix(scene, endmembers=9)
-    with pytest.raises(ConfigError, match="no method 'ppi'"):
+    with pytest.raises(ConfigError, match="Unknown method: ppi"):
         unmix(scene, endmembers=3, method="ppi")
     with pytest.raises(ConfigError, match=r"Choose two or more"):
         unmix(scene, endmembers=1)

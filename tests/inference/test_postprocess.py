@@ -178,7 +178,7 @@ def test_another_number_of_bands_is_refused():
 @pytest.mark.parametrize(
     ("method", "settings", "words"),
     [
-        ("domain", {}, "no refinement 'domain'.*Did you mean 'domain_transform'"),
+        ("domain", {}, "Unknown refinement: domain.*Did you mean 'domain_transform'"),
         ("domain_transform", {"spacial": 3}, "no setting 'spacial'.*'spatial'"),
         ("domain_transform", {"spatial": 0}, "spatial .* is 0"),
         ("domain_transform", {"spatial": "wide"}, "spatial .* is 'wide'"),

@@ -120,7 +120,7 @@ def test_the_verb_writes_a_map_or_says_why_not(tmp_path, mapped, monkeypatch):
     for words, told in (
         (("far.tif", "-o", "n.tif"), "does not overlap"),
         (("scene.tif", "-o", path), "overwrite"),
-        (("scene.tif", "-o", "n.tif", "--method", "box"), "no refinement 'box'"),
+        (("scene.tif", "-o", "n.tif", "--method", "box"), "Unknown refinement: box"),
         (("scene.tif", "-o", "n.tif", "--method", "none"), "refines nothing"),
         (("scene.tif", "-o", "n.tif", "--refine-args", "spatial=-3"), "spatial"),
     ):

@@ -477,3 +477,37 @@ def test_a_key_of_envi_wins_over_the_words_of_others(tmp_path, order):
     scene = vitreous.open_scene(envi(tmp_path, "\n".join(lines) + "\n"))
     assert scene.attrs["nodata"] == 5
     assert scene.fwhm.values.tolist() == [9] * 4
+
+
+@pytest.mark.parametrize("unit", ["km", "kilometers", "m"])
+def test_coordinates_in_kilometres(tmp_path, unit):
+    factor = 1 if unit == "m" else 1000
+    cube = xr.DataArray(
+        CUBE,
+        dims=("band", "y", "x"),
+        coords={"y": ("y", Y / factor, {"units": unit}), "x": ("x", X / factor, {"units": unit})},
+        attrs={"crs": "EPSG:32633"},
+    )
+    cube.to_dataset(name="v").to_netcdf(tmp_path / "a.nc")
+    _, transform = georeference(vitreous.open_scene(tmp_path / "a.nc"))
+    assert transform.almost_equals(from_origin(500_000, 4_000_060, 10, 10), 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("attrs", "unit", "scale"),
+    [
+        ({"units": "W m-2 sr-1 um-1"}, "radiance", 1),
+        ({"units": "mW/(m^2*sr*nm)"}, "radiance", 1),
+        ({"units": "%", "long_name": "surface reflectance"}, "reflectance", 0.01),
+        ({"units": "percent", "standard_name": "surface_reflectance", "scale_factor": 0.1}, "reflectance", 0.001),
+        ({"units": "1", "long_name": "reflectance factor"}, "reflectance", 1),
+        ({"units": "DN"}, "dn", 1),
+    ],
+)  # fmt: skip
+def test_units_of_values_by_their_attributes(tmp_path, attrs, unit, scale):
+    xr.DataArray(CUBE, dims=("band", "y", "x"), attrs=attrs).to_dataset(name="v").to_netcdf(
+        tmp_path / "a.nc"
+    )
+    scene = vitreous.open_scene(tmp_path / "a.nc")
+    assert scene.attrs["unit"] == unit
+    assert scene.attrs["scale"] == pytest.approx(scale)

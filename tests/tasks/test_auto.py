@@ -316,7 +316,7 @@ def test_a_budget_too_small_for_any_is_refused(places, tmp_path, monkeypatch):
         (["--budget", "0s"], "'0s' is not a time"),
         (["--budget", "-5m"], "is not a time"),
         (["--budget", "10"], "'10' is not a time"),
-        (["--candidates", "svn"], "There is no candidate 'svn'"),
+        (["--candidates", "svn"], "Unknown candidate: svn"),
         (["--model-args", "C=1"], "'auto' has no arguments"),
     ],
 )

@@ -267,7 +267,7 @@ def _named(names: Sequence[str]) -> list[Index]:
     for name in names:
         index = by_lower.get(name.strip().lower())
         if index is None:
-            raise ConfigError(f"There is no index '{name}'.", _what_there_is(name, known))
+            raise ConfigError(f"Unknown index: {name}.", _what_there_is(name, known))
         chosen[index.name] = index
     return list(chosen.values())
 

@@ -120,7 +120,7 @@ def _checked(
     height, width = scene.sizes["y"], scene.sizes["x"]
     found = _Windows(window, guard)
     if covariance not in ("local", "global"):
-        raise ConfigError(f"There is no covariance '{covariance}'.", "Choose local or global.")
+        raise ConfigError(f"Unknown covariance: {covariance}.", "Choose local or global.")
     if window < 3 or guard < 1 or window % 2 == 0 or guard % 2 == 0 or guard >= window:
         raise ConfigError(
             f"A window of {window} pixels with a guard of {guard} is not possible.",

@@ -64,7 +64,7 @@ def unmix(
     """
     scene, bands = prepared(scene)
     if method not in ("nfindr", "vca"):
-        raise ConfigError(f"There is no method '{method}'.", "Choose nfindr or vca.")
+        raise ConfigError(f"Unknown method: {method}.", "Choose nfindr or vca.")
     given = library is not None or bool(pixels)
     if given and endmembers is not None:
         raise ConfigError(

@@ -207,7 +207,7 @@ def make_refinement(method: str, settings: dict[str, Any]) -> Refinement | None:
         return None
     if method not in FILTERS:
         raise ConfigError(
-            f"There is no refinement '{method}'.",
+            f"Unknown refinement: {method}.",
             did_you_mean(method, ["none", *FILTERS]),
         )
     kind = FILTERS[method]

@@ -55,7 +55,7 @@ class Spectra(nn.Module):
     def __init__(self, kind: str, bands: int) -> None:
         super().__init__()
         if kind not in KINDS:
-            raise ModelError(f"There is no spectral preprocessing '{kind}'.", f"Use {_names()}.")
+            raise ModelError(f"Unknown spectral preprocessing: {kind}.", f"Use {_names()}.")
         if bands < KINDS[kind]:
             raise ModelError(
                 f"Spectral preprocessing '{kind}' needs {KINDS[kind]} bands or more, not {bands}.",

@@ -50,6 +50,8 @@ CARD = Card(
         "spectformer_*",
         "smt_*",
         "hornet_*",
+        "fmvit_*",
+        "dhvt_*",
         "lola_specvit_*",
         "convnext_*",
         "efficientformer_*",

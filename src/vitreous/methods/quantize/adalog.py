@@ -66,6 +66,8 @@ CARD = Card(
         "spectformer*",
         "smt*",
         "hornet*",
+        "fmvit*",
+        "dhvt*",
         "t2t_vit*",
         "tnt*",
     ],
