@@ -64,6 +64,7 @@ CARD = Card(
         "crossvit*",
         "cvt*",
         "spectformer*",
+        "sret*",
         "smt*",
         "t2t_vit*",
         "tnt*",
