@@ -155,6 +155,15 @@ def test_bad_input_is_one_message_and_nothing_is_written(words, message, place):
     assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before
 
 
+def test_spectra_of_an_earlier_analysis_do_not_stay(place):
+    scene = open_scene("scene.tif")
+    vitreous.analyse("pca", scene).write("out.tif")
+    assert (place / "out.spectra.csv").is_file()
+    vitreous.analyse("rx", scene).write("out.tif")
+    assert not (place / "out.spectra.csv").exists()
+    assert json.loads((place / "out.facts.json").read_text())["analysis"] == "rx"
+
+
 def test_a_file_that_breaks_off_leaves_nothing_behind(place):
     whole = mixed_cube(smooth_spectra(4, 12), 300, 200)
     calls = []

@@ -61,6 +61,8 @@ class Result:
         write_json(facts, {**self.facts, "bands": names})
         if self.spectra is not None:
             write_spectra(self.spectra, spectra)
+        else:  # those of another analysis of this name would be taken for this one's
+            spectra.unlink(missing_ok=True)
         write_preview(open_scene(path), names, self.look, self.spectra, picture)
         return [path, picture, facts, *([spectra] if self.spectra is not None else [])]
 
