@@ -63,23 +63,16 @@ CANDIDATES = {
         Candidate(
             "ls_svm_mnf",
             "least-squares SVM, noise fraction",
+            1.2,
             0.7,
-            1.5,
             {"model": "ls_svm", "model_args": {}, **_MNF},
         ),
         Candidate(
             "lda",
             "LDA, SNV",
-            1.0,
+            1.6,
             0.5,
             {"model": "lda", "model_args": {}, "spectra": "snv", **_BANDS},
-        ),
-        Candidate(
-            "ls_svm_mnf_3x3",
-            "least-squares SVM, noise fraction of the pixel and its neighbours",
-            1.0,
-            1.5,
-            {"model": "ls_svm", "model_args": {"spatial_window": 3}, **_MNF},
         ),
         Candidate(
             "svm_mnf",
@@ -115,6 +108,25 @@ CANDIDATES = {
             5.0,
             0.7,
             {"model": "gradient_boosting", "model_args": {}, **_MNF},
+        ),
+        Candidate(
+            "spectral_mlp",
+            "perceptron on single spectra, noise fraction",
+            15.0,
+            0.3,
+            {
+                "model": "spectral_mlp",
+                "model_args": {},
+                "patch_size": 1,
+                "mode": "patch",
+                "patch_norm": False,
+                # It is small and sees little: held back any further, it learns too little in so many steps.
+                "mixup": 0.0,
+                "noise": 0.0,
+                "label_smoothing": 0.0,
+                "class_weights": "balanced",
+                **_MNF,
+            },
         ),
         Candidate(
             "dense_fpn",
