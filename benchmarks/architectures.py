@@ -32,6 +32,8 @@ VARIANTS = (
     "vit_small",
     "swin_tiny",
     "coswin_base",
+    "crossformer_tiny",
+    "sret_tiny",
     "convnext_tiny",
     "crossvit_small",
     "cvt_13",

@@ -114,12 +114,13 @@ def parameters(model: nn.Module, *, bias: bool) -> list[str]:
     return [n for n, _ in model.named_parameters() if n.endswith("bias") == bias and n not in VOID]
 
 
-# A constant added to all keys moves all scores of a query alike, which the softmax takes out again.
+# A constant added to all keys, or to the scores of all offsets, moves all scores of a query alike, which the softmax takes
+# out again.
 VOID = {
     f"stages.{stage}.blocks.{block}.attn.{part}.bias"
     for stage in range(3)
     for block in range(3)
-    for part in ("key", "mix_key.norm")
+    for part in ("key", "mix_key.norm", "position.layers.2.2")
 } | {
     f"stages.1.1.attn.key.{part}.bias"
     for part in ("branches.0.norm", "branches.1.norm", "identity")

@@ -79,6 +79,8 @@ def test_every_analysis_is_a_command_with_whole_products(name, place):
     assert np.isfinite(values).mean() > 0.99
     facts = json.loads((place / "out.facts.json").read_text())
     assert facts["analysis"] == name
+    assert facts["scene"].endswith("scene.tif")
+    assert set(facts["wavelengths_nm"]) <= set(open_scene("scene.tif")["wavelength"].values)
     assert facts["bands"] == list(image["band_name"].values)
     with rasterio.open("out.tif") as dataset:
         assert dataset.profile["tiled"]
@@ -136,7 +138,7 @@ def test_other_formats_are_written_too(out, place):
         (["mf", "scene.tif", "-o", "out.tif", "--library", "lib.csv", "--library-scale", "5000"], "another unit"),
         (["cem", "scene.tif", "-o", "out.tif", "--library", "lib.csv", "--wavelength-unit", "um"], "unit"),
         (["indices", "scene.tif", "-o", "out.tif", "--index", "PRI"], "PRI lacks"),
-        (["indices", "scene.tif", "-o", "out.tif", "--index", "NDVX"], "no index 'NDVX'"),
+        (["indices", "scene.tif", "-o", "out.tif", "--index", "NDVX"], "Unknown index: NDVX"),
         (["indices", "scene.tif"], "file to write"),
         (["rx", "scene.tif", "-o", "out.tif", "--window", 8], "not possible"),
         (["unmix", "scene.tif", "-o", "out.tif", "--endmembers", 11], "more than"),
@@ -180,7 +182,7 @@ def test_the_list_of_indices_shows_bands_and_formulas():
 
 
 def test_unknown_analyses_are_refused():
-    with pytest.raises(ConfigError, match=r"no analysis 'pac'\. Did you mean 'pca'"):
+    with pytest.raises(ConfigError, match=r"Unknown analysis: pac\. Did you mean 'pca'"):
         vitreous.analyse("pac", mixed_scene(4))
 
 

@@ -195,7 +195,7 @@ def test_lacking_bands_are_named():
 
 
 def test_unknown_names_and_scenes_without_wavelengths_are_refused():
-    with pytest.raises(ConfigError, match=r"no index 'NDVY'. Did you mean .*'NDVI'"):
+    with pytest.raises(ConfigError, match=r"Unknown index: NDVY. Did you mean .*'NDVI'"):
         indices(sentinel(), ["NDVY"])
     with pytest.raises(SceneError, match="no wavelengths, so the bands of an index"):
         indices(mixed_scene(4, wavelengths=None), ["NDVI"])

@@ -126,7 +126,7 @@ def test_a_normal_background_exceeds_the_threshold_as_often_as_said():
         ({"window": 9, "guard": 9}, "not possible"),
         ({"window": 41}, "does not fit into mixed, which has 40 x 50"),
         ({"window": 3}, "holds 8 pixels, too few for the covariance of 12 bands"),
-        ({"window": 9, "covariance": "loc"}, "no covariance 'loc'"),
+        ({"window": 9, "covariance": "loc"}, "Unknown covariance: loc"),
         ({"components": 13}, "13 components"),
     ],
 )

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment, nnls
@@ -58,7 +60,8 @@ def test_the_number_of_endmembers_is_told(count, noise):
 
 @pytest.mark.parametrize(("noise", "near"), [(0.0, 1e-4), (0.02, 0.15)])
 @pytest.mark.parametrize("count", [3, 5])
-def test_pure_pixels_and_their_shares_are_found(noise, near, count):
+@pytest.mark.parametrize("method", ["nfindr", "vca"])
+def test_pure_pixels_and_their_shares_are_found(noise, near, count, method):
     truth = smooth_spectra(count, 40)
     rng = np.random.default_rng(0)
     shares = rng.dirichlet(np.ones(count), 3000)
@@ -66,7 +69,7 @@ def test_pure_pixels_and_their_shares_are_found(noise, near, count):
     shares[places] = np.eye(count)
     values = shares @ truth + rng.normal(0, noise, (3000, 40))
     scene = mixed_scene(cube=values.T.reshape(40, 50, 60).astype(np.float32))
-    result = unmix(scene, endmembers=count)
+    result = unmix(scene, endmembers=count, method=method)
     found = result.spectra.values
     distance = np.abs(found[:, None] - truth[None]).max(axis=2)
     ours, theirs = linear_sum_assignment(distance)
@@ -77,6 +80,18 @@ def test_pure_pixels_and_their_shares_are_found(noise, near, count):
         pixels = np.array(result.facts["pixels"])
         assert set(pixels[:, 0] * 60 + pixels[:, 1]) == set(places)
         assert result.facts["endmembers_told_apart"] == count
+
+
+def test_the_largest_volume_is_that_of_a_naive_search():
+    scene = mixed_scene(20, 6, 7, count=3)
+    values = scene.values.reshape(20, -1).T.astype(float)
+    centred = values - values.mean(axis=0)
+    flat = centred @ np.linalg.eigh(centred.T @ centred)[1][:, :-3:-1]
+    places = np.array(list(itertools.combinations(range(42), 3)))
+    corners = flat[places]
+    volumes = np.abs(np.linalg.det(corners[:, 1:] - corners[:, :1]))
+    found = np.array(unmix(scene, endmembers=3).facts["pixels"])
+    assert set(found[:, 0] * 7 + found[:, 1]) == set(places[volumes.argmax()])
 
 
 def test_as_many_endmembers_as_the_scene_tells_apart_are_found():
@@ -138,7 +153,9 @@ def test_more_endmembers_than_the_scene_tells_apart_are_refused():
     scene = mixed_scene(30, count=4)
     with pytest.raises(ConfigError, match=r"9 endmembers are more than mixed tells apart: 4"):
         unmix(scene, endmembers=9)
-    with pytest.raises(ConfigError, match="two or more"):
+    with pytest.raises(ConfigError, match="Unknown method: ppi"):
+        unmix(scene, endmembers=3, method="ppi")
+    with pytest.raises(ConfigError, match=r"Choose two or more"):
         unmix(scene, endmembers=1)
     flat = np.random.default_rng(0).normal(0, 1, (6, 40, 50))
     with pytest.raises(SceneError, match="nothing to unmix"):

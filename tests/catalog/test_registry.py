@@ -46,7 +46,7 @@ def test_cards_say_what_they_must():
         assert entry.when
         assert entry.variants
         assert all(name.startswith(entry.slug) for name in entry.variants)
-        assert entry.kind in {"model", "restorer", "filter", "method", "estimator"}
+        assert entry.kind in {"model", "restorer", "filter", "method", "estimator", "choice"}
 
 
 def test_variant_names_are_unique():

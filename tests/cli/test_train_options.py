@@ -39,6 +39,8 @@ CHANGES = {
     "refine": ("guided", "guided"),
     "refine_args": ("radius=3", {"radius": 3}),
     "spectra": ("snv", "snv"),
+    "budget": ("90s", "90s"),
+    "candidates": ("lda,svm_snv", ["lda", "svm_snv"]),
     "reduction": ("none", "none"),
     "padding": ("zero", "zero"),
     "schedule": ("cyclic", "cyclic"),
@@ -55,6 +57,7 @@ CHANGES = {
     "gain": ("0.25", 0.25),
     "ema": ("0.25", 0.25),
 }
+IMPLIED = {"model": {"refine": "none"}}  # a named system is refined where that is asked for
 TOGETHER = {
     "scenes": ["--split", "scenes"],  # their default
     "patch_norm": ["--mode", "patch"],
@@ -96,7 +99,7 @@ def test_an_option_sets_its_setting_and_no_other(name):
     others = TOGETHER.get(name, [])
     resolved = _dry(*words, *others)
     assert resolved.pop(name) == value
-    expected = Recipe().model_dump()
+    expected = Recipe().model_dump() | IMPLIED.get(name, {})
     expected.update(
         {word[2:]: other for word, other in zip(others[::2], others[1::2], strict=True)}
     )

@@ -1,6 +1,8 @@
 """What files of other writers say in words of their own is read, or told of."""
 
 import json
+import re
+import time
 
 import h5py
 import numpy as np
@@ -450,3 +452,83 @@ def test_class_names_in_an_array_beside_the_labels(tmp_path, ending):
             file["class_names"] = np.array(names, dtype=h5py.string_dtype())
     labels = vitreous.open_labels(tmp_path / f"l.{ending}")
     assert labels.attrs["class_names"] == names
+
+
+@pytest.mark.parametrize(
+    ("hints", "said"),
+    [
+        ({"fwhm": "0.01,0.01,0.01,0.01"}, "they would match in um"),
+        ({"fwhm": "9000,9000,9000,9000"}, r"set fwhm=\.\.\."),
+        ({"fwhm": "10,10,10,10"}, None),
+    ],
+)
+def test_widths_and_centres_of_two_sources_are_compared(tmp_path, hints, said, recwarn):
+    path = envi(tmp_path, "wavelength = {450, 550, 650, 850}\nwavelength units = nm\n")
+    scene = vitreous.open_scene(path, **hints)
+    found = [str(w.message) for w in recwarn if "do not match its wavelengths" in str(w.message)]
+    assert scene.fwhm.values.tolist() == [float(n) for n in hints["fwhm"].split(",")]
+    assert bool(found) == (said is not None)
+    if said:
+        assert re.search(said, found[0])
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_key_of_envi_wins_over_the_words_of_others(tmp_path, order):
+    lines = ["data ignore value = 5", "missing value = 7", "bandwidths = {9, 9, 9, 9}"][::order]
+    scene = vitreous.open_scene(envi(tmp_path, "\n".join(lines) + "\n"))
+    assert scene.attrs["nodata"] == 5
+    assert scene.fwhm.values.tolist() == [9] * 4
+
+
+@pytest.mark.parametrize("unit", ["km", "kilometers", "m"])
+def test_coordinates_in_kilometres(tmp_path, unit):
+    factor = 1 if unit == "m" else 1000
+    cube = xr.DataArray(
+        CUBE,
+        dims=("band", "y", "x"),
+        coords={"y": ("y", Y / factor, {"units": unit}), "x": ("x", X / factor, {"units": unit})},
+        attrs={"crs": "EPSG:32633"},
+    )
+    cube.to_dataset(name="v").to_netcdf(tmp_path / "a.nc")
+    _, transform = georeference(vitreous.open_scene(tmp_path / "a.nc"))
+    assert transform.almost_equals(from_origin(500_000, 4_000_060, 10, 10), 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("attrs", "unit", "scale"),
+    [
+        ({"units": "W m-2 sr-1 um-1"}, "radiance", 1),
+        ({"units": "mW/(m^2*sr*nm)"}, "radiance", 1),
+        ({"units": "%", "long_name": "surface reflectance"}, "reflectance", 0.01),
+        ({"units": "percent", "standard_name": "surface_reflectance", "scale_factor": 0.1}, "reflectance", 0.001),
+        ({"units": "1", "long_name": "reflectance factor"}, "reflectance", 1),
+        ({"units": "DN"}, "dn", 1),
+    ],
+)  # fmt: skip
+def test_units_of_values_by_their_attributes(tmp_path, attrs, unit, scale):
+    xr.DataArray(CUBE, dims=("band", "y", "x"), attrs=attrs).to_dataset(name="v").to_netcdf(
+        tmp_path / "a.nc"
+    )
+    scene = vitreous.open_scene(tmp_path / "a.nc")
+    assert scene.attrs["unit"] == unit
+    assert scene.attrs["scale"] == pytest.approx(scale)
+
+
+def test_a_header_of_nothing_but_quotes_takes_no_time(tmp_path):
+    path = envi(tmp_path, "band names = {" + '"a", ' * 300_000 + "}\n")
+    begun = time.process_time()
+    with pytest.warns(UserWarning, match="band names"):
+        vitreous.open_scene(path)
+    assert time.process_time() - begun < 5
+
+
+def test_pages_are_counted_once(tmp_path, monkeypatch):
+    """Of a stack with hundreds of images every one is opened, and none of them lists all."""
+    from vitreous.scenes import gdal_files
+
+    opened = []
+    usual = gdal_files._open
+    monkeypatch.setattr(gdal_files, "_open", lambda *args: opened.append(args) or usual(*args))
+    tifffile.imwrite(tmp_path / "a.tif", CUBE, metadata=None)
+    assert vitreous.open_scene(tmp_path / "a.tif").shape == CUBE.shape
+    assert len(opened) <= len(CUBE) + 1

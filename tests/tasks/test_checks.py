@@ -126,5 +126,7 @@ def test_an_error_says_where_the_size_of_its_patch_comes_from(tmp_path):
 
 @pytest.mark.parametrize(("model", "settings", "size"), [("svm_spatial", {}, 13), ("svm", {"spatial_window": 7}, 7), ("svm", {}, 1)])  # fmt: skip
 def test_the_window_of_an_estimator_may_be_a_setting(model, settings, size):
-    recipe = make_recipe({"scene": "s", "model": model, "model_args": settings}, Recipe)
+    recipe = make_recipe(
+        {"scene": "s", "model": model, "model_args": settings, "baselines": []}, Recipe
+    )
     assert recipe_receptive_size(recipe) == size

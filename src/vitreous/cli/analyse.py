@@ -211,6 +211,9 @@ def unmix(
             metavar="N", help="Endmembers to find (default: as many as HySime tells apart)."
         ),
     ] = None,
+    method: Annotated[
+        str, typer.Option(metavar="nfindr|vca", help="How endmembers are found.")
+    ] = "nfindr",
     library: LibraryFile = None,
     spectrum: Spectrum = None,
     pixel: Pixel = None,
@@ -225,7 +228,9 @@ def unmix(
     """Unmix a scene."""
     opened = _open(scene, hints, mask, untrusted)
     wanted = _spectra(library, spectrum, pixel, library_wavelengths, wavelength_unit, library_scale)
-    _run(ANALYSES["unmix"], [opened], out, endmembers=endmembers, seed=seed, **wanted)
+    _run(
+        ANALYSES["unmix"], [opened], out, endmembers=endmembers, method=method, seed=seed, **wanted
+    )
 
 
 @analyse.command("cva", help=ANALYSES["cva"].description)

@@ -92,7 +92,7 @@ class Backbone(nn.Module):
     least_size = 1
     head_scale = 1.0
     stem_reach = 0
-    band_parameters: ClassVar[tuple[str, ...]] = ()
+    band_parameters: tuple[str, ...] = ()
     band_axes: ClassVar[Mapping[str, int]] = {}
     band_tables: ClassVar[tuple[str, ...]] = ()
     band_arguments: ClassVar[tuple[str, ...]] = ()

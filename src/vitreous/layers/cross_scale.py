@@ -37,6 +37,7 @@ class CrossScaleEmbed(nn.Module):
     ) -> None:
         super().__init__()
         self.stride, self.partial = stride, partial
+        self.odd = [(kernel - stride) % 2 for kernel in kernels]
         self.projs = nn.ModuleList(
             nn.Conv2d(channels, width, kernel, stride, (kernel - stride) // 2)
             for kernel, width in zip(kernels, scale_widths(dim, len(kernels)), strict=True)
@@ -48,12 +49,8 @@ class CrossScaleEmbed(nn.Module):
         """Return the map."""
         if self.partial:
             x = _pad(x, *(-side % self.stride for side in x.shape[2:]))
-        maps = []
-        for proj in self.projs:
-            assert isinstance(proj, nn.Conv2d)
-            odd = (proj.kernel_size[0] - self.stride) % 2
-            maps.append(rearrange(proj(_pad(x, odd, odd)), "b d h w -> b h w d"))
-        return torch.cat(maps, -1)
+        maps = [proj(_pad(x, odd, odd)) for proj, odd in zip(self.projs, self.odd, strict=True)]
+        return rearrange(torch.cat(maps, 1), "b d h w -> b h w d")
 
 
 def _pad(x: Tensor, below: int, right: int) -> Tensor:

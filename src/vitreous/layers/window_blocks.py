@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import torch
 from einops import rearrange
@@ -139,7 +139,13 @@ class WindowBlock(nn.Module):
         qkv_bias: see :class:`WindowAttention`.
         scale: see :class:`WindowAttention`.
         mask_padding: no cell attends to cells that padding added (:func:`window_mask`).
+        position: see :class:`WindowAttention`.
+
+    Attributes:
+        kind: what a block's mask depends on beside the map's size.
     """
+
+    kind: Hashable
 
     def __init__(
         self,
@@ -152,11 +158,13 @@ class WindowBlock(nn.Module):
         qkv_bias: bool = True,
         scale: float | None = None,
         mask_padding: bool = True,
+        position: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.window, self.shifted, self.mask_padding = as_size(window), shifted, mask_padding
+        self.window, self.mask_padding = as_size(window), mask_padding
+        self.kind = self.shifted = shifted
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = WindowAttention(dim, heads, self.window, qkv_bias, scale)
+        self.attn = WindowAttention(dim, heads, self.window, qkv_bias, scale, position)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.adapter = AdapterSeam(dim)
@@ -165,16 +173,22 @@ class WindowBlock(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch height width dim"],
-        mask: Float[Tensor, "windows 1 tokens tokens"] | None,
+        mask: Float[Tensor, "windows 1 #tokens tokens"] | None,
     ) -> Float[Tensor, "batch height width dim"]:
-        """Apply the block; ``mask`` is what :func:`window_mask` gives for this map."""
+        """Apply the block; ``mask`` is what :meth:`mask_of` gives for this map."""
         x = x + self.drop_path(self.mix(x, mask))
         return x + self.adapter(x, self.drop_path(self.mlp(self.norm2(x))))
+
+    def mask_of(
+        self, x: Float[Tensor, "batch height width dim"]
+    ) -> Float[Tensor, "windows 1 #tokens tokens"] | None:
+        """Return what hides some tokens of maps like ``x`` from others, or None."""
+        return window_mask(x, self.window, self.shifted, self.mask_padding)
 
     def mix(
         self,
         x: Float[Tensor, "batch height width dim"],
-        mask: Float[Tensor, "windows 1 tokens tokens"] | None,
+        mask: Float[Tensor, "windows 1 #tokens tokens"] | None,
     ) -> Float[Tensor, "batch height width dim"]:
         """Return what the first branch adds."""
         return self.attend(self.norm1(x), mask)
@@ -182,7 +196,7 @@ class WindowBlock(nn.Module):
     def attend(
         self,
         x: Float[Tensor, "batch height width dim"],
-        mask: Float[Tensor, "windows 1 tokens tokens"] | None,
+        mask: Float[Tensor, "windows 1 #tokens tokens"] | None,
     ) -> Float[Tensor, "batch height width dim"]:
         """Attend within the windows of a normalised map."""
         height, width = x.shape[1:3]
@@ -216,7 +230,7 @@ class PatchMerging(nn.Module):
 
 
 class WindowStage(nn.Module):
-    """Blocks on maps of one size, regular and shifted windows alternating.
+    """Blocks on maps of one size, of two kinds that alternate.
 
     Args:
         merge: what makes the maps from those of the stage before.
@@ -232,11 +246,9 @@ class WindowStage(nn.Module):
         self, x: Float[Tensor, "batch height width dim"]
     ) -> Iterator[tuple[WindowBlock, Tensor | None]]:
         """Give each block with the mask that it needs for maps like ``x``; equal masks are made once."""
-        made: dict[bool | tuple[bool, bool], Tensor | None] = {}
+        made: dict[Hashable, Tensor | None] = {}
         for block in self.blocks:
             assert isinstance(block, WindowBlock)
-            if block.shifted not in made:
-                made[block.shifted] = window_mask(
-                    x, block.window, block.shifted, block.mask_padding
-                )
-            yield block, made[block.shifted]
+            if block.kind not in made:
+                made[block.kind] = block.mask_of(x)
+            yield block, made[block.kind]

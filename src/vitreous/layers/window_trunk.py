@@ -38,7 +38,7 @@ class WindowPyramid(Backbone):
     """
 
     any_size = True
-    undecayed = ("pos_embed", "position.table")
+    undecayed: ClassVar[tuple[str, ...]] = ("pos_embed", "position.table")
     grid: tuple[int, int]
     pos_embed: nn.Parameter | None
     stages: nn.ModuleList
@@ -274,7 +274,7 @@ _NAMES = (
 
 
 def rename_windows(
-    state_dict: Mapping[str, Tensor], further: Sequence[tuple[str, str]] = ()
+    state_dict: Mapping[str, Tensor], further: Sequence[tuple[str, Any]] = ()
 ) -> dict[str, Tensor]:
     """Give weights under the names of Swin's authors or of timm our names; masks and indices are left out.
 
@@ -306,8 +306,8 @@ def read_window_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def resize_windows(
     state_dict: Mapping[str, Tensor],
-    model: WindowTransformer,
-    source: WindowTransformer | None = None,
+    model: WindowPyramid,
+    source: WindowPyramid | None = None,
 ) -> dict[str, Tensor]:
     """Resample position tables to the windows, and learned positions to the grid, of ``model``, bicubically."""
     resized = resize_biases(state_dict, model, source)

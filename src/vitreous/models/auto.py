@@ -18,7 +18,7 @@ CARD = Card(
     variants={"auto": {}},
     notes=[
         "Usage: --budget limits the comparison, --candidates names what takes part in it.",
-        "Details: Validation pixels train as well, because cross-validation replaces them; test "
+        "Usage: Validation pixels train as well, because cross-validation replaces them; test "
         "pixels are never touched.",
     ],
 )

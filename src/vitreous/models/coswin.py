@@ -172,7 +172,7 @@ class CoSwinBlock(WindowBlock):
     def mix(
         self,
         x: Float[Tensor, "batch height width dim"],
-        mask: Float[Tensor, "windows 1 tokens tokens"] | None,
+        mask: Float[Tensor, "windows 1 #tokens tokens"] | None,
     ) -> Float[Tensor, "batch height width dim"]:
         """Return the attention's output and the weighted convolution's."""
         return super().mix(x, mask) + self.influence.sigmoid() * self.branch(x)

@@ -9,6 +9,7 @@ from vitreous.report.markup import Markup, join, tag
 from vitreous.report.page import MISSING, as_svg, as_table, percent
 from vitreous.report.record import AreaEntry, Areas, Calibration, ClassEntry, Number, System
 
+RELIABILITY_WIDTH = 360  # on the page, in CSS pixels
 MOST_AREAS = 60  # classes in the plot: more rows cannot be read
 UNITS = {"ha": "hectares", "pixels": "pixels"}
 
@@ -73,9 +74,10 @@ def calibration_section(system: System) -> Markup | None:
         f"Each point is a range of the largest probability: how often those test pixels are right. On the diagonal a "
         f"probability of 80 % is right in 80 % of the cases. {_calibration_words(found)}"
     )
+    drawn = as_svg(figure, "reliability", "Reliability of the probabilities")
     return tag(
         "figure",
-        as_svg(figure, "reliability", "Reliability of the probabilities"),
+        tag("div", drawn, style=f"max-width:{RELIABILITY_WIDTH}px"),
         tag("figcaption", words),
         class_="card",
     )

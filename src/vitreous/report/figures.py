@@ -329,7 +329,7 @@ def areas_figure(
     """
     shown = [plain(name, NAME_LENGTH) for name in names]
     height, left = 0.27 * len(areas), _text_width(shown, 8.5) + 0.15
-    figure, axes = _placed(5.6, height, left=left, right=0.25, top=0.1, bottom=0.62)
+    figure, axes = _placed(5.6, height, left=left, right=0.25, top=0.1, bottom=0.45)
     for row, (area, color) in enumerate(zip(areas, colors, strict=True)):
         axes.barh(row, area.mapped or 0, height=0.62, color=color, alpha=0.55, linewidth=0)
         if area.low is not None and area.high is not None:

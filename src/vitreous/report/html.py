@@ -610,7 +610,7 @@ def _classes(page: _Page) -> Markup | None:
     if untested := [entry for entry in page.classes if not entry.testable]:
         told = ", ".join(f"{entry.name} ({entry.why})" for entry in untested)
         words = (
-            f"Not testable here: {told}. What is labelled of these classes lies in one place, or only on one side of the "
+            f"† Not testable here: {told}. What is labelled of these classes lies in one place, or only on one side of the "
             "split: their accuracy says nothing about other ground."
         )
         parts.append(tag("p", words, class_="note"))
@@ -637,7 +637,7 @@ def _class_table(page: _Page, test: Scores) -> Markup:
             join(
                 _swatch(colors.get(score.value, "#808080")),
                 score.name,
-                tag("small", " not testable here") if score.value in untested else None,
+                tag("small", " †") if score.value in untested else None,
             ),
             bar(score.producer),
             bar(score.user),

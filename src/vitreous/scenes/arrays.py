@@ -171,6 +171,12 @@ def open_cube(
         unit=lambda: _unit(info),
         band_names=lambda: _band_names(file, info, bands, axes[0]),
     )
+    if (
+        facts["unit"] == "reflectance"
+        and _in_percent(info)
+        and not {"unit", "scale"} & known.keys()
+    ):
+        facts["scale"] /= 100
     if "wavelengths" not in {**facts, **known}:
         facts |= _of_names(file, facts["band_names"])
     place = _georeference(file, info, axes[1], axes[2])
@@ -686,8 +692,10 @@ def _unit(info: ArrayInfo) -> str:
         return str(info.attrs["unit"])
     described = (find(info.attrs, name) for name in ("standard_name", "long_name", "units"))
     texts = (info.base_name, *(text.lower() for text in described if isinstance(text, str)))
-    words = {word for text in texts for word in re.findall(r"[a-z]+", text)}
-    return next((unit for unit in ("reflectance", "radiance") if unit in words), "dn")
+    words = {word for text in texts for word in re.findall(r"[a-zµ]+", text)}
+    per_angle = "sr" in words and words & {"w", "mw", "uw", "µw"}  # W m-2 sr-1 um-1
+    named = next((unit for unit in ("reflectance", "radiance") if unit in words), "dn")
+    return "radiance" if named == "dn" and per_angle else named
 
 
 def _band_names(file: ArrayFile, info: ArrayInfo, bands: int, band_axis: int) -> list[str] | None:
@@ -699,6 +707,10 @@ def _band_names(file: ArrayFile, info: ArrayInfo, bands: int, band_axis: int) ->
     )
     fitting = (names for names in given if isinstance(names, list) and len(names) == bands)
     return next((names for names in fitting if all(isinstance(n, str) for n in names)), None)
+
+
+def _in_percent(info: ArrayInfo) -> bool:
+    return str(find(info.attrs, "units") or "").strip().lower() in {"%", "percent"}
 
 
 def _of_names(file: ArrayFile, names: Sequence[str] | None) -> dict[str, Any]:
@@ -764,7 +776,9 @@ def _georeference(file: ArrayFile, info: ArrayInfo, row: int, column: int) -> di
         for axis, names in ((column, _X_NAMES), (row, _Y_NAMES))
     )
     x, y = (
-        None if vector is None or vector.shape[0] != info.shape[axis] else _regular(file, vector)
+        None
+        if vector is None or vector.shape[0] != info.shape[axis]
+        else _regular(file, vector, crs)
         for vector, axis in ((x_info, column), (y_info, row))
     )
     numbers_of_gdal = gdal_transform(find(mapping, "GeoTransform"))
@@ -887,6 +901,8 @@ def _place_of_pixels(file: ArrayFile, info: ArrayInfo, row: int, column: int) ->
     x, y = evenly(lon[0]), evenly(lat[0])
     alike = np.array_equal(lon[0], lon[1]) and np.array_equal(lat[0], lat[1])
     if x is None or y is None or x.step is None or y.step is None or not alike:
+        if images[0] is None or not _is_beside(images[0], info):
+            return {}  # a swath, whose products keep its geolocation in a group of its own
         warnings.warn(
             f"{file.source}: the longitudes and latitudes of its pixels do not form an even grid; the scene has no place.",
             stacklevel=5,
@@ -894,6 +910,10 @@ def _place_of_pixels(file: ArrayFile, info: ArrayInfo, row: int, column: int) ->
         return {}
     left, top = x.first - x.step / 2, y.first - y.step / 2
     return {"crs": epsg(4326), "transform": Affine(x.step, 0, left, 0, y.step, top)}
+
+
+def _is_beside(one: ArrayInfo, other: ArrayInfo) -> bool:
+    return one.name.rpartition("/")[0] == other.name.rpartition("/")[0]
 
 
 def _say_stale(stated: Any, real: Any, size: tuple[int, int], source: str) -> None:
@@ -935,6 +955,7 @@ def gdal_transform(value: Any) -> list[float] | None:
     return values if usable and values[1] * values[5] != values[2] * values[4] else None
 
 
+_KILOMETRES = {"km", "kilometer", "kilometers", "kilometre", "kilometres"}
 _LONGITUDES = {"lon", "lons", "longitude", "longitudes", "navlon"}
 _LATITUDES = {"lat", "lats", "latitude", "latitudes", "navlat"}
 _X_NAMES = {"x", "easting", "xcoordinates", *_LONGITUDES}
@@ -952,8 +973,8 @@ def _coordinate(
     return next((a for a in vectors if is_named(a.name, names)), None)
 
 
-def _regular(file: ArrayFile, info: ArrayInfo) -> tuple[float, float] | None:
-    """Return start and step of a list of coordinates if it is regular."""
+def _regular(file: ArrayFile, info: ArrayInfo, crs: Any) -> tuple[float, float] | None:
+    """Return start and step of a list of coordinates if it is regular, in metres where it says kilometres."""
     span = evenly(file.read(info.name))
     if span is None or span.step is None:
         warnings.warn(
@@ -961,4 +982,7 @@ def _regular(file: ArrayFile, info: ArrayInfo) -> tuple[float, float] | None:
             stacklevel=5,
         )
         return None
-    return span.first, span.step
+    metres = crs is None or not crs.is_projected or crs.linear_units_factor[1] == 1
+    in_km = key_of(str(find(info.attrs, "units") or "")) in _KILOMETRES
+    factor = 1000.0 if in_km and metres else 1.0
+    return span.first * factor, span.step * factor

@@ -134,6 +134,18 @@ def number_of(name: str, value: Any) -> float:
         raise SceneError(f"{name} is '{value}'.", "It must be a number.") from error
 
 
+def flag_of(name: str, value: Any) -> bool | None:
+    """Return yes or no that a hint gives, also as text; None where it gives nothing.
+
+    Raises:
+        SceneError: it is neither.
+    """
+    flags = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if value is not None and str(value).lower() not in flags:
+        raise SceneError(f"{name} is '{value}'.", "Use true or false.")
+    return None if value is None else flags[str(value).lower()]
+
+
 def numbers(value: Any) -> list[float] | None:
     """Return a list of numbers, also from text such as ``{1, 2, 3}``; None where it is none."""
     if isinstance(value, str):

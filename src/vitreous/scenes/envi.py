@@ -76,6 +76,9 @@ _SYNONYMS = {  # what other writers call ENVI's keys
     "wavelengths": "wavelength",
     "wavelength unit": "wavelength units",
     "fwhms": "fwhm",
+    "bandwidth": "fwhm",
+    "bandwidths": "fwhm",
+    "band widths": "fwhm",
     "band name": "band names",
     "bad bands list": "bbl",
     "coordinate system": "coordinate system string",
@@ -423,20 +426,31 @@ def read_header(path: Path) -> Header:
             "Other formats also use .hdr; check what wrote this file.",
         )
     header: Header = {}
+    others: Header = {}  # under names of other writers, which count where ENVI's own are missing
     stray: list[str] = []
     for key, value in _entries(_joined(list(lines)), path, stray):
-        key = canonical_key(key)
+        key = _spelled(key)
+        known = canonical_key(key)
+        if known != key:
+            others.setdefault(known, value)
+            continue
         if header.get(key, value) != value:
             raise SceneError(f"{path} gives '{key}' twice.", "Delete the wrong one.")
         header[key] = value
+    header = {**others, **header}
     _say_skipped(header, stray, path)
     return header
 
 
 def canonical_key(key: str) -> str:
     """Return ENVI's own name for a key in another spelling: plural, with underscores, or a word for no data."""
-    key = " ".join(key.lower().replace("_", " ").split())
+    key = _spelled(key)
     return "data ignore value" if key_of(key) in _NODATA_KEYS else _SYNONYMS.get(key, key)
+
+
+def _spelled(key: str) -> str:
+    """A key in ENVI's spelling: lower case, words divided by one blank."""
+    return " ".join(key.lower().replace("_", " ").split())
 
 
 def _joined(lines: list[str]) -> list[str]:
@@ -635,8 +649,9 @@ def _names(header: Header, key: str) -> list[str] | None:
 def _split(text: str) -> list[str]:
     """Split a list at its commas; those inside of braces, brackets, parentheses and quotes belong to an item."""
     items, depth, start, quoted = [], 0, 0, False
+    in_pairs = text.count('"') % 2 == 0
     for at, letter in enumerate(text):
-        if letter == '"' and text.count('"') % 2 == 0:
+        if letter == '"' and in_pairs:
             quoted = not quoted
         elif quoted:
             continue

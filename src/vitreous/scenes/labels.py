@@ -19,7 +19,7 @@ import xarray as xr
 
 from vitreous.errors import SceneError
 from vitreous.scenes import vectors
-from vitreous.scenes.attributes import number_of
+from vitreous.scenes.attributes import flag_of, number_of
 from vitreous.scenes.cube import (
     HUGE,
     LabelImage,
@@ -30,7 +30,7 @@ from vitreous.scenes.cube import (
     make_labels,
 )
 from vitreous.scenes.formats import call_reader, find_reader, local_path
-from vitreous.scenes.grids import Grid, nearest
+from vitreous.scenes.grids import Grid, nearest, shift
 from vitreous.scenes.legends import Legend, legend, legend_beside
 from vitreous.scenes.places import usable
 
@@ -99,7 +99,7 @@ def open_labels(
         }
         given_hints = {name: value for name, value in own.items() if value is not None}
         return open_labels_apart(file, like, attribute, {**given_hints, **hints})
-    zero_class = _parse_flag(zero_class)
+    zero_class = flag_of("zero_class", zero_class)
     unlabelled = parse_unlabelled(nodata)
     names = _parse_names(class_names)
     if vectors.is_vector(file):
@@ -375,8 +375,11 @@ def _fit(coded: _Coded, like: xr.DataArray) -> _Coded:
             f"{coded.source} ({own}) and {of_scene} ({wanted}) do not overlap where there are labels.",
             "Check that both cover the same area.",
         )
+    moved = ""
+    if str(own) == str(wanted):
+        moved = f", {shift(own.transform, wanted.transform, wanted.size):.3g} pixels away"
     warnings.warn(
-        f"{coded.source} is on a different grid ({own}) than {of_scene} ({wanted}): resampled to it (nearest "
+        f"{coded.source} is on a different grid ({own}{moved}) than {of_scene} ({wanted}): resampled to it (nearest "
         "neighbour);"
         f" {before:,} labelled pixels became {int(labelled.sum()):,}.",
         stacklevel=3,
@@ -448,13 +451,6 @@ def _colors_of(codes: list[int], table: Mapping[int, str]) -> list[str] | None:
     colors = [table[code] for code in codes if code in table]
     usable = len(colors) == len(codes) and len(set(colors)) > min(1, len(codes) - 1)
     return colors if colors and usable else None
-
-
-def _parse_flag(value: Any) -> bool | None:
-    flags = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if value is not None and str(value).lower() not in flags:
-        raise SceneError(f"zero_class is '{value}'.", "Use true or false.")
-    return None if value is None else flags[str(value).lower()]
 
 
 def _parse_names(

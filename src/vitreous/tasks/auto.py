@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +58,7 @@ HELD_OUT_PIXELS = 5000  # of a fold that a candidate answers for, at most
 BEHIND = 0.02  # OA by which a slow candidate may trail after its first fold
 SLOW = 0.2  # of the budget: a candidate that takes more is slow
 AHEAD = 0.005  # OA that a candidate, or an ensemble, must gain at least to take another's place
+CLEARLY = 2.0  # standard errors
 MOST_MEMBERS = 3  # of an ensemble
 
 Floats = npt.NDArray[np.float32]
@@ -153,8 +155,12 @@ def compare_and_train(
     console.print(f"training {names}", highlight=False)
     trained = comparison.train(members, temperature)
     write_json(folder / COMPARISON, comparison.told(found, members))
-    shutil.rmtree(folder / SCORED, ignore_errors=True)
     return trained
+
+
+def drop_answers(folder: Path) -> None:
+    """Delete what an interrupted comparison would have gone on from."""
+    shutil.rmtree(folder / SCORED, ignore_errors=True)
 
 
 def told(folder: Path) -> dict[str, Any]:
@@ -373,15 +379,18 @@ class _Comparison:
                 said = json.loads(str(arrays["said"]))
                 if said["key"] != self._key(candidate):
                     return None
-                plain, refined = (
-                    [arrays[f"{kind}{k}"] for k in range(said["folds"]) if f"{kind}{k}" in arrays]
+                parts: dict[str, Any] = {
+                    kind: [
+                        arrays[f"{kind}{k}"] for k in range(said["folds"]) if f"{kind}{k}" in arrays
+                    ]
                     for kind in ("plain", "refined")
-                )
+                }
                 refinement = refinement_for(candidate, self.recipe, self.room)
-                scored = Scored(candidate, refinement, plain, refined)
-                scored.seconds, scored.behind = said["seconds"], said["behind"]
-                return scored
-        except (OSError, KeyError, ValueError):
+                seconds, behind = float(said["seconds"]), bool(said["behind"])
+                return Scored(
+                    candidate, refinement, parts["plain"], parts["refined"], seconds, behind
+                )
+        except (OSError, EOFError, KeyError, ValueError, TypeError, BadZipFile):
             return None  # damaged: it is compared again
 
     # -- choosing -------------------------------------------------------------------------------------------
@@ -406,7 +415,7 @@ class _Comparison:
         """Order candidates, the best first.
 
         A few blocks tell little: a candidate takes the place of another that stands before it in the table only where
-        it is ahead by more than a standard error.
+        it is clearly ahead.
         """
         order = list(CANDIDATES)
         known = sorted(
@@ -426,14 +435,14 @@ class _Comparison:
         return [leader, *sorted(others, key=lambda one: -self._oa([one.answers(count)]))]
 
     def _ahead(self, one: Floats, other: Floats, count: int) -> bool:
-        """Tell whether answers to the first folds are right more often by more than the standard error over blocks."""
+        """Tell whether answers to the first folds are right more often, by two standard errors over blocks."""
         truth = self._truth(count)
         gain = 1.0 * (one.argmax(1) == truth)
         gain -= other.argmax(1) == truth
         numbers = np.concatenate([held.blocks for held in self.held_out[:count]])
         by_block = np.bincount(np.unique(numbers, return_inverse=True)[1], weights=gain)
         error = np.sqrt(np.square(by_block - by_block.mean()).sum()) / len(gain)
-        return bool(gain.mean() > max(error, AHEAD))
+        return bool(gain.mean() > max(CLEARLY * error, AHEAD))
 
     def _together(self, members: Sequence[Scored]) -> Floats:
         """Return the mean of the calibrated answers of some candidates."""
@@ -462,20 +471,16 @@ class _Comparison:
                     settings, self.data, self.splits, self.contract, place, resume=True, show=False
                 )
             )
-        after = Postprocess(guide=self.guide, novelty=novelty, temperature=temperature)
         title = " + ".join(one.candidate.name for one in members)
         if len(members) == 1:
-            refinement = members[0].refinement if members[0].refines else None
-            own = after.model_copy(update={"refine": refinement})
+            own = self._after(members[0], temperature).model_copy(update={"novelty": novelty})
             name = members[0].candidate.changes["model"]
             return replace(trained[0], postprocess=own, name=name, title=title)
         parts = [
             Member(
                 one.candidate.changes["model"],
                 made.classifier,
-                Postprocess(guide=self.guide)
-                .refined(one.refinement if one.refines else None)
-                .model_copy(update={"temperature": self._temperature(one)}),
+                self._after(one, self._temperature(one)),
                 made.model_args,
             )
             for one, made in zip(members, trained, strict=True)
@@ -485,10 +490,16 @@ class _Comparison:
             Ensemble(parts),
             sum(made.seconds for made in trained),
             sum(counts) if counts else None,
-            postprocess=after,
+            postprocess=Postprocess(guide=self.guide, novelty=novelty, temperature=temperature),
             name=self.recipe.model,
             title=title,
         )
+
+    def _after(self, one: Scored, temperature: float | None) -> Postprocess:
+        """Return what becomes of a candidate's probabilities."""
+        chosen = one.refinement if one.refines else None
+        plain = Postprocess(guide=self.guide, temperature=temperature)
+        return plain.model_copy(update={"refine": chosen})
 
     # -- what is told ---------------------------------------------------------------------------------------
 

@@ -63,23 +63,16 @@ CANDIDATES = {
         Candidate(
             "ls_svm_mnf",
             "least-squares SVM, noise fraction",
+            1.2,
             0.7,
-            1.5,
             {"model": "ls_svm", "model_args": {}, **_MNF},
         ),
         Candidate(
             "lda",
             "LDA, SNV",
-            1.0,
+            1.6,
             0.5,
             {"model": "lda", "model_args": {}, "spectra": "snv", **_BANDS},
-        ),
-        Candidate(
-            "ls_svm_mnf_3x3",
-            "least-squares SVM, noise fraction of the pixel and its neighbours",
-            1.0,
-            1.5,
-            {"model": "ls_svm", "model_args": {"spatial_window": 3}, **_MNF},
         ),
         Candidate(
             "svm_mnf",
@@ -117,6 +110,25 @@ CANDIDATES = {
             {"model": "gradient_boosting", "model_args": {}, **_MNF},
         ),
         Candidate(
+            "spectral_mlp",
+            "perceptron on single spectra, noise fraction",
+            15.0,
+            0.3,
+            {
+                "model": "spectral_mlp",
+                "model_args": {},
+                "patch_size": 1,
+                "mode": "patch",
+                "patch_norm": False,
+                # It is small and sees little: held back any further, it learns too little in so many steps.
+                "mixup": 0.0,
+                "noise": 0.0,
+                "label_smoothing": 0.0,
+                "class_weights": "balanced",
+                **_MNF,
+            },
+        ),
+        Candidate(
             "dense_fpn",
             "ConvNeXt and FPN, all pixels of a tile at once",
             110.0,
@@ -147,7 +159,7 @@ def chosen_candidates(recipe: Recipe) -> list[Candidate]:
     for name in recipe.candidates:
         if name not in CANDIDATES:
             raise ConfigError(
-                f"There is no candidate '{name}'; 'auto' compares {', '.join(CANDIDATES)}.",
+                f"Unknown candidate: {name}. 'auto' compares {', '.join(CANDIDATES)}.",
                 did_you_mean(name, CANDIDATES),
             )
     names = dict.fromkeys(recipe.candidates or CANDIDATES)

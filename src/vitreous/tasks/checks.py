@@ -72,13 +72,17 @@ def explained(error: SplitError, recipe: Recipe, size: int) -> SplitError:
     """
     if size == recipe.patch_size or f"{size} x {size}" not in error.problem:
         return error
-    if not kind_of(recipe.model).gradient:
-        origin = f"the spatial_window of '{recipe.model}'"
-    else:
+    networks = [name for name in (recipe.model, *recipe.baselines) if kind_of(name).gradient]
+    if recipe.chosen:
+        origin = "the widest candidate that 'auto' compares"
+    elif networks:
         reach = (size - recipe.patch_size) // 2
         origin = (
             f"--patch-size {recipe.patch_size} and {reach} pixels on each side: the receptive field of the "
             "front-end of "
-            f"'{recipe.model}' in mode '{recipe.mode}'"
+            f"'{networks[0]}' in mode '{recipe.mode}'"
         )
+    else:
+        names = ", ".join(f"'{name}'" for name in dict.fromkeys((recipe.model, *recipe.baselines)))
+        origin = f"the spatial_window of {names}"
     return SplitError(f"{error.problem} {size} x {size} comes from {origin}.", error.fix)

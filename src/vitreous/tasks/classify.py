@@ -165,6 +165,7 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
         elif recipe.chosen:
             trained = auto.compare_and_train(recipe, data, splits, contract, folder, console)
             _keep(folder, recipe, trained, data, splits, start)
+            auto.drop_answers(folder)
         elif runs.is_network(recipe.model):
             trained = fit_network(
                 recipe, data, splits, contract, folder, teacher, resume=resume, show=show
@@ -280,7 +281,7 @@ def _layers(
     """Return the layers that are written beside a map, by their files.
 
     Raises:
-        ConfigError: the run does not know its training spectra, or both are one file.
+        ConfigError: the run cannot tell new spectra, or both are one file.
     """
     layers: dict[Path, Layer] = {}
     if uncertainty is not None:
@@ -294,8 +295,8 @@ def _layers(
     if novelty is not None:
         if after is None or after.novelty is None:
             raise ConfigError(
-                f"{run} does not know its training spectra: it was made by an older version.",
-                "Train it again, or omit --novelty.",
+                f"{run} cannot tell new spectra: it has too few training pixels, or was made by an older version.",
+                "Omit --novelty, or train again with more pixels.",
             )
         if Path(novelty) in layers:
             raise ConfigError(
@@ -426,6 +427,7 @@ def fit_and_score(
     if recipe.chosen:
         quiet = Console(quiet=True)
         trained = auto.compare_and_train(recipe, scenes, splits, contract, folder, quiet)
+        auto.drop_answers(folder)
     else:
         teacher = open_teacher(recipe)
         trained = fit_system(
@@ -623,6 +625,8 @@ def _measure(
         if name != recipe.model:
             console.print(f"baseline {name}", highlight=False)
             rows.append(_baseline(name, recipe, data, splits, folder))
+    if not recipe.chosen and (better := _better_baseline(rows, recipe)):
+        console.print(f"[yellow]{better}[/yellow]", highlight=False)
     size = max(context_size(trained.classifier, trained.postprocess), runs.teacher_size(folder))
     metrics = metrics_of(data, splits, recipe, size, rows, start)
     if recipe.chosen:
@@ -631,6 +635,19 @@ def _measure(
     if recipe.report:
         console.print("writing the report", highlight=False)
         write_report(folder, data, splits)
+
+
+def _better_baseline(rows: list[dict[str, Any]], recipe: Recipe) -> str:
+    """Say in one line where a baseline is clearly better than the system that was named; else nothing."""
+    own = rows[0]["test"]
+    others = [row for row in rows if row["name"] in recipe.baselines]
+    best = max(others, key=lambda row: float(row["test"]["oa"]), default=None)
+    if best is None or own["oa_ci"] is None or best["test"]["oa"] <= own["oa_ci"][1]:
+        return ""
+    return (
+        f"'{best['name']}' is better here (OA {best['test']['oa']:.1%}, '{rows[0]['name']}' {own['oa']:.1%}): --model auto "
+        "compares candidates and trains the best"
+    )
 
 
 def _unrefined(
