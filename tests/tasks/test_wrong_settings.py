@@ -15,7 +15,7 @@ from vitreous.tasks import classify, pretrain, restore, runs
 from vitreous.tasks.compress import compress
 
 KINDS = {
-    "classify": {"model", "estimator"},
+    "classify": {"model", "estimator", "choice"},
     "restore": {"restorer", "filter"},
     "filters": {"filter"},
     "method": {"method"},
@@ -143,8 +143,9 @@ def test_settings_without_effect_are_said(tmp_path, capsys):
     changes = {"mode": "dense", "decoder": "upernet", "model": "svm", "train_per_class": 3}
     classify.train(tiny_recipe(tmp_path, **places, **changes, block_size=4))
     said = " ".join(capsys.readouterr().err.split())
-    for name in ("mode", "decoder", "epochs", "components"):
+    for name in ("mode", "decoder", "epochs"):
         assert f"{name} (no network is trained)" in said
+    assert "components (nothing is reduced)" in said
     assert "block_size (split is not 'blocks')" in said
     assert "train_per_class (" not in said
     assert "learning_rate (no" in said
@@ -153,6 +154,11 @@ def test_settings_without_effect_are_said(tmp_path, capsys):
 def test_what_has_an_effect_is_not_said():
     assert Recipe().without_effect(trained=True, networks=True) == {}
     assert Recipe(model="svm", patch_size=9).without_effect(trained=False, networks=True) == {}
+    spectral = Recipe(model="svm", spectra="snv", reduction="mnf", components=5)
+    assert spectral.without_effect(trained=False, networks=False) == {}
+    assert list(Recipe(model="svm", budget="1m").without_effect(trained=False, networks=True)) == [
+        "budget"
+    ]
     assert RestoreRecipe(steps=5).without_effect(trained=True, networks=True) == {}
     assert PretrainRecipe(steps=5).without_effect(trained=True, networks=True) == {}
     dense = Recipe(mode="dense", tile_size=32, mixup=0.1)
