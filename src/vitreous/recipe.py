@@ -434,6 +434,27 @@ class Recipe(SceneSettings, TaughtSettings):
     gain: float = setting(
         0.0, "Training", "Random brightness scaling of whole regions (relative).", ge=0, lt=1
     )
+    offset: float = setting(
+        0.0,
+        "Training",
+        "Random light added to all bands of whole regions (relative to the mean brightness), like haze.",
+        ge=0,
+        lt=1,
+    )
+    background: float = setting(
+        0.0,
+        "Training",
+        "Largest share of a random unlabelled pixel of the scene that is mixed into whole regions.",
+        ge=0,
+        lt=1,
+    )
+    band_dropout: float = setting(
+        0.0,
+        "Training",
+        "Largest share of the bands, next to one another, that are replaced by their mean in whole regions.",
+        ge=0,
+        lt=1,
+    )
     noise: float = setting(
         0.05,
         "Training",
@@ -549,6 +570,8 @@ class Recipe(SceneSettings, TaughtSettings):
             own = {"no network is trained": (*for_networks, "tensorboard")}
             if self.reduction in {"auto", "none"} and not self.chosen:
                 own["nothing is reduced"] = _OF_THE_REDUCTION
+            if self.reduction == "mnf":
+                own["reduction is 'mnf'"] = ("standardize",)
             return own | self._split_rules()
         dense = self.mode == "dense"
         rules["mode is 'dense'" if dense else "mode is not 'dense'"] = (
@@ -556,8 +579,12 @@ class Recipe(SceneSettings, TaughtSettings):
         )
         if self.reduction == "none":
             rules["reduction is 'none'"] = _OF_THE_REDUCTION
+        elif self.reduction == "mnf":
+            rules["reduction is 'mnf'"] = ("standardize",)
         if self.spectra in _BRIGHTNESS_GONE:
-            rules[f"spectra is '{self.spectra}'"] = ("gain",)
+            rules[f"spectra is '{self.spectra}'"] = ("gain", "offset")
+        elif self.spectra != "none":
+            rules[f"spectra is '{self.spectra}'"] = ("offset",)
         if self.schedule != "cyclic":
             rules["schedule is not 'cyclic'"] = ("cycle_epochs", "cycle_growth")
         return rules | self._split_rules()

@@ -79,6 +79,8 @@ def test_every_analysis_is_a_command_with_whole_products(name, place):
     assert np.isfinite(values).mean() > 0.99
     facts = json.loads((place / "out.facts.json").read_text())
     assert facts["analysis"] == name
+    assert facts["scene"].endswith("scene.tif")
+    assert set(facts["wavelengths_nm"]) <= set(open_scene("scene.tif")["wavelength"].values)
     assert facts["bands"] == list(image["band_name"].values)
     with rasterio.open("out.tif") as dataset:
         assert dataset.profile["tiled"]

@@ -1,7 +1,9 @@
 """The automatic choice: what it compares, what it keeps, what it never looks at, and what it refuses."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -318,6 +320,7 @@ def test_a_budget_too_small_for_any_is_refused(places, tmp_path, monkeypatch):
         (["--budget", "10"], "'10' is not a time"),
         (["--candidates", "svn"], "Unknown candidate: svn"),
         (["--model-args", "C=1"], "'auto' has no arguments"),
+        (["--baselines", "auto"], "cannot be a baseline"),
     ],
 )
 def test_impossible_wishes_are_refused(places, tmp_path, words, told):
@@ -356,6 +359,16 @@ def test_one_split_for_all_that_are_compared(settings, size):
     from vitreous.tasks.division import recipe_receptive_size
 
     assert recipe_receptive_size(make_recipe(settings)) == size
+
+
+def test_the_page_lists_every_candidate():
+    import importlib
+
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    table = page.partition("| candidate |")[2].partition("\n\n")[0]
+    real = importlib.reload(candidates)
+    assert set(re.findall(r"`(\w+)`", table)) == set(real.CANDIDATES)
+    assert re.findall(r"`(\w+)`", table)[0] == next(iter(real.CANDIDATES))
 
 
 def test_every_candidate_fits_the_split_that_it_is_compared_on():

@@ -284,10 +284,12 @@ def check_task(name: str, task: str, *, baseline: bool = False) -> None:
     choice = f"one of {listed(names)} (see 'vitreous systems')."
     what = f"'{name}' is {an(kind.title)}"
     if baseline and kind.name in asked.kinds and asked.serves(entry.tasks):
-        raise ConfigError(
-            f"{what} and needs training; 'vitreous {asked.verb}' compares with systems that need none.",
-            f"Choose {choice}",
+        why = (
+            f"and needs training; 'vitreous {asked.verb}' compares with systems that need none"
+            if kind.gradient
+            else "and cannot be a baseline: it chooses among systems"
         )
+        raise ConfigError(f"{what} {why}.", f"Choose {choice}")
     verbs = [
         f"Train it with 'vitreous {other.verb}'"
         for other in tasks().values()

@@ -110,6 +110,25 @@ CANDIDATES = {
             {"model": "gradient_boosting", "model_args": {}, **_MNF},
         ),
         Candidate(
+            "spectral_mlp",
+            "perceptron on single spectra, noise fraction",
+            15.0,
+            0.3,
+            {
+                "model": "spectral_mlp",
+                "model_args": {},
+                "patch_size": 1,
+                "mode": "patch",
+                "patch_norm": False,
+                # It is small and sees little: held back any further, it learns too little in so many steps.
+                "mixup": 0.0,
+                "noise": 0.0,
+                "label_smoothing": 0.0,
+                "class_weights": "balanced",
+                **_MNF,
+            },
+        ),
+        Candidate(
             "dense_fpn",
             "ConvNeXt and FPN, all pixels of a tile at once",
             110.0,

@@ -63,6 +63,7 @@ CARD = Card(
         "crossvit*",
         "cvt*",
         "spectformer*",
+        "sret*",
         "smt*",
         "hornet*",
         "t2t_vit*",
