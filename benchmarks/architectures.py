@@ -1,7 +1,8 @@
 """Our architectures against our own unfused path, in one run on the CPU.
 
 The unfused path is the same network with the same weights, its attention written out as the papers have it (product,
-softmax, product), and relative position biases expanded anew at every call. This measures what fusing is worth; it is not
+softmax, product), relative position biases expanded anew at every call, and the mixers of ``transcriptions.py`` as their
+references write them. This measures what fusing is worth; it is not
 a comparison with another library, for which see ``peers.py``. Calls alternate on one thread, and the least processor
 time of each counts, so that other work on the machine matters little.
 """
@@ -17,6 +18,7 @@ import torch
 from _common import RESULTS, show
 from rich.console import Console
 from torch import nn
+from transcriptions import transcribe
 
 from vitreous.catalog.registry import create_model
 from vitreous.catalog.results import write_result
@@ -41,6 +43,10 @@ VARIANTS = (
     "efficientformer_l1",
     "spectformer_xsmall",
     "smt_tiny",
+    "hornet_tiny",
+    "hornet_tiny_gf",
+    "fmvit_tiny",
+    "dhvt_tiny",
 )
 ROUNDS = 7
 console = Console(stderr=True, soft_wrap=True)
@@ -54,6 +60,7 @@ def transcribed(model: nn.Module) -> nn.Module:
             module.explicit = True
         if isinstance(module, RelativePositionBias):
             module.forward = module._expand  # anew at every call
+        transcribe(module)
     return model
 
 

@@ -73,6 +73,18 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "mlp_ratios": [4.0, 4.0, 2.0],
         "attention_heads": [1, 3, 5],
     },
+    "hornet_tiny_gf": {
+        "dim": 48,
+        "depths": [1, 1, 1],
+        "orders": [2, 3, 4],
+        "spectral": [False, True, True],
+    },
+    "fmvit_tiny": {
+        "dims": [48, 96, 144],
+        "conv_blocks": [1, 1, 1],
+        "repeats": [1, 1, 1],
+    },
+    "dhvt_small_p4": {"dim": 112, "depth": 4, "heads": 4},
 }
 COMMON: dict[str, Any] = {
     "learning_rate": 2e-3,

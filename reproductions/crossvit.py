@@ -18,7 +18,6 @@ And a count: the cost of cross-attention grows with the number of tokens, not wi
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -29,16 +28,15 @@ from torch import Tensor, nn
 from vitreous.catalog.claims import Claim, claim, exact, paired
 from vitreous.catalog.results import first, percents, table_of
 from vitreous.catalog.study import Study
-from vitreous.data.splits import buffered_blocks, stratified_random
 from vitreous.inference.cost import count_cost
 from vitreous.models.crossvit import CrossAttention, CrossViT, Details, MultiScaleBlock
 from vitreous.models.vit import VisionTransformer
 from vitreous.tasks.miniature import (
     ImageTask,
     accuracy,
+    block_task,
     fit_task,
-    pixel_task,
-    sample_cube,
+    random_task,
     scaled_init,
     turned,
 )
@@ -97,30 +95,15 @@ def main(quick: bool = False, full: bool = False) -> None:
     )
     pixels = dict.fromkeys(PIXELS, 64) if quick else PIXELS
     measured = partial(measure, epochs=1 if quick else EPOCHS)
-    rates = study.compare(ARMS, RATES, partial(at_random, pixels=pixels), measured)
-    apart = in_blocks(0, pixels)
+    rates = study.compare(
+        ARMS, RATES, partial(random_task, side=SIDE, components=COMPONENTS, **pixels), measured
+    )
+    apart = block_task(0, SIDE, COMPONENTS, train_fraction=0.5, **pixels)
     for arm in ARMS:
         blocks = partial(measured, arm, 0, apart, rates[arm])
         study.run(blocks, system=arm + ON_BLOCKS, seed=0)
     growth = cross_attention_macs(2 * 64) / cross_attention_macs(64)
     study.finish(summary, claims, remarks=remarks, on="Indian Pines", growth=growth)
-
-
-def at_random(seed: int, pixels: dict[str, int]) -> ImageTask:
-    """Return patches around pixels drawn at random."""
-    _, labels = sample_cube()
-    split = stratified_random(labels.numpy(), train_fraction=0.1, val_fraction=0.5, seed=seed)
-    return pixel_task(split, SIDE, COMPONENTS, **pixels)
-
-
-def in_blocks(seed: int, pixels: dict[str, int]) -> ImageTask:
-    """Return patches of separate blocks: no test pixel lies inside a training patch."""
-    _, labels = sample_cube()
-    with warnings.catch_warnings():
-        # Some classes fill one block only: they are trained, not tested.
-        warnings.simplefilter("ignore", UserWarning)
-        split = buffered_blocks(labels.numpy(), patch_size=SIDE, train_fraction=0.5, seed=seed)
-    return pixel_task(split, SIDE, COMPONENTS, **pixels)
 
 
 def build(arm: str, bands: int, num_classes: int) -> nn.Module:

@@ -141,13 +141,14 @@ def measure(
     distillation = Distillation.of(METHODS[arm], {}) if arm in METHODS else None
     if distillation is not None:
         distillation.prepare(model)
+    guide = None if distillation is None else of_seed()
 
     def loss(student: nn.Module, batch: Tensor, classes: Tensor) -> Tensor:
         scores, targets = student(batch), ClassTargets(classes)
-        if distillation is None:
+        if distillation is None or guide is None:
             return targets.loss(joined(scores))
         with torch.no_grad():
-            said = of_seed()(batch)
+            said = guide(batch)
         return distillation.loss(Answer(scores), Answer(said), targets)
 
     record = fit_task(model, images, rate, epochs=epochs, seed=seed, loss=loss, augment=changed)

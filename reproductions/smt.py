@@ -4,9 +4,9 @@ Indian Pines (the cubes of Salinas and Pavia University are not available here),
 principal components, two stages of 24 x 24 and 12 x 12 cells. Four networks are trained by one recipe: the first stage
 modulates and the second alternates, as in the paper; the same with kernels of 3 x 3 only; the same without the
 aggregation of the kernels' outputs; and attention in every block. All start with weights scaled to their width, and each
-takes the best of three learning rates, chosen on validation pixels with a seed that is not reported. Training,
-validation and test pixels lie in different blocks of the scene, so that no test pixel is inside a training patch; each
-seed draws other blocks. There are few training pixels, so these are not the accuracies of a full training.
+takes the best of three learning rates, chosen on validation pixels with a seed that is not reported. Pixels are drawn at
+random, as is usual for this scene: test pixels lie inside training patches, so the accuracies compare systems and say
+little else.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from vitreous.catalog.registry import create_model
 from vitreous.catalog.results import first, percents, table_of
 from vitreous.catalog.study import Study
 from vitreous.inference.cost import count_cost
-from vitreous.tasks.miniature import ImageTask, block_task, fit_task, scaled_init, turned
+from vitreous.tasks.miniature import ImageTask, fit_task, random_task, scaled_init, turned
 
 EPOCHS, BATCH, RATES = 15, 32, (1e-3, 2e-3, 4e-3)
-PIXELS = {"training": 256, "validation": 256, "test": 800}
+PIXELS = {"training": 256, "validation": 256, "test": 1000}
 SIDE, COMPONENTS = 24, 6
 SHAPE: dict[str, Any] = {
     "dims": [32, 64],
@@ -66,9 +66,9 @@ def main(quick: bool = False, full: bool = False) -> None:
     )
     pixels = dict.fromkeys(PIXELS, 32) if quick else PIXELS
     epochs = 1 if quick else EPOCHS
-    patches = partial(block_task, side=SIDE, components=COMPONENTS, **pixels)
+    patches = partial(random_task, side=SIDE, components=COMPONENTS, **pixels)
     study.compare(ARMS, RATES, patches, partial(measure, epochs=epochs))
-    study.finish(summary, claims, on="Indian Pines, blocks")
+    study.finish(summary, claims, on="Indian Pines")
 
 
 def measure(arm: str, seed: int, patches: ImageTask, rate: float, *, epochs: int) -> dict[str, Any]:

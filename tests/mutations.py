@@ -121,6 +121,9 @@ VOID = {
     for stage in range(3)
     for block in range(3)
     for part in ("key", "mix_key.norm", "position.layers.2.2")
+} | {
+    f"stages.1.1.attn.key.{part}.bias"
+    for part in ("branches.0.norm", "branches.1.norm", "identity")
 }
 
 

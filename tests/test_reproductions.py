@@ -208,6 +208,56 @@ MET: dict[str, tuple[str, dict[str, dict[str, object]], dict[str, object]]] = {
         },
         {},
     ),
+    "smt": (
+        "accuracy",
+        {
+            "SMT": {"accuracy": 0.90, "macs": 5},
+            "kernels of 3 x 3": {"accuracy": 0.90, "macs": 5},
+            "no aggregation": {"accuracy": 0.95, "macs": 4},
+            "attention only": {"accuracy": 0.89, "macs": 8},
+        },
+        {},
+    ),
+    "hornet": (
+        "accuracy",
+        {
+            "HorNet, orders 2 to 4": {"accuracy": 0.90},
+            "HorNet, order 1": {"accuracy": 0.904},
+            "ConvNeXt": {"accuracy": 0.89},
+        },
+        {"growth": 5.0},
+    ),
+    "fmvit": (
+        "accuracy",
+        {
+            "both": {
+                "accuracy": 0.90,
+                "parameters": 9,
+                "fused_parameters": 5,
+                "error": 1e-5,
+                "ratios": [0.5, 0.6, 9.0],
+            },
+            "attention only": {"accuracy": 0.904},
+            "convolutions only": {"accuracy": 0.88},
+            "single branches": {"accuracy": 0.95},
+        },
+        {},
+    ),
+    "dhvt": (
+        "accuracy",
+        {
+            f"{arm}, {data}": {"accuracy": accuracy}
+            for data in ("digits", "Indian Pines")
+            for arm, accuracy in (
+                ("ViT with positions", 0.850),
+                ("SOPE", 0.848),
+                ("SOPE, DAFF", 0.880),
+                ("DHVT", 0.890),
+                ("ResNet", 0.900),
+            )
+        },
+        {},
+    ),
     "swin": (
         "accuracy",
         {
@@ -380,6 +430,21 @@ def test_claims_hold_where_all_that_is_required_is_met(slug):
         ("spectformer", "alpha 6 (spectral)", {"oa": 0.51}, [1]),
         ("spectformer", "attention first", {"oa": 0.501}, [2]),
         ("spectformer", "alpha 0 (attention)", {"macs": 7}, [3]),
+        ("smt", "kernels of 3 x 3", {"accuracy": 0.91}, [0]),
+        ("smt", "attention only", {"accuracy": 0.91}, [1]),
+        ("smt", "attention only", {"macs": 4}, [2]),
+        ("hornet", "ConvNeXt", {"accuracy": 0.91}, [0]),
+        ("hornet", "HorNet, order 1", {"accuracy": 0.91}, [1]),
+        ("hornet", "", {"growth": 11.0}, [2]),
+        ("fmvit", "attention only", {"accuracy": 0.91}, [0]),
+        ("fmvit", "convolutions only", {"accuracy": 0.91}, [1]),
+        ("fmvit", "both", {"error": 1e-3}, [2]),
+        ("fmvit", "both", {"fused_parameters": 9}, [3]),
+        ("fmvit", "both", {"ratios": [0.9, 0.85, 0.1]}, [4]),
+        ("dhvt", "ViT with positions, digits", {"accuracy": 0.865}, [0, 3]),
+        ("dhvt", "ResNet, digits", {"accuracy": 0.91}, [1]),
+        ("dhvt", "SOPE, DAFF, Indian Pines", {"accuracy": 0.84}, [6]),
+        ("dhvt", "ViT with positions, Indian Pines", {"accuracy": 0.855}, [7]),
         ("swin", "fixed windows", {"accuracy": 0.93}, [0]),
         ("swin", "shifted windows", {"attention_macs": [1, 5]}, [1]),
         ("t2t_vit", "patches", {"accuracy": 0.955}, [0]),
@@ -447,7 +512,6 @@ EARLIER = {
     "channelvit",
     "convnext",
     "crossvit",
-    "efficientvit",
     "essaformer",
     "evit",
     "hsdt",

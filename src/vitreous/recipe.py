@@ -72,6 +72,9 @@ SPECTRA_WORDS = (
     "What is done to each spectrum first: mean 0 and deviation 1 (snv), division by its upper hull (continuum), its slope "
     "(derivative), or length 1 (brightness)."
 )
+AUTO = "auto"  # the system that is chosen by a comparison
+_TIME = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)\s*(s|m|h)")
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _BRIGHTNESS_GONE = ("snv", "continuum", "brightness")
 
 # Only of what is trained here, not of its baselines.
@@ -270,6 +273,14 @@ class SceneSettings(Settings):
         return self.hints if self.mask is None else {**self.hints, "mask": self.mask}
 
 
+def seconds_of(time: str) -> float | None:
+    """Return the seconds of a time such as ``90s``, ``10m`` or ``1.5h``; None where it is none, or no time at all."""
+    found = _TIME.fullmatch(time.strip())
+    if found is None:
+        return None
+    return float(found[1]) * _SECONDS[found[2]] or None
+
+
 class Recipe(SceneSettings, TaughtSettings):
     """The settings of ``vitreous train``, checked and complete."""
 
@@ -316,9 +327,16 @@ class Recipe(SceneSettings, TaughtSettings):
     )
 
     model: str = setting(
-        "svm",
+        AUTO,
         "Model",
-        "Name of the system (see 'vitreous systems'); the default is the most accurate one on held-out blocks of the built-in scene.",
+        "Name of the system (see 'vitreous systems'); auto compares candidates by cross-validation on the training "
+        "pixels and trains the best.",
+    )
+    candidates: list[str] = setting(
+        [], "Model", "Candidates that 'auto' compares (default: all that the budget allows)."
+    )
+    budget: str = setting(
+        "10m", "Model", "Time that 'auto' may take to compare and train, e.g. 90s, 10m, 1.5h."
     )
     patch_size: int = setting(
         15, "Model", "Side of the square patch around each pixel, in pixels.", ge=1, le=129
@@ -416,6 +434,27 @@ class Recipe(SceneSettings, TaughtSettings):
     gain: float = setting(
         0.0, "Training", "Random brightness scaling of whole regions (relative).", ge=0, lt=1
     )
+    offset: float = setting(
+        0.0,
+        "Training",
+        "Random light added to all bands of whole regions (relative to the mean brightness), like haze.",
+        ge=0,
+        lt=1,
+    )
+    background: float = setting(
+        0.0,
+        "Training",
+        "Largest share of a random unlabelled pixel of the scene that is mixed into whole regions.",
+        ge=0,
+        lt=1,
+    )
+    band_dropout: float = setting(
+        0.0,
+        "Training",
+        "Largest share of the bands, next to one another, that are replaced by their mean in whole regions.",
+        ge=0,
+        lt=1,
+    )
     noise: float = setting(
         0.05,
         "Training",
@@ -461,6 +500,21 @@ class Recipe(SceneSettings, TaughtSettings):
     )
     map: bool = setting(True, "Run", "Write the map of the whole scene.")
     probabilities: bool = setting(False, "Run", "Also write class probabilities.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refined_by_comparison(cls, values: Any) -> Any:
+        """Let a comparison also decide about refinement, where nobody has."""
+        if isinstance(values, dict) and values.get("model", AUTO) == AUTO:
+            return {"refine": "auto", **values}
+        return values
+
+    @field_validator("budget")
+    @classmethod
+    def _time(cls, budget: str) -> str:
+        if seconds_of(budget) is None:
+            raise ValueError(f"'{budget}' is not a time such as 90s, 10m or 1.5h")
+        return budget
 
     @field_validator("adapt")
     @classmethod
@@ -509,13 +563,15 @@ class Recipe(SceneSettings, TaughtSettings):
             rules = {reason: (*names, *_OF_THE_NETWORK) for reason, names in rules.items()}
         if not networks:
             for_networks = (
-                *self.panel("Model", "model", "model_args"),
+                *self.panel("Model", "model", "model_args", "candidates", "budget"),
                 *("patch_norm", "padding"),
                 *self.panel("Training", "seed"),
             )
             own = {"no network is trained": (*for_networks, "tensorboard")}
-            if self.reduction in {"auto", "none"}:
+            if self.reduction in {"auto", "none"} and not self.chosen:
                 own["nothing is reduced"] = _OF_THE_REDUCTION
+            if self.reduction == "mnf":
+                own["reduction is 'mnf'"] = ("standardize",)
             return own | self._split_rules()
         dense = self.mode == "dense"
         rules["mode is 'dense'" if dense else "mode is not 'dense'"] = (
@@ -523,14 +579,30 @@ class Recipe(SceneSettings, TaughtSettings):
         )
         if self.reduction == "none":
             rules["reduction is 'none'"] = _OF_THE_REDUCTION
+        elif self.reduction == "mnf":
+            rules["reduction is 'mnf'"] = ("standardize",)
         if self.spectra in _BRIGHTNESS_GONE:
-            rules[f"spectra is '{self.spectra}'"] = ("gain",)
+            rules[f"spectra is '{self.spectra}'"] = ("gain", "offset")
+        elif self.spectra != "none":
+            rules[f"spectra is '{self.spectra}'"] = ("offset",)
         if self.schedule != "cyclic":
             rules["schedule is not 'cyclic'"] = ("cycle_epochs", "cycle_growth")
         return rules | self._split_rules()
 
+    @property
+    def chosen(self) -> bool:
+        """Whether a comparison chooses the system."""
+        return self.model == AUTO
+
+    @property
+    def seconds(self) -> float:
+        """What a comparison may take."""
+        return seconds_of(self.budget) or 0.0
+
     def _split_rules(self) -> dict[str, tuple[str, ...]]:
         rules: dict[str, tuple[str, ...]] = {}
+        if not self.chosen:
+            rules[f"model is not '{AUTO}'"] = ("candidates", "budget")
         if self.split != "blocks":
             rules["split is not 'blocks'"] = ("block_size",)
         if self.split not in {"random", "scenes"}:

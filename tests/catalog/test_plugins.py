@@ -185,20 +185,20 @@ print(done.stderr)
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"bandmix": None}, "there is no module spectral_extras.bandmix"),
+        ({"bandmix": None}, "no Python source of the module spectral_extras.bandmix"),
         ({"bandmix": "import nothing ("}, "cannot be read"),
         ({"bandmix": "x = 1\n"}, "has no literal CARD = Card"),
         ({"bandmix": "CARD = Card(slug=name())\n"}, "cannot be read"),
         ({"bandmix": "CARD = Card(slug='bandmix')\n"}, "cannot be read"),
         ({"bandmix": "CARD = Card(slug='b', title='', kind='model', summary='', when='')"}, "named after it"),
-        ({"bandmix": "CARD = Card(slug='bandmix', title='', kind='toy', summary='', when='')"}, "no kind 'toy'"),
+        ({"bandmix": "CARD = Card(slug='bandmix', title='', kind='toy', summary='', when='')"}, "unknown kind: toy"),
         (
             {"bandmix": "CARD = Card(slug='bandmix', title='', kind='model', summary='', when='', variants={'vit_tiny': {}})"},
             "there is a system named 'vit_tiny' already",
         ),
         ({"columns": "READER = 3"}, "has no literal READER"),
         ({"anomaly": files()["spectral_extras/anomaly.py"].replace('"anomaly",', '"restore",')}, "a task or verb 'restore' already"),
-        ({"anomaly": None}, "there is no module spectral_extras.anomaly"),
+        ({"anomaly": None}, "no Python source of the module spectral_extras.anomaly"),
     ],
 )  # fmt: skip
 def test_a_broken_package_is_one_warning_per_fault_and_nothing_else(tmp_path, changes, told):

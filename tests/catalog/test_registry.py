@@ -46,7 +46,7 @@ def test_cards_say_what_they_must():
         assert entry.when
         assert entry.variants
         assert all(name.startswith(entry.slug) for name in entry.variants)
-        assert entry.kind in {"model", "restorer", "filter", "method", "estimator"}
+        assert entry.kind in {"model", "restorer", "filter", "method", "estimator", "choice"}
 
 
 def test_variant_names_are_unique():
@@ -72,7 +72,7 @@ def test_variants_lead_to_their_system():
     ("name", "nearest"), [("lola_specvit_tinny", "lola_specvit_tiny"), ("svmm", "svm")]
 )
 def test_an_unknown_name_suggests_the_nearest(name, nearest):
-    with pytest.raises(ModelError, match=f"no system named '{name}'") as caught:
+    with pytest.raises(ModelError, match=f"Unknown system: {name}") as caught:
         card(name)
     assert "Did you mean" in caught.value.fix
     assert f"'{nearest}'" in caught.value.fix
@@ -82,7 +82,7 @@ def test_an_unknown_name_suggests_the_nearest(name, nearest):
     ("kind", "stage", "word"), [("method", "distill", "method"), ("model", None, "architecture")]
 )
 def test_an_unknown_name_is_compared_with_what_was_asked_for(kind, stage, word):
-    with pytest.raises(ModelError, match=f"no {word} named '#'") as caught:
+    with pytest.raises(ModelError, match=f"Unknown {word}: #") as caught:
         card("#", kind, stage)
     known = caught.value.fix.removeprefix("Known: ").rstrip(".").split(", ")
     if stage == "distill":
@@ -155,6 +155,6 @@ def test_methods_and_slugs_are_not_trained(tmp_path):
         for changes in ({"model": name}, {"baselines": [name]}):
             with pytest.raises(error, match=name):
                 train(tiny_recipe(tmp_path, **places, **changes), show=False)
-    with pytest.raises(ModelError, match="no system named 'svn'"):
+    with pytest.raises(ModelError, match="Unknown system: svn"):
         train(tiny_recipe(tmp_path, **places, baselines=["svn"]), show=False)
     assert not (tmp_path / "runs").exists()

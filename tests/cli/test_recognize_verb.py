@@ -77,7 +77,7 @@ def test_an_interrupted_run_is_named_and_options_are_the_recipe(place):
     for size in ("8y12", "8x", "x8", "8 x 12"):
         text = " ".join(call(*words[:3], "--image-size", size, code=2).split())
         assert "image_size" in text and "48x64 (height x width)" in text
-    assert "no interrupted run" in call("recognize", "--resume", code=2)
+    assert "No interrupted run" in call("recognize", "--resume", code=2)
 
 
 def test_a_run_is_compressed(place):
@@ -117,7 +117,7 @@ def test_a_run_is_exported_and_classifies(place):
     for words, told in (
         (("export", run, "--single"), "--single does not apply"),
         (("predict", run / "export-onnx", "new", "--window", 9), "--window does not apply"),
-        (("predict", run, "new", "--runtime", "tflite"), "no runtime 'tflite'"),
+        (("predict", run, "new", "--runtime", "tflite"), "Unknown runtime: tflite"),
         (("export", run, "--format", "torch", "-o", place / "p"), "not an export"),
     ):
         assert told in " ".join(call(*map(str, words), code=2).split())

@@ -185,7 +185,7 @@ def test_predict_writes_to_restored_tif_where_nothing_is_said(
         (["--probabilities", "p.tif"], "--probabilities does not apply to"),
         (["--workers", 2], "--workers does not apply to"),
         (["--dask", "local"], "--dask does not apply to"),
-        (["--runtime", "tflite"], "no runtime 'tflite'"),
+        (["--runtime", "tflite"], "Unknown runtime: tflite"),
         (["-o", "o.png"], "suffix of a writable format"),
         (["--hints", "unit=radiance"], "trained on reflectance, the scene holds radiance"),
         (["--hints", "unt=radiance"], "unit"),
@@ -264,7 +264,7 @@ def test_resume_without_a_folder_takes_the_latest_run_of_its_own_task(verb, tmp_
     kind, _ = VERBS[verb]
     other = next(name for name in VERBS if name != verb)
     unfinished(tmp_path / "runs" / other / "b", VERBS[other][0])
-    assert "no interrupted run" in refused(verb, "--resume", "--dry-run")
+    assert "No interrupted run" in refused(verb, "--resume", "--dry-run")
     unfinished(tmp_path / "runs" / verb / "a", kind, steps=5)
     resolved = yaml.safe_load(said(verb, "--resume", "--dry-run"))
     assert (resolved["name"], resolved["steps"], resolved["runs"]) == ("a", 5, "runs")

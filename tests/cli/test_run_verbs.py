@@ -78,6 +78,7 @@ def trained(monkeypatch):
         class_names=["red", "green", "blue"],
         class_colors=["#ff0000", "#00ff00", "#0000ff"],
         class_codes=[1, 2, 3],
+        postprocess=None,
     )
     monkeypatch.setattr("vitreous.tasks.export.load_for", lambda path, runtime, **how: run)
 

@@ -36,7 +36,11 @@ CHANGES = {
     "distill": ("deit_soft", "deit_soft"),
     "teacher_store": ("answers", "answers"),
     "distill_args": ("weight=0.5", {"weight": 0.5}),
+    "refine": ("guided", "guided"),
+    "refine_args": ("radius=3", {"radius": 3}),
     "spectra": ("snv", "snv"),
+    "budget": ("90s", "90s"),
+    "candidates": ("lda,svm_snv", ["lda", "svm_snv"]),
     "reduction": ("none", "none"),
     "padding": ("zero", "zero"),
     "schedule": ("cyclic", "cyclic"),
@@ -53,12 +57,14 @@ CHANGES = {
     "gain": ("0.25", 0.25),
     "ema": ("0.25", 0.25),
 }
+IMPLIED = {"model": {"refine": "none"}}  # a named system is refined where that is asked for
 TOGETHER = {
     "scenes": ["--split", "scenes"],  # their default
     "patch_norm": ["--mode", "patch"],
     "test_labels": ["--split", "files"],
     "adapt_args": ["--adapt", "adaptformer_only"],
     "reduce_args": ["--reduce", "evit"],
+    "refine_args": ["--refine", "guided"],
     "teacher": ["--distill", "deit_hard"],
     "distill": ["--teacher", "runs/t"],
     "teacher_store": ["--teacher", "runs/t", "--distill", "deit_hard"],
@@ -93,7 +99,7 @@ def test_an_option_sets_its_setting_and_no_other(name):
     others = TOGETHER.get(name, [])
     resolved = _dry(*words, *others)
     assert resolved.pop(name) == value
-    expected = Recipe().model_dump()
+    expected = Recipe().model_dump() | IMPLIED.get(name, {})
     expected.update(
         {word[2:]: other for word, other in zip(others[::2], others[1::2], strict=True)}
     )
@@ -207,7 +213,7 @@ def test_resume_passes_over_finished_runs(tmp_path, monkeypatch):
     (_unfinished(tmp_path / "runs/classify/done", name="done") / "state.safetensors").unlink()
     done = _run("--resume")
     assert done.exit_code == 2
-    assert "no interrupted run" in done.output
+    assert "No interrupted run" in done.output
 
 
 @pytest.mark.parametrize("config", ["[]", "{}", '{"recipe": 3}', "{", '{"recipe": {"epoch": 3}}'])
@@ -231,3 +237,24 @@ def test_stopping_says_how_to_go_on(tmp_path, monkeypatch):
     done = _run("--name", "a b")
     assert done.exit_code == 130
     assert "vitreous train --resume 'runs/classify/a b'" in done.output
+
+
+def test_a_finished_run_is_not_resumed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = _unfinished(tmp_path / "runs/classify/a b", name="a b", model="svm")
+    (run / "state.safetensors").unlink()
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "finished": True}))
+    done = _run("--resume", run)
+    assert done.exit_code == 2
+    assert "has finished: there is nothing to resume" in " ".join(done.output.split())
+    (run / "config.json").write_text(json.dumps({**config, "finished": False}))
+    assert _dry("--resume", run)["model"] == "svm"
+
+
+def test_a_second_setting_needs_its_option_again():
+    done = _run("--model", "svm", "--hints", "scale=0.1", "--model-args", "a=1", "b=2")
+    assert done.exit_code == 2
+    said = " ".join(done.output.split())
+    assert "'b=2' does not belong to an option" in said
+    assert "--model-args b=2" in said

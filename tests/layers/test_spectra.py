@@ -7,7 +7,7 @@ from scipy.signal import savgol_filter
 from scipy.spatial import ConvexHull
 
 from vitreous.errors import ModelError
-from vitreous.layers.preprocess import Preprocess
+from vitreous.layers.preprocess import Preprocess, noise_fractions
 from vitreous.layers.spectra import KINDS, Spectra
 
 BANDS = 24
@@ -178,9 +178,8 @@ def test_minimum_noise_fraction_puts_noisy_bands_last():
     pairs = noisy_pairs(noise)
     shares = {}
     for reduction in ("pca", "mnf"):
-        fitted = Preprocess.fit(
-            pairs[:, 0], reduction=reduction, components=3, standardize=False, neighbours=pairs
-        )
+        found = noise_fractions(pairs, components=3) if reduction == "mnf" else None
+        fitted = Preprocess.fit(pairs[:, 0], reduction=reduction, components=3, fractions=found)
         weights = fitted.matrix.abs() * torch.from_numpy(pairs[:, 0].std(0))
         shares[reduction] = float(weights[:, 5].sum() / weights.sum())
     assert shares["mnf"] < 0.02 < 0.2 < shares["pca"]
@@ -189,15 +188,26 @@ def test_minimum_noise_fraction_puts_noisy_bands_last():
 def test_noise_of_minimum_noise_fraction_is_white():
     noise = np.random.default_rng(6).uniform(0.05, 2, BANDS)
     pairs = noisy_pairs(noise, count=4000)
-    fitted = Preprocess.fit(
-        pairs[:, 0], reduction="mnf", components=BANDS, whiten=False, neighbours=pairs
-    )
+    found = noise_fractions(pairs, components=BANDS, whiten=False)
+    fitted = Preprocess.fit(pairs[:, 0], reduction="mnf", fractions=found)
     one, other = (fitted(torch.from_numpy(pairs[:, k])[:, :, None, None]) for k in (0, 1))
     covariance = np.cov((one - other).flatten(1).T.numpy())
     scale = covariance.diagonal().mean()
     np.testing.assert_allclose(covariance / scale, np.eye(len(covariance)), atol=0.1)
 
 
+@pytest.mark.parametrize("kind", ["none", "snv"])
+def test_noise_fractions_do_not_depend_on_units(kind):
+    noise = np.random.default_rng(6).uniform(0.05, 2, BANDS)
+    pairs = noisy_pairs(noise) + 9
+    scale = np.float32(1e4) if kind == "snv" else np.geomspace(1e-3, 1e3, BANDS).astype("f4")
+    ours, theirs = (
+        noise_fractions(part, spectra=kind, components=3) for part in (pairs, pairs * scale)
+    )
+    factor = 1 if kind == "snv" else scale
+    np.testing.assert_allclose(theirs * factor, ours, rtol=0.02, atol=1e-3 * np.abs(ours).max())
+
+
 def test_minimum_noise_fraction_without_neighbours_is_refused():
-    with pytest.raises(ModelError, match="there are 0"):
-        Preprocess.fit(spectra(), reduction="mnf")
+    with pytest.raises(ModelError, match="there are 9"):
+        noise_fractions(noisy_pairs(np.ones(BANDS), count=9))

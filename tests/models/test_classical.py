@@ -13,7 +13,7 @@ from vitreous.data.pixels import spectra_at, tiles
 from vitreous.data.splits import merged_labels, split_from_files
 from vitreous.errors import CheckpointError, ConfigError, ModelError
 from vitreous.layers.preprocess import Preprocess
-from vitreous.models import gradient_boosting, lda, random_forest, svm
+from vitreous.models import gradient_boosting, lda, ls_svm, random_forest, svm
 from vitreous.scenes.cube import make_scene, read_window
 from vitreous.tasks.metrics import scores
 
@@ -24,6 +24,7 @@ SYSTEMS = {
     "random_forest": (random_forest, {"trees": 12}),
     "random_forest_spatial": (random_forest, {"trees": 12, "spatial_window": 3}),
     "lda": (lda, {}),
+    "ls_svm": (ls_svm, {}),
     "gradient_boosting": (gradient_boosting, {"rounds": 4, "leaves": 5}),
 }
 
@@ -131,15 +132,16 @@ def test_search_without_anything_to_choose_from_keeps_the_settings():
     assert one_block.settings["C"] == 100.0
 
 
-def test_balance_lets_rare_classes_keep_their_ground():
-    """Where two classes overlap evenly, an even prior gives half of the overlap to the rare one."""
+@pytest.mark.parametrize(("module", "own"), [(svm, {"C": 1.0}), (ls_svm, {"ridge": 3.0})])
+def test_balance_lets_rare_classes_keep_their_ground(module, own):
+    """Where two classes overlap, an even prior gives half of the overlap to the rare one."""
     draw = np.random.default_rng(0)
     features = np.concatenate([draw.normal(0, 1, (400, 2)), draw.normal(1, 1, (20, 2))])
     classes = np.repeat([1, 2], [400, 20])
     tested = np.concatenate([draw.normal(0, 1, (300, 2)), draw.normal(1, 1, (300, 2))])
     recall = {}
     for balanced in (False, True):
-        estimator = svm.build(num_classes=2, contract=Bands((0, 1)), C=1.0, balanced=balanced)
+        estimator = module.build(num_classes=2, contract=Bands((0, 1)), **own, balanced=balanced)
         estimator.fit(features.astype("f4"), classes)
         recall[balanced] = (estimator._estimator.predict(tested)[300:] == 2).mean()
     assert recall[False] < 0.4 < 0.6 < recall[True]
@@ -161,7 +163,7 @@ def test_shrinkage_lets_few_pixels_tell_many_bands():
     assert right["auto"] > 0.95 > right[0.0] + 0.05
 
 
-@pytest.mark.parametrize("name", ["svm", "random_forest", "lda", "gradient_boosting"])
+@pytest.mark.parametrize("name", ["svm", "random_forest", "lda", "gradient_boosting", "ls_svm"])
 def test_two_classes(name):
     module, settings = SYSTEMS[name]
     scene, classes = striped_scene()
@@ -370,6 +372,8 @@ def test_another_number_of_bands_is_refused():
         (random_forest, {"trees": 0}, "trees is 0"),
         (random_forest, {"trees": 10**9}, "trees is"),
         (random_forest, {"C": 1}, "no setting 'C'"),
+        (ls_svm, {"ridge": 0.0}, "ridge is 0"),
+        (ls_svm, {"width": -1.0}, "width is -1"),
         (lda, {"shrinkage": 1.5}, "shrinkage is 1.5"),
         (lda, {"shrinkage": "much"}, "shrinkage is much"),
         (gradient_boosting, {"rounds": 0}, "rounds is 0"),
@@ -441,6 +445,7 @@ def indian_pines(shared_data: Path):
         ("svm_spatial", svm, 0.881),
         ("random_forest", random_forest, 0.705),
         ("lda", lda, 0.650),
+        ("ls_svm", ls_svm, 0.731),
         ("gradient_boosting", gradient_boosting, 0.676),
     ],
 )

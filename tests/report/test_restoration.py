@@ -176,3 +176,23 @@ def test_metrics_that_do_not_fit_the_cubes_are_refused(tmp_path, change):
     with pytest.raises(VitreousError, match=r"metrics\.json"):
         run.build()
     assert not (tmp_path / "report.html").exists()
+
+
+def test_every_test_scene_of_a_collection_is_shown(tmp_path):
+    page = Restored(tmp_path)
+    page.metrics["scenes"] = [
+        {"name": "a.hdr", "role": "train"},
+        {"name": "b.hdr", "role": "test"},
+        {"name": "c.hdr", "role": "test"},
+    ]
+    test = page.metrics["systems"][0]["test"]
+    test["scenes"] = [{**test, "psnr": 33.25}, {**test, "psnr": 29.5}]
+    page.build()
+    one = restoration.ShownArea(page.scene, page.clean, page.degraded, page.restored)
+    other = one._replace(scene=page.scene.assign_attrs(source="c.hdr"))
+    text = restoration.build_report(tmp_path, *one, [other]).read_text("utf-8")
+    assert "b.hdr" in text and "33.25 dB" in text and "29.50 dB" in text
+    once = page.again().count("Error after restoration")
+    assert text.count("Error after restoration") == 2 * once
+    with pytest.raises(VitreousError, match="Evaluate the run again"):
+        restoration.build_report(tmp_path, *one, [other._replace(clean=page.clean[:-1])])

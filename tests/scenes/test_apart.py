@@ -74,7 +74,7 @@ def test_a_scene_is_the_same_as_without(scene_file):
 
 def test_warnings_and_messages_come_through(scene_file):
     with pytest.warns(UserWarning, match="gives no wavelength unit"):
-        vitreous.open_scene(scene_file, untrusted=True, wavelengths=[1, 2, 3, 4, 5, 6])
+        vitreous.open_scene(scene_file, untrusted=True, wavelengths=[410, 420, 430, 440, 450, 460])
     with pytest.raises(SceneError, match="Unknown hint 'varable'"):
         vitreous.open_scene(scene_file, untrusted=True, varable="cube")
 

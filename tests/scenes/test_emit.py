@@ -107,8 +107,9 @@ def test_pixels_without_a_measurement_are_invalid(emit_file: tuple) -> None:
     np.testing.assert_array_equal(np.isnan(window).all(axis=0), expected)
 
 
-def test_measured_grid_has_no_map(emit_file: tuple) -> None:
-    scene = emit.open(emit_file[0], ortho=False)
+@pytest.mark.parametrize("ortho", [False, "false", "no"])
+def test_measured_grid_has_no_map(emit_file: tuple, ortho) -> None:
+    scene = emit.open(emit_file[0], ortho=ortho)
     np.testing.assert_array_equal(scene.values, emit_file[1].transpose(2, 0, 1))
     assert scene.rio.crs is None
 

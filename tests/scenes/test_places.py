@@ -73,7 +73,7 @@ def test_a_part_knows_its_place(grid, cut):
 
 
 @pytest.mark.parametrize("cut", CUTS)
-@pytest.mark.parametrize("grid", ["metres", "degrees", "oblong pixels", "upside down", "no CRS"])
+@pytest.mark.parametrize("grid", GRIDS)
 def test_rioxarray_knows_it_too(grid, cut):
     part = scene_on(grid).isel(y=CUTS[cut][0], x=CUTS[cut][1])
     if 1 in part.shape[1:]:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from vitreous.errors import SceneError
-from vitreous.scenes.spectra import read_spectra
+from vitreous.scenes.spectra import Spectra, read_spectra, write_spectra
 
 ECOSTRESS = """Name: Conifer canopy
 Type: vegetation
@@ -118,3 +118,13 @@ def test_what_is_no_spectrum_is_said(tmp_path, text, complaint):
     (tmp_path / "a.txt").write_text(text)
     with pytest.raises(SceneError, match=complaint):
         read_spectra(tmp_path / "a.txt")
+
+
+def test_written_spectra_are_read_again(tmp_path):
+    values = np.array([[0.1, 0.25, np.nan], [0.3, 0.2, 0.1]])
+    spectra = Spectra(values, np.array([400.5, 550.0, 2300.25]), ["wet soil, dark", "450"], None)
+    write_spectra(spectra, tmp_path / "a.csv")
+    again = read_spectra(tmp_path / "a.csv")
+    np.testing.assert_allclose(again.values, values)
+    np.testing.assert_allclose(again.wavelengths, spectra.wavelengths)
+    assert again.names == ["wet soil dark", "450"]

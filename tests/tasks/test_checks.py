@@ -9,9 +9,10 @@ from tiny_scene import tiny_recipe, write_scene
 from vitreous.catalog.registry import cards
 from vitreous.data.regions import PixelRegions
 from vitreous.errors import ConfigError, ModelError, SplitError, VitreousError
-from vitreous.recipe import PretrainRecipe, make_recipe
+from vitreous.recipe import PretrainRecipe, Recipe, make_recipe
 from vitreous.tasks import pretrain
 from vitreous.tasks.classify import train
+from vitreous.tasks.division import recipe_receptive_size
 from vitreous.tasks.fit import EpochBatches
 
 NORMED = {"lola_specvit", "efficientvit", "efficientformer", "spectformer", "cvt"}  # some variant
@@ -121,3 +122,11 @@ def test_an_error_says_where_the_size_of_its_patch_comes_from(tmp_path):
     with pytest.raises(SplitError) as caught:
         train(tiny_recipe(tmp_path, **settings, patch_size=15, mode="patch"), show=False)
     assert "15 x 15" in str(caught.value) and "comes from" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("model", "settings", "size"), [("svm_spatial", {}, 13), ("svm", {"spatial_window": 7}, 7), ("svm", {}, 1)])  # fmt: skip
+def test_the_window_of_an_estimator_may_be_a_setting(model, settings, size):
+    recipe = make_recipe(
+        {"scene": "s", "model": model, "model_args": settings, "baselines": []}, Recipe
+    )
+    assert recipe_receptive_size(recipe) == size

@@ -473,7 +473,7 @@ def test_what_a_kill_left_behind_is_swept(tmp_path, places, base):
 
 
 def test_there_must_be_something_to_resume(tmp_path, places):
-    with pytest.raises(ConfigError, match="no run to resume") as caught:
+    with pytest.raises(ConfigError, match="No run to resume") as caught:
         train(tiny_recipe(tmp_path, **places), resume=True, show=False)
     assert caught.value.fix
 

@@ -305,3 +305,25 @@ def test_a_teacher_of_other_classes_or_sizes_is_refused(run, pictures, tmp_path)
     with pytest.raises(ConfigError, match="together"):
         settings(tmp_path, pictures, teacher=str(run))
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"teacher": "nowhere", "distill": "deit_hard"}, "does not exist"),
+        ({"distill": "deit_hrad"}, "Unknown method"),
+        ({"distill": "deit_hard", "distill_args": {"wieght": 1}}, "no setting 'wieght'"),
+        ({"model": "efficientvit_test", "batch_size": 1}, "cannot be trained with --batch-size 1"),
+    ],
+)
+def test_wrong_settings_are_refused_before_images_are_read(
+    run, pictures, tmp_path, monkeypatch, words, said
+):
+    def reading(*_):
+        raise AssertionError("images are read")
+
+    monkeypatch.setattr(recognize, "open_collection", reading)
+    if "distill" in words:
+        words = {"teacher": str(run), **words}
+    with pytest.raises(VitreousError, match=said):
+        recognize.train(settings(tmp_path, pictures, **words), show=False)

@@ -413,7 +413,7 @@ def refusals(tmp_path, places, teacher):
         "no setting 'wieght'": {"teacher": str(teacher), "distill_args": {"wieght": 1}},
         "out of range": {"teacher": str(teacher), "distill_args": {"weight": 2.0}},
         "does not distil": {"teacher": str(teacher), "distill": "lora"},
-        "There is no method named": {"teacher": str(teacher), "distill": "deit_hrad"},
+        "Unknown method: ": {"teacher": str(teacher), "distill": "deit_hrad"},
     }
 
 

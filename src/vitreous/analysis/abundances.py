@@ -11,12 +11,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from vitreous.analysis.streams import Floats
+from vitreous.analysis.streams import Floats, Mask
 
 MOST = 62  # endmembers: which of them are at work is kept in the bits of an integer
-_ZERO = 1e-10  # of the endmembers' size
-
-Mask = npt.NDArray[np.bool_]
+_ZERO = 1e-12  # of the endmembers' size
 
 
 def fcls(spectra: Floats, endmembers: Floats) -> Floats:

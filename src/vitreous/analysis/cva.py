@@ -13,11 +13,12 @@ import numpy.typing as npt
 import xarray as xr
 
 from vitreous.analysis.preview import Look
-from vitreous.analysis.result import Result
+from vitreous.analysis.result import Result, facts_of
 from vitreous.analysis.statistics import Moments, Sample
 from vitreous.analysis.streams import (
     Floats,
     Ints,
+    Mask,
     Passes,
     Progress,
     Tile,
@@ -42,7 +43,7 @@ def cva(
     before: xr.DataArray,
     after: xr.DataArray,
     *,
-    normalise: bool = False,
+    normalise: bool | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Return the magnitude and direction of the change of each spectrum.
@@ -55,13 +56,15 @@ def cva(
         before: the first date.
         after: the second date.
         normalise: first bring each band of each date to mean 0 and deviation 1 over the pixels that both have, which
-            takes out differences of illumination and atmosphere.
+            takes out differences of illumination and atmosphere; when None, unless the scenes hold reflectance.
         progress: called with (pixels done, pixels in all).
 
     Raises:
         VitreousError: no common ground, or other bands or units.
     """
     pair = _Pair.of(before, after)
+    if normalise is None:
+        normalise = str(pair.before.attrs.get("unit", "dn")) != "reflectance"
     passes = Passes(pair.before, 2, progress)
     first, second = Moments(pair.bands.size), Moments(pair.bands.size)
     sample = Sample(SAMPLE, pair.before.sizes["x"])
@@ -95,17 +98,18 @@ def cva(
     share = float((magnitudes > threshold).mean())
     return Result(
         image_like(pair.before, names, compute, passes),
-        {
-            "analysis": "cva",
-            "before": source_of(before),
-            "after": source_of(after),
-            "valid_at_both_dates": first.count,
-            "wavelengths_nm": pair.wavelengths(),
-            "normalised": normalise,
-            "threshold_otsu": threshold,
-            "share_above_threshold": share,
-        },
-        f"{first.count:,} pixels at both dates; by Otsu's threshold ({threshold:.4g}) {share:.1%} have changed.",
+        facts_of(
+            "cva",
+            pair.before,
+            pair.bands,
+            after=source_of(after),
+            valid_at_both_dates=first.count,
+            normalised=normalise,
+            threshold_otsu=threshold,
+            share_above_threshold=share,
+        ),
+        f"{first.count:,} pixels at both dates, {'normalised' if normalise else 'not normalised'}; by Otsu's threshold "
+        f"({threshold:.4g}) {share:.1%} have changed.",
         None,
         LOOK,
     )
@@ -237,9 +241,9 @@ def _check_ground(before: xr.DataArray, after: xr.DataArray) -> None:
         )
 
 
-def _inside(grid: Grid, row: Ints, column: Ints) -> npt.NDArray[np.bool_]:
+def _inside(grid: Grid, row: Ints, column: Ints) -> Mask:
     height, width = grid.size
-    found: npt.NDArray[np.bool_] = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    found: Mask = (row >= 0) & (row < height) & (column >= 0) & (column < width)
     return found
 
 

@@ -1,6 +1,7 @@
 """How many endmembers a scene tells apart, and which of its pixels are the purest.
 
 - HySime: J. M. Bioucas-Dias, J. M. P. Nascimento (2008), IEEE TGRS 46(8).
+- N-FINDR: M. E. Winter (1999), Proceedings of SPIE 3753.
 - Vertex component analysis: J. M. P. Nascimento, J. M. Bioucas-Dias (2005), IEEE TGRS 43(4).
 """
 
@@ -15,6 +16,8 @@ from vitreous.analysis.pca import sorted_eigen
 from vitreous.analysis.statistics import Moments
 from vitreous.analysis.streams import Floats, Ints, Passes, tiles
 
+ROUNDS = 5  # replacements for each endmember at most; two or three are usual
+_LARGER = 1e-6  # of a volume: less is rounding
 _RIDGE = 1e-12  # of the mean power of a band: noise-free scenes have no inverse
 _LEAST_NOISE = 1e-5  # of the mean power of the signal, as the authors' program assumes
 
@@ -47,12 +50,54 @@ class Pure(NamedTuple):
     Attributes:
         spectra: ``(endmembers, bands)``, in the subspace of the signal, without the noise outside of it.
         pixels: ``(endmembers, 2)`` their rows and columns.
-        snr: signal-to-noise ratio in dB by which the projection was chosen.
     """
 
     spectra: Floats
     pixels: Ints
-    snr: float
+
+
+def largest_simplex(
+    scene: xr.DataArray, bands: Ints, moments: Moments, start: Pure, passes: Passes
+) -> Pure:
+    """Find endmembers by N-FINDR: the pixels that span the largest volume in the space of principal components.
+
+    Each pass over the scene finds, for every endmember, the pixel that would enlarge the volume most in its place; the best
+    of these replacements is made, until none enlarges it. The ratio of the volumes is the pixel's share of the endmember
+    that it replaces, so that one inverse gives all ratios.
+
+    Args:
+        scene: the scene.
+        bands: of it.
+        moments: its statistics.
+        start: pixels to begin with.
+        passes: what counts the pixels.
+    """
+    count = len(start.spectra)
+    axes = sorted_eigen(moments.covariance)[1][:, : count - 1]
+
+    def placed(spectra: Floats) -> Floats:
+        return np.column_stack([np.ones(len(spectra)), (spectra - moments.mean) @ axes])
+
+    vertices, pixels = placed(start.spectra), start.pixels.copy()
+    for _ in range(ROUNDS * count):
+        shares_of = np.linalg.pinv(vertices)
+        ratios, best = np.zeros(count), np.zeros((count, count))
+        places = np.zeros((count, 2), dtype=np.int64)
+        for tile in tiles(scene, bands, passes):
+            spectra = placed(tile.spectra)
+            if not len(spectra):
+                continue
+            shares = np.abs(spectra @ shares_of)
+            chosen = shares.argmax(axis=0)
+            found = shares[chosen, np.arange(count)]
+            better = found > ratios
+            ratios[better], best[better] = found[better], spectra[chosen[better]]
+            places[better] = tile.pixels[chosen[better]]
+        k = int(ratios.argmax())
+        if ratios[k] <= 1 + _LARGER:
+            break
+        vertices[k], pixels[k] = best[k], places[k]
+    return Pure(moments.mean + vertices[:, 1:] @ axes.T, pixels)
 
 
 def purest(
@@ -94,7 +139,7 @@ def purest(
                 farthest, spectrum, places[k] = lengths[best], own[best], tile.pixels[best]
         found[:, k] = projection.reduced(spectrum[None])[0]
         spectra[k] = projection.denoised(spectrum)
-    return Pure(spectra, places, float(snr))
+    return Pure(spectra, places)
 
 
 def _signal_to_noise(moments: Moments, count: int) -> float:

@@ -38,11 +38,6 @@ NARROW = {
         "R740 / R720",
         "J. E. Vogelmann, B. N. Rock, D. M. Moss (1993), International Journal of Remote Sensing 14(8)",
     ),
-    "NDVI705": Narrow(
-        "Red Edge Normalized Difference Vegetation Index",
-        "(R750 - R705) / (R750 + R705)",
-        "A. Gitelson, M. N. Merzlyak (1994), Journal of Photochemistry and Photobiology B 22",
-    ),
     "PSSRa": Narrow(
         "Pigment Specific Simple Ratio for chlorophyll a",
         "R800 / R680",

@@ -58,11 +58,14 @@ class Look:
         return special or self
 
 
-def write_preview(image: xr.DataArray, look: Look, spectra: Spectra | None, path: Path) -> None:
+def write_preview(
+    image: xr.DataArray, names: list[str], look: Look, spectra: Spectra | None, path: Path
+) -> None:
     """Write the picture of an image of some bands as PNG.
 
     Args:
-        image: with the names of its bands.
+        image: of any size.
+        names: of its bands.
         look: how it is shown.
         spectra: drawn below it, where there are any.
         path: the PNG.
@@ -71,7 +74,6 @@ def write_preview(image: xr.DataArray, look: Look, spectra: Spectra | None, path
 
     bands = min(image.sizes["band"], PANELS)
     values = decimated(image, bands)
-    names = [str(name) for name in image["band_name"].values]
     with rc_context({"font.size": 7.5, "text.parse_math": False}):
         figure = _drawn(values, names, look, spectra)
         with atomic_path(path) as temporary:

@@ -7,14 +7,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from vitreous.analysis.preview import Look, write_preview
+from vitreous.analysis.streams import Floats, Ints, source_of
 from vitreous.errors import ConfigError
 from vitreous.files import write_json
+from vitreous.scenes.cube import wavelengths_of
 from vitreous.scenes.formats import find_writer, open_scene, write_scene
 from vitreous.scenes.overwrite import check_overwrite
 from vitreous.scenes.spectra import Spectra, write_spectra
+
+# A sidecar of an .npy scene ends in .json, and a table of labels in .csv: these are neither.
+BESIDE = (".png", ".facts.json", ".spectra.csv")
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Result:
 
         Args:
             out: the image: ``.tif`` for a COG, or another name that :func:`vitreous.write_scene` knows. The other files
-                are beside it, with the endings ``.png``, ``.json`` and ``.csv``.
+                are beside it: ``out.png``, ``out.facts.json`` and ``out.spectra.csv``.
 
         Returns:
             The files, the image the first.
@@ -49,15 +55,39 @@ class Result:
             VitreousError: they cannot be written there.
         """
         path = Path(out)
+        picture, facts, spectra = (path.with_suffix(ending) for ending in BESIDE)
+        names = [str(name) for name in self.image["band_name"].values]
         write_scene(self.image, path)
-        facts = {**self.facts, "bands": [str(name) for name in self.image["band_name"].values]}
-        write_json(path.with_suffix(".json"), facts)
-        written = [path, path.with_suffix(".png"), path.with_suffix(".json")]
+        write_json(facts, {**self.facts, "bands": names})
         if self.spectra is not None:
-            write_spectra(self.spectra, path.with_suffix(".csv"))
-            written.append(path.with_suffix(".csv"))
-        write_preview(open_scene(path), self.look, self.spectra, path.with_suffix(".png"))
-        return written
+            write_spectra(self.spectra, spectra)
+        write_preview(open_scene(path), names, self.look, self.spectra, picture)
+        return [path, picture, facts, *([spectra] if self.spectra is not None else [])]
+
+
+def facts_of(name: str, scene: xr.DataArray, bands: Ints, **more: Any) -> dict[str, Any]:
+    """Return what is told of every analysis, and more: its name, its scene and which wavelengths took part."""
+    centres = wavelengths_of(scene)
+    known = centres is not None and bool(np.isfinite(centres[bands]).all())
+    return {
+        "analysis": name,
+        "scene": source_of(scene),
+        "wavelengths_nm": centres[bands].tolist() if centres is not None and known else None,
+        **more,
+    }
+
+
+def in_bands(scene: xr.DataArray, bands: Ints, values: Floats, names: list[str]) -> Spectra:
+    """Return ``(spectra, bands)`` with the wavelengths of the scene's bands, NaN where these are unknown."""
+    centres = wavelengths_of(scene)
+    widths = scene["fwhm"].values[bands] if "fwhm" in scene.coords else None
+    return Spectra(
+        values,
+        np.full(bands.size, np.nan) if centres is None else centres[bands],
+        names,
+        widths,
+        str(scene.attrs.get("unit", "dn")),
+    )
 
 
 def check_files(
@@ -74,7 +104,7 @@ def check_files(
         VitreousError: a product would replace one of them, or has a suffix that no writer knows.
     """
     find_writer(out)
-    products = [out, *(out.with_suffix(suffix) for suffix in (".png", ".json", ".csv"))]
+    products = [out, *(out.with_suffix(ending) for ending in BESIDE)]
     read = {Path(other).resolve() for other in others}
     for product in products:
         for scene in scenes:

@@ -17,11 +17,12 @@ import xarray as xr
 from vitreous.analysis.components import component_count
 from vitreous.analysis.pca import sorted_eigen
 from vitreous.analysis.preview import Look
-from vitreous.analysis.result import Result
+from vitreous.analysis.result import Result, facts_of
 from vitreous.analysis.statistics import Background, scene_moments
 from vitreous.analysis.streams import (
     Floats,
     Ints,
+    Mask,
     Passes,
     Progress,
     image_like,
@@ -85,17 +86,19 @@ def rx(
     kind = "the whole scene" if around is None else f"{around.outer} x {around.outer} pixels around"
     return Result(
         image,
-        {
-            "analysis": "rx",
-            "valid_pixels": moments.count,
-            "window": None if around is None else around.outer,
-            "guard": None if around is None else around.inner,
-            "covariance": "global" if around is None else covariance,
-            "components": components,
-            "degrees_of_freedom": everywhere.rank,
-            "false_alarms": FALSE_ALARMS,
-            "threshold_of_a_normal_background": threshold,
-        },
+        facts_of(
+            "rx",
+            scene,
+            bands,
+            valid_pixels=moments.count,
+            window=None if around is None else around.outer,
+            guard=None if around is None else around.inner,
+            covariance="global" if around is None else covariance,
+            components=components,
+            degrees_of_freedom=everywhere.rank,
+            false_alarms=FALSE_ALARMS,
+            threshold_of_a_normal_background=threshold,
+        ),
         f"Squared Mahalanobis distances from {kind}; {FALSE_ALARMS:.1%} of a normal background would exceed {threshold:.4g}.",
         None,
         LOOK,
@@ -119,7 +122,7 @@ def _checked(
     height, width = scene.sizes["y"], scene.sizes["x"]
     found = _Windows(window, guard)
     if covariance not in ("local", "global"):
-        raise ConfigError(f"There is no covariance '{covariance}'.", "Choose local or global.")
+        raise ConfigError(f"Unknown covariance: {covariance}.", "Choose local or global.")
     if window < 3 or guard < 1 or window % 2 == 0 or guard % 2 == 0 or guard >= window:
         raise ConfigError(
             f"A window of {window} pixels with a guard of {guard} is not possible.",
@@ -240,9 +243,7 @@ class _Spans(NamedTuple):
         return _Spans(self.centre - start, pairs[0], pairs[1])
 
 
-def _ring(
-    valid: npt.NDArray[np.bool_], down: _Spans, across: _Spans, i: int, j: int
-) -> npt.NDArray[np.bool_]:
+def _ring(valid: Mask, down: _Spans, across: _Spans, i: int, j: int) -> Mask:
     """Which pixels of an outer window are valid and outside of the inner one."""
     top, left = down.outer[0][i], across.outer[0][j]
     kept = valid[down.window(i), across.window(j)].copy()

@@ -25,6 +25,7 @@ SIDE = 128  # pixels of a tile: tens of megabytes at hundreds of bands
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Ints: TypeAlias = npt.NDArray[np.int64]
+Mask: TypeAlias = npt.NDArray[np.bool_]
 Progress: TypeAlias = Callable[[int, int], None]
 # (pixels, bands) to (pixels, bands of the product)
 OfSpectra: TypeAlias = Callable[[Floats], Floats]
@@ -45,6 +46,10 @@ class Passes:
         self.count = count
         self._pixels = scene.sizes["y"] * scene.sizes["x"]
         self._done, self._progress = 0, progress
+
+    def last(self) -> None:
+        """Correct the count: one pass is left."""
+        self.count = -(-self._done // self._pixels) + 1
 
     def add(self, pixels: int) -> None:
         """Count some pixels."""
@@ -68,7 +73,7 @@ class Tile(NamedTuple):
     values: npt.NDArray[np.float32]
 
     @property
-    def valid(self) -> npt.NDArray[np.bool_]:
+    def valid(self) -> Mask:
         """``(rows, columns)``, True where a pixel is valid."""
         return np.asarray(np.isfinite(self.values).all(axis=0))
 

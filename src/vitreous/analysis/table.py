@@ -97,7 +97,7 @@ ANALYSES = {
         ),
         Analysis(
             "unmix",
-            "Linear unmixing: endmembers (VCA, or given ones) and their abundances (FCLS).",
+            "Linear unmixing: endmembers (N-FINDR, VCA or given) and their abundances (FCLS).",
             "vitreous.analysis.unmix:unmix",
             "mixture",
         ),
@@ -128,6 +128,6 @@ def analyse(name: str, scene: xr.DataArray, *more: Any, **settings: Any) -> Resu
         VitreousError: the scene or the settings do not allow it.
     """
     if name not in ANALYSES:
-        raise ConfigError(f"There is no analysis '{name}'.", did_you_mean(name, ANALYSES))
+        raise ConfigError(f"Unknown analysis: {name}.", did_you_mean(name, ANALYSES))
     result: Result = load(ANALYSES[name].function)(scene, *more, **settings)
     return result

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from vitreous.analysis.streams import Floats, Ints, source_of, spectrum_at
+from vitreous.analysis.streams import Floats, Ints, Mask, source_of, spectrum_at
 from vitreous.data.pixels import spread_spectra
 from vitreous.errors import ConfigError, SceneError, did_you_mean, listed
 from vitreous.scenes.resample import Response, response_weights, source_bands, spacing
@@ -104,7 +104,7 @@ class Targets:
 def find_targets(
     scene: xr.DataArray,
     bands: Ints,
-    library: Library | None,
+    library: Library | str | Path | None,
     pixels: Sequence[tuple[int, int]],
     *,
     shape_only: bool = False,
@@ -114,7 +114,7 @@ def find_targets(
     Args:
         scene: the scene.
         bands: of it that may be used.
-        library: spectra of a file.
+        library: spectra of a file; a path stands for all of its spectra.
         pixels: ``(row, column)`` of the scene, counted from 0.
         shape_only: the analysis compares shapes: brightness does not matter.
 
@@ -129,7 +129,8 @@ def find_targets(
     if library is None:
         values = np.stack([spectrum_at(scene, bands, row, column) for row, column in pixels])
         return Targets([f"pixel {row},{column}" for row, column in pixels], values, bands)
-    return as_measured(library.read(), scene, str(library.path), shape_only=shape_only)
+    chosen = library if isinstance(library, Library) else Library(Path(library))
+    return as_measured(chosen.read(), scene, str(chosen.path), shape_only=shape_only)
 
 
 def as_measured(
@@ -146,14 +147,16 @@ def as_measured(
     Raises:
         SceneError: the spectra lie outside of the scene's range, or have another unit.
     """
+    _check_unit(spectra, scene, file)
     bands, centres, widths = source_bands(scene, source_of(scene))
     responses = [
         Response(f"{centre:g} nm", float(centre), float(width))
         for centre, width in zip(centres, widths, strict=True)
     ]
     values = np.stack([_resampled(spectra, k, responses) for k in range(len(spectra.values))])
-    shared = np.asarray(np.isfinite(values).all(axis=0))
-    _check_shared(spectra, centres, shared, file, source_of(scene))
+    covered = np.isfinite(values)
+    shared = np.asarray(covered.all(axis=0))
+    _check_shared(spectra, centres, covered, file, source_of(scene))
     chosen = Targets(list(spectra.names), values[:, shared], bands[shared])
     flat = [
         name
@@ -164,7 +167,8 @@ def as_measured(
         raise SceneError(
             f"{file}: {listed(flat, 6)} is 0 in all bands of the scene.", "Choose another spectrum."
         )
-    _check_unit(spectra, chosen, scene, file, shape_only)
+    if not shape_only:
+        _check_scale(chosen, scene, file)
     return chosen
 
 
@@ -188,12 +192,11 @@ def _resampled(spectra: Spectra, number: int, responses: list[Response]) -> Floa
     return result
 
 
-def _check_shared(
-    spectra: Spectra, centres: Floats, shared: np.ndarray, file: str, source: str
-) -> None:
+def _check_shared(spectra: Spectra, centres: Floats, covered: Mask, file: str, source: str) -> None:
     """Refuse spectra of another range, and say which bands of the scene take no part."""
     known = spectra.wavelengths[np.isfinite(spectra.values).any(axis=0)]
     span = f"{known.min():.0f} to {known.max():.0f} nm" if known.size else "no wavelengths"
+    shared = covered.all(axis=0)
     if shared.sum() < min(LEAST_BANDS, centres.size):
         raise SceneError(
             f"The spectra of {file} ({span}) have {int(shared.sum())} of the {centres.size} bands of {source} "
@@ -203,34 +206,36 @@ def _check_shared(
         )
     if not shared.all():
         lost = centres[~shared]
+        fewest = int(covered.sum(axis=1).argmin())
+        alone = "" if len(covered) == 1 else f" (fewest has '{spectra.names[fewest]}')"
         warnings.warn(
-            f"{file} ({span}) does not cover {lost.size} of the {centres.size} bands of {source}, which take no part: "
-            f"{listed([f'{nm:.0f}' for nm in lost], 8)} nm.",
+            f"{file} ({span}) does not cover {lost.size} of the {centres.size} bands of {source}, which take no part"
+            f"{alone}: {listed([f'{nm:.0f}' for nm in lost], 8)} nm.",
             stacklevel=4,
         )
 
 
-def _check_unit(
-    spectra: Spectra, targets: Targets, scene: xr.DataArray, file: str, shape_only: bool
-) -> None:
-    """Refuse spectra of another unit than the scene's, said or seen."""
-    unit, source = str(scene.attrs.get("unit", "dn")), source_of(scene)
+def _check_unit(spectra: Spectra, scene: xr.DataArray, file: str) -> None:
+    """Refuse spectra that say another unit than the scene's."""
+    unit = str(scene.attrs.get("unit", "dn"))
     if spectra.unit not in ("dn", unit):
         raise SceneError(
-            f"{file} holds {spectra.unit}, but {source} holds {unit}.",
+            f"{file} holds {spectra.unit}, but {source_of(scene)} holds {unit}.",
             f"If the scene's values are {spectra.unit} times a factor, open it with --hints unit={spectra.unit} (and --hints "
             "scale=...); else correct it for the atmosphere first, or look for a pixel of the scene (--pixel).",
         )
-    if shape_only:
-        return
+
+
+def _check_scale(targets: Targets, scene: xr.DataArray, file: str) -> None:
+    """Refuse spectra that are many times brighter or darker than the scene."""
     measured = np.abs(spread_spectra(scene, targets.bands))
     if not measured.size:
         return
     own, theirs = float(np.median(np.abs(targets.values))), float(np.median(measured.mean(axis=1)))
     if not (own > 0 and theirs > 0) or 1 / OTHER_SCALE <= own / theirs <= OTHER_SCALE:
         return
-    factor = theirs / own
     raise SceneError(
-        f"The spectra of {file} are about {own:.3g}, the values of {source} about {theirs:.3g}: another unit.",
-        f"Give the library's scale (--library-scale {10.0 ** round(np.log10(factor)):g}?) or the scene's (--hints scale=...).",
+        f"The spectra of {file} are about {own:.3g}, the values of {source_of(scene)} about {theirs:.3g}: another unit.",
+        f"Give the library's scale (--library-scale {10.0 ** round(np.log10(theirs / own)):g}?) or the scene's (--hints "
+        "scale=...).",
     )

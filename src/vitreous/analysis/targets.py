@@ -8,13 +8,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
-from vitreous.analysis.components import in_bands
 from vitreous.analysis.preview import Look
-from vitreous.analysis.result import Result
+from vitreous.analysis.result import Result, facts_of, in_bands
 from vitreous.analysis.statistics import Background, Moments, scene_moments
 from vitreous.analysis.streams import (
     Floats,
@@ -37,7 +37,7 @@ _AT_MEAN = (
 def sam(
     scene: xr.DataArray,
     *,
-    library: Library | None = None,
+    library: Library | str | Path | None = None,
     pixels: Pixels = (),
     progress: Progress | None = None,
 ) -> Result:
@@ -69,7 +69,7 @@ def sam(
 def matched_filter(
     scene: xr.DataArray,
     *,
-    library: Library | None = None,
+    library: Library | str | Path | None = None,
     pixels: Pixels = (),
     progress: Progress | None = None,
 ) -> Result:
@@ -98,7 +98,7 @@ def matched_filter(
 def ace(
     scene: xr.DataArray,
     *,
-    library: Library | None = None,
+    library: Library | str | Path | None = None,
     pixels: Pixels = (),
     progress: Progress | None = None,
 ) -> Result:
@@ -134,7 +134,7 @@ def ace(
 def cem(
     scene: xr.DataArray,
     *,
-    library: Library | None = None,
+    library: Library | str | Path | None = None,
     pixels: Pixels = (),
     progress: Progress | None = None,
 ) -> Result:
@@ -166,7 +166,7 @@ Filters = Callable[[Moments, Targets, str], OfSpectra]
 def _detected(
     name: str,
     scene: xr.DataArray,
-    library: Library | None,
+    library: Library | str | Path | None,
     pixels: Pixels,
     filters: Filters,
     progress: Progress | None,
@@ -207,12 +207,14 @@ def _result(
     names = [f"{name.upper()} {target}" for target in targets.names]
     return Result(
         pixelwise(scene, targets.bands, names, scores, passes),
-        {
-            "analysis": name,
-            "targets": targets.names,
-            "bands_compared": int(targets.bands.size),
-            "score": what,
-        },
+        facts_of(
+            name,
+            scene,
+            targets.bands,
+            targets=targets.names,
+            bands_compared=int(targets.bands.size),
+            score=what,
+        ),
         f"{what.capitalize()} of {len(names)} {'spectrum' if len(names) == 1 else 'spectra'} in {targets.bands.size} bands.",
         in_bands(scene, targets.bands, targets.values, targets.names),
         Look("viridis_r" if name == "sam" else "viridis", title=str(scene.attrs.get("unit", ""))),

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import xarray as xr
 
 from vitreous.analysis.abundances import MOST, fcls
-from vitreous.analysis.components import in_bands
-from vitreous.analysis.endmembers import purest, signal_dimensions
+from vitreous.analysis.endmembers import largest_simplex, purest, signal_dimensions
 from vitreous.analysis.preview import Look
-from vitreous.analysis.result import Result
-from vitreous.analysis.statistics import Moments, scene_moments
+from vitreous.analysis.result import Result, facts_of, in_bands
+from vitreous.analysis.statistics import scene_moments
 from vitreous.analysis.streams import (
     Floats,
-    Ints,
     Passes,
     Progress,
     pixelwise,
@@ -26,9 +26,9 @@ from vitreous.analysis.target_spectra import Library, Targets, find_targets
 from vitreous.analysis.targets import Pixels
 from vitreous.errors import ConfigError, SceneError
 
-_PASSES = (
-    3  # statistics, the height of a parallel projection, the product; and one for each endmember
-)
+Method = Literal["nfindr", "vca"]
+# Statistics, the height of a parallel projection, the product; and up to three for each endmember.
+_PASSES = 3
 _SAME = 1e-6  # of the endmembers' spread: what is flatter is a mixture of the others
 
 
@@ -36,22 +36,25 @@ def unmix(
     scene: xr.DataArray,
     *,
     endmembers: int | None = None,
-    library: Library | None = None,
+    library: Library | str | Path | None = None,
     pixels: Pixels = (),
+    method: Method = "nfindr",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Result:
     """Return the abundances of endmembers in a scene, and the root mean square error of each mixture.
 
-    Endmembers are found by vertex component analysis, unless a library or pixels give them. The number of endmembers
-    that the scene tells apart is that of HySime.
+    Endmembers are pixels of the scene, unless a library or pixels give them. The number of endmembers that the scene tells
+    apart is that of HySime.
 
     Args:
         scene: the scene.
         endmembers: how many to find; as many as the scene tells apart when None.
         library: spectra to use instead.
         pixels: ``(row, column)`` of pixels to use instead, counted from 0.
-        seed: of the directions in which pure pixels are looked for.
+        method: how to find them: ``nfindr``, the pixels that span the largest volume, beginning with those of vertex component
+            analysis, or ``vca``, the latter alone, with fewer passes over the scene.
+        seed: of the directions of vertex component analysis.
         progress: called with (pixels done, pixels in all).
 
     Raises:
@@ -59,6 +62,8 @@ def unmix(
             that do not fit the scene.
     """
     scene, bands = prepared(scene)
+    if method not in ("nfindr", "vca"):
+        raise ConfigError(f"Unknown method: {method}.", "Choose nfindr or vca.")
     given = library is not None or bool(pixels)
     if given and endmembers is not None:
         raise ConfigError(
@@ -67,15 +72,20 @@ def unmix(
         )
     targets = find_targets(scene, bands, library, pixels) if given else None
     bands = bands if targets is None else targets.bands
-    passes = Passes(scene, 2 if given else _PASSES + (endmembers or 0), progress)
+    passes = Passes(scene, 2 if given else _PASSES + 3 * (endmembers or 0), progress)
     moments = scene_moments(scene, bands, passes)
     told = signal_dimensions(moments.correlation)
-    facts = {"analysis": "unmix", "valid_pixels": moments.count, "endmembers_told_apart": told}
+    facts = facts_of("unmix", scene, bands, valid_pixels=moments.count, endmembers_told_apart=told)
     if targets is None:
         count = _checked(endmembers, told, scene)
-        passes.count = _PASSES + count
-        targets, more = _found(scene, bands, moments, count, seed, passes)
-        facts |= more
+        passes.count = _PASSES + 3 * count
+        pure_pixels = purest(scene, bands, moments, count, seed, passes)
+        if method == "nfindr":
+            pure_pixels = largest_simplex(scene, bands, moments, pure_pixels, passes)
+        names = [f"endmember {k}" for k in range(1, count + 1)]
+        targets = Targets(names, pure_pixels.spectra, bands)
+        facts |= {"method": method, "seed": seed, "pixels": pure_pixels.pixels.tolist()}
+        passes.last()
     else:
         _check_given(targets, told, scene)
     _check_different(targets)
@@ -113,7 +123,7 @@ def _checked(endmembers: int | None, told: int, scene: xr.DataArray) -> int:
         )
     count = min(told, MOST) if endmembers is None else endmembers
     if count < 2:
-        raise ConfigError(f"{count} endmembers are no mixture.", "Choose two or more.")
+        raise ConfigError(f"A mixture needs two endmembers, not {count}.", "Choose two or more.")
     if count > min(told, MOST):
         raise ConfigError(
             f"{count} endmembers are more than {source_of(scene)} tells apart: {told} by HySime "
@@ -126,7 +136,9 @@ def _checked(endmembers: int | None, told: int, scene: xr.DataArray) -> int:
 def _check_given(targets: Targets, told: int, scene: xr.DataArray) -> None:
     count = len(targets.values)
     if count < 2:
-        raise ConfigError(f"{count} endmembers are no mixture.", "Give two spectra or more.")
+        raise ConfigError(
+            f"A mixture needs two endmembers, not {count}.", "Give two spectra or more."
+        )
     if count > told:
         warnings.warn(
             f"{count} endmembers are more than {source_of(scene)} tells apart ({told} by HySime): some abundances are "
@@ -145,15 +157,3 @@ def _check_different(targets: Targets) -> None:
             "abundances are not unique.",
             "Give fewer, or more different ones.",
         )
-
-
-def _found(
-    scene: xr.DataArray, bands: Ints, moments: Moments, count: int, seed: int, passes: Passes
-) -> tuple[Targets, dict[str, object]]:
-    """Find endmembers in the scene."""
-    pure = purest(scene, bands, moments, count, seed, passes)
-    names = [f"endmember {k}" for k in range(1, count + 1)]
-    facts = {"pixels": pure.pixels.tolist(), "seed": seed, "signal_to_noise_db": pure.snr}
-    if not np.isfinite(pure.snr):
-        facts["signal_to_noise_db"] = None
-    return Targets(names, pure.spectra, bands), facts

@@ -80,6 +80,11 @@ KINDS = {
             verify="vitreous.catalog.registry:check_estimator",
         ),
         Kind(
+            "choice",
+            title="automatic choice",
+            verify="vitreous.tasks.auto:check",
+        ),
+        Kind(
             "method",
             title="method",
             advice="Name the model with --model and the method with --adapt or --reduce, apply it to a trained run "

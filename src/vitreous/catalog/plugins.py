@@ -127,7 +127,7 @@ def locate(module: str) -> Path:
     except (ImportError, ValueError, AttributeError) as error:
         raise Unreadable(f"the module {module} cannot be found: {error}") from error
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        raise Unreadable(f"there is no module {module} in Python source")
+        raise Unreadable(f"no Python source of the module {module} was found")
     return Path(spec.origin)
 
 

@@ -77,7 +77,7 @@ def card(name: str, kind: str | None = None, stage: str | None = None) -> Card:
     ]
     known = [word for entry in asked for word in (entry.slug, *entry.variants)]
     word = "system" if kind is None else kinds()[kind].title
-    raise ModelError(f"There is no {word} named '{name}'.", did_you_mean(name, known))
+    raise ModelError(f"Unknown {word}: {name}.", did_you_mean(name, known))
 
 
 def kind_of(name: str) -> Kind:
@@ -284,10 +284,12 @@ def check_task(name: str, task: str, *, baseline: bool = False) -> None:
     choice = f"one of {listed(names)} (see 'vitreous systems')."
     what = f"'{name}' is {an(kind.title)}"
     if baseline and kind.name in asked.kinds and asked.serves(entry.tasks):
-        raise ConfigError(
-            f"{what} and needs training; 'vitreous {asked.verb}' compares with systems that need none.",
-            f"Choose {choice}",
+        why = (
+            f"and needs training; 'vitreous {asked.verb}' compares with systems that need none"
+            if kind.gradient
+            else "and cannot be a baseline: it chooses among systems"
         )
+        raise ConfigError(f"{what} {why}.", f"Choose {choice}")
     verbs = [
         f"Train it with 'vitreous {other.verb}'"
         for other in tasks().values()
@@ -501,7 +503,7 @@ def _read_card(source: plugins.Source) -> Card:
             f"{source.path} holds the card of {entry.slug}: the file must be named after it"
         )
     if entry.kind not in kinds():
-        raise plugins.Unreadable(f"{source.path}: there is no kind '{entry.kind}'")
+        raise plugins.Unreadable(f"{source.path}: unknown kind: {entry.kind}")
     return entry
 
 

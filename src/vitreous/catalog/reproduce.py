@@ -51,7 +51,7 @@ def reproduce(
         )
     known = sorted(path.stem for path in scripts.glob("[a-z]*.py"))
     if not re.fullmatch(r"[a-z0-9_]+", slug) or slug not in known:
-        raise ModelError(f"There is no reproduction of '{slug}'.", did_you_mean(slug, known))
+        raise ModelError(f"No such reproduction: {slug}.", did_you_mean(slug, known))
     if data is not None and not data.is_dir():
         raise VitreousError(
             f"{data} is not a folder of images.",

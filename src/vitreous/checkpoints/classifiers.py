@@ -18,7 +18,8 @@ from vitreous.data.contract import BandContract
 from vitreous.data.provenance import Provenance, provenance_to_json
 from vitreous.files import checked
 from vitreous.inference.dense_classifier import DenseClassifier
-from vitreous.inference.descriptions import EstimatorHeader, NetworkHeader
+from vitreous.inference.descriptions import EnsembleHeader, EstimatorHeader, NetworkHeader
+from vitreous.inference.ensemble import Ensemble, Member
 from vitreous.inference.patch_classifier import PatchClassifier
 from vitreous.inference.postprocess import Postprocess, read_postprocess
 from vitreous.layers.bands import Bands
@@ -28,14 +29,16 @@ from vitreous.methods._apply import applied, reinstall
 from vitreous.models._pixel_estimator import PixelEstimator
 
 Network: TypeAlias = PatchClassifier | DenseClassifier
+Classifier: TypeAlias = Network | PixelEstimator | Ensemble
 
 POSTPROCESS = "postprocess"  # in the header, as in export.json
+DAMAGED = "Restore the file, or train again."
 SPECTRUM = "spectrum"  # in the header: what the network was told of its bands
 
 
 def save_classifier(
     path: Path,
-    classifier: Network | PixelEstimator,
+    classifier: Classifier,
     *,
     name: str,
     model_args: dict[str, Any],
@@ -69,8 +72,24 @@ def save_classifier(
         "class_codes": class_codes or list(range(1, len(class_names) + 1)),
         POSTPROCESS: None if postprocess is None else postprocess.to_json(),
     }
+    tensors, own = _described(classifier, model_args)
+    save_tensors(path, tensors, {**header, **own})
+
+
+def _described(
+    classifier: Classifier, model_args: dict[str, Any]
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return a classifier's tensors, and what the header says of it alone."""
+    tensors: dict[str, torch.Tensor] = {}
+    if isinstance(classifier, Ensemble):
+        members = []
+        for number, member in enumerate(classifier.members):
+            parts, own = _described(member.classifier, member.model_args)
+            tensors |= {f"{number}.{key}": value for key, value in parts.items()}
+            members.append({"name": member.name, POSTPROCESS: member.after.to_json(), **own})
+        return tensors, {"kind": "ensemble", "members": members}
     if isinstance(classifier, Network):
-        header |= {
+        return classifier.state_dict(), {
             "kind": "model",
             "bands": classifier.preprocess.channels,
             SPECTRA: classifier.preprocess.spectra.kind,
@@ -80,19 +99,14 @@ def save_classifier(
             "methods": applied(classifier.net),
             "settings": classifier.settings(),
         }
-        tensors = classifier.state_dict()
-    else:
-        arrays, meta = classifier.state()
-        header |= {"kind": "estimator", "estimator": meta}
-        tensors = {
-            key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in arrays.items()
-        }
-    save_tensors(path, tensors, header)
+    arrays, meta = classifier.state()
+    tensors = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in arrays.items()}
+    return tensors, {"kind": "estimator", "estimator": meta}
 
 
 def build_classifier(
     path: Path, tensors: dict[str, torch.Tensor], header: dict[str, Any]
-) -> Network | PixelEstimator:
+) -> Classifier:
     """Rebuild a classifier from its file's tensors and header.
 
     Args:
@@ -104,8 +118,8 @@ def build_classifier(
         CheckpointError: the header does not describe one.
     """
     form, build = _FORMS[header["kind"]]
-    checked(form, header, path, "Restore the file, or train again.")
-    return build(header, tensors, BandContract.from_json(header["contract"]))
+    checked(form, header, path, DAMAGED)
+    return build(header, tensors, BandContract.from_json(header["contract"]), path)
 
 
 def build_postprocess(path: Path, header: dict[str, Any]) -> Postprocess | None:
@@ -115,12 +129,11 @@ def build_postprocess(path: Path, header: dict[str, Any]) -> Postprocess | None:
         CheckpointError: the header is damaged.
     """
     contract = BandContract.from_json(header["contract"])
-    fix = "Restore the file, or train again."
-    return read_postprocess(header.get(POSTPROCESS), contract, path, fix)
+    return read_postprocess(header.get(POSTPROCESS), contract, path, DAMAGED)
 
 
 def _network(
-    header: dict[str, Any], tensors: dict[str, torch.Tensor], contract: BandContract
+    header: dict[str, Any], tensors: dict[str, torch.Tensor], contract: BandContract, path: Path
 ) -> Network:
     settings = header["settings"]
     check_counts(header["model_args"], tensors)
@@ -158,8 +171,31 @@ def spectrum_of(net: nn.Module) -> dict[str, Any] | None:
     return spectrum.to_json() if isinstance(spectrum, Bands) else None
 
 
+def _ensemble(
+    header: dict[str, Any], tensors: dict[str, torch.Tensor], contract: BandContract, path: Path
+) -> Ensemble:
+    own_alone = {"kind", "members", POSTPROCESS}
+    shared = {key: value for key, value in header.items() if key not in own_alone}
+    members = []
+    for number, said in enumerate(header["members"]):
+        if said["kind"] == "ensemble":
+            raise ValueError("a member of an ensemble is an ensemble")
+        own = {**shared, **said}
+        parts = {
+            key.partition(".")[2]: value
+            for key, value in tensors.items()
+            if key.partition(".")[0] == str(number)
+        }
+        after = build_postprocess(path, own)
+        if after is None:
+            raise ValueError("a member of an ensemble lacks what becomes of its probabilities")
+        made = build_classifier(path, parts, own)
+        members.append(Member(own["name"], made, after, own.get("model_args", {})))
+    return Ensemble(members)
+
+
 def _estimator(
-    header: dict[str, Any], tensors: dict[str, torch.Tensor], contract: BandContract
+    header: dict[str, Any], tensors: dict[str, torch.Tensor], contract: BandContract, path: Path
 ) -> PixelEstimator:
     arrays = {key: value.numpy() for key, value in tensors.items()}
     made: PixelEstimator = system_module(header["name"]).from_state(
@@ -169,7 +205,8 @@ def _estimator(
 
 
 # What the header of a classifier's checkpoint must hold, and what builds it, by what the header says it is.
-_FORMS: dict[str, tuple[type[BaseModel], Callable[..., Network | PixelEstimator]]] = {
+_FORMS: dict[str, tuple[type[BaseModel], Callable[..., Classifier]]] = {
+    "ensemble": (EnsembleHeader, _ensemble),
     "model": (NetworkHeader, _network),
     "estimator": (EstimatorHeader, _estimator),
 }

@@ -56,7 +56,7 @@ def read_foreign(path: str | Path) -> Foreign:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"There is no file {path}.", "Check its name.")
+        raise CheckpointError(f"No such file: {path}.", "Check its name.")
     if path.suffix == ".safetensors":
         tensors, header = read_safetensors(path)
         return _unwrapped(tensors, "", header)

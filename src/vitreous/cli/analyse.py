@@ -24,7 +24,7 @@ Out = Annotated[
         "-o",
         "--out",
         metavar="OUT.tif",
-        help="Image to write (a COG); a picture, what was found and spectra are written beside it (.png, .json, .csv).",
+        help="Image to write (a COG); a picture, facts and spectra are written beside it.",
     ),
 ]
 Components = Annotated[
@@ -119,7 +119,7 @@ def indices(
             "-o",
             "--out",
             metavar="OUT.tif",
-            help="Image to write (a COG), one band per index; a picture and the formulas are written beside it.",
+            help="Image to write (a COG), one band per index; a picture and facts are written beside it.",
         ),
     ] = None,
     index: Annotated[
@@ -211,6 +211,9 @@ def unmix(
             metavar="N", help="Endmembers to find (default: as many as HySime tells apart)."
         ),
     ] = None,
+    method: Annotated[
+        str, typer.Option(metavar="nfindr|vca", help="How endmembers are found.")
+    ] = "nfindr",
     library: LibraryFile = None,
     spectrum: Spectrum = None,
     pixel: Pixel = None,
@@ -225,7 +228,9 @@ def unmix(
     """Unmix a scene."""
     opened = _open(scene, hints, mask, untrusted)
     wanted = _spectra(library, spectrum, pixel, library_wavelengths, wavelength_unit, library_scale)
-    _run(ANALYSES["unmix"], [opened], out, endmembers=endmembers, seed=seed, **wanted)
+    _run(
+        ANALYSES["unmix"], [opened], out, endmembers=endmembers, method=method, seed=seed, **wanted
+    )
 
 
 @analyse.command("cva", help=ANALYSES["cva"].description)
@@ -236,11 +241,12 @@ def cva(
     after: Annotated[str, typer.Argument(help="Scene of the second date.")],
     out: Out,
     normalise: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--normalise", help="First bring each band of both dates to mean 0 and deviation 1."
+            "--normalise/--no-normalise",
+            help="First bring each band of both dates to mean 0 and deviation 1 (default: unless they hold reflectance).",
         ),
-    ] = False,
+    ] = None,
     hints: Hints = None,
     hints_after: Annotated[
         list[str] | None,

@@ -40,7 +40,7 @@ def export(
     'vitreous predict FOLDER SCENE' runs them.
     """
     if form not in FORMATS:
-        raise ConfigError(f"There is no format '{form}'.", f"Choose {', '.join(FORMATS)}.")
+        raise ConfigError(f"Unknown format: {form}.", f"Choose {', '.join(FORMATS)}.")
     check_run(run)
 
     from vitreous.tasks.export import export_run
@@ -49,6 +49,11 @@ def export(
     for path in sorted(written.folder.iterdir()):
         typer.echo(f"{path}  {path.stat().st_size / 2**20:.2f} MiB")
     typer.echo(str(written.parity))
+    if written.refined:
+        typer.echo(
+            "the graphs give probabilities before refinement and calibration; 'vitreous predict' applies both behind them, "
+            "as export.json says"
+        )
     if written.integer:
         typer.echo(f"{len(written.integer)} quantized layers are exported with integer arithmetic")
     if written.simulated:

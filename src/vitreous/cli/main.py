@@ -21,6 +21,7 @@ from vitreous.cli import (
     info,
     methods,
     predict,
+    refine,
     reproduce,
     resample,
     sensors,
@@ -101,6 +102,7 @@ app.command("resample")(resample.resample)
 app.add_typer(analyse.analyse, name="analyse")
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("refine")(refine.refine)
 app.command("export")(export.export)
 app.command("sensors")(sensors.sensors)
 app.command("systems")(systems.systems)

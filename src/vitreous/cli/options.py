@@ -178,4 +178,4 @@ def check_runtime(name: str | None) -> None:
         ConfigError: there is no such runtime.
     """
     if name not in (None, *RUNTIMES):
-        raise ConfigError(f"There is no runtime '{name}'.", f"Choose {', '.join(RUNTIMES)}.")
+        raise ConfigError(f"Unknown runtime: {name}.", f"Choose {', '.join(RUNTIMES)}.")

@@ -70,6 +70,21 @@ def predict(
         Path | None,
         typer.Option(metavar="FILE.tif", help="Also write class probabilities to this file."),
     ] = None,
+    uncertainty: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.tif",
+            help="Also write how unsure the class of every pixel is: entropy, and 1 - the largest probability.",
+        ),
+    ] = None,
+    novelty: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.tif",
+            help="Also write how far every spectrum lies from the training spectra, as a percentile of the training "
+            "pixels: 100 was never seen.",
+        ),
+    ] = None,
     window: Annotated[
         int | None,
         typer.Option(
@@ -120,6 +135,8 @@ def predict(
     task = task_at(run)
     options = {
         "probabilities": probabilities,
+        "uncertainty": uncertainty,
+        "novelty": novelty,
         "window": window,
         "workers": workers,
         "dask": dask,

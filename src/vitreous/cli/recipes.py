@@ -65,7 +65,7 @@ def recipe_verb(
             **given_settings(ctx, settings, kind),
         }
         if run is not None and not resume:
-            raise ConfigError(f"A run folder ({run}) needs --resume.", "Add --resume.")
+            raise _stray_word(run, given, kind)
         complete = resumed_recipe(run, given, kind, task) if resume else make_recipe(given, kind)
         if dry_run:
             typer.echo(yaml.safe_dump(complete.model_dump(), sort_keys=False), nl=False)
@@ -81,6 +81,18 @@ def recipe_verb(
         f"{description}\n\nEvery option below is also a key of a YAML recipe (with _ for -)."
     )
     return function
+
+
+def _stray_word(word: Path, given: dict[str, Any], kind: type[Settings]) -> ConfigError:
+    """What is wrong with a word that is neither an option nor its value: a run without --resume, or a second setting."""
+    if "=" not in str(word) or word.exists():
+        return ConfigError(f"A run folder ({word}) needs --resume.", "Add --resume.")
+    tables = [name for name in given if get_origin(_plain_type(kind.model_fields[name])) is dict]
+    option = _option_name(tables[-1]) if tables else "--model-args"
+    return ConfigError(
+        f"'{word}' does not belong to an option.",
+        f"Repeat the option for every setting: {option} {shlex.quote(str(word))}.",
+    )
 
 
 @contextmanager
@@ -135,7 +147,7 @@ def resumed_recipe(run: Path | None, given: dict[str, Any], kind: type[R], task:
     if folder is None or not (folder / "config.json").is_file():
         where = folder or runs / str(given.get("name") or "")
         raise ConfigError(
-            f"There is no interrupted run in {where}.",
+            f"No interrupted run in {where}.",
             "Give its folder: --resume FOLDER.",
         )
     config = read_json(folder / "config.json")
@@ -152,6 +164,11 @@ def resumed_recipe(run: Path | None, given: dict[str, Any], kind: type[R], task:
         raise ConfigError(
             f"{folder} is a '{made_for}' run, not a '{task}' run.",
             "Resume it with the command that it was started with.",
+        )
+    if config.get("finished") is True and not is_unfinished(folder):
+        raise ConfigError(
+            f"The run {folder} has finished: there is nothing to resume.",
+            f"Measure it again with 'vitreous evaluate {shlex.quote(str(folder))}', or train anew with another --name.",
         )
     recipe = make_recipe(config["recipe"], kind)
     # The folder may have been moved since: where it is now is what counts.

@@ -11,6 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from vitreous.catalog.tasks import Task
+from vitreous.errors import listed
 
 WIDEST = 10_000  # characters, of a line that nobody sees whole anyway
 _QUALITY = {"psnr": 2, "ssim": 3, "sam": 2, "ergas": 2}  # figures and their digits
@@ -39,9 +40,39 @@ def print_metrics(console: Console, metrics: dict[str, Any]) -> None:
     console.print(split_line(metrics["split"], bool(start.get("share"))), highlight=False)
     for sentence in start.get("sentences", []):
         console.print(sentence, style="yellow", highlight=False, markup=False)
+    if comparison := metrics.get("comparison"):
+        show(candidates_table(comparison), console)
     show(systems_table(metrics["systems"]), console)
+    if untested := untestable_line(metrics.get("classes", [])):
+        console.print(untested, highlight=False, markup=False)
     if scenes := metrics["systems"][0]["test"].get("scenes"):
         show(scenes_table(scenes), console)
+
+
+def candidates_table(comparison: dict[str, Any]) -> Table:
+    """Return what cross-validation found of each candidate, in percent; the chosen ones are marked."""
+    title = f"Candidates in cross-validation on the training pixels ({comparison['folds']} folds)"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("candidate", no_wrap=True)
+    for heading in ("OA", "AA", "folds", "seconds"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for row in comparison["rows"]:
+        if row.get("skipped"):
+            table.add_row(row["name"], "", "", "", "", row["skipped"])
+            continue
+        figures = [f"{100 * row[key]:.1f}" for key in ("oa", "aa")]
+        told = "chosen" if row["chosen"] else "behind" if row["behind"] else ""
+        table.add_row(
+            row["name"], *figures, str(len(row["by_fold"])), f"{row['seconds']:.1f}", told
+        )
+    return table
+
+
+def untestable_line(classes: list[dict[str, Any]]) -> str:
+    """Return one line on the classes that the test says nothing about; empty where there are none."""
+    found = [f"{one['name']} ({one['why']})" for one in classes if not one.get("testable", True)]
+    return f"Not testable here: {listed(found, most=20)}." if found else ""
 
 
 def scenes_table(scenes: list[dict[str, Any]]) -> Table:

@@ -294,7 +294,7 @@ def degradation(name: str, settings: Mapping[str, Any] | None = None) -> Degrada
         ConfigError: no such degradation, no such setting, or a value that makes no sense.
     """
     if name not in KINDS:
-        raise ConfigError(f"There is no degradation '{name}'.", did_you_mean(name, KINDS))
+        raise ConfigError(f"Unknown degradation: {name}.", did_you_mean(name, KINDS))
     kind = KINDS[name]
     known = inspect.signature(kind).parameters
     values = dict(settings or {})

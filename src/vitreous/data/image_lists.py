@@ -115,7 +115,7 @@ def list_images(source: str | Path, root: str | Path | None = None) -> ImageList
         raise ConfigError(f"{source} is not a table, so no folder belongs to it.", "Omit --root.")
     if not source.is_dir():
         raise ConfigError(
-            f"There is no folder or table {source}.",
+            f"No such folder or table: {source}.",
             "Give a folder of images in class folders, or a CSV or Parquet table.",
         )
     inside = sorted(source.iterdir())
@@ -152,7 +152,7 @@ def find_images(folder: Path) -> tuple[list[Path], list[str]]:
     if folder.is_file() and folder.suffix.lower() in SUFFIXES:
         return [folder], []
     if not folder.is_dir():
-        raise ConfigError(f"There is no folder of images {folder}.", "Give a folder or one image.")
+        raise ConfigError(f"No such folder of images: {folder}.", "Give a folder or one image.")
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     images = [path for path in files if path.suffix.lower() in SUFFIXES]
     if not images:

@@ -113,6 +113,37 @@ def spread_spectra(
     return spectra[np.isfinite(spectra).all(1)]
 
 
+def spread_pairs(
+    scene: xr.DataArray, bands: npt.NDArray[np.int64], side: int = 16, count: int = 8
+) -> npt.NDArray[np.float32]:
+    """Return the spectra of pixels and of their right or lower neighbours, in squares spread over a scene.
+
+    Args:
+        scene: the scene.
+        bands: which bands.
+        side: see :func:`spread_windows`.
+        count: see :func:`spread_windows`.
+
+    Returns:
+        ``(pairs, 2, bands)``, all valid.
+
+    Raises:
+        SceneError: the file breaks off.
+    """
+    found = []
+    with reading(scene):
+        for rows, columns in spread_windows(scene.sizes["y"], scene.sizes["x"], side, count):
+            window = read_window(scene, rows, columns, bands)
+            for one, other in (
+                (window[:, :, :-1], window[:, :, 1:]),
+                (window[:, :-1], window[:, 1:]),
+            ):
+                pairs = np.stack([one, other]).reshape(2, len(bands), -1)
+                found.append(pairs.transpose(2, 0, 1))
+    spectra = np.concatenate(found)
+    return spectra[np.isfinite(spectra).all((1, 2))]
+
+
 def spectra_at(
     scene: xr.DataArray, bands: npt.NDArray[np.int64], pixels: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float32]:

@@ -16,6 +16,7 @@ WIDEST = 4096  # decoder
 LARGEST_SCALE = 64
 LARGEST_IMAGE = 2**14  # side in pixels
 MOST_BANDS = 65536
+MOST_MEMBERS = 16  # of an ensemble
 
 Color: TypeAlias = Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
 Name: TypeAlias = Annotated[str, Field(min_length=1, max_length=1000)]
@@ -170,6 +171,14 @@ class EstimatorHeader(SceneProduct):
     kind: Literal["estimator"]
     contract: dict[str, Any]
     estimator: dict[str, Any]
+
+
+class EnsembleHeader(Classes):
+    """The header of the file of several trained systems; each member's own header lacks what all share."""
+
+    kind: Literal["ensemble"]
+    contract: dict[str, Any]
+    members: list[dict[str, Any]] = Field(min_length=1, max_length=MOST_MEMBERS)
 
 
 class RecognizerHeader(Description):

@@ -432,7 +432,7 @@ def check_request(form: str, folder: str | Path) -> None:
         ConfigError: an unknown format, a package that is missing, or a folder that holds something else.
     """
     if form not in RUNTIMES:
-        raise ConfigError(f"There is no export format '{form}'.", f"Choose {', '.join(RUNTIMES)}.")
+        raise ConfigError(f"Unknown export format: {form}.", f"Choose {', '.join(RUNTIMES)}.")
     for package in PACKAGES.get(form, ()):
         try:
             importlib.metadata.version(package)

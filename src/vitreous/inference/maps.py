@@ -98,10 +98,15 @@ class MapWriter:
     """Takes scored windows in any order; the products appear when :func:`map_products` ends."""
 
     def __init__(
-        self, classes: Any, probabilities: Any | None, codes: npt.NDArray[np.integer[Any]]
+        self,
+        classes: Any,
+        probabilities: Any | None,
+        codes: npt.NDArray[np.integer[Any]],
+        layers: Sequence[Any] = (),
     ) -> None:
         self._classes = classes
         self._probabilities = probabilities
+        self._layers = layers
         self._codes = codes
         self.class_pixels: npt.NDArray[np.int64] = np.zeros(len(codes), dtype=np.int64)
 
@@ -113,12 +118,18 @@ class MapWriter:
         self._classes.write(self._codes[scored.classes], 1, window=place)
         if self._probabilities is not None:
             self._probabilities.write(scored.probabilities, window=place)
+        for file, values in zip(self._layers, scored.layers, strict=True):
+            file.write(values, window=place)
         self.class_pixels += np.bincount(scored.classes.ravel(), minlength=self.class_pixels.size)
 
 
 @contextmanager
 def map_products(
-    path: Path, probabilities: Path | None, grid: Grid, classes: Classes
+    path: Path,
+    probabilities: Path | None,
+    grid: Grid,
+    classes: Classes,
+    layers: Sequence[tuple[Path, Sequence[str]]] = (),
 ) -> Iterator[MapWriter]:
     """Yield a writer for windows; the finished files appear together when the block ends well.
 
@@ -127,18 +138,17 @@ def map_products(
         probabilities: COG with one float32 band per class, NaN = nodata, the class names as band descriptions.
         grid: size and place.
         classes: names, colours and codes.
+        layers: further files like that of the probabilities, and the descriptions of their bands.
 
     Raises:
         VitreousError: the disk is full, the folder cannot be written, or GDAL fails.
     """
     import rasterio
 
-    count = len(classes.names)
+    bands = [*([(probabilities, classes.names)] if probabilities else []), *layers]
     with ExitStack() as stack:
         map_target = stack.enter_context(atomic_path(path))
-        probability_target = (
-            stack.enter_context(atomic_path(probabilities)) if probabilities else None
-        )
+        targets = [stack.enter_context(atomic_path(file)) for file, _ in bands]
         folder = stack.enter_context(hidden_folder(path.parent, path.name))
         stack.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE_MB))
         stack.enter_context(_readable_gdal_errors(path, folder))
@@ -149,21 +159,24 @@ def map_products(
                 )
             )
             set_classes(map_file, classes.names, classes.colors, classes.values)
-            probability_file = None
-            if probabilities:
-                probability_file = open_files.enter_context(
-                    _windows_file(
-                        folder / "probabilities.tif", grid, count, np.dtype(np.float32), np.nan
-                    )
-                )
-                probability_file.descriptions = tuple(classes.names)
-            writer = MapWriter(map_file, probability_file, classes.table)
+            opened = [
+                open_files.enter_context(_bands_file(folder / f"bands-{k}.tif", grid, names))
+                for k, (_, names) in enumerate(bands)
+            ]
+            first = opened.pop(0) if probabilities else None
+            writer = MapWriter(map_file, first, classes.table, opened)
             yield writer
         _copy_map(folder / "map.tif", map_target)
         _check_written(map_target, writer.class_pixels, classes, path)
-        if probability_target:
-            _copy_probabilities(folder / "probabilities.tif", probability_target)
+        for k, target in enumerate(targets):
+            _copy_bands(folder / f"bands-{k}.tif", target)
     write_category_names(path, classes.names, classes.values)
+
+
+def _bands_file(path: Path, grid: Grid, names: Sequence[str]) -> Any:
+    file = _windows_file(path, grid, len(names), np.dtype(np.float32), np.nan)
+    file.descriptions = tuple(names)
+    return file
 
 
 def _windows_file(path: Path, grid: Grid, count: int, dtype: np.dtype[Any], nodata: float) -> Any:
@@ -205,8 +218,8 @@ def _copy_map(source: Path, target: Path) -> None:
         )
 
 
-def _copy_probabilities(source: Path, target: Path) -> None:
-    """Make a band-interleaved COG, which shows single classes quickly.
+def _copy_bands(source: Path, target: Path) -> None:
+    """Make a band-interleaved COG, which shows single bands quickly.
 
     The COG driver interleaves by pixel before GDAL 3.11, and takes minutes over a hundred bands. The GTiff driver
     copies a file that has overviews into the same layout: directories first, overviews before the image.

@@ -6,7 +6,7 @@ import re
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from vitreous.inference.maps import Classes, Grid, map_products
 from vitreous.inference.picture import write_picture
 from vitreous.inference.windows import (
     Job,
+    Layer,
     SceneClassifier,
     Scored,
     Window,
@@ -42,6 +43,7 @@ class Prediction:
         seconds: from the call to the finished products.
         peak_memory: the largest resident size of this process so far in bytes; None where the system
             does not tell.
+        layers: the further files that were asked for.
     """
 
     map: Path
@@ -51,6 +53,7 @@ class Prediction:
     class_pixels: tuple[int, ...]
     seconds: float
     peak_memory: int | None
+    layers: tuple[Path, ...] = ()
 
     @property
     def valid_pixels(self) -> int:
@@ -67,7 +70,7 @@ class Prediction:
         """Every file that was written."""
         names = Path(f"{self.map}.aux.xml")  # not of codes that GDAL's list of names cannot hold
         written = (self.map, names if names.exists() else None, self.picture, self.probabilities)
-        return [path for path in written if path is not None]
+        return [path for path in (*written, *self.layers) if path is not None]
 
 
 def predict_scene(
@@ -79,6 +82,7 @@ def predict_scene(
     class_colors: Sequence[str],
     class_codes: Sequence[int] | None = None,
     probabilities: str | Path | None = None,
+    layers: Mapping[Path, Layer] | None = None,
     window: int | None = None,
     workers: int | None = None,
     dask: str | None = None,
@@ -101,6 +105,7 @@ def predict_scene(
         class_colors: one ``#rrggbb`` per class from 1 on.
         class_codes: the map's value for each class; 1, 2, ... when None.
         probabilities: also write class probabilities here, ``.tif``: a COG with one float32 band per class.
+        layers: what else to write, by its file: COGs like that of the probabilities.
         window: largest side of a window in pixels; from the number of bands when None.
         workers: windows computed at a time: threads here (1 when None), processes of a local Dask cluster
             (one per core when None).
@@ -123,7 +128,8 @@ def predict_scene(
     start = time.perf_counter()
     out = Path(out)
     probabilities = None if probabilities is None else Path(probabilities)
-    _check_paths(scene, out, probabilities)
+    layers = layers or {}
+    _check_paths(scene, [out, *([probabilities] if probabilities else []), *layers])
     classes = Classes(class_names, class_colors, tuple(class_codes or ()))
     _check_classes(classifier, classes)
     _check_positive(window=window, workers=workers)
@@ -133,13 +139,14 @@ def predict_scene(
     grid = Grid.of(scene)
     side = window or window_side(len(bands), classifier.num_classes, classifier.margin)
     windows = plan_windows(grid.height, grid.width, side, step_of(classifier))
-    job = Job(classifier, bands, probabilities is not None)
+    job = Job(classifier, bands, probabilities is not None, tuple(layers.values()))
+    further = [(path, layer.bands) for path, layer in layers.items()]
     pixels = grid.height * grid.width
     done = 0
     if progress:
         progress(done, pixels)
     with (
-        map_products(out, probabilities, grid, classes) as writer,
+        map_products(out, probabilities, grid, classes, further) as writer,
         closing(_scored_windows(job, scene, windows, workers, dask)) as scored_windows,
     ):
         for place, scored in scored_windows:
@@ -157,7 +164,10 @@ def predict_scene(
     if picture:
         write_picture(out, picture, classes, class_pixels, title=Path(_name(scene)).name)
     seconds = time.perf_counter() - start
-    return Prediction(out, picture, probabilities, pixels, class_pixels, seconds, _peak_memory())
+    memory = _peak_memory()
+    return Prediction(
+        out, picture, probabilities, pixels, class_pixels, seconds, memory, tuple(layers)
+    )
 
 
 def _scored_windows(
@@ -197,11 +207,10 @@ def _score_here(
             pool.shutdown(cancel_futures=True)
 
 
-def _check_paths(scene: xr.DataArray, out: Path, probabilities: Path | None) -> None:
+def _check_paths(scene: xr.DataArray, files: Sequence[Path]) -> None:
+    """Refuse files that cannot be written, or that are one and the same; the first is the map."""
     source = str(scene.attrs.get("source") or "")
-    for path in (out, probabilities):
-        if path is None:
-            continue
+    for path in files:
         if path.suffix.lower() not in {".tif", ".tiff"}:
             raise ConfigError(
                 f"The map {path} does not end in .tif.",
@@ -213,10 +222,10 @@ def _check_paths(scene: xr.DataArray, out: Path, probabilities: Path | None) -> 
             raise ConfigError(
                 f"The map would overwrite the scene {source}.", "Choose another name."
             )
-    if probabilities is not None and probabilities.resolve() == out.resolve():
-        raise ConfigError(
-            f"Map and probabilities would both be {out}.", "Give them different names."
-        )
+    places = [path.resolve() for path in files]
+    for path, place in zip(files, places, strict=True):
+        if places.count(place) > 1:
+            raise ConfigError(f"Two products would both be {path}.", "Give them different names.")
 
 
 def _check_classes(classifier: SceneClassifier, classes: Classes) -> None:

@@ -552,7 +552,7 @@ def load_exported(
 def _choose_runtime(form: str, runtime: str | None) -> str:
     chosen = runtime or RUNTIMES[form]
     if chosen not in READS:
-        raise ConfigError(f"There is no runtime '{chosen}'.", f"Choose {', '.join(READS)}.")
+        raise ConfigError(f"Unknown runtime: {chosen}.", f"Choose {', '.join(READS)}.")
     if form not in READS[chosen]:
         able = [name for name, forms in READS.items() if form in forms]
         raise ConfigError(

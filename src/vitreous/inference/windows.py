@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -46,6 +47,19 @@ class SceneClassifier(Protocol):
         """Turn ``(bands, h + 2 margin, w + 2 margin)`` into probabilities ``(classes, h, w)``."""
 
 
+class Layer(Protocol):
+    """Something that is known of every pixel beside its class, and written as bands of float32."""
+
+    @property
+    def bands(self) -> Sequence[str]:
+        """What the bands are called."""
+
+    def layer(
+        self, values: npt.NDArray[np.float32], probabilities: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float32]:
+        """Return ``(bands of the layer, h, w)`` from a window ``(bands, h, w)`` and its probabilities; NaN where invalid."""
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """A rectangle of pixels within a scene."""
@@ -78,6 +92,7 @@ class Job:
     classifier: SceneClassifier
     bands: npt.NDArray[np.int64]
     probabilities: bool
+    layers: tuple[Layer, ...] = ()
 
     def read(self, scene: xr.DataArray, window: Window) -> npt.NDArray[np.float32]:
         """Read ``window`` of ``scene`` with the context that the classifier needs."""
@@ -95,7 +110,16 @@ class Job:
 
     def score(self, values: npt.NDArray[np.float32]) -> Scored:
         """Classify one window that :meth:`read` returned."""
-        return score(self.classifier, values, keep_probabilities=self.probabilities)
+        keep = self.probabilities or bool(self.layers)
+        scored = score(self.classifier, values, keep_probabilities=keep)
+        if not self.layers:
+            return scored
+        assert scored.probabilities is not None
+        inner = slice(self.classifier.margin, -self.classifier.margin or None)
+        seen = values[:, inner, inner]
+        layers = tuple(one.layer(seen, scored.probabilities) for one in self.layers)
+        kept = scored.probabilities if self.probabilities else None
+        return Scored(scored.classes, kept, layers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +129,12 @@ class Scored:
     Attributes:
         classes: ``(h, w)`` uint8, or uint16 beyond 255 classes; 0 where the pixel is invalid.
         probabilities: ``(classes, h, w)`` float32, NaN where the pixel is invalid; None unless asked for.
+        layers: ``(bands, h, w)`` float32 of each layer that was asked for.
     """
 
     classes: npt.NDArray[Any]
     probabilities: npt.NDArray[np.float32] | None
+    layers: tuple[npt.NDArray[np.float32], ...] = ()
 
 
 def class_dtype(num_classes: int) -> np.dtype[Any]:

@@ -19,6 +19,23 @@ from vitreous.layers.frozen import hold_frozen
 from vitreous.layers.sizes import as_size, plain_size
 
 
+def check_floating(x: Tensor, who: str) -> None:
+    """Refuse images of whole numbers, which torch refuses in words of its own.
+
+    Args:
+        x: the images.
+        who: takes them, for the message.
+
+    Raises:
+        ModelError: they are not in floating point.
+    """
+    if not x.is_floating_point():
+        raise ModelError(
+            f"{who} takes floating-point images, not {str(x.dtype).removeprefix('torch.')}.",
+            "Convert them with .float(), scaled as in training.",
+        )
+
+
 @dataclass(frozen=True)
 class FeatureInfo:
     """One level of a network's features.
@@ -173,6 +190,7 @@ class Backbone(nn.Module):
                 f"{type(self).__name__} takes (batch, {self.bands} bands, height, width), not {tuple(x.shape)}.",
                 "Select the bands it was built for, or build it with bands=.",
             )
+        check_floating(x, type(self).__name__)
 
     def check_size(self, height: int, width: int) -> None:
         """Refuse images of a size that the network was not built for, or too small to leave anything of them."""

@@ -182,7 +182,7 @@ class DenseNet(nn.Module):
     def __init__(self, trunk: nn.Module, decoder: str = "fpn", width: int = 64) -> None:
         super().__init__()
         if decoder not in DECODERS:
-            raise ModelError(f"There is no decoder '{decoder}'.", did_you_mean(decoder, DECODERS))
+            raise ModelError(f"Unknown decoder: {decoder}.", did_you_mean(decoder, DECODERS))
         if not isinstance(trunk, Backbone) or not trunk.feature_info:
             raise ModelError(
                 f"{type(trunk).__name__} has no feature maps for a decoder.",

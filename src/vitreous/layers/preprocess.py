@@ -54,7 +54,7 @@ class Preprocess(nn.Module):
         components: int = 15,
         whiten: bool = True,
         standardize: bool = False,
-        neighbours: npt.NDArray[np.floating] | None = None,
+        fractions: npt.NDArray[np.floating] | None = None,
     ) -> Preprocess:
         """Fit on training spectra.
 
@@ -62,13 +62,11 @@ class Preprocess(nn.Module):
             pixels: ``(pixels, bands)``, finite.
             spectra: what is done to each spectrum, one of ``vitreous.layers.spectra.KINDS``.
             wavelengths: of the bands, where known.
-            reduction: ``pca``; ``mnf`` for components by their signal-to-noise ratio (minimum noise fraction: Green et
-                al., IEEE TGRS 26(1), 1988); or ``none`` for a z-score per band.
+            reduction: ``pca``; ``mnf`` for ``fractions``; or ``none`` for a z-score per band.
             components: components to keep; fewer where the spectra span fewer.
             whiten: scale components to unit variance; otherwise only the first has it.
             standardize: z-score the bands before the components are found.
-            neighbours: ``(pairs, 2, bands)`` spectra of neighbouring pixels of one class, for ``mnf``: their
-                differences are noise.
+            fractions: what :func:`noise_fractions` returned for the same spectra, for ``mnf``.
 
         Raises:
             ModelError: fewer than two spectra, or all alike; too few bands or neighbours for what is asked.
@@ -95,12 +93,11 @@ class Preprocess(nn.Module):
             matrix = np.diag(scale)
         else:
             weight = scale if standardize else (~constant).astype(np.float64)
-            scaled = (x - mean) * weight
-            if reduction == "mnf":
-                turn = _without_noise(_differences(each, neighbours) * weight)
-                matrix = _components(scaled @ turn, components, whiten) @ turn.T * weight
-            else:
-                matrix = _components(scaled, components, whiten) * weight
+            matrix = (
+                _components((x - mean) * weight, components, whiten) * weight
+                if fractions is None
+                else np.asarray(fractions, dtype=np.float64)
+            )
         fitted = cls(x.shape[1], len(matrix))
         fitted.spectra = each
         fitted.matrix.copy_(torch.from_numpy(matrix))
@@ -134,6 +131,15 @@ class Preprocess(nn.Module):
         """
         return -self.matrix @ self.mean if self.spectra.keeps_gain else None
 
+    def haze(self) -> Float[Tensor, "channels"] | None:
+        """Return what light adds to the channels that is equal in all bands, and as bright as spectra are on average.
+
+        None where spectra are changed so that this is gone, or is no longer the same for all.
+        """
+        if not self.spectra.keeps_offset:
+            return None
+        return self.matrix.sum(1) * self.mean.abs().mean()
+
 
 def _changed(spectra: Spectra, pixels: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     """Return ``(pixels, bands)`` as a model sees them."""
@@ -147,22 +153,43 @@ def _changed(spectra: Spectra, pixels: npt.NDArray[np.floating]) -> npt.NDArray[
     return found
 
 
-def _differences(
-    spectra: Spectra, neighbours: npt.NDArray[np.floating] | None
+def noise_fractions(
+    neighbours: npt.NDArray[np.floating],
+    *,
+    spectra: str = "none",
+    wavelengths: Sequence[float] | None = None,
+    components: int = 15,
+    whiten: bool = True,
 ) -> npt.NDArray[np.float64]:
-    """Return the noise between neighbours, ``(pairs, bands)``: of the deviation of a single pixel's.
+    """Return components of spectra by their signal-to-noise ratio, the best first (minimum noise fraction).
+
+    Green et al., *A Transformation for Ordering Multispectral Data in Terms of Image Quality with Implications for Noise
+    Removal*, IEEE TGRS 26(1), 1988. Differences of neighbouring pixels are noise, and what they are is signal; no labels
+    are needed. The unit of a band does not matter.
+
+    Args:
+        neighbours: ``(pairs, 2, bands)`` spectra of neighbouring pixels.
+        spectra: what is done to each spectrum, one of ``vitreous.layers.spectra.KINDS``.
+        wavelengths: of the bands, where known.
+        components: how many; fewer where the spectra span fewer.
+        whiten: scale each to unit variance; otherwise only the first has it.
+
+    Returns:
+        ``(components, bands)``.
 
     Raises:
-        ModelError: there are too few.
+        ModelError: there are too few neighbours, or too few bands.
     """
-    if neighbours is None or len(neighbours) < FEWEST_PAIRS:
+    if len(neighbours) < FEWEST_PAIRS:
         raise ModelError(
-            f"Minimum noise fraction (mnf) estimates the noise from neighbouring training pixels of one class; of "
-            f"{FEWEST_PAIRS} pairs at least there are {0 if neighbours is None else len(neighbours)}.",
-            "Use --reduction pca, or another split.",
+            f"Minimum noise fraction (mnf) estimates the noise from neighbouring valid pixels; of {FEWEST_PAIRS} pairs at "
+            f"least there are {len(neighbours)}.",
+            "Use --reduction pca.",
         )
-    one, other = (_changed(spectra, neighbours[:, side]) for side in (0, 1))
-    return (one - other) / np.sqrt(2)
+    each = Spectra.of(spectra, neighbours.shape[2], wavelengths)
+    one, other = (_changed(each, neighbours[:, side]) for side in (0, 1))
+    turn = _without_noise((one - other) / np.sqrt(2))
+    return np.asarray(_components((one - one.mean(0)) @ turn, components, whiten) @ turn.T)
 
 
 def _without_noise(noise: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -48,7 +48,7 @@ class BandRange(nn.Module):
             ConfigError: ``per`` is neither.
         """
         if per not in SCOPES:
-            raise ConfigError(f"There is no range per '{per}'.", did_you_mean(per, SCOPES))
+            raise ConfigError(f"Value ranges cannot be per '{per}'.", did_you_mean(per, SCOPES))
         x = np.asarray(spectra, dtype=np.float64)
         if not x.size:
             raise ModelError(

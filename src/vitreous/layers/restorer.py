@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vitreous.errors import ModelError
+from vitreous.layers.backbone import check_floating
 from vitreous.layers.bands import Bands
 
 
@@ -85,6 +86,7 @@ class Restorer(nn.Module):
                 f"{type(self).__name__} takes (batch, {self.bands} bands, height, width), not {tuple(x.shape)}.",
                 "Select the bands it was built for, or build it with bands=.",
             )
+        check_floating(x, type(self).__name__)
 
     def band_axis(self, name: str) -> int:
         """Return which axis of a parameter counts bands."""

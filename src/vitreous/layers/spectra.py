@@ -55,7 +55,7 @@ class Spectra(nn.Module):
     def __init__(self, kind: str, bands: int) -> None:
         super().__init__()
         if kind not in KINDS:
-            raise ModelError(f"There is no spectral preprocessing '{kind}'.", f"Use {_names()}.")
+            raise ModelError(f"Unknown spectral preprocessing: {kind}.", f"Use {_names()}.")
         if bands < KINDS[kind]:
             raise ModelError(
                 f"Spectral preprocessing '{kind}' needs {KINDS[kind]} bands or more, not {bands}.",
@@ -91,6 +91,11 @@ class Spectra(nn.Module):
     def keeps_gain(self) -> bool:
         """Whether brighter pixels have larger values still."""
         return self.kind in {"none", "derivative"}
+
+    @property
+    def keeps_offset(self) -> bool:
+        """Whether light that is equal in all bands adds the same to every spectrum still."""
+        return self.kind == "none"
 
     @property
     def constant(self) -> int:

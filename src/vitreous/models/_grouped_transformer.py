@@ -51,6 +51,7 @@ class GroupEmbed(nn.Module):
         self.order = [band for group in groups for band in group]
         self.sizes = [len(group) for group in groups]
         self.size = size
+        self.fan_in = len(self.order) / len(groups) * size**2  # what each group sees, on average
         # One tensor, its second axis counting bands, is what layers/bands.py makes for other bands.
         self.weight = nn.Parameter(torch.empty(dim, len(self.order), size, size))
         self.bias = nn.Parameter(torch.zeros(len(groups), dim))

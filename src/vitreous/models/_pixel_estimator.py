@@ -93,6 +93,11 @@ class PixelEstimator(abc.ABC):
         self._features: Floats = np.empty((0, 0), dtype=np.float32)
         self._classes: Ints = np.empty(0, dtype=np.int64)
 
+    @property
+    def receptive_size(self) -> int:
+        """Side of the square of pixels that one prediction depends on."""
+        return 2 * self.margin + 1
+
     @abc.abstractmethod
     def _make(self) -> Any:
         """Return the scikit-learn estimator, not yet fitted."""

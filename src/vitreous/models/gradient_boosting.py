@@ -38,7 +38,7 @@ CARD = Card(
     notes=[
         "Published figures: The published row was measured here with these settings; it is not "
         "from a paper.",
-        "Details: Trees are grown on histograms of at most 255 values per band, as in LightGBM "
+        "Differs from the reference: Trees are grown on histograms of at most 255 values per band, as in LightGBM "
         "(Ke et al., NeurIPS 2017).",
         "Usage: Scores are the probabilities of the multinomial log-loss that the rounds minimise.",
     ],

@@ -35,7 +35,7 @@ from vitreous.layers.positions import resize_positions
 from vitreous.layers.reference import join, pair, rename_keys, substitute
 from vitreous.layers.sizes import whole_cells
 from vitreous.layers.transformer import Attention, Grid
-from vitreous.layers.transforms import SpectralGate, resize_filter
+from vitreous.layers.transforms import SpectralGate, resize_gates
 
 CARD = Card(
     slug="spectformer",
@@ -626,17 +626,11 @@ def resize(
     state_dict: Mapping[str, Tensor], model: SpectFormer, source: SpectFormer | None = None
 ) -> dict[str, Tensor]:
     """Carry filters and positions to the grids of ``model``; of weights of unknown grids, to those of a square."""
-    resized = dict(state_dict)
+    resized = resize_gates(state_dict, model, source)
     for name, part in model.named_modules():
-        old = None if source is None else cast("Any", source.get_submodule(name))
         if isinstance(part, PatchEmbed) and (key := f"{name}.positions") in resized:
-            given = None if old is None else old.grid
-            resized[key] = resize_positions(resized[key], part.grid, grid=given)
-        elif isinstance(part, SpectralGate) and (key := f"{name}.weight") in resized:
-            if old is None and resized[key].shape == part.weight.shape:
-                continue
-            given = None if old is None else old.grid
-            resized[key] = resize_filter(resized[key], part.grid, given)
+            old = None if source is None else cast("PatchEmbed", source.get_submodule(name)).grid
+            resized[key] = resize_positions(resized[key], part.grid, grid=old)
     return resized
 
 

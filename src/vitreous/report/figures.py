@@ -13,9 +13,17 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
-from vitreous.report.record import Log, Number, System, plain
+from vitreous.report.record import (
+    AreaEntry,
+    CandidateEntry,
+    Log,
+    Number,
+    Reliability,
+    System,
+    plain,
+)
 from vitreous.report.spectra import ClassSpectrum
 
 INK, MUTED, GRID = "#1c2127", "#5c6672", "#dfe3e8"
@@ -186,6 +194,29 @@ def systems_figure(systems: Sequence[System]) -> Figure:
     return figure
 
 
+def candidates_figure(rows: Sequence[CandidateEntry]) -> Figure:
+    """Compare candidates: a dot for each accuracy in cross-validation with its interval, a tick for each fold."""
+    names = [plain(row.name, NAME_LENGTH) for row in rows]
+    height, left = 0.3 * len(rows), _text_width(names, 8.5) + 0.15
+    figure, axes = _placed(7.4 - left, height, left=left, right=0.2, top=0.35, bottom=0.3)
+    _style(axes, grid=False)
+    axes.grid(axis="x", color=GRID, linewidth=0.7)
+    axes.spines["left"].set_visible(False)
+    axes.spines["bottom"].set_visible(False)
+    for place, row in enumerate(rows):
+        folds = [value for value in row.by_fold if value is not None]
+        axes.plot(folds, [place] * len(folds), "|", color=MUTED, markersize=8, alpha=0.7)
+        _interval(axes, place, row.oa, row.oa_ci, first=row.chosen)
+    axes.set_title("OA in cross-validation", fontsize=8.5, color=INK, fontweight="bold", loc="left")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.margins(x=0.05)
+    axes.tick_params(length=0)
+    axes.set_yticks(range(len(names)), names, fontsize=8.5, color=INK, parse_math=False)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    return figure
+
+
 def spectrum_figure(
     spectrum: ClassSpectrum,
     color: str,
@@ -282,6 +313,59 @@ def bands_figure(
         loc="upper center",
         bbox_to_anchor=(0.5, -0.13),
     )
+    return figure
+
+
+def areas_figure(
+    areas: Sequence[AreaEntry], names: Sequence[str], colors: Sequence[str], unit: str
+) -> Figure:
+    """Plot the area of each class: a bar on the map, and the estimate with its 95 % interval.
+
+    Args:
+        areas: of the classes.
+        names: of the classes.
+        colors: of the classes.
+        unit: of the areas.
+    """
+    shown = [plain(name, NAME_LENGTH) for name in names]
+    height, left = 0.27 * len(areas), _text_width(shown, 8.5) + 0.15
+    figure, axes = _placed(5.6, height, left=left, right=0.25, top=0.1, bottom=0.45)
+    for row, (area, color) in enumerate(zip(areas, colors, strict=True)):
+        axes.barh(row, area.mapped or 0, height=0.62, color=color, alpha=0.55, linewidth=0)
+        if area.low is not None and area.high is not None:
+            axes.plot([area.low, area.high], [row, row], color=INK, linewidth=1.6)
+        if area.estimate is not None:
+            axes.plot([area.estimate], [row], marker="o", color=INK, markersize=4.5)
+    _style(axes, grid=False)
+    axes.grid(axis="x", color=GRID, linewidth=0.7)
+    axes.tick_params(length=0)
+    axes.set_yticks(range(len(shown)), shown, fontsize=8.5, color=INK, parse_math=False)
+    axes.set_ylim(len(shown) - 0.4, -0.6)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    words = f"bar: area on the map; point and line: estimate and 95 % interval ({unit})"
+    axes.set_xlabel(words, fontsize=8, color=MUTED)
+    return figure
+
+
+def reliability_figure(found: Reliability) -> Figure:
+    """Plot accuracy over the largest probability, a point for each range; larger points hold more pixels."""
+    figure, axes = _placed(2.8, 2.8, left=0.55, right=0.12, top=0.12, bottom=0.45)
+    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=(0, (3, 2)))
+    known = [(b.confidence, b.accuracy, b.pixels) for b in found.bins if b.pixels]
+    points = [(c, a, n) for c, a, n in known if c is not None and a is not None]
+    sizes = [12 + 150 * n / max(found.pixels, 1) for _, _, n in points]
+    axes.plot([c for c, _, _ in points], [a for _, a, _ in points], color=BLUE, linewidth=1.0)
+    axes.scatter([c for c, _, _ in points], [a for _, a, _ in points], s=sizes, color=BLUE)
+    _style(axes)
+    axes.grid(axis="x", color=GRID, linewidth=0.6)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("largest probability", fontsize=8, color=MUTED)
+    axes.set_ylabel("right", fontsize=8, color=MUTED)
     return figure
 
 

@@ -14,6 +14,7 @@ import xarray as xr
 from vitreous.errors import VitreousError
 from vitreous.files import write_text
 from vitreous.report import figures, pictures
+from vitreous.report.certainty import areas_section, calibration_section
 from vitreous.report.compression import compression_section
 from vitreous.report.markup import Markup, join, tag
 from vitreous.report.page import (
@@ -42,6 +43,7 @@ from vitreous.report.record import (
     Interval,
     Metrics,
     Number,
+    RefineEntry,
     RunRecord,
     Scores,
     SplitEntry,
@@ -226,8 +228,11 @@ def _document(page: _Page) -> Markup:
             ("compression", "Compression", compression_section(page.record.compression)),
             ("scenes", "Test scenes", _scenes(page)),
             ("maps", "Maps", _maps(page)),
+            ("candidates", "How the system was chosen", _candidates(page)),
             ("systems", "Comparison of systems", _systems(page)),
             ("classes", "Classes", _classes(page)),
+            ("areas", "Area estimates", areas_section(page.classes, trained.areas)),
+            ("calibration", "Calibration", calibration_section(trained)),
             ("learning", "Training", _learning(page)),
             ("spectra", "Spectra", _spectra(page)),
             ("again", "Reproduce this run", _again(page)),
@@ -301,6 +306,11 @@ def _protocol(page: _Page) -> str:
         f"and {counts.get('test', 0):,} test pixels; leakage {percent(split.leakage)}. "
         f"All accuracies are measured on the test pixels. {_interval_words(system.test)}"
     )
+    if system.refine is not None:
+        words += (
+            f" The class probabilities are smoothed within the edges of the scene ({_filter_name(system.refine)}), which "
+            f"looks {system.refine.reach} pixels further around and uses no labels."
+        )
     untested = [score.name for score in system.test.per_class if score.support == 0]
     if untested:
         words += f" Classes without test pixels (not part of AA): {', '.join(untested)}."
@@ -318,6 +328,10 @@ def _protocol(page: _Page) -> str:
             f" On the validation pixels: OA {percent(system.val.oa)}, κ {ratio(system.val.kappa)}."
         )
     return words
+
+
+def _filter_name(found: RefineEntry) -> str:
+    return found.method.replace("_", " ")
 
 
 def _interval_words(test: Scores) -> str:
@@ -478,6 +492,67 @@ def _scenes(page: _Page) -> Markup | None:
     return tag("div", table, class_="card scroll")
 
 
+# --- candidates -------------------------------------------------------------------------------------------
+
+
+def _candidates(page: _Page) -> Markup | None:
+    """Show what cross-validation found of every candidate."""
+    found = page.record.metrics.comparison
+    if found is None:
+        return None
+    if not found.rows:
+        words = (
+            f"{found.training:,} training pixels are too few to compare candidates by cross-validation: "
+            f"{', '.join(found.chosen)} was trained, which needs the fewest."
+        )
+        return tag("p", words, class_="note")
+    tested = sorted(
+        (row for row in found.rows if row.oa is not None), key=lambda row: -(row.oa or 0)
+    )
+    head = ("Candidate", "OA", "Without refinement", "AA", "κ", "Folds", "Seconds")
+    rows = [
+        [
+            join(
+                tag("strong", row.name) if row.chosen else row.name,
+                tag(
+                    "small",
+                    f" {row.words}{'; given up, behind after a fold' if row.behind else ''}",
+                ),
+            ),
+            _with_interval(row.oa, row.oa_ci, percent, tested[0].oa),
+            percent(row.oa_plain) if row.refined else MISSING,
+            percent(row.aa),
+            ratio(row.kappa),
+            str(len(row.by_fold)),
+            duration(row.seconds),
+        ]
+        for row in tested
+    ]
+    how = (
+        "whole blocks left out, and what lies near the others" if found.spatial else "random folds"
+    )
+    words = (
+        f"Cross-validation in {found.folds} folds of the {found.training:,} training pixels ({how}, as test pixels lie "
+        f"to training pixels); {found.held_out:,} held-out pixels of classes that also train. No test pixel took part. "
+        f"Budget: {found.budget}. Trained: {' and '.join(found.chosen)}"
+    )
+    if found.ensemble is not None:
+        words += f", whose calibrated probabilities are averaged (OA in cross-validation {percent(found.ensemble.oa)})"
+    left_out = [f"{row.name} ({row.skipped})" for row in found.rows if row.skipped]
+    words += "." + (f" Not compared: {'; '.join(left_out)}." if left_out else "")
+    figure = figures.candidates_figure(tested)
+    told = f"OA of {len(tested)} candidates in cross-validation, with 95 % intervals and the single folds"
+    return join(
+        tag("p", words, class_="note"),
+        tag("div", as_svg(figure, "candidates", told), class_="card wide"),
+        tag(
+            "div",
+            as_table("Candidates in cross-validation on training pixels", head, rows),
+            class_="card scroll",
+        ),
+    )
+
+
 # --- systems ----------------------------------------------------------------------------------------------
 
 
@@ -532,6 +607,13 @@ def _classes(page: _Page) -> Markup | None:
     parts: list[Markup] = []
     if test.per_class:
         parts.append(tag("div", _class_table(page, test), class_="card scroll"))
+    if untested := [entry for entry in page.classes if not entry.testable]:
+        told = ", ".join(f"{entry.name} ({entry.why})" for entry in untested)
+        words = (
+            f"† Not testable here: {told}. What is labelled of these classes lies in one place, or only on one side of the "
+            "split: their accuracy says nothing about other ground."
+        )
+        parts.append(tag("p", words, class_="note"))
     if test.confusion:
         parts.append(_confusion(page, test))
     return join(*parts) if parts else None
@@ -540,6 +622,7 @@ def _classes(page: _Page) -> Markup | None:
 def _class_table(page: _Page, test: Scores) -> Markup:
     trained = {code: int(count) for code, count in zip(page.codes, page.training[1:], strict=False)}
     colors = {entry.value: entry.color for entry in page.classes}
+    untested = {entry.value for entry in page.classes if not entry.testable}
     head = (
         "Class",
         "Producer's accuracy",
@@ -551,7 +634,11 @@ def _class_table(page: _Page, test: Scores) -> Markup:
     )
     rows = [
         [
-            join(_swatch(colors.get(score.value, "#808080")), score.name),
+            join(
+                _swatch(colors.get(score.value, "#808080")),
+                score.name,
+                tag("small", " †") if score.value in untested else None,
+            ),
             bar(score.producer),
             bar(score.user),
             bar(score.f1),

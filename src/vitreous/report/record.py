@@ -68,11 +68,14 @@ class Record(BaseModel):
 
 
 class ClassEntry(Record):
-    """One class: its code in the label file and the map, its name and its colour (``#rrggbb``)."""
+    """One class: its code in the label file and the map, its name and colour (``#rrggbb``), and whether it can be tested."""
 
     value: int = Field(ge=-(2**31), le=2**31 - 1)
     name: Name
     color: Color
+    fields: Count | None = None
+    testable: bool = True
+    why: Text = ""
 
 
 class ClassScore(Record):
@@ -133,6 +136,54 @@ class Scores(Record):
         return self
 
 
+class Bin(Record):
+    """Pixels of similar probability."""
+
+    pixels: Count
+    confidence: Number = None
+    accuracy: Number = None
+
+
+class Reliability(Record):
+    """How sure a classifier was, and how often it was right."""
+
+    pixels: Count
+    ece: Number
+    bins: list[Bin] = []
+
+
+class Calibration(Record):
+    """How well probabilities are calibrated, and by which temperature."""
+
+    temperature: Number = None
+    ece_before: Number = None
+    test: Reliability | None = None
+
+
+class AreaEntry(Record):
+    """The area of a class: on the map, and estimated with a 95 % interval."""
+
+    mapped: Number
+    estimate: Number = None
+    low: Number = None
+    high: Number = None
+
+
+class Areas(Record):
+    """The areas of all classes."""
+
+    unit: Literal["ha", "pixels"]
+    assessed: float = Field(ge=0, le=1)
+    classes: list[AreaEntry] = []
+
+
+class RefineEntry(Record):
+    """How probabilities were refined."""
+
+    method: Name
+    reach: Count = 0
+
+
 class System(Record):
     """One trained system and what it reached."""
 
@@ -144,6 +195,9 @@ class System(Record):
     pixels_per_second: Number = None
     val: Scores | None = None
     test: Scores
+    refine: RefineEntry | None = None
+    calibration: Calibration | None = None
+    areas: Areas | None = None
 
 
 class SplitEntry(Record):
@@ -168,6 +222,46 @@ class StartEntry(Record):
     sentences: list[Text] = []
 
 
+class CandidateEntry(Record):
+    """What cross-validation found of one candidate, or why it did not take part."""
+
+    name: Name
+    words: Text = ""
+    refined: bool = False
+    oa: Number = None
+    oa_ci: Interval = None
+    oa_plain: Number = None
+    aa: Number = None
+    kappa: Number = None
+    by_fold: list[Number] = []
+    seconds: Number = None
+    behind: bool = False
+    chosen: bool = False
+    skipped: Text = ""
+
+
+class EnsembleEntry(Record):
+    """What cross-validation found of the mean of several candidates."""
+
+    oa: Number = None
+    oa_ci: Interval = None
+    aa: Number = None
+    kappa: Number = None
+
+
+class Comparison(Record):
+    """How a system was chosen (``vitreous/tasks/auto.py``)."""
+
+    chosen: list[Name] = Field(min_length=1)
+    folds: Count = 0
+    spatial: bool = True
+    budget: Text = ""
+    held_out: Count = 0
+    training: Count = 0
+    ensemble: EnsembleEntry | None = None
+    rows: list[CandidateEntry] = []
+
+
 class Metrics(Record):
     """``metrics.json``: the classes, the split and the systems (the trained one first)."""
 
@@ -176,6 +270,7 @@ class Metrics(Record):
     split: SplitEntry
     start: StartEntry | None = None
     systems: list[System] = Field(min_length=1)
+    comparison: Comparison | None = None
 
 
 class ChosenEntry(Record):

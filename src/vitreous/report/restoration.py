@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +62,7 @@ class Quality(Record):
     sam: Number
     ergas: Number
     psnr_per_band: list[Number] = Field(default_factory=list)
+    scenes: list[Quality] = Field(default_factory=list)
 
 
 class Restored(Record):
@@ -88,6 +90,13 @@ class RestorationStart(Record):
     sentences: list[Text] = Field(default_factory=list)
 
 
+class RestorationScene(Record):
+    """A scene of a collection."""
+
+    name: Name
+    role: Name
+
+
 class RestorationMetrics(Record):
     """``metrics.json`` of a restoration run: the trained system first."""
 
@@ -99,7 +108,24 @@ class RestorationMetrics(Record):
     bands: Count
     wavelengths: list[float] | None = None
     areas: dict[str, list[int]] = Field(default_factory=dict)
+    scenes: list[RestorationScene] = Field(default_factory=list)
     systems: list[Restored] = Field(min_length=1)
+
+
+class ShownArea(NamedTuple):
+    """A further test scene of a collection.
+
+    Attributes:
+        scene: the scene.
+        clean: ``(bands, height, width)`` its test area, NaN where invalid.
+        degraded: ``(bands, height / scale, width / scale)``.
+        restored: ``(bands, height, width)``.
+    """
+
+    scene: xr.DataArray
+    clean: Cube
+    degraded: Cube
+    restored: Cube
 
 
 @dataclass(frozen=True)
@@ -112,6 +138,7 @@ class _Page:
     degraded: Cube
     restored: Cube
     compression: Compression | None = None
+    others: tuple[ShownArea, ...] = ()
 
     @property
     def trained(self) -> Restored:
@@ -125,16 +152,22 @@ class _Page:
 
 
 def build_report(
-    run: Path, scene: xr.DataArray, clean: Cube, degraded: Cube, restored: Cube
+    run: Path,
+    scene: xr.DataArray,
+    clean: Cube,
+    degraded: Cube,
+    restored: Cube,
+    others: Sequence[ShownArea] = (),
 ) -> Path:
     """Write ``report.html`` into the folder of a restoration run.
 
     Args:
         run: folder with ``metrics.json`` and ``config.json``; ``log.csv`` is used where present.
-        scene: the scene that the run was trained on.
+        scene: the scene that the run was trained on, or the first test scene of a collection.
         clean: ``(bands, height, width)`` the test area, NaN where invalid.
         degraded: ``(bands, height / scale, width / scale)``.
         restored: ``(bands, height, width)``.
+        others: further test scenes of a collection.
 
     Returns:
         The path of the page.
@@ -152,11 +185,18 @@ def build_report(
         degraded,
         restored,
         read_compression(run),
+        tuple(others),
     )
-    _check(page)
+    for one in _pages(page):
+        _check(one)
     path = run / "report.html"
     write_text(path, _document(page))
     return path
+
+
+def _pages(page: _Page) -> list[_Page]:
+    """Return the page of each test scene that is shown, the first one first."""
+    return [page, *(replace(page, **other._asdict(), others=()) for other in page.others)]
 
 
 def _check(page: _Page) -> None:
@@ -184,7 +224,8 @@ def _document(page: _Page) -> Markup:
         [
             ("numbers", "Quality", _numbers(page)),
             ("compression", "Compression", compression_section(page.compression)),
-            ("pictures", "Before and after", _pictures(page)),
+            ("scenes", "Test scenes", _scenes(page)),
+            ("pictures", "Before and after", _all_pictures(page)),
             ("spectra", "Spectra", _spectra(page)),
             ("systems", "Systems compared", _systems(page)),
             ("bands", "Bands", _bands(page)),
@@ -236,6 +277,34 @@ def _start_banner(start: RestorationStart | None) -> Markup | None:
     )
     words = " ".join(start.sentences)
     return banner(kind, title, words)
+
+
+def _scenes(page: _Page) -> Markup | None:
+    """The figures of every test scene of a collection."""
+    names = [scene.name for scene in page.metrics.scenes if scene.role == "test"]
+    tests = page.trained.test.scenes
+    if len(tests) < 2 or len(names) != len(tests):
+        return None
+    rows = [
+        [
+            name,
+            _write(test.psnr, "dB", 2),
+            _write(test.ssim, "", 3),
+            _write(test.sam, "°", 2),
+            _write(test.ergas, "", 2),
+        ]
+        for name, test in zip(names, tests, strict=True)
+    ]
+    head = ("Scene", "PSNR", "SSIM", "SAM", "ERGAS")
+    table = as_table(f"{page.trained.name} on each test scene", head, rows)
+    return tag("div", table, class_="card scroll")
+
+
+def _all_pictures(page: _Page) -> Markup:
+    """The pictures of every test scene that is shown, under its name where there are several."""
+    if not page.others:
+        return _pictures(page)
+    return join(*(join(tag("h3", scene_title(one.scene)), _pictures(one)) for one in _pages(page)))
 
 
 def _pictures(page: _Page) -> Markup:

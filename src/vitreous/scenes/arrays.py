@@ -25,6 +25,8 @@ from vitreous.scenes.attributes import (
     CENTRES,
     GOOD,
     NODATA,
+    OFFSETS,
+    SCALES,
     UNITS,
     WIDTHS,
     find,
@@ -39,15 +41,29 @@ from vitreous.scenes.cube import UNITS as UNITS_OF_VALUES
 from vitreous.scenes.cube import LabelImage, LazyCube, Window, check_shape, make_scene, settle
 from vitreous.scenes.grids import GRID_TOLERANCE, shift
 from vitreous.scenes.places import evenly
+from vitreous.scenes.sensors import facts_of_names
 from vitreous.scenes.values import converted
-from vitreous.scenes.wavelengths import are_band_numbers, known_unit, spectral, unit_in_name
+from vitreous.scenes.vectors import strange_codes
+from vitreous.scenes.wavelengths import from_names, known_unit, spectral, unit_in_name
 
 Key: TypeAlias = tuple[slice, ...]
 
+MAX_WORDS = 1_000  # a longer list of texts names neither bands nor classes
 MAX_ARRAYS = 10_000  # a file that lists more arrays than this is not a scene
 DEFLATE_RATIO = 1032  # no deflate stream expands further: a header that claims more lies
 _USUAL_MEMORY = 16 * 2**30  # bytes, where the system does not say
 _STORED_TYPE = {*map(key_of, NODATA), "validmin", "validmax", "validrange", "flagvalues"}
+_CRS_NAMES = (
+    *("epsg_code", "epsg", "spatial_epsg", "crs", "projection", "proj4", "proj4text", "srs"),
+    *("proj:code", "proj:wkt2"),  # GeoZarr
+)
+_CRS_TEXTS = ("PROJCS[", "GEOGCS[", "PROJCRS[", "GEOGCRS[", "+proj=")
+_EPSG = re.compile(r"(?:epsg:+)?(\d{4,6})(?:\.0)?", re.I)
+_CF_AXES = {
+    **dict.fromkeys(("x", "projectionxcoordinate", "longitude", "gridlongitude"), "x"),
+    **dict.fromkeys(("y", "projectionycoordinate", "latitude", "gridlatitude"), "y"),
+}
+_NAME_LISTS = ("class_names", "classes", "categories", "labels", "legend")
 _LABEL_NAMES = {"labels", "label", "gt", "groundtruth", "classes", "classmap", "landcover"}
 
 
@@ -108,7 +124,7 @@ class ArrayFile(Protocol):
 
     @property
     def attrs(self) -> Mapping[str, Any]:
-        """What the file says about all of it, single words and numbers among its arrays included."""
+        """What the file says about all of it; single numbers and words among its arrays, and lists of words, included."""
 
     def read(self, name: str, key: Key | None = None) -> npt.NDArray[Any]:
         """Return the values of array ``name``, or the part that ``key`` cuts out."""
@@ -153,8 +169,16 @@ def open_cube(
     facts |= settle(
         known,
         unit=lambda: _unit(info),
-        band_names=lambda: _band_names(info, bands),
+        band_names=lambda: _band_names(file, info, bands, axes[0]),
     )
+    if (
+        facts["unit"] == "reflectance"
+        and _in_percent(info)
+        and not {"unit", "scale"} & known.keys()
+    ):
+        facts["scale"] /= 100
+    if "wavelengths" not in {**facts, **known}:
+        facts |= _of_names(file, facts["band_names"])
     place = _georeference(file, info, axes[1], axes[2])
     return make_scene(values, source=file.source, **{**place, **facts, **known})
 
@@ -178,18 +202,29 @@ def as_measured(
     """
     said = stored(info.attrs)
     scale = float(known.get("scale", 1.0 if said.scale is None else said.scale))
+    scales = None if "scale" in known else _of_each_band(info, SCALES, cube.shape[0])
+    offsets = _of_each_band(info, OFFSETS, cube.shape[0])
     nodata = said.nodata or nodata_of_file
     if "nodata" in known:
         nodata = () if known["nodata"] is None else (float(known["nodata"]),)
     limits = said.limits if said.limits and _cuts_off(said.limits, info.dtype) else None
-    if not said.offset and len(nodata) < 2 and limits is None:
+    moved = said.offset != 0 or scales is not None or offsets is not None
+    if not moved and len(nodata) < 2 and limits is None:
         return cube, {"scale": scale, "nodata": nodata[0] if nodata else None}
     settings: dict[str, Any] = {"nodata": nodata, "limits": limits}
-    if said.offset:
-        settings["scales"] = np.full(cube.shape[0], scale)
-        settings["offsets"] = np.full(cube.shape[0], said.offset)
+    if moved:
+        settings["scales"] = np.full(cube.shape[0], scale) if scales is None else scales
+        settings["offsets"] = np.full(cube.shape[0], said.offset) if offsets is None else offsets
         scale = 1.0
     return converted(cube, **settings), {"scale": scale, "nodata": math.nan}
+
+
+def _of_each_band(
+    info: ArrayInfo, names: Sequence[str], bands: int
+) -> npt.NDArray[np.float64] | None:
+    """A scale or offset that an attribute lists for every band."""
+    values = numbers(find(info.attrs, *names))
+    return np.array(values) if values is not None and 1 < len(values) == bands else None
 
 
 def open_label_image(file: ArrayFile, *, variable: str | None = None) -> LabelImage:
@@ -207,13 +242,16 @@ def open_label_image(file: ArrayFile, *, variable: str | None = None) -> LabelIm
     image = image_of(file, info)
     values = image.read(file, slice(None), slice(None))
     place = _georeference(file, info, image.row, image.column)
-    nodata = stored(info.attrs).nodata or stored(file.attrs).nodata
+    said = stored(info.attrs)
     return LabelImage(
         values,
-        nodata=nodata[0] if nodata else None,
-        class_names=_flag_names(info),
+        nodata=said.nodata or stored(file.attrs).nodata,
+        class_names=_flag_names(info) or _listed_names(file, info, values),
         crs=place.get("crs"),
         transform=place.get("transform"),
+        valid=None
+        if said.limits is None
+        else (values >= said.limits[0]) & (values <= said.limits[1]),
     )
 
 
@@ -238,7 +276,7 @@ def image_of(file: ArrayFile, info: ArrayInfo) -> ImageOf:
     """Return how an image lies in its array."""
     long = [axis for axis, n in enumerate(info.shape) if n > 1 or len(info.shape) == 2]
     row, column = long
-    dims = [info.dims[axis] for axis in long] if info.dims else []
+    dims = [_axis_word(file, info.dims[axis]) for axis in long] if info.dims else []
     if image_axes(dims) == (1, 0) or (image_axes(dims) is None and _lies_turned(file, info, long)):
         row, column = column, row
     return ImageOf(info, row, column)
@@ -315,14 +353,23 @@ def find_axes(
         if a.numeric and len(a.shape) == 2 and min(a.shape) > 1
     }
     return axes_of(
-        info.dims,
+        [_axis_word(file, dim) for dim in info.dims],
         info.shape,
         axis_order=axis_order,
         spectra=spectra,
         images=images,
         matlab=info.matlab,
-        what=f"{file.source}: {info.name}",
+        what=f"{file.source}: {info.name}" if info.name else file.source,
     )
+
+
+def _axis_word(file: ArrayFile, dim: str) -> str:
+    """The name of a dimension, or ``x`` or ``y`` where the attributes of its coordinates say that it is one (CF)."""
+    vector = next((a for a in file.arrays if dim and a.name.rpartition("/")[2] == dim), None)
+    if vector is None:
+        return dim
+    said = (find(vector.attrs, "axis"), find(vector.attrs, "standard_name"))
+    return next((_CF_AXES[word] for word in map(key_of, map(str, said)) if word in _CF_AXES), dim)
 
 
 def spectral_facts(
@@ -390,10 +437,10 @@ def check_memory(nbytes: int, what: str) -> None:
 
 
 def parse_crs(wkt: str, source: str) -> Any:
-    """Return the rasterio CRS of a WKT string.
+    """Return the rasterio CRS of a WKT or PROJ string.
 
     Raises:
-        SceneError: it is no WKT that PROJ knows.
+        SceneError: it is none that PROJ knows.
     """
     from rasterio import Env
     from rasterio.crs import CRS
@@ -401,7 +448,7 @@ def parse_crs(wkt: str, source: str) -> Any:
 
     try:
         with Env():  # sends GDAL's own messages to logging instead of the terminal
-            return CRS.from_wkt(wkt)
+            return CRS.from_string(wkt) if wkt.startswith("+proj=") else CRS.from_wkt(wkt)
     except (CRSError, UnicodeError) as error:
         raise SceneError(
             f"{source} has a coordinate system that cannot be parsed: {wkt[:80]!r}.",
@@ -592,23 +639,17 @@ def _per_band(
     if info is not None:
         fitting += [column for column in _listed(file, info, names) if len(column[2]) == bands]
     if names is CENTRES:
-        fitting = [column for column in fitting if not _say_no_centres(column, file.source)]
+        fitting = [column for column in fitting if not _say_zeros(column, file.source)]
     if not fitting:
         return None
     wanted = "" if info is None else info.name.lower()
     return max(fitting, key=lambda column: _kinship(column[0].lower(), wanted))
 
 
-def _say_no_centres(column: Column, source: str) -> bool:
-    if not np.any(np.nan_to_num(np.asarray(column[2], dtype=np.float64)) > 0):
-        warnings.warn(f"{source}: {column[0]} holds only zeros.", stacklevel=5)
-        return True
-    if known_unit(column[1]) is not None or not are_band_numbers(column[2]):
+def _say_zeros(column: Column, source: str) -> bool:
+    if np.any(np.nan_to_num(np.asarray(column[2], dtype=np.float64)) > 0):
         return False
-    warnings.warn(
-        f"{source}: {column[0]} only counts the bands; it is not used as wavelengths.",
-        stacklevel=5,
-    )
+    warnings.warn(f"{source}: {column[0]} holds only zeros.", stacklevel=5)
     return True
 
 
@@ -646,19 +687,43 @@ def _kinship(name: str, of: str) -> tuple[int, int]:
 
 
 def _unit(info: ArrayInfo) -> str:
-    """Unit of the values: an attribute of ours, or what the array is called."""
+    """Unit of the values: an attribute of ours, or what the array is called (CF: also in longer words)."""
     if info.attrs.get("unit") in UNITS_OF_VALUES:
         return str(info.attrs["unit"])
-    words = set(re.findall(r"[a-z]+", info.base_name))
-    return next((unit for unit in ("reflectance", "radiance") if unit in words), "dn")
+    described = (find(info.attrs, name) for name in ("standard_name", "long_name", "units"))
+    texts = (info.base_name, *(text.lower() for text in described if isinstance(text, str)))
+    words = {word for text in texts for word in re.findall(r"[a-zµ]+", text)}
+    per_angle = "sr" in words and words & {"w", "mw", "uw", "µw"}  # W m-2 sr-1 um-1
+    named = next((unit for unit in ("reflectance", "radiance") if unit in words), "dn")
+    return "radiance" if named == "dn" and per_angle else named
 
 
-def _band_names(info: ArrayInfo, bands: int) -> list[str] | None:
-    """Names of the bands as our own Zarr writer and others keep them."""
-    names = find(info.attrs, "band_names", "long_name")
-    if not isinstance(names, list) or len(names) != bands:
-        return None
-    return names if all(isinstance(name, str) for name in names) else None
+def _band_names(file: ArrayFile, info: ArrayInfo, bands: int, band_axis: int) -> list[str] | None:
+    """Names of the bands: in an attribute, or the coordinate of the band axis."""
+    axis = info.dims[band_axis : band_axis + 1] if len(info.dims) == 3 else ()
+    given = (
+        find(info.attrs, "band_names", "long_name"),
+        find(file.attrs, *filter(None, axis), "band_names", "bands"),
+    )
+    fitting = (names for names in given if isinstance(names, list) and len(names) == bands)
+    return next((names for names in fitting if all(isinstance(n, str) for n in names)), None)
+
+
+def _in_percent(info: ArrayInfo) -> bool:
+    return str(find(info.attrs, "units") or "").strip().lower() in {"%", "percent"}
+
+
+def _of_names(file: ArrayFile, names: Sequence[str] | None) -> dict[str, Any]:
+    """Wavelengths and widths that names of bands tell (``450 nm``, ``B8A``)."""
+    centres = None if names is None else from_names(names)
+    if centres is not None:
+        return {"wavelengths": centres}
+    return dict(facts_of_names(names or (), texts(file)))
+
+
+def texts(file: ArrayFile) -> list[str]:
+    """Return the words that a file says about itself, such as its title and its platform."""
+    return [value[:200] for value in file.attrs.values() if isinstance(value, str)]
 
 
 def _flag_names(info: ArrayInfo) -> dict[int, str] | None:
@@ -669,6 +734,24 @@ def _flag_names(info: ArrayInfo) -> dict[int, str] | None:
     if codes is None or not isinstance(words, list) or len(words) != len(codes):
         return None
     return {int(code): str(word) for code, word in zip(codes, words, strict=True)}
+
+
+def _listed_names(
+    file: ArrayFile, info: ArrayInfo, values: npt.NDArray[Any]
+) -> dict[int, str] | None:
+    """Class names in a plain list, from 1 on, or from 0 on where there is one more than the greatest code."""
+    given = find(info.attrs, *_NAME_LISTS) or find(file.attrs, *_NAME_LISTS)
+    if isinstance(given, str):
+        given = [word.strip() for word in given.split(",")]
+    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+        return None
+    nodata = (*stored(info.attrs).nodata, *stored(file.attrs).nodata)
+    codes = np.unique(values)
+    codes = codes[np.isfinite(codes) & ~np.isin(codes, nodata)]
+    usual = codes[(codes >= 0) & ~np.isin(codes, strange_codes(codes.tolist()))]
+    greatest = int(usual[-1]) if usual.size else 0
+    first = {greatest: 1, greatest + 1: 0}.get(len(given))
+    return None if first is None else dict(enumerate(given, start=first))
 
 
 def _lies_turned(file: ArrayFile, info: ArrayInfo, axes: Sequence[int]) -> bool:
@@ -685,15 +768,17 @@ def _georeference(file: ArrayFile, info: ArrayInfo, row: int, column: int) -> di
 
     mapping = _grid_mapping(file, info)
     place: dict[str, Any] = {}
-    wkt = find(mapping, "crs_wkt", "spatial_ref") or find(file.attrs, "crs_wkt")
-    if isinstance(wkt, str) and wkt:
-        place["crs"] = parse_crs(wkt, file.source)
+    crs = _crs_of(file, info, mapping)
+    if crs is not None:
+        place["crs"] = crs
     x_info, y_info = (
         _coordinate(file, info, axis, names)
         for axis, names in ((column, _X_NAMES), (row, _Y_NAMES))
     )
     x, y = (
-        None if vector is None or vector.shape[0] != info.shape[axis] else _regular(file, vector)
+        None
+        if vector is None or vector.shape[0] != info.shape[axis]
+        else _regular(file, vector, crs)
         for vector, axis in ((x_info, column), (y_info, row))
     )
     numbers_of_gdal = gdal_transform(find(mapping, "GeoTransform"))
@@ -711,7 +796,43 @@ def _georeference(file: ArrayFile, info: ArrayInfo, row: int, column: int) -> di
             place["crs"] = epsg(4326)
     elif numbers_of_gdal is not None:
         place["transform"] = Affine.from_gdal(*numbers_of_gdal)
+    elif (stated := _spatial_transform(file, info)) is not None:
+        place["transform"] = stated
+    else:
+        place = {**_place_of_pixels(file, info, row, column), **place}
     return _product_place(file, place)
+
+
+def _crs_of(file: ArrayFile, info: ArrayInfo, mapping: Mapping[str, Any]) -> Any:
+    """The CRS by WKT, an EPSG code, CF's parameters of a projection, or a word such as ``EPSG:32633``."""
+    wkt = find(mapping, "crs_wkt", "spatial_ref") or find(file.attrs, "crs_wkt")
+    if isinstance(wkt, str) and wkt:
+        return parse_crs(wkt, file.source)
+    attrs = (mapping, info.attrs, file.attrs)
+    words = [find(place, *_CRS_NAMES) for place in attrs]
+    code = next((match for word in words if (match := _EPSG.fullmatch(str(word).strip()))), None)
+    if code is not None:
+        return epsg(float(code[1]))
+    text = next((w for w in words if isinstance(w, str) and w.startswith(_CRS_TEXTS)), None)
+    if text is not None:
+        return parse_crs(text, file.source)
+    return _crs_of_parameters(mapping, file.source)
+
+
+def _crs_of_parameters(mapping: Mapping[str, Any], source: str) -> Any:
+    if not isinstance(find(mapping, "grid_mapping_name"), str):
+        return None
+    from pyproj import CRS
+    from pyproj.exceptions import ProjError
+
+    try:
+        return parse_crs(CRS.from_cf(dict(mapping)).to_wkt(), source)
+    except (ProjError, SceneError, KeyError, TypeError, ValueError, AttributeError):
+        warnings.warn(
+            f"{source}: its grid mapping '{mapping.get('grid_mapping_name')}' is not known; the scene has no CRS.",
+            stacklevel=6,
+        )
+        return None
 
 
 def _grid_mapping(file: ArrayFile, info: ArrayInfo) -> Mapping[str, Any]:
@@ -729,9 +850,6 @@ def _product_place(file: ArrayFile, place: dict[str, Any]) -> dict[str, Any]:
 
         crs, place["transform"] = place_of_map_info(map_info, file.source)
         place.setdefault("crs", crs)
-    code = number(find(file.attrs, "epsg code", "epsg"))
-    if place.get("crs") is None and code is not None and place.get("transform") is not None:
-        place["crs"] = epsg(code)
     return {name: value for name, value in place.items() if value is not None}
 
 
@@ -746,6 +864,56 @@ def epsg(code: float) -> Any:
         return CRS.from_epsg(int(code))
     except CRSError:
         return None
+
+
+def _spatial_transform(file: ArrayFile, info: ArrayInfo) -> Any:
+    """The transform that GeoZarr's convention ``spatial:`` keeps, None where there is none."""
+    from affine import Affine
+
+    name = "spatial:transform"
+    values = numbers(find(info.attrs, name)) or numbers(find(file.attrs, name))
+    transform = Affine(*values) if values is not None and len(values) == 6 else None
+    return transform if transform is not None and transform.determinant else None
+
+
+def _place_of_pixels(file: ArrayFile, info: ArrayInfo, row: int, column: int) -> dict[str, Any]:
+    """The place by a longitude and a latitude for every pixel, where these form an even grid."""
+    from affine import Affine
+
+    size = (info.shape[row], info.shape[column])
+    images = [
+        next(
+            (a for a in file.arrays if a.numeric and a.shape == size and is_named(a.name, names)),
+            None,
+        )
+        for names in (_LONGITUDES, _LATITUDES)
+    ]
+    if None in images or 1 in size:
+        return {}
+    first, last = slice(0, 1), tuple(slice(n - 1, n) for n in size)
+    whole = tuple(slice(0, n) for n in size)
+    keys = (((first, whole[1]), (last[0], whole[1])), ((whole[0], first), (whole[0], last[1])))
+    lon, lat = (
+        [file.read(image.name, key).reshape(-1) for key in edges]
+        for image, edges in zip(images, keys, strict=True)
+        if image is not None
+    )
+    x, y = evenly(lon[0]), evenly(lat[0])
+    alike = np.array_equal(lon[0], lon[1]) and np.array_equal(lat[0], lat[1])
+    if x is None or y is None or x.step is None or y.step is None or not alike:
+        if images[0] is None or not _is_beside(images[0], info):
+            return {}  # a swath, whose products keep its geolocation in a group of its own
+        warnings.warn(
+            f"{file.source}: the longitudes and latitudes of its pixels do not form an even grid; the scene has no place.",
+            stacklevel=5,
+        )
+        return {}
+    left, top = x.first - x.step / 2, y.first - y.step / 2
+    return {"crs": epsg(4326), "transform": Affine(x.step, 0, left, 0, y.step, top)}
+
+
+def _is_beside(one: ArrayInfo, other: ArrayInfo) -> bool:
+    return one.name.rpartition("/")[0] == other.name.rpartition("/")[0]
 
 
 def _say_stale(stated: Any, real: Any, size: tuple[int, int], source: str) -> None:
@@ -768,10 +936,7 @@ def _are_degrees(
     """True where coordinates are longitudes and latitudes: CF tells them by name or unit."""
     if x_info is None or y_info is None:
         return False
-    named = key_of(x_info.base_name) in {"lon", "longitude"} and key_of(y_info.base_name) in {
-        "lat",
-        "latitude",
-    }
+    named = key_of(x_info.base_name) in _LONGITUDES and key_of(y_info.base_name) in _LATITUDES
     units = [str(find(v.attrs, "units") or "").lower() for v in (x_info, y_info)]
     if not (named or (units[0].startswith("degree") and units[1].startswith("degree"))):
         return False
@@ -790,8 +955,11 @@ def gdal_transform(value: Any) -> list[float] | None:
     return values if usable and values[1] * values[5] != values[2] * values[4] else None
 
 
-_X_NAMES = {"x", "lon", "longitude", "easting", "xcoordinates"}
-_Y_NAMES = {"y", "lat", "latitude", "northing", "ycoordinates"}
+_KILOMETRES = {"km", "kilometer", "kilometers", "kilometre", "kilometres"}
+_LONGITUDES = {"lon", "lons", "longitude", "longitudes", "navlon"}
+_LATITUDES = {"lat", "lats", "latitude", "latitudes", "navlat"}
+_X_NAMES = {"x", "easting", "xcoordinates", *_LONGITUDES}
+_Y_NAMES = {"y", "northing", "ycoordinates", *_LATITUDES}
 
 
 def _coordinate(
@@ -805,8 +973,8 @@ def _coordinate(
     return next((a for a in vectors if is_named(a.name, names)), None)
 
 
-def _regular(file: ArrayFile, info: ArrayInfo) -> tuple[float, float] | None:
-    """Return start and step of a list of coordinates if it is regular."""
+def _regular(file: ArrayFile, info: ArrayInfo, crs: Any) -> tuple[float, float] | None:
+    """Return start and step of a list of coordinates if it is regular, in metres where it says kilometres."""
     span = evenly(file.read(info.name))
     if span is None or span.step is None:
         warnings.warn(
@@ -814,4 +982,7 @@ def _regular(file: ArrayFile, info: ArrayInfo) -> tuple[float, float] | None:
             stacklevel=5,
         )
         return None
-    return span.first, span.step
+    metres = crs is None or not crs.is_projected or crs.linear_units_factor[1] == 1
+    in_km = key_of(str(find(info.attrs, "units") or "")) in _KILOMETRES
+    factor = 1000.0 if in_km and metres else 1.0
+    return span.first * factor, span.step * factor

@@ -22,15 +22,30 @@ NODATA = (
     "_FillValue",
     "missing_value",
     "data ignore value",
+    "data ignore values",
     "nodata value",
+    "nodata values",
     "no data",
     "no data value",
+    "no data values",
+    "no data flag",
     "fill_value",
+    "fill values",
     "fill",
     "missing",
+    "missing values",
+    "missing data",
+    "missing data value",
     "ignore value",
     "null value",
+    "bad value",
+    "bad data value",
+    "invalid value",
+    "invalid data value",
+    "background value",
 )
+SCALES = ("scale_factor", "reflectance scale factor", "scale")
+OFFSETS = ("add_offset", "offset", "intercept")
 UNITS = ("units", "unit", "wavelength units", "wavelength unit")
 CENTRES = {
     *(
@@ -119,6 +134,18 @@ def number_of(name: str, value: Any) -> float:
         raise SceneError(f"{name} is '{value}'.", "It must be a number.") from error
 
 
+def flag_of(name: str, value: Any) -> bool | None:
+    """Return yes or no that a hint gives, also as text; None where it gives nothing.
+
+    Raises:
+        SceneError: it is neither.
+    """
+    flags = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if value is not None and str(value).lower() not in flags:
+        raise SceneError(f"{name} is '{value}'.", "Use true or false.")
+    return None if value is None else flags[str(value).lower()]
+
+
 def numbers(value: Any) -> list[float] | None:
     """Return a list of numbers, also from text such as ``{1, 2, 3}``; None where it is none."""
     if isinstance(value, str):
@@ -136,16 +163,23 @@ def numbers(value: Any) -> list[float] | None:
 def stored(attrs: Mapping[str, Any]) -> Stored:
     """Return what attributes say about stored values: ours, those of CF and xarray, and those of products.
 
-    ``scale_factor`` multiplies (CF). Under any other spelling (NEON's ``Scale_Factor`` of 10000) a number above 1
-    is the divisor by which reflectance was made whole numbers.
+    ``scale_factor`` multiplies (CF), and so does ``slope``. Under any other spelling (NEON's ``Scale_Factor`` of 10000) a
+    number above 1 is the divisor by which reflectance was made whole numbers. A ``gain`` counts beside an offset; alone it
+    may be that of the detector.
     """
-    scale = number(attrs.get("scale", attrs.get("scale_factor")))
+    offset = number(find(attrs, *OFFSETS))
+    scale = number(attrs.get("scale", attrs.get("scale_factor", find(attrs, "slope"))))
+    if scale is None and offset is not None:
+        scale = number(find(attrs, "gain"))
     if scale is None:
-        scale = number(find(attrs, "scale_factor", "reflectance scale factor", "scale"))
-        if scale is not None and scale > 1:
-            scale = 1 / scale
-    offset = number(find(attrs, "add_offset", "offset")) or 0.0
+        scale = divided(number(find(attrs, *SCALES)))
+    offset = offset or 0.0
     return Stored(scale, offset, _nodata(attrs), _limits(attrs))
+
+
+def divided(factor: float | None) -> float | None:
+    """Return a reflectance scale factor as a multiplier: above 1 it is a divisor (10000)."""
+    return 1 / factor if factor is not None and factor > 1 else factor
 
 
 def _nodata(attrs: Mapping[str, Any]) -> tuple[float, ...]:

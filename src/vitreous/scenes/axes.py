@@ -30,7 +30,7 @@ _BANDS = {
         "wave",
     ),
     *("channel", "channels", "spectral", "spectralbands", "spectralband", "wavelength3d", "lambda"),
-    *("wavelengthnm", "banddim", "spectralchannel"),
+    *("wavelengthnm", "banddim", "spectralchannel", "nb", "nw", "wavelengthdim", "wvl", "wls"),
 }
 _ROWS = {
     *("y", "row", "rows", "nrow", "nrows", "line", "lines", "nlines", "numberoflines", "height"),
@@ -45,11 +45,15 @@ _ROWS = {
         "scanline",
         "nscans",
     ),
+    *("yc", "ny", "nj", "yaxis", "ycoordinate", "ycoordinates", "rlat", "lats", "latitudes"),
+    *("northings", "southnorth", "projectionycoordinate", "dimy", "ypixels", "ysize"),
 }
 _COLUMNS = {
     *("x", "col", "cols", "column", "columns", "ncol", "ncols", "sample", "samples", "width"),
     *("lon", "longitude", "crosstrack", "easting", "acrosstrack", "xdim", "pixel", "pixels"),
     *("pixelsperline", "nsamples"),
+    *("xc", "nx", "ni", "xaxis", "xcoordinate", "xcoordinates", "rlon", "lons", "longitudes"),
+    *("eastings", "westeast", "projectionxcoordinate", "dimx", "xpixels", "xsize"),
 }
 
 
@@ -174,7 +178,7 @@ def _question(shape: Sequence[int], candidates: Sequence[int], what: str) -> Sce
     for axis in candidates:
         rows, columns = (n for k, n in enumerate(shape) if k != axis)
         answers.append(
-            f"axis_order={orders[axis]} if it is {shape[axis]} bands of {rows} x {columns} pixels"
+            f"axis_order={orders[axis]} if it is {shape[axis]} band{'s' * (shape[axis] > 1)} of {rows} x {columns} pixels"
         )
     sizes = " x ".join(str(n) for n in shape)
     return SceneError(

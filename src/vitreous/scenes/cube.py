@@ -227,7 +227,7 @@ class LabelImage(NamedTuple):
 
     Attributes:
         values: ``(rows, columns)``.
-        nodata: the value that marks unlabelled pixels, where the file names one.
+        nodata: the values that mark unlabelled pixels, where the file names any.
         class_names: by value, where the file names them.
         class_colors: ``#rrggbb`` by value, where the file has them.
         crs: the coordinate system, where known.
@@ -236,7 +236,7 @@ class LabelImage(NamedTuple):
     """
 
     values: npt.NDArray[Any]
-    nodata: float | None = None
+    nodata: tuple[float, ...] = ()
     class_names: Mapping[int, str] | None = None
     class_colors: Mapping[int, str] | None = None
     crs: Any = None
@@ -404,8 +404,8 @@ def read_window(
 ) -> npt.NDArray[np.float32]:
     """Read one window in physical units, NaN where a pixel has no valid measurement.
 
-    A pixel is invalid when a used band is not finite, when every used band equals nodata, or when any does
-    and nodata is not 0 (a single 0 is a legitimate dark count).
+    A pixel is invalid when a used band is not finite or beyond all measurements (:data:`HUGE`), when every used band
+    equals nodata, or when any does and nodata is not 0 (a single 0 is a legitimate dark count).
 
     Args:
         scene: the scene.
@@ -420,8 +420,10 @@ def read_window(
     first, last = int(index.min()), int(index.max()) + 1
     # Not the scene itself: cutting its coordinates takes longer than reading a small window.
     stored = np.asarray(scene.variable[first:last, rows, columns].values)[index - first]
-    cube = stored.astype(np.float32)
-    invalid = ~np.isfinite(cube).all(axis=0)
+    with np.errstate(over="ignore"):  # of float64, what float32 cannot hold becomes infinite
+        cube = stored.astype(np.float32)
+    # The largest numbers of a type mark missing values, whether the file says so or not; NaN fails too.
+    invalid = ~(np.abs(cube) < HUGE).all(axis=0)
     nodata = scene.attrs.get("nodata")
     if nodata is not None and np.isfinite(nodata):
         # In float32, whole numbers of 32 bits are no longer apart from their neighbours.

@@ -13,7 +13,14 @@ from vitreous.scenes.cube import good_bands, is_nodata, wavelengths_of
 
 _SIDE = 32  # pixels of a window that is looked at
 _ACROSS = 5  # windows in each direction
-_SENTINELS = (-9999.0, -32768.0)  # what files mean by "no measurement" without saying so
+_SENTINELS = (
+    -9999.0,
+    -999.0,
+    -99999.0,
+    -32768.0,
+    -32767.0,
+    65535.0,
+)  # what files mean by "no measurement" without saying so
 _NAMED = 12  # bands in a message
 
 

@@ -21,6 +21,7 @@ import xarray as xr
 
 from vitreous.errors import SceneError
 from vitreous.scenes import arrays, pace, prisma, tanager
+from vitreous.scenes.attributes import flag_of
 from vitreous.scenes.axes import Axes
 from vitreous.scenes.cube import LabelImage, LazyCube, Window, check_shape, make_scene
 from vitreous.scenes.hdf5 import Hdf5File
@@ -54,6 +55,7 @@ def open(  # the name that every reader has
     Raises:
         SceneError: the file is damaged, holds no cube or several, or has no GLT where ``ortho`` asks for one.
     """
+    ortho = flag_of("ortho", ortho)
     file = Hdf5File(path)
     product = next((p for p in _PRODUCTS if variable is None and p.is_product(file)), None)
     if product is not None:

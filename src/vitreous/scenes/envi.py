@@ -22,7 +22,7 @@ import xarray as xr
 
 from vitreous.errors import SceneError, did_you_mean
 from vitreous.files import atomic_path, write_text
-from vitreous.scenes.attributes import numbers
+from vitreous.scenes.attributes import NODATA, divided, key_of, number_of, numbers
 from vitreous.scenes.cube import (
     UNITS,
     LabelImage,
@@ -34,7 +34,7 @@ from vitreous.scenes.cube import (
     make_scene,
     settle,
 )
-from vitreous.scenes.values import converted
+from vitreous.scenes.values import converted, nodata_values
 from vitreous.scenes.wavelengths import Spectral, from_names, numbers_as_names, spectral
 
 HEADER_LIMIT = 8 * 2**20
@@ -72,6 +72,18 @@ _NO_DATA = {  # endings of what lies beside an image and is none
     ),
     *(".shp", ".shx", ".dbf", ".cpg", ".gpkg", ".geojson", ".png", ".jpg", ".jpeg", ".glt", ".roi"),
 }
+_SYNONYMS = {  # what other writers call ENVI's keys
+    "wavelengths": "wavelength",
+    "wavelength unit": "wavelength units",
+    "fwhms": "fwhm",
+    "bandwidth": "fwhm",
+    "bandwidths": "fwhm",
+    "band widths": "fwhm",
+    "band name": "band names",
+    "bad bands list": "bbl",
+    "coordinate system": "coordinate system string",
+}
+_NODATA_KEYS = {key_of(name) for name in NODATA}
 _KEYS = {  # ENVI's own and ours
     *("description", "samples", "lines", "bands", "header offset", "file type", "data type"),
     *("interleave", "byte order", "sensor type", "wavelength units", "wavelength", "fwhm", "bbl"),
@@ -92,6 +104,7 @@ _KEYS = {  # ENVI's own and ours
     ),
     *("timestamp", "vitreous unit", "vitreous scale"),
 }
+_OR_HINT = {"wavelength": ", or set wavelengths=....", "fwhm": ", or set fwhm=...."}
 _FLOATS = {"4", "5"}  # data types
 # AVIRIS, AVIRIS-NG and AVIRIS-3 (ang..._rdn_v2_img), Specim IQ (REFLECTANCE_2018-09-11_001.dat).
 _NAMED_UNIT = re.compile(
@@ -176,14 +189,15 @@ def open(
         scale=lambda: radiometry(header, source)[1],
         nodata=lambda: nodata_of(header, source),
     )
-    crs, transform = _georeference(header, source)
+    crs, transform = place_of(header, source)
     facts |= band_facts(header, bands, source, wavelength_unit, known)
-    gains = _gains(header, bands, source)
+    gains = _gains(header, bands, source, known)
     values: npt.NDArray[Any] | LazyCube = cube
     if gains is not None:
-        nodata = () if facts["nodata"] is None else (facts["nodata"],)
+        nodata = nodata_values(facts["nodata"])
         stored = LazyCube(cube.shape, cube.dtype, _Mapped(data_path, header, byte_order))
-        scales, offsets = gains[0] * facts["scale"], gains[1] * facts["scale"]
+        scales = gains[0] * facts["scale"]
+        offsets = gains[1] * (1.0 if "scale" in known else facts["scale"])
         values = converted(stored, scales=scales, offsets=offsets, nodata=nodata)
         facts |= {"scale": 1.0, "nodata": math.nan}
     return make_scene(values, crs=crs, transform=transform, source=source, **{**known, **facts})
@@ -302,8 +316,8 @@ def open_labels(path: Path, *, byte_order: int | None = None) -> LabelImage:
             f"{source} has {cube.shape[0]} bands.", "A label image must have one band."
         )
     names, colors = _classes(header, source)
-    nodata = nodata_of(header, source)
-    return LabelImage(np.array(cube[0]), nodata, names, colors, *_georeference(header, source))
+    nodata = nodata_values(nodata_of(header, source))
+    return LabelImage(np.array(cube[0]), nodata, names, colors, *place_of(header, source))
 
 
 def write(scene: xr.DataArray, path: str | Path, interleave: str = "bsq") -> None:
@@ -412,17 +426,51 @@ def read_header(path: Path) -> Header:
             "Other formats also use .hdr; check what wrote this file.",
         )
     header: Header = {}
+    others: Header = {}  # under names of other writers, which count where ENVI's own are missing
     stray: list[str] = []
-    for key, value in _entries(list(lines), path, stray):
+    for key, value in _entries(_joined(list(lines)), path, stray):
+        key = _spelled(key)
+        known = canonical_key(key)
+        if known != key:
+            others.setdefault(known, value)
+            continue
         if header.get(key, value) != value:
             raise SceneError(f"{path} gives '{key}' twice.", "Delete the wrong one.")
         header[key] = value
+    header = {**others, **header}
     _say_skipped(header, stray, path)
     return header
 
 
+def canonical_key(key: str) -> str:
+    """Return ENVI's own name for a key in another spelling: plural, with underscores, or a word for no data."""
+    key = _spelled(key)
+    return "data ignore value" if key_of(key) in _NODATA_KEYS else _SYNONYMS.get(key, key)
+
+
+def _spelled(key: str) -> str:
+    """A key in ENVI's spelling: lower case, words divided by one blank."""
+    return " ".join(key.lower().replace("_", " ").split())
+
+
+def _joined(lines: list[str]) -> list[str]:
+    """Put a key and its equals sign on one line, where the sign begins the next."""
+    joined: list[str] = []
+    for line in lines:
+        if (
+            line.lstrip().startswith("=")
+            and joined
+            and joined[-1].strip()
+            and "=" not in joined[-1]
+        ):
+            joined[-1] += line
+        else:
+            joined.append(line)
+    return joined
+
+
 def _entries(lines: list[str], path: Path, stray: list[str]) -> Iterator[tuple[str, str]]:
-    """Yield keys, with blanks for underscores, and values; lines that are neither are added to ``stray``."""
+    """Yield keys and values; lines that are neither are added to ``stray``."""
     at = 0
     while at < len(lines):
         line = lines[at]
@@ -433,7 +481,6 @@ def _entries(lines: list[str], path: Path, stray: list[str]) -> Iterator[tuple[s
         if not equals:
             stray.append(line.strip())
             continue
-        key = " ".join(key.lower().replace("_", " ").split())
         value = value.strip()
         following = next((k for k in range(at, len(lines)) if lines[k].strip()), None)
         if not value and following is not None and lines[following].lstrip().startswith("{"):
@@ -531,7 +578,9 @@ def _layout(header: Header, source: str, byte_order: int | None) -> _Layout:
 
 def _dtype(header: Header, code: int, byte_order: int | None, source: str) -> np.dtype[Any]:
     dtype = np.dtype(_TYPES[code])
-    order = byte_order if byte_order is not None else _number(header, "byte order", int, source)
+    order = None if byte_order is None else int(number_of("byte_order", byte_order))
+    if order is None:
+        order = _number(header, "byte order", int, source)
     if order is None:  # ENVI's default
         order = 0
     if order not in {0, 1}:
@@ -591,17 +640,22 @@ def _number(header: Header, key: str, kind: Callable[[str], T], source: str) -> 
 
 
 def _names(header: Header, key: str) -> list[str] | None:
-    items = [item.strip() for item in _split(header.get(key, ""))]
+    items = [item.strip().strip('"').strip() for item in _split(header.get(key, ""))]
     while items and not items[-1]:  # some writers end their lists with a comma
         items.pop()
     return items or None
 
 
 def _split(text: str) -> list[str]:
-    """Split a list at its commas; those inside of braces, brackets and parentheses belong to an item."""
-    items, depth, start = [], 0, 0
+    """Split a list at its commas; those inside of braces, brackets, parentheses and quotes belong to an item."""
+    items, depth, start, quoted = [], 0, 0, False
+    in_pairs = text.count('"') % 2 == 0
     for at, letter in enumerate(text):
-        if letter in "{[(":
+        if letter == '"' and in_pairs:
+            quoted = not quoted
+        elif quoted:
+            continue
+        elif letter in "{[(":
             depth += 1
         elif letter in "}])":
             depth = max(0, depth - 1)
@@ -634,7 +688,7 @@ def _numbers(header: Header, key: str, source: str) -> npt.NDArray[np.float64] |
             return np.array(divided_otherwise)
         raise SceneError(
             f"{source} has non-numeric values in '{key}' of its header ({error}).",
-            "Correct the header.",
+            "Correct the header" + _OR_HINT.get(key, "."),
         ) from error
 
 
@@ -677,7 +731,7 @@ def _per_band(header: Header, key: str, bands: int, source: str) -> npt.NDArray[
     if values is not None and values.size != bands:
         raise SceneError(
             f"{source} has {bands} bands but {values.size} values in '{key}' of its header.",
-            "Correct the header" + (", or give wavelengths=..." if key == "wavelength" else "."),
+            "Correct the header" + _OR_HINT.get(key, "."),
         )
     return values
 
@@ -688,10 +742,10 @@ def _good_bands(header: Header, bands: int, source: str) -> npt.NDArray[np.bool_
 
 
 def _gains(
-    header: Header, bands: int, source: str
+    header: Header, bands: int, source: str, known: Mapping[str, Any]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None:
-    """Gains and offsets of the bands, None where they change nothing."""
-    gains = _per_band(header, "data gain values", bands, source)
+    """Gains and offsets of the bands, None where they change nothing; a scale of the user's replaces the gains."""
+    gains = None if "scale" in known else _per_band(header, "data gain values", bands, source)
     offsets = _per_band(header, "data offset values", bands, source)
     gains = np.ones(bands) if gains is None else gains
     offsets = np.zeros(bands) if offsets is None else offsets
@@ -720,7 +774,13 @@ def radiometry(header: Header, source: str) -> tuple[str, float]:
                 f"{source} has the reflectance scale factor {factor}.",
                 "It must be a positive number.",
             )
-        unit, scale = "reflectance", 1.0 / factor
+        if factor < 1:
+            warnings.warn(
+                f"{source} has the reflectance scale factor {factor:g}, by which ENVI divides; below 1 it is assumed to be a "
+                "multiplier (set scale=... to override).",
+                stacklevel=3,
+            )
+        unit, scale = "reflectance", float(divided(factor) or 1.0)
     elif header.get("data type", "").strip() in _FLOATS:
         unit = _said_unit(header, source)
     own_unit = header.get("vitreous unit", "")
@@ -742,10 +802,11 @@ def _classes(header: Header, source: str) -> tuple[dict[int, str] | None, dict[i
 
 def place_of_map_info(text: str, source: str) -> tuple[Any, Any]:
     """Return CRS and transform of an ENVI map info, which other formats (NEON's HDF5) keep as text."""
-    return _georeference({"map info": text.strip().strip("{}")}, source)
+    return place_of({"map info": text.strip().strip("{}")}, source)
 
 
-def _georeference(header: Header, source: str) -> tuple[Any, Any]:
+def place_of(header: Header, source: str) -> tuple[Any, Any]:
+    """Return CRS and transform of a header, each None where it does not say."""
     fields = _names(header, "map info")
     transform, crs = None, None
     if fields is not None:
@@ -817,7 +878,8 @@ def _crs_of_map_info(fields: list[str]) -> Any:
     code = None
     if words[0] == "utm" and units in {"", "meters", "metres"}:
         zone = int(fields[7])
-        base = _UTM_BASE.get((datum or "", words[8]))
+        half = {"n": "north", "s": "south"}.get(words[8], words[8])
+        base = _UTM_BASE.get((datum or "", half))
         code = base + zone if base is not None and 1 <= zone <= 60 else None
     elif words[0].startswith("geographic"):
         code = _GEOGRAPHIC.get(datum or "")

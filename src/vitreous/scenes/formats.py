@@ -28,7 +28,7 @@ from vitreous.scenes.attributes import number_of, numbers
 from vitreous.scenes.cube import UNITS, BandCountError, LazyCube, make_scene, marked_good
 from vitreous.scenes.sensors import Sensor, banded
 from vitreous.scenes.stacks import Picked
-from vitreous.scenes.wavelengths import known_unit, spectral, unit_in_name
+from vitreous.scenes.wavelengths import known_unit, say_odd_widths, spectral, unit_in_name
 
 COMMON_HINTS = (
     *("unit", "scale", "nodata", "wavelengths", "fwhm", "wavelength_unit"),
@@ -144,6 +144,8 @@ def open_scene(
         if "sensor" not in common:
             raise
         raise _of_another_sensor(error, banded(common["sensor"])) from error
+    if "wavelength" in scene.coords and "fwhm" in scene.coords:
+        say_odd_widths(scene["fwhm"].values, scene["wavelength"].values, file.name)
     # Others reopen a scene by its source, maybe from another folder; ENVI names its data, given its header.
     source = file.absolute().parent / Path(scene.attrs["source"]).name
     scene = scene.assign_attrs(source=str(source))

@@ -27,7 +27,7 @@ import xarray as xr
 from vitreous.errors import SceneError, VitreousError
 from vitreous.files import atomic_path, write_text
 from vitreous.scenes import envi, tiff_pages
-from vitreous.scenes.attributes import NODATA, key_of, number_of
+from vitreous.scenes.attributes import number_of
 from vitreous.scenes.cube import (
     UNITS,
     LabelImage,
@@ -42,8 +42,8 @@ from vitreous.scenes.cube import (
     unlabelled_code,
 )
 from vitreous.scenes.gdal_files import RasterReader, known_grid, open_raster
-from vitreous.scenes.sensors import sensor_of_names
-from vitreous.scenes.values import Validity, converted
+from vitreous.scenes.sensors import facts_of_names
+from vitreous.scenes.values import Validity, converted, nodata_values
 from vitreous.scenes.wavelengths import from_names, numbers_as_names, spectral
 
 TILE = 256
@@ -60,7 +60,6 @@ _DOMAIN_KEYS = {"wavelength", "wavelength units", "fwhm", "bbl", "band names"} |
     "data ignore value",
     "reflectance scale factor",
 }
-_NODATA = {key_of(name) for name in NODATA}
 Tags = dict[str, str]
 
 
@@ -89,7 +88,7 @@ def open(
         SceneError: the file cannot be read as GeoTIFF, holds complex numbers, or several images of different sizes.
     """
     source = str(path)
-    page = None if page is None else int(number_of("page", page))
+    page = _existing_page(path, page)
     with open_raster(path, "GTiff", page) as dataset:
         if page is None and len(dataset.subdatasets) > 1:
             return tiff_pages.open(path, dataset, axis_order=axis_order, known=known)
@@ -107,6 +106,8 @@ def open(
         facts = _facts(dataset, bands, wavelength_unit, header, known, source)
         settings = _conversion(dataset, bands, facts, known)
         crs, transform = known_grid(dataset)
+        if crs is None and transform is None and header is not None:
+            crs, transform = envi.place_of(header, source)
         masked = _has_mask(dataset, bands[0])
     reader = RasterReader(path, "GTiff", page)
     cube = LazyCube(shape, dtype, Stored(reader, bands))
@@ -116,7 +117,9 @@ def open(
     if masked:
         valid.append(reader.read_mask)
     if settings or valid:
-        cube = converted(cube, **settings, valid=tuple(valid), nodata=_only(facts["nodata"]))
+        cube = converted(
+            cube, **settings, valid=tuple(valid), nodata=nodata_values(facts["nodata"])
+        )
         facts["scale"] = 1.0 if "scales" in settings else facts["scale"]
         facts["nodata"] = math.nan
     return make_scene(cube, **{"crs": crs, "transform": transform, **known, **facts}, source=source)
@@ -129,7 +132,7 @@ def open_labels(path: Path, *, page: int | None = None) -> LabelImage:
         SceneError: more than one band, too many pixels, or values that are no class numbers.
     """
     source = str(path)
-    page = None if page is None else int(number_of("page", page))
+    page = _existing_page(path, page)
     with open_raster(path, "GTiff", page) as dataset:
         pages = len(dataset.subdatasets)
         if page is None and pages > 1:
@@ -150,7 +153,7 @@ def open_labels(path: Path, *, page: int | None = None) -> LabelImage:
         crs, transform = known_grid(dataset)
         names = _stored_class_names(dataset) or read_category_names(path)
         colors = _color_table(dataset)
-        nodata = dataset.nodata
+        nodata = nodata_values(dataset.nodata)
         masked = _has_mask(dataset, 0)
     rows, columns = slice(0, dataset.height, 1), slice(0, dataset.width, 1)
     reader = RasterReader(path, "GTiff", page)
@@ -317,16 +320,24 @@ class Alpha:
         return shown
 
 
+def _existing_page(path: Path, page: Any) -> int | None:
+    """The number of an image that a file has, None where none is asked for."""
+    if page is None:
+        return None
+    wanted = int(number_of("page", page))
+    with open_raster(path, "GTiff") as dataset:
+        count = max(1, len(dataset.subdatasets))
+    if not 1 <= wanted <= count:
+        raise SceneError(f"{path} has no page {wanted}.", f"Choose page=1 to page={count}.")
+    return wanted
+
+
 def _has_mask(dataset: Any, band: int) -> bool:
     """True where the file keeps a mask for all bands, inside or in a ``.msk`` beside it; alpha bands do not count."""
     from rasterio.enums import MaskFlags
 
     flags = dataset.mask_flag_enums[band]
     return MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
-
-
-def _only(nodata: float | None) -> tuple[float, ...]:
-    return () if nodata is None else (nodata,)
 
 
 def alpha_band(dataset: Any, source: str) -> int | None:
@@ -345,7 +356,7 @@ def alpha_band(dataset: Any, source: str) -> int | None:
     shrink = max(1, max(dataset.shape) // ALPHA_SAMPLE)
     shape = tuple(max(1, side // shrink) for side in dataset.shape)
     sample = dataset.read(band + 1, out_shape=shape)
-    full = np.iinfo(sample.dtype).max if sample.dtype.kind in "iu" else sample.max(initial=0)
+    full = sample.max(initial=0)  # 255 mostly, in other files 1
     if ((sample != 0) & (sample != full)).mean() <= ALPHA_BETWEEN:
         return band
     warnings.warn(
@@ -421,13 +432,19 @@ def envi_domain(dataset: Any) -> envi.Header:
     """Return the ENVI header that GDAL and EnMAP-Box keep in a domain of a file's tags, if any."""
     text = {**dataset.tags(), **dataset.tags(ns="ENVI")}
     lists = {
-        " ".join(key.lower().replace("_", " ").split()): value.strip().strip("{}[]()").strip()
+        envi.canonical_key(key): value.strip().strip("{}[]()").strip()
         for key, value in text.items()
     }
-    renamed = {"wavelengths": "wavelength", "fwhms": "fwhm", "wavelength unit": "wavelength units"}
-    renamed |= {key: "data ignore value" for key in lists if key_of(key) in _NODATA}
-    lists = {renamed.get(key, key): value for key, value in lists.items()}
+    listed = _listed_bands(text, dataset.count)
+    if listed and "band names" not in lists:
+        lists["band names"] = listed
     return {key: value for key, value in lists.items() if key in _DOMAIN_KEYS}
+
+
+def _listed_bands(tags: Tags, count: int) -> str:
+    """The tags ``Band_1``, ``Band_2`` ... in which GDAL keeps ENVI's names of bands, as a list; "" where one is missing."""
+    names = [tags.get(f"Band_{k}", "") for k in range(1, count + 1)]
+    return ", ".join(name.replace(",", " ") for name in names) if all(names) else ""
 
 
 def _conversion(
@@ -534,12 +551,7 @@ def _from_descriptions(
         )
         return {"wavelengths": found.centres}
     # "B8A" gives Sentinel-2 away; "B05" and the like also name quite different bands of Landsat.
-    names = [name.upper() for name in descriptions]
-    table = sensor_of_names(names, [Path(source).stem]) or {}
-    if not descriptions or not set(names) <= table.keys():
-        return {}
-    bands = [table[name] for name in names]
-    return {"wavelengths": [b.centre for b in bands], "fwhm": [b.fwhm for b in bands]}
+    return facts_of_names(descriptions, [Path(source).stem])
 
 
 def _describe(dataset: Any, scene: xr.DataArray) -> None:

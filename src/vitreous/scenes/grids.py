@@ -12,6 +12,7 @@ import xarray as xr
 from vitreous.scenes.cube import georeference
 
 GRID_TOLERANCE = 0.01  # of a pixel: grids that agree this well are the same grid
+_LOOKED_AT = 33  # rows and columns by which an overlap is told
 _STRIP = 2**22  # pixels placed at a time
 _NUDGE = 1e-6  # of a pixel: a centre on an edge always falls to the same side
 
@@ -127,6 +128,21 @@ def nearest_window(
     values = np.zeros(inside.shape, dtype=stored.dtype)
     values[inside] = stored[row - top, column - left]
     return values, inside
+
+
+def overlap(first: Grid, second: Grid) -> bool:
+    """Return whether two images show any ground together; True where one of them has no place."""
+    if first.transform is None or second.transform is None:
+        return True
+    return _meets(first, second) or _meets(second, first)
+
+
+def _meets(own: Grid, wanted: Grid) -> bool:
+    """Whether any of a few pixels of one grid, spread evenly, lies in the other."""
+    rows, columns = (np.unique(np.linspace(0, n - 1, _LOOKED_AT).astype(int)) for n in wanted.size)
+    row, column = pixels_at(own, wanted, rows, columns)
+    inside = (row >= 0) & (row < own.size[0]) & (column >= 0) & (column < own.size[1])
+    return bool(inside.any())
 
 
 def pixels_at(

@@ -17,12 +17,20 @@ import numpy as np
 import numpy.typing as npt
 
 from vitreous.errors import SceneError, VitreousError
-from vitreous.scenes.arrays import MAX_ARRAYS, ArrayInfo, Key, as_declared, check_memory, plain
-from vitreous.scenes.attributes import NODATA, find, key_of
+from vitreous.scenes.arrays import (
+    MAX_ARRAYS,
+    MAX_WORDS,
+    ArrayInfo,
+    Key,
+    as_declared,
+    check_memory,
+    plain,
+)
+from vitreous.scenes.attributes import NODATA, find
 
 _MAX_DEPTH = 8
 _BARE_DIMENSION = "This is a netCDF dimension but not a netCDF variable"
-_TEXTS = {"mapinfo", "epsgcode", "structmetadata0"}  # NEON's place, and HDF-EOS's
+_WORD_BYTES = 2**20
 _MAX_ATTRIBUTE = 2**20
 
 
@@ -64,14 +72,14 @@ class Hdf5File:
 
     @cached_property
     def attrs(self) -> dict[str, Any]:
-        """The file's global attributes, and the texts that products keep as datasets of their own."""
+        """The file's global attributes, and the single numbers and words that products keep as datasets."""
         with opened(self.path) as file:
-            texts = {
+            words = {
                 name.rpartition("/")[2]: plain(dataset[()])
                 for name, dataset in _datasets(file)
-                if key_of(name.rpartition("/")[2]) in _TEXTS and dataset.shape == ()
+                if _is_word(dataset)
             }
-            return {**texts, **_attributes(file)}
+            return {**words, **_attributes(file)}
 
     def group_attrs(self, name: str) -> dict[str, Any]:
         """Return the attributes of a group and its subgroups; empty where there is none."""
@@ -98,7 +106,7 @@ class Hdf5File:
             note = "non-numeric values"
         elif dataset.is_virtual or dataset.external:
             note = "kept in other files, which is not allowed"
-        attributes = _attributes(dataset)
+        attributes = {**_of_groups(dataset), **_attributes(dataset)}
         if not note and dataset.fillvalue and find(attributes, *NODATA) is None:
             attributes["_FillValue"] = plain(np.asarray(dataset.fillvalue))
         if str(attributes.get("NAME", "")).startswith(_BARE_DIMENSION):
@@ -160,6 +168,28 @@ def _attributes(item: Any) -> dict[str, Any]:
             continue
         if attribute.dtype.kind in "iufbSU" or h5py.check_string_dtype(attribute.dtype) is not None:
             found[name] = plain(item.attrs[name])
+    return found
+
+
+def _is_word(dataset: Any) -> bool:
+    """A single number or text, or a short list of texts, kept in the file itself."""
+    import h5py
+
+    if dataset.shape is None or dataset.is_virtual or dataset.external:
+        return False
+    text = h5py.check_string_dtype(dataset.dtype) is not None
+    several = text and len(dataset.shape) == 1 and 0 < dataset.size <= MAX_WORDS
+    usable = dataset.dtype.itemsize < _WORD_BYTES and (text or dataset.dtype.kind in "iufb")
+    return usable and (dataset.size == 1 or several)
+
+
+def _of_groups(dataset: Any) -> dict[str, Any]:
+    """The attributes of the groups that a dataset lies in; those of the file itself count for all its arrays."""
+    found: dict[str, Any] = {}
+    group = dataset.parent
+    while group.name not in {"/", None}:
+        found = {**_attributes(group), **found}
+        group = group.parent
     return found
 
 

@@ -19,7 +19,7 @@ from vitreous.scenes import arrays
 from vitreous.scenes.arrays import ArrayFile, ArrayInfo
 from vitreous.scenes.attributes import NODATA, find, is_named, key_of, number, stored
 from vitreous.scenes.cube import MAX_BANDS, Window
-from vitreous.scenes.sensors import sensor_of_names
+from vitreous.scenes.sensors import facts_of_names
 from vitreous.scenes.values import Converted
 from vitreous.scenes.wavelengths import from_names, spectral
 
@@ -140,15 +140,9 @@ def _known_centres(file: ArrayFile, images: Sequence[ArrayInfo]) -> dict[str, An
         said = unit if isinstance(unit, str) else "nm" if _named_centre(images[0]) else None
         found = spectral([c for c in own if c is not None], known, said, file.source)  # type: ignore[arg-type]
         return {"wavelengths": found.centres, **({} if found.widths is None else {"fwhm": found.widths})}  # fmt: skip
-    names = [info.name.rpartition("/")[2].upper() for info in images]
-    texts = [str(value)[:200] for value in file.attrs.values() if isinstance(value, str)]
-    table = sensor_of_names(names, texts)
-    if table is None or not set(names) <= table.keys():
-        return None
-    return {
-        "wavelengths": np.array([table[name].centre for name in names]),
-        "fwhm": np.array([table[name].fwhm for name in names]),
-    }
+    names = [info.name.rpartition("/")[2] for info in images]
+    facts = facts_of_names(names, arrays.texts(file))
+    return {name: np.array(column) for name, column in facts.items()} or None
 
 
 def _own_centre(info: ArrayInfo) -> float | None:

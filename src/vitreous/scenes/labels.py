@@ -19,7 +19,7 @@ import xarray as xr
 
 from vitreous.errors import SceneError
 from vitreous.scenes import vectors
-from vitreous.scenes.attributes import number_of
+from vitreous.scenes.attributes import flag_of, number_of
 from vitreous.scenes.cube import (
     HUGE,
     LabelImage,
@@ -30,8 +30,8 @@ from vitreous.scenes.cube import (
     make_labels,
 )
 from vitreous.scenes.formats import call_reader, find_reader, local_path
-from vitreous.scenes.grids import Grid, nearest
-from vitreous.scenes.legends import legend, legend_beside
+from vitreous.scenes.grids import Grid, nearest, shift
+from vitreous.scenes.legends import Legend, legend, legend_beside
 from vitreous.scenes.places import usable
 
 MOST_CLASSES = 1000  # no legend is longer: an image with more values is a measurement
@@ -99,7 +99,7 @@ def open_labels(
         }
         given_hints = {name: value for name, value in own.items() if value is not None}
         return open_labels_apart(file, like, attribute, {**given_hints, **hints})
-    zero_class = _parse_flag(zero_class)
+    zero_class = flag_of("zero_class", zero_class)
     unlabelled = parse_unlabelled(nodata)
     names = _parse_names(class_names)
     if vectors.is_vector(file):
@@ -123,6 +123,8 @@ def open_labels(
     image: LabelImage = call_reader(reader.open_labels, file, hints, extra=_OWN_HINTS)
     given = None if classes is None else legend(classes)
     found = given or (None if image.class_names else legend_beside(file))
+    if given is not None:
+        _say_unnamed(image, given, classes, str(file))
     if found is not None:
         image = image._replace(
             class_names={**(image.class_names or {}), **found.names},
@@ -130,6 +132,20 @@ def open_labels(
         )
     coded = _coded(image, unlabelled, zero_class, str(file))
     return _numbered(coded if like is None else _fit(coded, like), names)
+
+
+def _say_unnamed(image: LabelImage, given: Legend, classes: Any, source: str) -> None:
+    """Say which codes of an image the user's legend leaves without a name."""
+    values, labelled = _whole_numbers(image.values, source)
+    codes = {int(code) for code in np.unique(values[labelled])}
+    unnamed = sorted(codes - given.names.keys() - set(image.nodata) - {0})
+    unnamed = [code for code in unnamed if code not in vectors.strange_codes(sorted(codes))]
+    if unnamed:
+        warnings.warn(
+            f"{classes} has no name for the codes {', '.join(map(str, unnamed[:8]))} of {source}"
+            f"{' ...' if unnamed[8:] else ''}.",
+            stacklevel=3,
+        )
 
 
 def parse_unlabelled(nodata: Any) -> tuple[float, ...] | None:
@@ -240,7 +256,7 @@ def _coded(
 ) -> _Coded:
     values, finite = _whole_numbers(image.values, source)
     labelled = finite if image.valid is None else finite & image.valid
-    stated = () if image.nodata is None else (float(image.nodata),)
+    stated = image.nodata
     names = {code: name.strip() for code, name in (image.class_names or {}).items()}
     for value in stated if given is None else given:
         labelled = labelled & ~is_nodata(np.asarray(image.values), value)
@@ -359,8 +375,11 @@ def _fit(coded: _Coded, like: xr.DataArray) -> _Coded:
             f"{coded.source} ({own}) and {of_scene} ({wanted}) do not overlap where there are labels.",
             "Check that both cover the same area.",
         )
+    moved = ""
+    if str(own) == str(wanted):
+        moved = f", {shift(own.transform, wanted.transform, wanted.size):.3g} pixels away"
     warnings.warn(
-        f"{coded.source} is on a different grid ({own}) than {of_scene} ({wanted}): resampled to it (nearest "
+        f"{coded.source} is on a different grid ({own}{moved}) than {of_scene} ({wanted}): resampled to it (nearest "
         "neighbour);"
         f" {before:,} labelled pixels became {int(labelled.sum()):,}.",
         stacklevel=3,
@@ -432,13 +451,6 @@ def _colors_of(codes: list[int], table: Mapping[int, str]) -> list[str] | None:
     colors = [table[code] for code in codes if code in table]
     usable = len(colors) == len(codes) and len(set(colors)) > min(1, len(codes) - 1)
     return colors if colors and usable else None
-
-
-def _parse_flag(value: Any) -> bool | None:
-    flags = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if value is not None and str(value).lower() not in flags:
-        raise SceneError(f"zero_class is '{value}'.", "Use true or false.")
-    return None if value is None else flags[str(value).lower()]
 
 
 def _parse_names(

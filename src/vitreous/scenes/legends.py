@@ -23,6 +23,7 @@ ENDINGS = (".qml", ".csv", ".json")
 _CODES = {"code", "value", "class", "classid", "id", "classcode", "gridcode", "pixel", "pixelvalue"}
 _NAMES = {"name", "label", "classname", "description", "landcover"}
 _COLORS = {"color", "colour", "hex", "rgb"}
+_PARTS = ("red", "green", "blue")
 _HEX = re.compile(r"#?([0-9a-fA-F]{6})(?:[0-9a-fA-F]{2})?")
 # What a name means, the first that fits, and its colours from dark to light.
 _MEANINGS = (
@@ -51,15 +52,23 @@ class Legend(NamedTuple):
 @functools.cache
 def schemes() -> dict[str, Legend]:
     """Return the known schemes by name."""
-    text = resources.files("vitreous.scenes").joinpath("legends.json").read_text("utf-8")
-    content: dict[str, Any] = json.loads(text)
     return {
         name: Legend(
             {int(code): str(entry[0]) for code, entry in scheme["classes"].items()},
             {int(code): str(entry[1]) for code, entry in scheme["classes"].items()},
         )
-        for name, scheme in content.items()
+        for name, scheme in _scheme_file().items()
     }
+
+
+def _scheme_file() -> dict[str, Any]:
+    text = resources.files("vitreous.scenes").joinpath("legends.json").read_text("utf-8")
+    content: dict[str, Any] = json.loads(text)
+    return content
+
+
+def _titles() -> dict[str, str]:
+    return {name: str(scheme["title"]) for name, scheme in _scheme_file().items()}
 
 
 def legend(given: str | Path) -> Legend:
@@ -71,16 +80,17 @@ def legend(given: str | Path) -> Legend:
     Raises:
         SceneError: neither a scheme nor a file with codes and names.
     """
-    named = {key_of(name): name for name in schemes()}.get(key_of(str(given)))
+    titled = {key_of(title): name for name, title in _titles().items()}
+    named = {**titled, **{key_of(name): name for name in schemes()}}.get(key_of(str(given)))
     if named is not None and not Path(given).exists():
         return schemes()[named]
     path = Path(given).expanduser()
     if not path.is_file():
         raise SceneError(
-            f"There is no legend '{given}'.",
+            f"No such legend or file: {given}.",
             did_you_mean(str(given), schemes()) + " Or name a CSV, JSON or QML file.",
         )
-    found = _read(path)
+    found = _read(path, asked=True)
     if found is None:
         raise SceneError(
             f"{path} holds no legend.",
@@ -95,7 +105,7 @@ def legend_beside(path: Path) -> Legend | None:
         beside = path.with_suffix(ending)
         if beside != path and beside.is_file():
             try:
-                found = _read(beside)
+                found = _read(beside, asked=False)
             except SceneError:  # some other file of that name
                 continue
             if found is not None:
@@ -120,11 +130,12 @@ def colors_of_names(names: Sequence[str], fallback: Sequence[str]) -> list[str]:
     return colors
 
 
-def _read(path: Path) -> Legend | None:
+def _read(path: Path, *, asked: bool) -> Legend | None:
+    """Read a legend; where the user did not ask for the file, only what can hardly be anything else."""
     kind = path.suffix.lower()
     if kind == ".qml":
         return _of_qml(path)
-    return _of_json(path) if kind == ".json" else _of_csv(path)
+    return _of_json(path, asked) if kind == ".json" else _of_csv(path, asked)
 
 
 def _of_qml(path: Path) -> Legend | None:
@@ -144,7 +155,7 @@ def _of_qml(path: Path) -> Legend | None:
     return None
 
 
-def _of_json(path: Path) -> Legend | None:
+def _of_json(path: Path, asked: bool) -> Legend | None:
     content = read_json(path)
     content = content.get("classes", content) if isinstance(content, dict) else content
     names, colors = {}, {}
@@ -154,18 +165,33 @@ def _of_json(path: Path) -> Legend | None:
     if not isinstance(content, dict):
         return None
     for key, value in content.items():
-        code = _code(key)
-        if code is None:
+        code, entry = _code(key), _entry(value)
+        if code is None and asked:  # names with their codes
+            code, entry = _code(value), {"name": key}
+        if code is None or "name" not in entry:
             return None
-        entry = value if isinstance(value, dict) else {"name": value}
-        names[code] = str(entry.get("name", f"class {code}")).strip()
-        color = _color(entry.get("color", entry.get("colour")))
+        names[code] = str(entry["name"]).strip()
+        color = _color(entry.get("color"))
         if color:
             colors[code] = color
     return Legend(names, colors) if names else None
 
 
-def _of_csv(path: Path) -> Legend | None:
+def _entry(value: Any) -> dict[str, Any]:
+    """Name and colour of a class: a name, a list of both, or an object under any of their names."""
+    if isinstance(value, list) and 1 <= len(value) <= 2:
+        return dict(zip(("name", "color"), value, strict=False))
+    if not isinstance(value, dict):
+        return {"name": value}
+    found = {}
+    for key in reversed(value):
+        for name, known in (("name", _NAMES), ("color", _COLORS)):
+            if key_of(str(key)) in known:
+                found[name] = value[key]
+    return found
+
+
+def _of_csv(path: Path, asked: bool) -> Legend | None:
     text = read_text(path)
     first = text.partition("\n")[0]
     divider = next((mark for mark in (";", "\t") if mark in first), ",")
@@ -173,7 +199,17 @@ def _of_csv(path: Path) -> Legend | None:
         rows = list(csv.DictReader(text.splitlines(), delimiter=divider))
     except csv.Error as error:
         raise damaged(path) from error
-    return _of_rows([{key_of(str(k)): v for k, v in row.items()} for row in rows])
+    found = _of_rows([{key_of(str(k)): v for k, v in row.items()} for row in rows])
+    if found is None and asked:
+        return _of_bare(list(csv.reader(text.splitlines(), delimiter=divider)))
+    return found
+
+
+def _of_bare(rows: Sequence[list[str]]) -> Legend | None:
+    """A table without a head: codes, names, maybe colours."""
+    keys = ("code", "name", "color")
+    cells = [dict(zip(keys, row, strict=False)) for row in rows if row]
+    return _of_rows(cells) if all(2 <= len(row) <= 3 for row in rows if row) else None
 
 
 def _of_rows(rows: Sequence[dict[str, Any]]) -> Legend | None:
@@ -185,6 +221,7 @@ def _of_rows(rows: Sequence[dict[str, Any]]) -> Legend | None:
             return None
         names[code] = name
         color = next((_color(row[key]) for key in row if key in _COLORS), None)
+        color = color or _color([row.get(part, row.get(part[0])) for part in _PARTS])
         if color:
             colors[code] = color
     return Legend(names, colors) if names else None
@@ -199,5 +236,11 @@ def _code(value: Any) -> int | None:
 
 
 def _color(value: Any) -> str | None:
+    """A colour as ``#rrggbb``, also from three numbers of 0 to 255."""
     match = _HEX.fullmatch(str(value or "").strip())
-    return f"#{match[1].lower()}" if match else None
+    if match:
+        return f"#{match[1].lower()}"
+    parts = value if isinstance(value, list) else re.findall(r"\d+", str(value or ""))
+    levels = [_code(part) for part in parts[:3]]
+    usable = [level for level in levels if level is not None and 0 <= level <= 255]
+    return "#{:02x}{:02x}{:02x}".format(*usable) if len(usable) == 3 else None

@@ -24,7 +24,7 @@ import xarray as xr
 from vitreous.errors import SceneError
 from vitreous.scenes.cube import LazyCube, make_scene
 from vitreous.scenes.gdal_files import RasterReader, known_grid, open_raster
-from vitreous.scenes.grids import Grid, nearest_window
+from vitreous.scenes.grids import Grid, nearest_window, overlap
 from vitreous.scenes.metadata_files import MOST_FILES
 from vitreous.scenes.stacks import Values
 from vitreous.scenes.values import Converted
@@ -41,6 +41,8 @@ QA_HIDDEN = 0b11111  # bits of fill, dilated cloud, cirrus, cloud, cloud shadow
 _SCL = re.compile(r"(?P<product>(?:.*_)?)SCL(?:_\d\dm)?\.(?:jp2|tiff?)", re.I)
 _QA = re.compile(r"(?P<product>.*)QA_PIXEL\.tiff?", re.I)
 _UDM = re.compile(r"(?P<product>.*_)udm2(?:_clip)?\.tiff?", re.I)
+_MOST_VALUES = 65536
+_DRIVERS = {".tif": "GTiff", ".tiff": "GTiff", ".jp2": "JP2OpenJPEG", ".png": "PNG"}
 _WORDS = {"scl": _SCL, "qa": _QA, "qa_pixel": _QA, "udm2": _UDM}
 
 
@@ -87,7 +89,11 @@ def with_mask(scene: xr.DataArray, mask: Any, values: Any, near: Path) -> xr.Dat
         SceneError: no such mask, one of another grid, or one of which nobody knows what hides a pixel.
     """
     path = _find(str(mask), near)
-    driver = "JP2OpenJPEG" if path.suffix.lower() == ".jp2" else "GTiff"
+    driver = _DRIVERS.get(path.suffix.lower())
+    if driver is None:
+        raise SceneError(
+            f"The mask {path} is not a GeoTIFF, JPEG 2000 or PNG image.", "Convert it to GeoTIFF."
+        )
     with open_raster(path, driver) as dataset:
         if dataset.count != 1 and not _UDM.fullmatch(path.name):
             raise SceneError(
@@ -104,6 +110,11 @@ def with_mask(scene: xr.DataArray, mask: Any, values: Any, near: Path) -> xr.Dat
         raise SceneError(
             f"The mask {path} has {own}, the scene {wanted}.",
             "Give a mask with one value per pixel of the scene, or georeference both.",
+        )
+    if not overlap(own, wanted):
+        raise SceneError(
+            f"The mask {path} ({own}) does not overlap with the scene ({wanted}).",
+            "Give the mask of this scene.",
         )
     reads = Mask(RasterReader(path, driver), own, wanted, **_rule(path, values))
     nodata = scene.attrs["nodata"]
@@ -122,13 +133,15 @@ def with_mask(scene: xr.DataArray, mask: Any, values: Any, near: Path) -> xr.Dat
 def _rule(path: Path, values: Any) -> dict[str, Any]:
     """What hides a pixel, as arguments of :class:`Mask`."""
     if values is not None:
-        words = re.split(r"[,;\s]+", str(values).strip("[]() "))
-        try:
-            return {"hidden": tuple(int(word) for word in words)}
-        except ValueError as error:
-            raise SceneError(
-                f"mask_values is '{values}'.", "Give integers, e.g. mask_values=8,9,10."
-            ) from error
+        hidden: list[int] = []
+        for word in re.split(r"[,;\s]+", str(values).strip("[]() ")):
+            match = re.fullmatch(r"(\d+)(?:-(\d+))?", word)
+            if match is None or int(match[2] or match[1]) - int(match[1]) > _MOST_VALUES:
+                raise SceneError(
+                    f"mask_values is '{values}'.", "Give integers, e.g. mask_values=3,8-10."
+                )
+            hidden += range(int(match[1]), int(match[2] or match[1]) + 1)
+        return {"hidden": tuple(hidden)}
     if _SCL.fullmatch(path.name):
         return {"hidden": SCL_HIDDEN}
     if _QA.fullmatch(path.name):

@@ -35,6 +35,7 @@ from vitreous.scenes.arrays import (
     ArrayInfo,
     Key,
     check_memory,
+    plain,
 )
 from vitreous.scenes.cube import LabelImage
 from vitreous.scenes.hdf5 import Hdf5File
@@ -186,10 +187,11 @@ class Matlab5File:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_loaded": {}}  # other processes load for themselves
 
-    @property
+    @cached_property
     def attrs(self) -> dict[str, Any]:
-        """Nothing: the format has none."""
-        return {}
+        """Single numbers among the variables, such as ``nodata``."""
+        single = (a for a in self.arrays if a.numeric and math.prod(a.shape) == 1)
+        return {info.name: plain(self.read(info.name)) for info in single}
 
     @cached_property
     def arrays(self) -> list[ArrayInfo]:

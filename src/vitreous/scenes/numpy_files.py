@@ -24,7 +24,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vitreous.errors import SceneError, VitreousError
 from vitreous.files import atomic_path, read_json, write_json
 from vitreous.scenes import arrays
-from vitreous.scenes.arrays import DEFLATE_RATIO, MAX_ARRAYS, ArrayInfo, Key, check_memory, plain
+from vitreous.scenes.arrays import (
+    DEFLATE_RATIO,
+    MAX_ARRAYS,
+    MAX_WORDS,
+    ArrayInfo,
+    Key,
+    check_memory,
+    plain,
+)
 from vitreous.scenes.cube import LabelImage, check_bytes, georeference
 
 if TYPE_CHECKING:
@@ -215,7 +223,7 @@ class NpzFile:
 
     @cached_property
     def attrs(self) -> dict[str, Any]:
-        """Single numbers and words among the members, such as ``nodata`` or ``crs_wkt``."""
+        """Single numbers and words among the members, such as ``nodata`` or ``crs_wkt``, and lists of words."""
         with self._opened() as archive:
             return {
                 info.name: plain(self.read(info.name))
@@ -224,7 +232,8 @@ class NpzFile:
                     for m in archive.infolist()
                     if m.filename.endswith(".npy") and m.file_size < _WORD
                 )
-                if info.shape == () and info.dtype.kind in "iufbU"
+                if (info.shape == () and info.dtype.kind in "iufbU")
+                or (len(info.shape) == 1 and info.dtype.kind == "U" and info.shape[0] <= MAX_WORDS)
             }
 
     @contextmanager

@@ -19,7 +19,7 @@ from vitreous.errors import SceneError
 from vitreous.scenes import arrays, geotiff
 from vitreous.scenes.cube import LabelImage, LazyCube, Window, check_shape, make_scene
 from vitreous.scenes.gdal_files import RasterReader, known_grid, open_raster
-from vitreous.scenes.values import converted
+from vitreous.scenes.values import converted, nodata_values
 
 MOST_COLORS = 256  # of a colour-coded mask; with more it is a photograph
 _PRJ_LIMIT = 2**16
@@ -54,7 +54,7 @@ def open(path: Path, **known: Any) -> xr.DataArray:
     if count in _NAMES:
         facts.setdefault("band_names", _NAMES[count])
     if alpha is not None:
-        kept = () if facts["nodata"] is None else (float(facts["nodata"]),)
+        kept = nodata_values(facts["nodata"])
         cube = converted(cube, valid=(geotiff.Alpha(reader, alpha),), nodata=kept)
         facts["nodata"] = float("nan")
     return make_scene(cube, source=source, **facts)
@@ -93,9 +93,9 @@ def open_labels(path: Path) -> LabelImage:
     names = geotiff.read_category_names(path)
     if len(values) == 1 or (values == values[:1]).all():
         colors = None if palette is None else {k: _hexadecimal(c) for k, c in enumerate(palette)}
-        return LabelImage(values[0], nodata, names, colors, crs, transform, valid)
+        return LabelImage(values[0], nodata_values(nodata), names, colors, crs, transform, valid)
     codes, colors = _coded(values, source)
-    return LabelImage(codes, None, colors, colors, crs, transform, valid)
+    return LabelImage(codes, (), colors, colors, crs, transform, valid)
 
 
 def _coded(values: npt.NDArray[Any], source: str) -> tuple[npt.NDArray[Any], dict[int, str]]:

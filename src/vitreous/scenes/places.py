@@ -7,7 +7,8 @@ column, which it cuts along. So an image with a place carries coordinates, and i
 - a rotated or sheared one, whose rows have no single ``y``, has ``column`` and ``row``: pixel centres counted in pixels
   from the corner of the whole grid.
 
-Both keep the grid's own transform in an attribute, so that digits are not lost in the sums.
+Both keep the grid's own transform in an attribute, so that digits are not lost in the sums. rioxarray knows no rotated grid by
+its coordinates: of a part, its accessor ``rio`` is told the transform here.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import rioxarray  # noqa: F401  (registers the .rio accessor)
 import xarray as xr
+from rioxarray.raster_array import RasterArray
 
 from vitreous.errors import SceneError
 
@@ -87,6 +88,26 @@ def georeference(image: xr.DataArray) -> tuple[Any, Any]:
             stacklevel=3,
         )
     return crs, found
+
+
+class PlacedRaster(RasterArray):  # type: ignore[misc]  # rioxarray has no types
+    """rioxarray's accessor, which also knows the transform of a part cut out of a rotated grid."""
+
+    def _cached_transform(self) -> Any:
+        stated = super()._cached_transform()
+        image = self._obj
+        if stated is None or not _has(image, TURNED):
+            return stated
+        grid = _grid_of(image, TURNED)
+        if grid is None or list(stated[:6]) != grid:  # another one was written
+            return stated
+        spans = [evenly(image[name].values) for name in TURNED]
+        return None if None in spans else _transform_of(spans, grid)
+
+
+with warnings.catch_warnings():  # it replaces the one that it extends
+    warnings.simplefilter("ignore", xr.core.extensions.AccessorRegistrationWarning)
+    xr.register_dataarray_accessor("rio")(PlacedRaster)
 
 
 class Span(NamedTuple):

@@ -27,7 +27,7 @@ from vitreous.scenes.stacks import Values
 from vitreous.scenes.values import converted
 
 _IMAGE = re.compile(
-    r"(?P<item>\d{8}_\d{6}_.*?_?3B)_AnalyticMS(?P<surface>_SR)?(?:_8b)?(?:_harmonized)?(?:_clip)?"
+    r"(?P<item>\d{8}_\d{6}_.*?_?[13]B)_AnalyticMS(?P<surface>_SR)?(?:_8b)?(?:_harmonized)?(?:_clip)?"
     r"(?:_file_format)?\.tiff?",
     re.I,
 )
@@ -155,7 +155,7 @@ def _item(file: Path) -> str:
 
 def _beside(file: Path, ending: str) -> Sequence[Path]:
     """Metadata files of the same item."""
-    item = _item(file).removesuffix("_3B").lower()
+    item = re.sub("_[13]B$", "", _item(file), flags=re.I).lower()
     return [
         path
         for path in sorted(file.absolute().parent.iterdir())

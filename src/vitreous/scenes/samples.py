@@ -52,7 +52,7 @@ def load_sample(name: str) -> Sample:
         SceneError: there is no such sample, or the package that ships its data is missing or has changed.
     """
     if name not in SAMPLES:
-        raise SceneError(f"There is no built-in scene '{name}'.", did_you_mean(name, SAMPLES))
+        raise SceneError(f"No such built-in scene: {name}.", did_you_mean(name, SAMPLES))
     facts = json.loads(
         resources.files("vitreous.scenes").joinpath(f"{name}.json").read_text("utf-8")
     )

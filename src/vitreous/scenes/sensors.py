@@ -104,7 +104,7 @@ def sensor(name: str) -> Sensor:
     by_key = {key_of(word): one for one in sensors().values() for word in (one.title, one.name)}
     found = by_key.get(key_of(wanted))
     if found is None:
-        raise SceneError(f"There is no sensor '{wanted}'.", did_you_mean(wanted, sensors()))
+        raise SceneError(f"Unknown sensor: {wanted}.", did_you_mean(wanted, sensors()))
     if not colon:
         return found
     bands = tuple(found.band(word) for word in chosen.split(",") if word.strip())
@@ -164,6 +164,16 @@ def sensor_of_names(
             for name in (band.name, re.sub("^B0", "B", band.name))
         }
     return None
+
+
+def facts_of_names(names: Sequence[str], texts: Iterable[str] = ()) -> dict[str, list[float]]:
+    """Return centres and widths of bands that :func:`sensor_of_names` knows, all of them; empty otherwise."""
+    wanted = [name.upper() for name in names]
+    table = sensor_of_names(wanted, texts) or {}
+    if not wanted or not set(wanted) <= table.keys():
+        return {}
+    bands = [table[name] for name in wanted]
+    return {"wavelengths": [b.centre for b in bands], "fwhm": [b.fwhm for b in bands]}
 
 
 def _entries(name: str) -> dict[str, Any]:

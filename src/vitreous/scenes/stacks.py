@@ -12,7 +12,7 @@ import xarray as xr
 
 from vitreous.errors import SceneError
 from vitreous.scenes.cube import LazyCube, ReadWindow, Window, check_shape
-from vitreous.scenes.grids import Grid, nearest_window
+from vitreous.scenes.grids import Grid, nearest_window, overlap
 
 
 def stacked(images: Sequence[xr.DataArray], source: str) -> tuple[LazyCube, Grid]:
@@ -42,6 +42,11 @@ def stacked(images: Sequence[xr.DataArray], source: str) -> tuple[LazyCube, Grid
             raise SceneError(
                 f"{source}: {images[k].attrs['source']} has {grids[k]}, others {wanted}.",
                 "Bands without georeferencing must have one size.",
+            )
+        if not overlap(grids[k], wanted):
+            raise SceneError(
+                f"{source}: {images[k].attrs['source']} ({grids[k]}) does not overlap with other bands ({wanted}).",
+                "Name files of one scene.",
             )
     if others:
         warnings.warn(

@@ -46,12 +46,17 @@ def open(  # the name that every reader has
         raise SceneError(f"{source} holds {count} images, more than a scene can have bands.")
     if first.count != 1 or not _alike(path, count, first):
         raise SceneError(
-            f"{source} holds {count} images, the first of {first.count} bands of {size[0]} x {size[1]} pixels,"
-            " and they are not the bands of one scene.",
+            f"{source} holds {count} images, the first of {size[0]} x {size[1]} pixels and {first.count}"
+            f" band{'s' * (first.count > 1)}, and they are not the bands of one scene.",
             f"Choose one: page=1 to page={count}.",
         )
     shape = (count, *size)
     written = written_shape(first)
+    if written is not None and axis_order is None and _leading(written) > 1:
+        raise SceneError(
+            f"{source} holds an array of {' x '.join(map(str, written))}, of which a scene has three axes.",
+            f"Choose one image with page=1 to page={count}, or set axis_order=byx if all {count} are bands of one scene.",
+        )
     axes = (0, 1, 2)
     if written is not None and len(written) == 3:
         spectra = () if known.get("wavelengths") is None else (len(known["wavelengths"]),)
@@ -61,6 +66,12 @@ def open(  # the name that every reader has
     crs, transform = known_grid(first) if axes == (0, 1, 2) else (None, None)
     facts = {"nodata": first.nodata, "crs": crs, "transform": transform, **known}
     return make_scene(cube, source=source, **facts)
+
+
+def _leading(shape: list[int]) -> int:
+    """How many axes longer than 1 lie before the rows and columns of an array's images."""
+    long = [n for n in shape if n > 1]
+    return max(0, len(long) - 2)
 
 
 def check_whole(path: Path, dataset: Any) -> None:

@@ -64,6 +64,11 @@ class Converted:
         return values
 
 
+def nodata_values(nodata: float | None) -> tuple[float, ...]:
+    """Return the one value that a file names, or none, as several are given."""
+    return () if nodata is None else (nodata,)
+
+
 def converted(cube: LazyCube, **settings: Any) -> LazyCube:
     """Return a cube whose values are converted as :class:`Converted` says.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import re
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,7 +20,10 @@ from vitreous.errors import SceneError, did_you_mean
 from vitreous.scenes.cube import check_bytes, georeference
 
 CLASS_NUMBER_LIMIT = 255  # beyond, whole numbers are named by themselves ("7201"), not "class 7201"
-_SENTINELS = (255, 65535)  # "unlabelled", the greatest number of a type, far beyond the classes
+# "Unlabelled" where they lie far beyond the classes: the greatest numbers of types, and rows of nines.
+_SENTINELS = {254, 255, 9999, 32767, 65534, 65535, 99999, 999999, 2**31 - 1, 2**32 - 1}
+_NO_NUMBER = re.compile(r"0|-\d+(?:\.\d+)?")  # beside names
+_NUMBER = re.compile(r"-?(?:0|[1-9]\d{0,8})")
 # Not "unknown" or "background", which people also map.
 _NO_CLASS = re.compile(
     r"(?:un|not |non)-?(?:classified|labell?ed|assigned|defined)|no ?-?_?data|none|null|n/?a|nan|-+",
@@ -132,7 +137,7 @@ def _read(path: Path, layer: str | None, encoding: str | None) -> Any:
     if path.suffix.lower() == ".shp":  # GDAL takes the features that a cut file lost as empty
         words = int.from_bytes(head[24:28], "big")
         check_bytes(2 * words, path.stat().st_size, str(path), f"{words} words of 2 bytes")
-        encoding = encoding or _dbf_encoding(path)
+        encoding = _known_encoding(encoding) or _dbf_encoding(path)
     try:
         import geopandas
         import pyogrio
@@ -151,6 +156,15 @@ def _read(path: Path, layer: str | None, encoding: str | None) -> Any:
             )
         texts = {} if encoding is None else {"encoding": encoding}
         return geopandas.read_file(path, layer=layer or layers[0], engine="pyogrio", **texts)
+
+
+def _known_encoding(encoding: str | None) -> str | None:
+    try:
+        return None if encoding is None else codecs.lookup(str(encoding)).name
+    except LookupError as error:
+        raise SceneError(
+            f"Unknown text encoding '{encoding}'.", "Common ones are utf-8, cp1252 and latin-1."
+        ) from error
 
 
 def _dbf_encoding(path: Path) -> str | None:
@@ -224,17 +238,16 @@ def _class_column(features: Any, attribute: str | None, path: Path) -> str:
 
 
 def strange_codes(codes: Sequence[int]) -> list[int]:
-    """Return the codes that mean unlabelled by themselves: negative ones, and 255 or 65535 far beyond all others.
+    """Return the codes that mean unlabelled by themselves: negative ones, and 255, 65535 and the like far beyond all others.
 
     Args:
         codes: all that occur, in ascending order.
     """
     strange = [code for code in codes if code < 0]
     usual = [code for code in codes if code >= 0]
+    most = max((code for code in usual if code not in _SENTINELS), default=0)
     # A mask of 0 and 255 has two classes.
-    if len(usual) > 1 and usual[-1] in _SENTINELS and 0 < 2 * usual[-2] < usual[-1]:
-        strange.append(usual[-1])
-    return strange
+    return [*strange, *(code for code in usual if code in _SENTINELS and 0 < 2 * most < code)]
 
 
 def _classes(
@@ -248,7 +261,14 @@ def _classes(
     if kind in "iuf" and all(v is None or float(v) == round(float(v)) for v in values):
         codes = [None if v is None else int(v) for v in values]
         return _by_code(codes, unlabelled, class_names, path)
-    texts = [None if v is None else str(v) for v in values]
+    texts = [
+        None if v is None else unicodedata.normalize("NFC", str(v)).replace("\xa0", " ")
+        for v in values
+    ]
+    stripped = [text.strip() for text in texts if text is not None and text.strip()]
+    if class_names is None and stripped and all(map(_NUMBER.fullmatch, stripped)):
+        numbers = [int(text) if text is not None and text.strip() else None for text in texts]
+        return _by_code(numbers, unlabelled, class_names, path)
     if unlabelled is None and class_names is None:
         texts = _without_no_class(texts, path)
     return _by_name(texts, class_names, path)
@@ -290,8 +310,14 @@ def _by_code(
 
 
 def _without_no_class(values: list[str | None], path: Path) -> list[str | None]:
-    """Leave out texts that say that there is no class."""
-    found = Counter(v.strip() for v in values if v is not None and _NO_CLASS.fullmatch(v.strip()))
+    """Leave out texts that say that there is no class; among names 0 and negative numbers do."""
+    texts = [v.strip() for v in values if v is not None]
+    named = any(re.search(r"[^\W\d_]", text) and not _NO_CLASS.fullmatch(text) for text in texts)
+    found = Counter(
+        text
+        for text in texts
+        if _NO_CLASS.fullmatch(text) or (named and _NO_NUMBER.fullmatch(text))
+    )
     if found:
         shown = ", ".join(f"'{name}'" for name in sorted(found))
         warnings.warn(

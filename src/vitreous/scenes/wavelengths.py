@@ -103,6 +103,8 @@ def spectral(
     own_unit = known_unit(width_unit)
     right = stated
     nanometres = None
+    if centres is not None and _only_count(centres, stated, source):
+        centres = None
     if centres is not None:
         numbers = np.asarray(centres, dtype=np.float64)
         right = _fitting_unit(numbers, stated, source, certain)
@@ -186,10 +188,19 @@ def unit_in_name(name: str) -> str | None:
     return None if match is None else known_unit(match[1])
 
 
-def are_band_numbers(values: npt.NDArray[Any]) -> bool:
+def _only_count(
+    values: Sequence[float] | npt.NDArray[Any], stated: str | None, source: str
+) -> bool:
     """True for 0, 1, 2, ... or 1, 2, 3, ...: what some files call wavelengths."""
     numbers = np.asarray(values, dtype=np.float64)
-    return bool(numbers.size > 1 and numbers[0] in {0.0, 1.0} and np.all(np.diff(numbers) == 1))
+    counted = numbers.size > 1 and numbers[0] in {0.0, 1.0} and np.all(np.diff(numbers) == 1)
+    if not counted or (stated is not None and _is_light(numbers, stated)):
+        return False
+    warnings.warn(
+        f"{source} only counts the bands ({_span(numbers)}); these are not used as wavelengths.",
+        stacklevel=4,
+    )
+    return True
 
 
 def _plain_unit(word: str) -> str:
@@ -232,18 +243,38 @@ def _fitting_unit(numbers: Floats, stated: str | None, source: str, certain: boo
     return stated
 
 
-def _fitting_width_unit(spans: Floats, stated: str, centres: Floats, source: str) -> str:
-    """The unit in which widths suit their band centres: files give both in one, and mean two."""
+def say_odd_widths(spans: Floats, centres: Floats, source: str) -> None:
+    """Warn where band widths cannot be those of their bands, because they come from different sources.
+
+    Args:
+        spans: ``(bands,)`` in nm.
+        centres: ``(bands,)`` in nm.
+        source: the file's name.
+    """
+    if _suits(spans, centres, "nm"):
+        return
+    fits = [unit for unit in _GUESSES if _suits(spans, centres, unit)]
+    advice = f"they would match in {fits[0]}" if len(fits) == 1 else "set fwhm=..."
+    warnings.warn(
+        f"{source} has band widths of {_span(spans)} nm, which do not match its wavelengths of {_span(centres)} nm "
+        f"({advice}).",
+        stacklevel=4,
+    )
+
+
+def _suits(spans: Floats, centres: Floats, unit: str) -> bool:
+    """Whether widths in a unit can be those of bands at these centres; True where neither is known."""
     known = np.isfinite(spans) & (spans > 0) & np.isfinite(centres) & (centres > 0)
     if not known.any():
-        return stated
+        return True
+    share = float(np.median(spans[known] * _NM_PER[unit] / centres[known]))
+    return WIDTHS[0] <= share <= WIDTHS[1]
 
-    def suits(unit: str) -> bool:
-        share = float(np.median(spans[known] * _NM_PER[unit] / centres[known]))
-        return WIDTHS[0] <= share <= WIDTHS[1]
 
-    fits = [unit for unit in _GUESSES if suits(unit)]
-    if suits(stated) or len(fits) != 1:
+def _fitting_width_unit(spans: Floats, stated: str, centres: Floats, source: str) -> str:
+    """The unit in which widths suit their band centres: files give both in one, and mean two."""
+    fits = [unit for unit in _GUESSES if _suits(spans, centres, unit)]
+    if _suits(spans, centres, stated) or len(fits) != 1:
         return stated
     warnings.warn(
         f"{source} gives band widths of {_span(spans)} {stated}, which do not match its wavelengths; assumed to be "

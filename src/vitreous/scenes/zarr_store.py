@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,15 @@ import xarray as xr
 
 from vitreous.errors import SceneError, VitreousError
 from vitreous.scenes import arrays
-from vitreous.scenes.arrays import MAX_ARRAYS, ArrayInfo, Key, as_declared, check_memory, plain
+from vitreous.scenes.arrays import (
+    MAX_ARRAYS,
+    MAX_WORDS,
+    ArrayInfo,
+    Key,
+    as_declared,
+    check_memory,
+    plain,
+)
 from vitreous.scenes.attributes import NODATA, find
 from vitreous.scenes.cube import LabelImage, georeference
 from vitreous.scenes.places import PLAIN
@@ -134,13 +143,22 @@ class ZarrFile:
     def arrays(self) -> list[ArrayInfo]:
         """What the store holds, from its metadata alone."""
         with self._reading():
-            return [_describe(name, array, self.path) for name, array in _arrays(self._root())]
+            return [
+                _describe(name, array, self.path, inherited)
+                for name, array, inherited in _arrays(self._root())
+            ]
 
     @cached_property
     def attrs(self) -> dict[str, Any]:
-        """The root group's attributes."""
+        """The root group's attributes, and lists of words among the arrays."""
         with self._reading():
-            return {key: plain(value) for key, value in dict(self._root().attrs).items()}
+            root = self._root()
+            words = {
+                name.rpartition("/")[2]: plain(np.asarray(array[...]).astype(str))
+                for name, array, _ in _arrays(root)
+                if _holds_words(array)
+            }
+            return {**words, **{key: plain(value) for key, value in dict(root.attrs).items()}}
 
     def read(self, name: str, key: Key | None = None) -> npt.NDArray[Any]:
         """Return all of array ``name``, or the part that ``key`` cuts out."""
@@ -180,12 +198,20 @@ class ZarrFile:
             ) from error
 
 
-def _arrays(item: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+def _arrays(
+    item: Any,
+    prefix: str = "",
+    depth: int = 0,
+    inherited: Mapping[str, Any] = MappingProxyType({}),
+) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+    """Yield arrays with their names and the attributes of the groups below the root that they lie in."""
     import zarr
 
     if isinstance(item, zarr.Array):
-        yield prefix, item
+        yield prefix, item, inherited
         return
+    if depth:
+        inherited = {**inherited, **{key: plain(value) for key, value in dict(item.attrs).items()}}
     members = list(item.members())
     if len(members) > MAX_ARRAYS:
         raise SceneError(
@@ -193,14 +219,31 @@ def _arrays(item: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, 
         )
     for name, member in members:
         if isinstance(member, zarr.Array) or depth < _MAX_DEPTH:
-            yield from _arrays(member, f"{prefix}/{name}" if prefix else name, depth + 1)
+            path = f"{prefix}/{name}" if prefix else name
+            yield from _arrays(member, path, depth + 1, inherited)
 
 
-def _describe(name: str, array: Any, store: Path) -> ArrayInfo:
+def _holds_words(array: Any) -> bool:
+    """A short list of words, such as the names of the bands."""
+    try:
+        kind = np.dtype(array.dtype).kind
+    except TypeError:
+        return False
+    return (
+        kind in "UT"
+        and array.ndim == 1
+        and 0 < array.shape[0] <= MAX_WORDS
+        and not set(_codecs(array.metadata)) - _CODECS
+    )
+
+
+def _describe(name: str, array: Any, store: Path, inherited: Mapping[str, Any]) -> ArrayInfo:
     forbidden = sorted(set(_codecs(array.metadata)) - _CODECS)
-    attrs = {key: plain(value) for key, value in dict(array.attrs).items()}
-    # Format 2 has no other place for xarray's _FillValue; 0 is what every array has that was given none.
-    if array.metadata.zarr_format == 2 and find(attrs, *NODATA) is None and array.fill_value:
+    own = {key: plain(value) for key, value in dict(array.attrs).items()}
+    attrs = {**inherited, **own}
+    # Format 2 has no other place for xarray's _FillValue; 0 is what every array has that was given none, and in
+    # format 3 NaN too.
+    if find(attrs, *NODATA) is None and array.fill_value:
         attrs["_FillValue"] = plain(np.asarray(array.fill_value))
     dims = getattr(array.metadata, "dimension_names", None) or attrs.get("_ARRAY_DIMENSIONS") or ()
     note = ""

@@ -32,12 +32,21 @@ def check_models(recipe: Recipe) -> nn.Module | None:
         side = None if own and recipe.init is not None else size
         nets[name] = net = check_system(name, recipe.model_args if own else {}, image_size=side)
         if net is not None and recipe.mode != "dense":
-            _check_batch_norms(name, net, recipe.batch_size)
+            check_batch_norms(name, net, recipe.batch_size)
     return nets[recipe.model]
 
 
-def _check_batch_norms(name: str, net: nn.Module, batch_size: int) -> None:
-    """Refuse to train batch norms on one patch, whose level is lost then, and warn where few patches set them."""
+def check_batch_norms(name: str, net: nn.Module, batch_size: int) -> None:
+    """Refuse to train batch norms on one patch or image, whose level is lost then, and warn where few set them.
+
+    Args:
+        name: of the network, for messages.
+        net: the network, with or without weights.
+        batch_size: of its training.
+
+    Raises:
+        ConfigError: batches of one for a network with batch norms.
+    """
     few = batch_size < FEWEST_NORMALISED
     if not few or not any(isinstance(module, _BatchNorm) for module in net.modules()):
         return
@@ -63,13 +72,17 @@ def explained(error: SplitError, recipe: Recipe, size: int) -> SplitError:
     """
     if size == recipe.patch_size or f"{size} x {size}" not in error.problem:
         return error
-    if not kind_of(recipe.model).gradient:
-        origin = f"the spatial_window of '{recipe.model}'"
-    else:
+    networks = [name for name in (recipe.model, *recipe.baselines) if kind_of(name).gradient]
+    if recipe.chosen:
+        origin = "the widest candidate that 'auto' compares"
+    elif networks:
         reach = (size - recipe.patch_size) // 2
         origin = (
             f"--patch-size {recipe.patch_size} and {reach} pixels on each side: the receptive field of the "
             "front-end of "
-            f"'{recipe.model}' in mode '{recipe.mode}'"
+            f"'{networks[0]}' in mode '{recipe.mode}'"
         )
+    else:
+        names = ", ".join(f"'{name}'" for name in dict.fromkeys((recipe.model, *recipe.baselines)))
+        origin = f"the spatial_window of {names}"
     return SplitError(f"{error.problem} {size} x {size} comes from {origin}.", error.fix)

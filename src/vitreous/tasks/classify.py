@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,13 +23,15 @@ from vitreous.data.roles import ROLE_NAMES, Split, Splits
 from vitreous.errors import ConfigError, ModelError
 from vitreous.files import read_json, write_json
 from vitreous.inference.export_format import sha256
-from vitreous.inference.postprocess import Postprocess, changed, finished
+from vitreous.inference.postprocess import Postprocess, Uncertainty, changed, finished
 from vitreous.inference.predict import Prediction, predict_scene
+from vitreous.inference.windows import Layer
 from vitreous.methods._apply import complete_settings
-from vitreous.models._pixel_estimator import PixelEstimator
 from vitreous.progress import progress_bar
 from vitreous.recipe import Recipe
-from vitreous.tasks import runs
+from vitreous.tasks import auto, runs
+from vitreous.tasks.areas import area_figures
+from vitreous.tasks.candidates import chosen_candidates, has_networks
 from vitreous.tasks.checks import check_models
 from vitreous.tasks.division import (
     draw_split,
@@ -67,6 +70,7 @@ from vitreous.tasks.training import (
     drop_states,
     fit_estimator,
     fit_network,
+    fit_system,
 )
 
 if TYPE_CHECKING:
@@ -119,7 +123,8 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
         recipe,
         console,
         trained=runs.is_network(recipe.model),
-        networks=any(map(runs.is_network, (recipe.model, *recipe.baselines))),
+        networks=any(map(runs.is_network, (recipe.model, *recipe.baselines)))
+        or (recipe.chosen and has_networks(chosen_candidates(recipe))),
     )
     net = check_models(recipe)
     distillation = distillation_of(recipe)
@@ -155,6 +160,12 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
             run = load_run(folder)
             trained, start = Trained(run.classifier, *_known_figures(folder)), run.start
             trained.postprocess = run.postprocess
+            if recipe.chosen:
+                trained.name, trained.title = run.name, auto.title_of(folder)
+        elif recipe.chosen:
+            trained = auto.compare_and_train(recipe, data, splits, contract, folder, console)
+            _keep(folder, recipe, trained, data, splits, start)
+            auto.drop_answers(folder)
         elif runs.is_network(recipe.model):
             trained = fit_network(
                 recipe, data, splits, contract, folder, teacher, resume=resume, show=show
@@ -217,6 +228,8 @@ def apply(
     trust: bool = False,
     refine: str | None = None,
     refine_args: dict[str, Any] | None = None,
+    uncertainty: str | Path | None = None,
+    novelty: str | Path | None = None,
 ) -> Prediction:
     """Map a scene with a run or an export of one.
 
@@ -232,6 +245,8 @@ def apply(
         trust: also run programs of torch.export that are not ours.
         refine: another refinement than the run's own (see :func:`vitreous.inference.postprocess.make_refinement`).
         refine_args: its settings.
+        uncertainty: also write here how unsure the probabilities are, ``.tif``: entropy and one minus the largest.
+        novelty: also write here how far spectra lie from those of the training pixels, ``.tif``: a percentile of them.
 
     Raises:
         VitreousError: what is there cannot be loaded, or the scene does not fit it.
@@ -249,11 +264,46 @@ def apply(
             class_colors=trained.class_colors,
             class_codes=trained.class_codes,
             probabilities=probabilities,
+            layers=_layers(after, path, uncertainty, novelty),
             window=window,
             workers=workers,
             dask=dask,
             progress=advance,
         )
+
+
+def _layers(
+    after: Postprocess | None,
+    run: str | Path,
+    uncertainty: str | Path | None,
+    novelty: str | Path | None,
+) -> dict[Path, Layer]:
+    """Return the layers that are written beside a map, by their files.
+
+    Raises:
+        ConfigError: the run cannot tell new spectra, or both are one file.
+    """
+    layers: dict[Path, Layer] = {}
+    if uncertainty is not None:
+        if after is None or after.temperature is None:
+            warnings.warn(
+                f"The probabilities of {run} are not calibrated, because it had no validation pixels: the uncertainty "
+                "ranks pixels, but does not tell how often they are wrong.",
+                stacklevel=3,
+            )
+        layers[Path(uncertainty)] = Uncertainty()
+    if novelty is not None:
+        if after is None or after.novelty is None:
+            raise ConfigError(
+                f"{run} cannot tell new spectra: it has too few training pixels, or was made by an older version.",
+                "Omit --novelty, or train again with more pixels.",
+            )
+        if Path(novelty) in layers:
+            raise ConfigError(
+                f"Two products would both be {novelty}.", "Give them different names."
+            )
+        layers[Path(novelty)] = after.novelty
+    return layers
 
 
 def apply_mosaic(
@@ -374,18 +424,19 @@ def fit_and_score(
     scenes = data if isinstance(data, LabelledScenes) else LabelledScenes.of(data)
     splits = split if isinstance(split, Splits) else Splits.of(split)
     contract = measured_contract(scenes, splits)
-    if runs.is_network(recipe.model):
-        folder.mkdir(parents=True, exist_ok=True)
+    if recipe.chosen:
+        quiet = Console(quiet=True)
+        trained = auto.compare_and_train(recipe, scenes, splits, contract, folder, quiet)
+        auto.drop_answers(folder)
+    else:
         teacher = open_teacher(recipe)
-        trained = fit_network(
+        trained = fit_system(
             recipe, scenes, splits, contract, folder, teacher, resume=True, show=False
         )
-        drop_states(folder)
-    else:
-        trained = fit_estimator(recipe.model, recipe, scenes, splits, contract)
-    if recipe.refine != "none":
-        trained.postprocess = fit_postprocess(recipe, scenes, splits, trained.classifier)
-    row = system_row(recipe.model, trained)
+        if recipe.refine != "none":
+            trained.postprocess = fit_postprocess(recipe, scenes, splits, trained.classifier)
+    drop_states(folder)
+    row = system_row(trained.title or recipe.model, trained, trained.name or recipe.model)
     row |= test_figures(trained.finished, scenes, splits)
     return trained, row
 
@@ -423,7 +474,7 @@ def learned_size(run: runs.Run) -> int:
 
 
 def finishing_figures(
-    classifier: classifiers.Network | PixelEstimator,
+    classifier: classifiers.Classifier,
     after: Postprocess | None,
     data: LabelledScenes,
     splits: Splits,
@@ -511,10 +562,14 @@ def _keep(
     start: Provenance,
 ) -> None:
     """Finish and write what was trained; the weights last, because resuming takes them for the end of training."""
-    trained.postprocess = fit_postprocess(recipe, data, splits, trained.classifier)
+    if trained.postprocess is None:
+        trained.postprocess = fit_postprocess(recipe, data, splits, trained.classifier)
+    name = trained.name or recipe.model
     config = read_json(folder / CONFIG)
+    if recipe.chosen:
+        config["settled"] = auto.told(folder)["settings"] or {}
     config["model"] = {
-        "name": recipe.model,
+        "name": name,
         "parameters": trained.parameters,
         "trainable": trained.trainable,
         "train_seconds": trained.seconds,
@@ -530,7 +585,7 @@ def _keep(
     classifiers.save_classifier(
         folder / MODEL,
         trained.classifier,
-        name=recipe.model,
+        name=name,
         model_args=trained.model_args,
         class_names=data.class_names,
         class_colors=data.class_colors,
@@ -550,35 +605,56 @@ def _measure(
     console: Console,
 ) -> None:
     """Map the scenes, score the system and the baselines on the test pixels, and write metrics and report."""
-    row = system_row(recipe.model, trained)
+    title, name = trained.title or recipe.model, trained.name or recipe.model
+    row = system_row(title, trained, name)
     if recipe.map:
-        row["pixels_per_second"] = map_scenes(
-            folder, recipe, trained.finished, data, splits, console
-        )
+        mapped = map_scenes(folder, recipe, trained.finished, data, splits, console)
+        row["pixels_per_second"] = mapped.pixels_per_second
         row["test"] = score(by_maps(folder, data), data, splits, TEST)
+        row["areas"] = area_figures(
+            row["test"]["confusion"], mapped.class_pixels, mapped.pixel_area
+        )
     else:
         row |= test_figures(trained.finished, data, splits)
     if (used := learned_from(recipe, splits)).scenes_with(VAL):
         row["val"] = score(by_classifier(trained.finished, data), data, used, VAL)
     rows = [row | finishing_figures(trained.classifier, trained.postprocess, data, splits)]
     if trained.unrefined is not None:
-        rows.append(_unrefined(recipe.model, trained.unrefined, data, splits, used))
+        rows.append(_unrefined(title, name, trained.unrefined, data, splits, used))
     for name in recipe.baselines:
         if name != recipe.model:
             console.print(f"baseline {name}", highlight=False)
             rows.append(_baseline(name, recipe, data, splits, folder))
+    if not recipe.chosen and (better := _better_baseline(rows, recipe)):
+        console.print(f"[yellow]{better}[/yellow]", highlight=False)
     size = max(context_size(trained.classifier, trained.postprocess), runs.teacher_size(folder))
-    write_json(folder / METRICS, metrics_of(data, splits, recipe, size, rows, start))
+    metrics = metrics_of(data, splits, recipe, size, rows, start)
+    if recipe.chosen:
+        metrics["comparison"] = auto.told(folder)
+    write_json(folder / METRICS, metrics)
     if recipe.report:
         console.print("writing the report", highlight=False)
         write_report(folder, data, splits)
 
 
+def _better_baseline(rows: list[dict[str, Any]], recipe: Recipe) -> str:
+    """Say in one line where a baseline is clearly better than the system that was named; else nothing."""
+    own = rows[0]["test"]
+    others = [row for row in rows if row["name"] in recipe.baselines]
+    best = max(others, key=lambda row: float(row["test"]["oa"]), default=None)
+    if best is None or own["oa_ci"] is None or best["test"]["oa"] <= own["oa_ci"][1]:
+        return ""
+    return (
+        f"'{best['name']}' is better here (OA {best['test']['oa']:.1%}, '{rows[0]['name']}' {own['oa']:.1%}): --model auto "
+        "compares candidates and trains the best"
+    )
+
+
 def _unrefined(
-    name: str, trained: Trained, data: LabelledScenes, splits: Splits, used: Splits
+    title: str, name: str, trained: Trained, data: LabelledScenes, splits: Splits, used: Splits
 ) -> dict[str, Any]:
     """Score a system without its refinement on the same pixels."""
-    row = system_row(f"{name}{UNREFINED}", trained, name)
+    row = system_row(f"{title}{UNREFINED}", trained, name)
     row |= test_figures(trained.finished, data, splits)
     if used.scenes_with(VAL):
         row["val"] = score(by_classifier(trained.finished, data), data, used, VAL)

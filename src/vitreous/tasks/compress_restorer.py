@@ -128,5 +128,6 @@ class RestorerSubject:
     def write_report(self, folder: Path) -> None:
         """Write the report."""
         written = restore.load_run(folder).restorer
-        _, restored = restore.measure(written, self.name, self.tested[0])
-        restore.write_report(folder, self.opened.sources, self.tested[0], restored)
+        shown = self.tested[: restore.SHOWN]
+        restored = [restore.measure(written, self.name, cube)[1] for cube in shown]
+        restore.write_report(folder, self.opened.sources, shown, restored)

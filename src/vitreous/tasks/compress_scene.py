@@ -127,9 +127,10 @@ class SceneSubject:
         self.splits.save(folder / runs.SPLIT)
         if run.recipe.map:
             whole = finished(trained, run.postprocess)
-            rows[0]["pixels_per_second"] = scoring.map_scenes(
+            mapped = scoring.map_scenes(
                 folder, run.recipe, whole, self.data, self.splits, self.console
             )
+            rows[0]["pixels_per_second"] = mapped.pixels_per_second
         size = classify.learned_size(run)
         metrics = scoring.metrics_of(self.data, self.splits, run.recipe, size, rows, run.start)
         write_json(folder / runs.METRICS, metrics)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from vitreous.inference.export import Parity
 
 
+ONE_FILE = {"probabilities", "uncertainty", "novelty"}  # options that name a file beside a map
+
+
 def load_run(path: str | Path) -> Any:
     """Load a run of any task.
 
@@ -165,18 +168,24 @@ def predict_collection(
     check_options(task, path, options)
     module: Any = module_of(task)
     given = {name: value for name, value in options.items() if value is not None}
-    if mosaic and not hasattr(module, "apply_mosaic"):
-        raise ConfigError(
-            f"Products of '{task.name}' runs are not joined into a mosaic.", "Omit --mosaic."
-        )
+    if mosaic:
+        if not hasattr(module, "apply_mosaic"):
+            raise ConfigError(
+                f"Products of '{task.name}' runs are not joined into a mosaic.", "Omit --mosaic."
+            )
+        for name in ONE_FILE - inspect.signature(module.apply_mosaic).parameters.keys():
+            if name in given:
+                raise ConfigError(f"--{name} does not apply to a mosaic.", "Map scenes one by one.")
     scenes = open_collection(collection, hints or {}, module.contract_of(path))
     names = scenes.names
     if mosaic:
         return [module.apply_mosaic(path, scenes, names, out, **given)]
-    if "probabilities" in given:
+    for name in ONE_FILE & given.keys():
         raise ConfigError(
-            "--probabilities names one file, but there is one map per scene.",
-            "Add --mosaic, or map scenes one by one.",
+            f"--{name} names one file, but there is one map per scene.",
+            "Add --mosaic, or map scenes one by one."
+            if name == "probabilities"
+            else "Map scenes one by one.",
         )
     files = [Path(out) / f"{name}{Path(task.product).suffix}" for name in names]
     taken = [file for file in files if file.exists()]

@@ -13,8 +13,8 @@ from vitreous.catalog.registry import card, system_module
 from vitreous.data.blocks import TEST, TRAIN
 from vitreous.data.contract import BandContract
 from vitreous.data.overlap import groups
-from vitreous.data.pixels import spectra_at
-from vitreous.data.roles import Split, Splits
+from vitreous.data.pixels import spectra_at, spread_pairs
+from vitreous.data.roles import UNUSED, Split, Splits
 from vitreous.data.scene_split import PIXEL_CAP, divide_scenes, split_scenes, warn_untested
 from vitreous.data.splits import part_shares
 from vitreous.errors import SplitError, VitreousError
@@ -28,6 +28,11 @@ from vitreous.tasks.labelled import LabelledScene, LabelledScenes, open_data
 if TYPE_CHECKING:
     from vitreous.tasks.teacher import SceneTeacher
 
+WIDEST = 21  # side of the square of pixels that a candidate of a comparison may depend on
+PAIR_SCENES, PAIR_WINDOWS = (
+    16,
+    8,
+)  # of neighbouring pixels: scenes at most, and windows along each side of one
 LEVEL_PIXELS = 20_000  # training pixels that tell how bright they all are
 
 
@@ -80,7 +85,8 @@ def _by_scene(recipe: Recipe, data: LabelledScenes, size: int) -> Splits:
         shares = part_shares(recipe.train_fraction, recipe.val_fraction)
         given = divide_scenes(counts, groups(data.grounds()), shares, recipe.seed)
     per_class = recipe.train_per_class
-    if per_class is None and recipe.mode != "dense" and runs.is_network(recipe.model):
+    by_patches = recipe.chosen or (recipe.mode != "dense" and runs.is_network(recipe.model))
+    if per_class is None and by_patches:
         per_class = PIXEL_CAP
     params = {"patch_size": size, "roles_given": None not in roles}
     splits = split_scenes(
@@ -188,39 +194,60 @@ def training_spectra(data: LabelledScenes, splits: Splits, most: int) -> npt.NDA
     return np.concatenate(found)
 
 
-def neighbouring_spectra(
-    data: LabelledScenes, splits: Splits, most: int
-) -> npt.NDArray[np.float32]:
-    """Return physical values of training pixels and of their right neighbours, where these train for the same class.
-
-    Args:
-        data: the scenes and their labels.
-        splits: who trains.
-        most: pixels that are looked at, evenly chosen where there are more.
+def neighbouring_spectra(data: LabelledScenes, splits: Splits) -> npt.NDArray[np.float32]:
+    """Return physical values of neighbouring pixels all over the training scenes, whether labelled or not.
 
     Returns:
         ``(pairs, 2, bands)``.
     """
-    found = [np.empty((0, 2, len(data.contract.used)), dtype=np.float32)]
-    for k, pixels in splits.some(TRAIN, most):
-        scene, labels = data[k].scene, np.asarray(data[k].labels.values)
-        trained = np.where(splits[k].roles == TRAIN, labels, 0)
-        alike = np.zeros(labels.shape, dtype=bool)
-        alike[:, :-1] = (trained[:, :-1] > 0) & (trained[:, :-1] == trained[:, 1:])
-        first = pixels[alike.ravel()[pixels]]
-        bands = data.contract.select(scene)
-        found.append(np.stack([spectra_at(scene, bands, first + side) for side in (0, 1)], axis=1))
-    return np.concatenate(found)
+    chosen = _some_training_scenes(splits)
+    count = max(1, round(PAIR_WINDOWS / len(chosen) ** 0.5))
+    return np.concatenate(
+        [
+            spread_pairs(data[k].scene, data.contract.select(data[k].scene), count=count)
+            for k in chosen
+        ]
+    )
+
+
+def _some_training_scenes(splits: Splits) -> list[int]:
+    """Return numbers of training scenes, evenly chosen where there are many."""
+    chosen = splits.scenes_with(TRAIN)
+    return list(chosen[:: -(-len(chosen) // PAIR_SCENES)])
+
+
+def unlabelled_spectra(data: LabelledScenes, splits: Splits, most: int) -> npt.NDArray[np.float32]:
+    """Return physical values of valid pixels without a label, evenly chosen from the training scenes: ``(n, bands)``.
+
+    Args:
+        data: the scenes and their labels.
+        splits: who trains.
+        most: pixels at most.
+    """
+    chosen = _some_training_scenes(splits)
+    found = []
+    for k in chosen:
+        free = (np.asarray(data[k].labels.values) == 0) & (splits[k].roles == UNUSED)
+        pixels = np.flatnonzero(free)
+        pixels = pixels[:: max(1, -(-len(pixels) * len(chosen) // most))]
+        found.append(spectra_at(data[k].scene, data.contract.select(data[k].scene), pixels))
+    spectra = np.concatenate(found)
+    return spectra[np.isfinite(spectra).all(1)]
 
 
 def recipe_receptive_size(recipe: Recipe) -> int:
     """Return the side of the square of pixels that one prediction depends on.
 
-    A recipe's model or its teacher looks at it, and a refinement around it.
+    A recipe's model or its teacher looks at it, and a refinement around it; its baselines are measured on the same pixels,
+    so that the widest counts. Of a comparison that is :data:`WIDEST`, or what a refinement of the user's own takes.
     """
+    around = 2 * max(0 if one is None else one.reach for one in recipe_refinements(recipe))
     teacher = open_teacher(recipe)
-    size = max(_own_size(recipe), 1 if teacher is None else teacher.classifier.receptive_size)
-    return size + 2 * max(0 if one is None else one.reach for one in recipe_refinements(recipe))
+    sizes = [WIDEST, 1 + around] if recipe.chosen else [own_size(recipe, recipe.model) + around]
+    sizes += [own_size(recipe, name) for name in recipe.baselines]
+    if teacher is not None:
+        sizes.append(teacher.classifier.receptive_size + around)
+    return max(sizes)
 
 
 def recipe_refinements(recipe: Recipe) -> list[Refinement | None]:
@@ -247,11 +274,14 @@ def open_teacher(recipe: Recipe) -> SceneTeacher | None:
     return SceneTeacher(recipe.teacher, recipe)
 
 
-def _own_size(recipe: Recipe) -> int:
-    builder = system_module(recipe.model).build
-    if not runs.is_network(recipe.model):
-        return int(card(recipe.model).variants[recipe.model].get("spatial_window", 1))
-    return recipe.patch_size + (2 * int(builder.stem_reach) if recipe.mode == "scene" else 0)
+def own_size(recipe: Recipe, name: str) -> int:
+    """Return the side of the square that a system looks at by itself, with a recipe's settings."""
+    if not runs.is_network(name):
+        own = card(name).variants[name]
+        settings = {**own, **(recipe.model_args if name == recipe.model else {})}
+        return int(settings.get("spatial_window", 1))
+    reach = int(system_module(name).build.stem_reach) if recipe.mode == "scene" else 0
+    return recipe.patch_size + 2 * reach
 
 
 def learned_from(recipe: Recipe, splits: Splits) -> Splits:
@@ -261,5 +291,7 @@ def learned_from(recipe: Recipe, splits: Splits) -> Splits:
     nothing to choose and are trained on both at once, so that no label is withheld in vain.
     """
     return (
-        splits.without_validation() if recipe.refit or not runs.is_network(recipe.model) else splits
+        splits.without_validation()
+        if recipe.refit or recipe.val_fraction == 0 or not runs.is_network(recipe.model)
+        else splits
     )

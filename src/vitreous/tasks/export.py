@@ -23,12 +23,14 @@ class Written:
         parity: how well it agrees with the run.
         integer: quantized layers that are written in integers.
         simulated: quantized layers that round floats to floats, which no runtime computes faster.
+        refined: whether the run refines or calibrates probabilities, which the graphs do not.
     """
 
     folder: Path
     parity: Parity
     integer: list[str]
     simulated: list[str]
+    refined: bool = False
 
 
 def export_run(
@@ -49,8 +51,10 @@ def export_run(
     """
     folder = Path(out) if out else Path(path) / f"export-{form}"
     parity = dispatch.export(path, form, folder, single=single or None)
-    kinds = load_exported(folder, trust=True).description["quantization"]
-    return Written(folder, parity, kinds["integer"], kinds["simulated"])
+    exported = load_exported(folder, trust=True)
+    kinds, after = exported.description["quantization"], exported.postprocess
+    refined = after is not None and (after.refine or after.temperature) is not None
+    return Written(folder, parity, kinds["integer"], kinds["simulated"], refined)
 
 
 def load_for(path: str | Path, runtime: str | None = None, *, trust: bool = False) -> Any:
@@ -92,7 +96,7 @@ def exported_for(
         return None
     formats = {name: form for form, name in RUNTIMES.items()}
     if runtime not in formats:
-        raise ConfigError(f"There is no runtime '{runtime}'.", f"Choose {', '.join(formats)}.")
+        raise ConfigError(f"Unknown runtime: {runtime}.", f"Choose {', '.join(formats)}.")
     form = formats[runtime]
     folder = Path(path) / f"export-{form}"
     if is_export(folder):

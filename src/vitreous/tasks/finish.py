@@ -17,6 +17,7 @@ from vitreous.data.roles import Splits
 from vitreous.inference.pixels import TILE, probabilities_at
 from vitreous.inference.postprocess import (
     GUIDE_CHANNELS,
+    LEAST_LIKELY,
     Novelty,
     Postprocess,
     Projection,
@@ -27,14 +28,13 @@ from vitreous.inference.postprocess import (
 )
 from vitreous.inference.windows import SceneClassifier
 from vitreous.recipe import Recipe
-from vitreous.tasks.division import learned_from, recipe_refinements
+from vitreous.tasks.division import learned_from, recipe_refinements, training_spectra
 from vitreous.tasks.image_metrics import BINS, calibration_error
 from vitreous.tasks.labelled import LabelledScenes
 
 GUIDE_SCENES = 16  # training scenes that the guide is made from, at most
 NOVELTY_PIXELS = 20_000  # training pixels, at most
 JUDGED_PIXELS = 5_000  # validation or test pixels whose probabilities are looked at, at most
-LEAST_LIKELY = 1e-12  # what a probability of 0 counts as
 COLDEST, WARMEST = 0.02, 50.0  # temperatures that are looked at
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -52,7 +52,7 @@ def fit_postprocess(
         splits: who trained and who validates.
         classifier: what was trained.
     """
-    after = Postprocess(guide=_guide(data, splits), novelty=_novelty(data, splits))
+    after = Postprocess(guide=fit_guide(data, splits), novelty=fit_novelty_of(data, splits))
     held_out = learned_from(recipe, splits)
     candidates = [after.refined(one) for one in recipe_refinements(recipe)]
     if not held_out.scenes_with(VAL):
@@ -65,14 +65,22 @@ def fit_postprocess(
     return candidates[best].model_copy(update={"temperature": fit_temperature(*answers[best])})
 
 
-def _guide(data: LabelledScenes, splits: Splits) -> Projection:
+def fit_guide(data: LabelledScenes, splits: Splits) -> Projection:
+    """Return what guides a refinement: a few principal components of the training scenes.
+
+    They are those of pixels spread over the scenes; of scenes with next to no valid ground, those of the training pixels.
+    """
     chosen = splits.scenes_with(TRAIN)
     scenes = [data[k].scene for k in chosen[:: -(-len(chosen) // GUIDE_SCENES)]]
     spectra = [spread_spectra(scene, data.contract.select(scene)) for scene in scenes]
-    return fit_projection(np.concatenate(spectra), GUIDE_CHANNELS)
+    found = np.concatenate(spectra)
+    if len(found) <= GUIDE_CHANNELS:
+        found = training_spectra(data, splits, NOVELTY_PIXELS)
+    return fit_projection(found, GUIDE_CHANNELS)
 
 
-def _novelty(data: LabelledScenes, splits: Splits) -> Novelty:
+def fit_novelty_of(data: LabelledScenes, splits: Splits) -> Novelty | None:
+    """Return what tells how new a spectrum is to those of the training pixels; None where they are too few."""
     spectra, classes = [], []
     for k, pixels in splits.some(TRAIN, NOVELTY_PIXELS):
         scene = data[k].scene

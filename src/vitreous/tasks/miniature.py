@@ -24,7 +24,7 @@ from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.images import Images, read_image_folder
 from vitreous.data.regions import orient
 from vitreous.data.roles import Split
-from vitreous.data.splits import buffered_blocks
+from vitreous.data.splits import buffered_blocks, stratified_random
 from vitreous.layers.backbone import Backbone
 from vitreous.layers.preprocess import Preprocess
 from vitreous.layers.ranges import BandRange
@@ -589,20 +589,39 @@ def pixel_task(
     return ImageTask("Indian Pines", int(labels.max()), train, chosen, tested)
 
 
-def block_task(seed: int, side: int, components: int, **most: int) -> ImageTask:
+def random_task(seed: int, side: int, components: int, **most: int) -> ImageTask:
+    """Return a :func:`pixel_task` of pixels drawn at random: test pixels lie inside training patches, as in many papers.
+
+    Args:
+        seed: of the pixels.
+        side: of a patch in pixels.
+        components: as in :func:`pixel_task`, like
+        most: how many pixels to take at most, by ``training``, ``validation`` and ``test``.
+    """
+    _, labels = sample_cube()
+    split = stratified_random(labels.numpy(), train_fraction=0.1, val_fraction=0.5, seed=seed)
+    return pixel_task(split, side, components, **most)
+
+
+def block_task(
+    seed: int, side: int, components: int, *, train_fraction: float = 0.3, **most: int
+) -> ImageTask:
     """Return a :func:`pixel_task` of which no test pixel lies inside a training patch; each seed draws other blocks.
 
     Args:
         seed: of the blocks and pixels.
         side: of a patch in pixels.
         components: as in :func:`pixel_task`, like
+        train_fraction: share of the labelled pixels in blocks to train with.
         most: how many pixels to take at most, by ``training``, ``validation`` and ``test``.
     """
     _, labels = sample_cube()
     with warnings.catch_warnings():
         # Some classes fill one block only: they are trained, not tested.
         warnings.simplefilter("ignore", UserWarning)
-        split = buffered_blocks(labels.numpy(), patch_size=side, seed=seed)
+        split = buffered_blocks(
+            labels.numpy(), patch_size=side, train_fraction=train_fraction, seed=seed
+        )
     return pixel_task(split, side, components, **most)
 
 

@@ -46,6 +46,7 @@ from vitreous.progress import progress_bar
 from vitreous.recipe import RecognizeRecipe
 from vitreous.scenes.cube import class_palette
 from vitreous.tasks import runs
+from vitreous.tasks.checks import check_batch_norms
 from vitreous.tasks.image_metrics import image_scores
 from vitreous.tasks.image_teacher import ImageTeacher
 from vitreous.tasks.provenance import start_provenance
@@ -130,10 +131,10 @@ def train(
     check_recipe(recipe)
     recipe = runs.prepared(recipe, console, trained=True, networks=True)
     runs.check_start(recipe.init, TASK)
+    teacher = open_teacher(recipe)
     console.print(f"reading {recipe.images}", highlight=False, markup=False)
     collection = open_collection(recipe, console)
     start = start_provenance(recipe.init)
-    teacher = open_teacher(recipe)
     if teacher is not None:  # its answers tell of the labels that it has learned
         start = (*start, *teacher.provenance)
     begun = image_leakage(start, collection.store.digests[collection.of("test")])
@@ -340,7 +341,7 @@ def check_recipe(recipe: RecognizeRecipe) -> None:
     """Refuse what cannot be trained, before anything is read.
 
     Raises:
-        ConfigError: no images, or a system that does not classify images.
+        ConfigError: no images, a system that does not classify images, or batches of one image for batch norms.
         ModelError: there is no such system, or its arguments make none.
     """
     if not recipe.images.strip():
@@ -350,9 +351,11 @@ def check_recipe(recipe: RecognizeRecipe) -> None:
         )
     check_task(recipe.model, TASK)
     if recipe.init is None:
-        check_system(
+        net = check_system(
             recipe.model, recipe.model_args, image_size=plain_size(recipe.size or (32, 32))
         )
+        if net is not None:
+            check_batch_norms(recipe.model, net, recipe.batch_size)
 
 
 def open_teacher(recipe: RecognizeRecipe) -> ImageTeacher | None:

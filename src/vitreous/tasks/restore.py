@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
 
 TASK = "restore"
 PRODUCT = "restored.tif"
+SHOWN = 6  # test scenes of a collection in the report
 PRODUCTS = "restored"  # folder of the products of several scenes
 TEST_SIDE = 512  # pixels: a larger test area is cut to its middle
 DEGRADED = "degraded"
@@ -634,10 +636,15 @@ def _joined(rows: list[dict[str, Any]]) -> dict[str, Any]:
     if len(rows) == 1:
         return rows[0]
     tests = [row["test"] for row in rows]
-    mean = {name: np.mean([test[name] for test in tests], axis=0).tolist() for name in tests[0]}
+    mean = {name: _mean([test[name] for test in tests]) for name in tests[0]}
     speeds = [row["pixels_per_second"] for row in rows]
     speed = None if None in speeds else float(np.mean(speeds))
     return {**rows[0], "pixels_per_second": speed, "test": {**mean, "scenes": tests}}
+
+
+def _mean(values: list[Any]) -> Any:
+    known = [value for value in values if value is not None]
+    return np.mean(known, axis=0).tolist() if known else None
 
 
 def _keep(
@@ -703,7 +710,7 @@ def _measure(
         write_products(folder, restorer, sources, console)
     if recipe.report:
         console.print("writing the report", highlight=False)
-        write_report(folder, sources, cubes[0], done[0][1])
+        write_report(folder, sources, cubes, [restored for _, restored in done])
 
 
 def write_products(
@@ -722,11 +729,17 @@ def write_products(
             write_scene(restored, path)
 
 
-def write_report(folder: Path, sources: Sources, cube: TestCube, restored: Tensor) -> None:
-    """Write the report of a run, which shows one of its test areas."""
-    scene = sources.pieces[TEST][0].open()
-    pictures = (cube.clean.numpy(), cube.degraded.values, restored.numpy())
-    build_report_of(TASK)(folder, scene, *pictures)
+def write_report(
+    folder: Path, sources: Sources, cubes: Sequence[TestCube], restored: Sequence[Tensor]
+) -> None:
+    """Write the report of a run; of a collection some of its test scenes are shown."""
+    from vitreous.report.restoration import ShownArea
+
+    areas = [
+        ShownArea(piece.open(), cube.clean.numpy(), cube.degraded.values, values.numpy())
+        for piece, cube, values in zip(sources.pieces[TEST][:SHOWN], cubes, restored, strict=False)
+    ]
+    build_report_of(TASK)(folder, *areas[0], areas[1:])
 
 
 def untouched(cubes: list[TestCube]) -> dict[str, Any]:

@@ -21,7 +21,12 @@ from torch import nn
 from vitreous.catalog.registry import kind_of
 from vitreous.catalog.results import versions
 from vitreous.catalog.tasks import tasks, verb_of
-from vitreous.checkpoints.classifiers import Network, build_classifier, build_postprocess
+from vitreous.checkpoints.classifiers import (
+    Classifier,
+    Network,
+    build_classifier,
+    build_postprocess,
+)
 from vitreous.checkpoints.headers import PROVENANCE, readable_header
 from vitreous.checkpoints.tensors import load_tensors
 from vitreous.data.fingerprint import scene_fingerprint
@@ -34,9 +39,9 @@ from vitreous.data.provenance import (
 from vitreous.data.roles import Split, Splits
 from vitreous.errors import CheckpointError, ConfigError, VitreousError
 from vitreous.files import checked, hidden_folder, locked, read_json, task_of, write_json
-from vitreous.inference.postprocess import Postprocess
+from vitreous.inference.postprocess import Postprocess, finished
+from vitreous.inference.windows import SceneClassifier
 from vitreous.methods._apply import applied
-from vitreous.models._pixel_estimator import PixelEstimator
 from vitreous.recipe import R, Recipe, SceneSettings, Settings, make_recipe
 from vitreous.tasks.processes import RUN_FOLDER, is_helper, kept_environment
 
@@ -69,7 +74,7 @@ class Run:
     """
 
     path: Path
-    classifier: Network | PixelEstimator
+    classifier: Classifier
     class_names: list[str]
     class_colors: list[str]
     class_codes: list[int]
@@ -77,6 +82,11 @@ class Run:
     model_args: dict[str, Any]
     provenance: Provenance
     postprocess: Postprocess | None = None
+
+    @property
+    def finished(self) -> SceneClassifier:
+        """The classifier with its refinement and calibration, as it maps scenes."""
+        return finished(self.classifier, self.postprocess)
 
     @property
     def methods(self) -> list[dict[str, Any]]:
@@ -90,8 +100,12 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        """The settings it was trained with."""
-        return recipe_of(self.path, Recipe)
+        """The settings it was trained with; where a comparison chose the system, with those that it settled."""
+        asked = recipe_of(self.path, Recipe)
+        settled = config_at(self.path).get("settled")
+        return (
+            make_recipe({**asked.model_dump(), **settled}) if isinstance(settled, dict) else asked
+        )
 
     @property
     def split(self) -> Split:
@@ -145,7 +159,7 @@ def started_folder(
     folder = Path(recipe.runs) / config["task"] / (recipe.name or name.lstrip("."))
     if resume:
         if not (folder / CONFIG).is_file():
-            raise ConfigError(f"There is no run to resume in {folder}.", "Check --runs and --name.")
+            raise ConfigError(f"No run to resume in {folder}.", "Check --runs and --name.")
     else:
         with hidden_folder(folder.parent, folder.name) as made:
             write_json(made / CONFIG, config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from vitreous.inference.pixels import classify_pixels
 from vitreous.inference.postprocess import Postprocess
 from vitreous.inference.predict import Prediction, predict_scene
 from vitreous.inference.windows import SceneClassifier
-from vitreous.models._pixel_estimator import PixelEstimator
 from vitreous.progress import progress_bar
 from vitreous.recipe import Recipe
+from vitreous.tasks.areas import common_area, pixel_area
 from vitreous.tasks.division import learned_from
+from vitreous.tasks.fields import testable
 from vitreous.tasks.labelled import LabelledScene, LabelledScenes
 from vitreous.tasks.metrics import Part, scores, scores_of
 from vitreous.tasks.training import Trained
@@ -38,16 +40,12 @@ Ints = npt.NDArray[np.int64]
 Classify = Callable[[int, Ints], Ints]  # a scene's number and flat pixels to their classes
 
 
-def receptive_size(classifier: classifiers.Network | PixelEstimator) -> int:
+def receptive_size(classifier: classifiers.Classifier) -> int:
     """Return the side of the square around a training pixel that is learned from."""
-    if isinstance(classifier, PixelEstimator):
-        return 2 * classifier.margin + 1
     return classifier.receptive_size
 
 
-def context_size(
-    classifier: classifiers.Network | PixelEstimator, after: Postprocess | None
-) -> int:
+def context_size(classifier: classifiers.Classifier, after: Postprocess | None) -> int:
     """Return the side of the square of pixels that one prediction depends on, its refinement included."""
     return receptive_size(classifier) + (0 if after is None else 2 * after.reach)
 
@@ -149,6 +147,21 @@ def map_path(folder: Path, data: LabelledScenes, index: int) -> Path:
     return folder / MAP if len(data) == 1 else folder / MAPS / f"{data.names[index]}.tif"
 
 
+@dataclass(frozen=True)
+class Mapped:
+    """What became of mapping a run's scenes.
+
+    Attributes:
+        pixels_per_second: reading and writing included.
+        class_pixels: of all maps, by class.
+        pixel_area: of a pixel in square metres; None where unknown, or scenes differ.
+    """
+
+    pixels_per_second: float
+    class_pixels: list[int]
+    pixel_area: float | None
+
+
 def map_scenes(
     folder: Path,
     recipe: Recipe,
@@ -156,15 +169,13 @@ def map_scenes(
     data: LabelledScenes,
     splits: Splits,
     console: Console,
-) -> float:
-    """Map the recipe's scene, or the test scenes of a collection, into a run folder.
-
-    Returns:
-        Pixels per second.
-    """
+) -> Mapped:
+    """Map the recipe's scene, or the test scenes of a collection, into a run folder."""
     done: list[Prediction] = []
+    areas = []
     for k in splits.scenes_with(TEST):
         path = map_path(folder, data, k)
+        areas.append(pixel_area(data[k].scene))
         path.parent.mkdir(exist_ok=True)
         probabilities = path.with_name(path.name.replace(path.stem, f"{path.stem}-probabilities"))
         if len(data) == 1:
@@ -183,7 +194,9 @@ def map_scenes(
                     progress=advance,
                 )
             )
-    return sum(one.pixels for one in done) / sum(one.seconds for one in done)
+    rate = sum(one.pixels for one in done) / sum(one.seconds for one in done)
+    counts = np.sum([one.class_pixels for one in done], axis=0)
+    return Mapped(rate, counts.tolist(), common_area(areas))
 
 
 def _read_map(path: Path, pixels: Ints) -> Ints:
@@ -225,6 +238,8 @@ def metrics_of(
     entries = zip(data.class_codes, data.class_names, data.class_colors, strict=True)
     for system in systems:
         _put_codes(system, data.class_codes)
+    none: dict[str, Any] = {}
+    told = testable(data, splits) if systems else [none] * len(data.class_names)
     used = learned_from(recipe, splits)
     tested = splits.scenes_with(TEST)
     many = len(data) > 1
@@ -242,7 +257,10 @@ def metrics_of(
     either = [a | b for a, b in zip(near, seen, strict=True)]
     found: dict[str, Any] = {
         "schema": 1,
-        "classes": [{"value": code, "name": name, "color": color} for code, name, color in entries],
+        "classes": [
+            {"value": code, "name": name, "color": color, **places}
+            for (code, name, color), places in zip(entries, told, strict=True)
+        ],
         "split": {
             "method": splits.method,
             "params": splits.params,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,7 @@ from vitreous.data.regions import (
     reduce_scene,
 )
 from vitreous.data.roles import Splits
+from vitreous.data.spectral_augment import SpectralAugment
 from vitreous.data.tiles import TilePixels
 from vitreous.errors import ConfigError, ModelError
 from vitreous.inference.dense_classifier import DenseClassifier
@@ -37,14 +39,14 @@ from vitreous.inference.postprocess import Postprocess, finished
 from vitreous.inference.windows import SceneClassifier
 from vitreous.layers.bands import Bands
 from vitreous.layers.frozen import hold_frozen
-from vitreous.layers.preprocess import Preprocess
+from vitreous.layers.preprocess import Preprocess, noise_fractions
 from vitreous.methods import _apply as methods
 from vitreous.methods._apply import applied, has, reinstall
 from vitreous.methods.adapt._freeze import freeze_base, is_adapter
 from vitreous.models._pixel_estimator import PixelEstimator
 from vitreous.recipe import Recipe
 from vitreous.tasks import runs
-from vitreous.tasks.division import neighbouring_spectra, training_spectra
+from vitreous.tasks.division import neighbouring_spectra, training_spectra, unlabelled_spectra
 from vitreous.tasks.labelled import LabelledScenes
 from vitreous.tasks.runs import MODEL, PREPROCESS, STATE, load_run
 
@@ -55,11 +57,17 @@ if TYPE_CHECKING:
 REFIT = "refit"  # folder of the second training, within the run's
 DECODER_WIDTH = 64  # of mode dense
 PREPROCESS_PIXELS = 2**20  # training pixels that the preprocessing is fitted on, at most
-NOISE_PAIRS = 2**16  # neighbouring training pixels that noise is estimated from, at most
+BACKGROUND_PIXELS = 2**12  # unlabelled pixels that training pixels are mixed with, at most
 ESTIMATOR_PIXELS = 2**20  # training pixels that are read for an estimator, at most
 HELD_BYTES = (
     2**31
 )  # of reduced channels of all training scenes in memory; of more, windows are read as needed
+
+
+# Minimum noise fractions that were found, by the data that they are of.
+_FRACTIONS: WeakKeyDictionary[LabelledScenes, dict[Any, npt.NDArray[np.float64]]] = (
+    WeakKeyDictionary()
+)
 
 
 @dataclass
@@ -74,15 +82,19 @@ class Trained:
         model_args: what differs from the variant's own arguments.
         choice: the epoch that validation pixels chose, where they did.
         postprocess: what becomes of its probabilities; nothing where None.
+        name: of the system, where a comparison has chosen it.
+        title: what it is called beside others, likewise.
     """
 
-    classifier: classifiers.Network | PixelEstimator
+    classifier: classifiers.Classifier
     seconds: float
     parameters: int | None = None
     trainable: int | None = None
     model_args: dict[str, Any] = field(default_factory=dict)
     choice: Choice | None = None
     postprocess: Postprocess | None = None
+    name: str = ""
+    title: str = ""
 
     @property
     def finished(self) -> SceneClassifier:
@@ -119,6 +131,35 @@ def fit_estimator(
         blocks.append(numbers + (int(blocks[-1].max()) + 1 if blocks else 0))
     estimator.fit(np.concatenate(features), np.concatenate(classes), np.concatenate(blocks))
     return Trained(estimator, time.perf_counter() - started)
+
+
+def fit_system(
+    recipe: Recipe,
+    data: LabelledScenes,
+    splits: Splits,
+    contract: BandContract,
+    folder: Path,
+    teacher: SceneTeacher | None = None,
+    *,
+    resume: bool,
+    show: bool,
+) -> Trained:
+    """Train the system of a recipe, a network or an estimator.
+
+    Args:
+        recipe: the settings.
+        data: the scenes and their labels.
+        splits: who trains.
+        contract: the bands.
+        folder: keeps the state while a network trains.
+        teacher: what a network learns from beside the labels.
+        resume: go on with what the folder keeps.
+        show: print progress.
+    """
+    if not runs.is_network(recipe.model):
+        return fit_estimator(recipe.model, recipe, data, splits, contract)
+    folder.mkdir(parents=True, exist_ok=True)
+    return fit_network(recipe, data, splits, contract, folder, teacher, resume=resume, show=show)
 
 
 def fit_network(
@@ -390,7 +431,6 @@ def input_bands(recipe: Recipe, contract: BandContract, preprocess: Preprocess) 
 def fit_preprocess(recipe: Recipe, data: LabelledScenes, splits: Splits) -> Preprocess:
     """Fit on training pixels what a recipe does to spectra before its model sees them."""
     reduction = reduction_of(recipe, len(data.contract.used))
-    neighbours = neighbouring_spectra(data, splits, NOISE_PAIRS) if reduction == "mnf" else None
     return Preprocess.fit(
         training_spectra(data, splits, PREPROCESS_PIXELS),
         spectra=recipe.spectra,
@@ -399,8 +439,23 @@ def fit_preprocess(recipe: Recipe, data: LabelledScenes, splits: Splits) -> Prep
         components=recipe.components,
         whiten=recipe.whiten,
         standardize=recipe.standardize,
-        neighbours=neighbours,
+        fractions=_fractions(recipe, data, splits) if reduction == "mnf" else None,
     )
+
+
+def _fractions(recipe: Recipe, data: LabelledScenes, splits: Splits) -> npt.NDArray[np.float64]:
+    """Return the minimum noise fractions of the training scenes, which no fold of a comparison changes."""
+    known = _FRACTIONS.setdefault(data, {})
+    key = (recipe.spectra, recipe.components, recipe.whiten, *splits.scenes_with(TRAIN))
+    if key not in known:
+        known[key] = noise_fractions(
+            neighbouring_spectra(data, splits),
+            spectra=recipe.spectra,
+            wavelengths=data.contract.wavelengths,
+            components=recipe.components,
+            whiten=recipe.whiten,
+        )
+    return known[key]
 
 
 def _pretrained_preprocess(init: str, data: LabelledScenes) -> Preprocess:
@@ -505,12 +560,49 @@ def training_data(
     images = [area.classes for area in train.areas]
     weights = class_weights(images, len(data.class_names), recipe.class_weights)
     lesson = None if teacher is None else _lesson(recipe, data, splits, classifier, teacher, train)
-    return TrainingData(train, regions(areas[VAL]), classifier.preprocess.dark(), weights, lesson)
+    return TrainingData(
+        train,
+        regions(areas[VAL]),
+        classifier.preprocess.dark(),
+        weights,
+        _augmentation(recipe, data, splits, classifier),
+        lesson,
+    )
+
+
+def _augmentation(
+    recipe: Recipe, data: LabelledScenes, splits: Splits, classifier: classifiers.Network
+) -> SpectralAugment:
+    """Return how the spectra of training pixels are changed.
+
+    Raises:
+        ConfigError: they are to be mixed with unlabelled pixels, and there are none.
+    """
+    unlabelled = None
+    if recipe.background:
+        spectra = unlabelled_spectra(data, splits, BACKGROUND_PIXELS)
+        if not len(spectra):
+            raise ConfigError(
+                "background mixes training pixels with unlabelled ones, and every pixel of the scene is labelled.",
+                "Omit --background.",
+            )
+        with torch.no_grad():
+            channels = classifier.preprocess(torch.from_numpy(spectra)[:, :, None, None])
+        unlabelled = channels.flatten(1)
+    return SpectralAugment(
+        classifier.preprocess,
+        offset=recipe.offset,
+        background=recipe.background,
+        missing=recipe.band_dropout,
+        noise=recipe.noise,
+        unlabelled=unlabelled,
+    )
 
 
 # Settings that decide which pixels a student sees, and how they are changed.
 _OF_THE_PIXELS = (
-    *("seed", "devices", "batch_size", "passes", "flips", "gain", "noise", "mixup"),
+    *("seed", "devices", "batch_size", "passes", "flips", "mixup"),
+    *("gain", "offset", "background", "band_dropout", "noise"),
     *("mode", "patch_size", "tile_size", "padding"),
     *("spectra", "reduction", "components", "whiten", "standardize"),
 )

@@ -39,6 +39,7 @@ CARD = Card(
         "t2t_vit_*",
         "tnt_*",
         "spectformer_*",
+        "hornet_*",
         "sret_*",
         "convnext_*",
         "efficientformer_*",

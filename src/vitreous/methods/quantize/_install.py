@@ -21,6 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from vitreous.errors import ModelError, did_you_mean
 from vitreous.layers.attention import AttentionCore
+from vitreous.layers.convnorm import fuse
 from vitreous.layers.lora import fold_lora
 from vitreous.layers.quantize import (
     Convolution,
@@ -139,11 +140,12 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 def fold(model: nn.Module) -> None:
-    """Fold batch norms into the convolutions before them, and adapters into plain linear layers, in place.
+    """Fuse branches, and fold batch norms into the convolutions before them and adapters into plain layers, in place.
 
     In use the model computes the same. What is folded is quantized with the layer, and costs nothing.
     """
     fold_lora(model)
+    fuse(model)
     for parent in list(model.modules()):
         children = list(parent.named_children())
         for (first, before), (second, norm) in itertools.pairwise(children):

@@ -65,6 +65,7 @@ CARD = Card(
         "spectformer*",
         "sret*",
         "smt*",
+        "hornet*",
         "t2t_vit*",
         "tnt*",
     ],

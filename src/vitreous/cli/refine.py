@@ -1,0 +1,89 @@
+"""``vitreous refine``: smooth a map that is there already within the edges of a scene."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitreous.cli.options import (
+    Hints,
+    Mask,
+    RefineArgs,
+    Untrusted,
+    free_output,
+    refinement_settings,
+    scene_hints,
+)
+from vitreous.errors import ConfigError
+
+
+def refine(
+    probabilities: Annotated[
+        Path,
+        typer.Argument(
+            help="Class probabilities, one band per class, as 'vitreous predict --probabilities' writes them."
+        ),
+    ],
+    scene: Annotated[
+        str, typer.Argument(help="Scene that shows the edges, or the name of a built-in sample.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--out", metavar="OUT", help="Map to write (default: map.tif, unless it exists)."
+        ),
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option("--method", metavar="domain_transform|guided|potts", help="The refinement."),
+    ] = "domain_transform",
+    refine_args: RefineArgs = None,
+    refined: Annotated[
+        Path | None,
+        typer.Option(
+            "--probabilities", metavar="FILE.tif", help="Also write the refined probabilities."
+        ),
+    ] = None,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65536, metavar="N", help="Window size in pixels (default: automatic)."
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Without -o: replace an existing map.tif.")
+    ] = False,
+    hints: Hints = None,
+    mask: Mask = None,
+    untrusted: Untrusted = False,
+) -> None:
+    """Smooth the class probabilities of a map within the edges of a scene; no labels and no model are needed."""
+    from vitreous.inference.postprocess import make_refinement
+    from vitreous.inference.refine_map import refine_map
+    from vitreous.progress import progress_bar
+    from vitreous.scenes import open_scene
+    from vitreous.scenes.samples import open_named
+
+    refinement = make_refinement(method, refinement_settings(refine_args) or {})
+    if refinement is None:
+        raise ConfigError("Method 'none' refines nothing.", "Omit --method.")
+    out = free_output(out, "map.tif", overwrite)
+    for file in (out, refined):
+        if file is not None and file.resolve() == probabilities.resolve():
+            raise ConfigError(f"{file} would overwrite what is refined.", "Choose another name.")
+    given = open_scene(probabilities, untrusted=untrusted)
+    opened = open_named(scene, scene_hints(hints, mask), untrusted=untrusted)
+    with progress_bar("refining") as advance:
+        done = refine_map(
+            given,
+            opened.scene,
+            out,
+            refinement,
+            refined=refined,
+            window=window,
+            progress=advance,
+        )
+    for path in done.paths:
+        typer.echo(str(path))
