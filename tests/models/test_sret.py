@@ -164,7 +164,8 @@ def test_slices_are_attention_with_a_mask_of_blocks(tokens, groups):
 def test_another_order_changes_slices_and_is_undone(tokens, training):
     layer, x = attention().train(training), torch.randn(2, tokens, 16)
     torch.testing.assert_close(layer.slice(x, 1, shuffle=True), layer.slice(x, 1))
-    order = layer._order(tokens, x.device)
+    order, back = layer._orders(tokens, x.device)
+    assert torch.equal(order[back], torch.arange(tokens))
     assert sorted(order.tolist()) == [*range(tokens)]
     if tokens > 2:
         assert not torch.allclose(

@@ -152,20 +152,23 @@ class SlicedAttention(Attention):
         """
         tokens = x.shape[1]
         length = -(-tokens // groups)
-        order = self._order(tokens, x.device) if shuffle and length < tokens else None
-        qkv = self.qkv(x if order is None else x[:, order])
+        orders = self._orders(tokens, x.device) if shuffle and length < tokens else None
+        qkv = self.qkv(x if orders is None else x[:, orders[0]])
         query, key, value = rearrange(
             partition(qkv[:, None], (1, length)), "b g t (c h d) -> c b g h t d", c=3, h=self.heads
         ).unbind(0)
         bias = padding_bias(1, tokens, (1, length), qkv) if tokens % length else None
         mixed = rearrange(self.core(query, key, value, bias), "b g h t d -> b g t (h d)")
         mixed = reverse(mixed, (1, length), 1, tokens)[:, 0]
-        return self.proj(mixed if order is None else mixed[:, order.argsort()])
+        return self.proj(mixed if orders is None else mixed[:, orders[1]])
 
-    def _order(self, tokens: int, device: torch.device) -> Tensor:
+    def _orders(self, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return another order of the tokens, and the way back."""
         if self.training:
-            return torch.randperm(tokens, device=device)
-        return torch.arange(tokens, device=device) * _step(tokens) % tokens
+            order = torch.randperm(tokens, device=device)
+            return order, order.argsort()
+        step, places = _step(tokens), torch.arange(tokens, device=device)
+        return places * step % tokens, places * pow(step, -1, tokens) % tokens
 
 
 def _step(tokens: int) -> int:
