@@ -350,7 +350,7 @@ class DHVT(Backbone):
         """Return the normalised tokens, and the normalised maps behind the blocks with the wanted numbers."""
         cells = self.embed(x)
         grid = (cells.shape[2], cells.shape[3])
-        first = self.class_token.expand(len(x), -1, -1)
+        first = self.class_token.expand(x.shape[0], -1, -1)
         tokens, maps = torch.cat([first, rearrange(cells, "b d h w -> b (h w) d")], 1), []
         for number, block in enumerate(self.blocks, start=1):
             tokens = self.run(block, tokens, grid)
