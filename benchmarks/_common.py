@@ -92,9 +92,15 @@ def in_own_process(script: str, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def digest(recipe: dict[str, Any], *more: Any) -> str:
-    """Name everything that decides about a measurement's outcome; settings that are not set do not count."""
-    told = [{k: v for k, v in recipe.items() if v not in (None, {}, [])}, *more]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+    """Name everything that decides about a measurement's outcome.
+
+    Settings that are not set, or switched off, do not count: what a recipe learns to do later changes nothing that was
+    measured before. A budget only counts where systems are compared.
+    """
+    told = {key: value for key, value in recipe.items() if value not in (None, {}, [], "none", 0)}
+    if told.get("model") != "auto":
+        told.pop("budget", None)
+    return hashlib.sha256(json.dumps([told, *more], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def forget_peak() -> None:

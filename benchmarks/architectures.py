@@ -33,6 +33,7 @@ VARIANTS = (
     "swin_tiny",
     "coswin_base",
     "crossformer_tiny",
+    "sret_tiny",
     "convnext_tiny",
     "crossvit_small",
     "cvt_13",

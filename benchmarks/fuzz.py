@@ -1,7 +1,7 @@
 """Read damaged files of every kind, and count what becomes of them: a scene, a message, or a fault.
 
 Mutants are numbered (``tests/fuzzing.py``): a run goes on where the last one ended, and ``--again`` tries the faulty ones
-once more. A hundred thousand take about an hour of one core.
+once more. A thousand take about 20 seconds of one core, a hundred thousand about half an hour.
 """
 
 from __future__ import annotations

@@ -138,9 +138,7 @@ class System:
 
 REFINED = {"refine": "domain_transform"}
 MNF = {"reduction": "mnf", "components": 20, "whiten": True}
-PIXELS = {"model": "spectral_mlp", "patch_size": 1, "mode": "patch", **MNF}
-# What a network of single pixels is spared: it has too little to learn from to be held back.
-PLAIN = {"mixup": 0.0, "noise": 0.0, "label_smoothing": 0.0, "class_weights": "balanced"}
+PIXELS = CANDIDATES["spectral_mlp"].changes
 SYSTEMS: dict[str, System] = {
     "auto": System({"model": "auto"}),
     "svm": System({"model": "svm"}),
@@ -148,8 +146,8 @@ SYSTEMS: dict[str, System] = {
     "svm, SNV, refined": System({"model": "svm", "spectra": "snv", **REFINED}),
     "ls_svm, MNF": System({"model": "ls_svm", **MNF}),
     "ls_svm, MNF, refined": System({"model": "ls_svm", **MNF, **REFINED}),
-    "spectral_mlp, MNF": System({**PIXELS, **PLAIN}, all_labels=True),
-    "spectral_mlp, MNF, refined": System({**PIXELS, **PLAIN, **REFINED}, all_labels=True),
+    "spectral_mlp, MNF": System(PIXELS, all_labels=True),
+    "spectral_mlp, MNF, refined": System({**PIXELS, **REFINED}, all_labels=True),
     "convnext, dense": System(CANDIDATES["dense_fpn"].changes),
     "lola_specvit_tiny": System({"model": "lola_specvit_tiny"}),
 }

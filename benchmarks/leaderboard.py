@@ -50,6 +50,12 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "swin_tiny": {"dim": 48, "depths": [2, 4], "heads": [2, 4]},
     "coswin_base": {"dim": 32, "depths": [2, 4], "heads": [2, 4]},
     "crossformer_tiny": {"dim": 48, "depths": [2, 4], "heads": [2, 4]},
+    "sret_tiny": {
+        "depths": [2, 4],
+        "heads": [2, 4],
+        "groups": [4, 1],
+        "groups_again": [2, 1],
+    },
     "convnext_tiny": {"dims": [48, 96, 192], "depths": [1, 1, 2]},
     "crossvit_small": {"dims": [64, 128], "depths": [[1, 2, 1], [1, 1, 1]], "heads": [2, 4]},
     "cvt_13": {"dims": [48, 96, 160], "depths": [1, 1, 2], "heads": [1, 2, 4]},

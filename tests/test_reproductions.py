@@ -512,7 +512,6 @@ EARLIER = {
     "channelvit",
     "convnext",
     "crossvit",
-    "efficientvit",
     "essaformer",
     "evit",
     "hsdt",

@@ -434,6 +434,27 @@ class Recipe(SceneSettings, TaughtSettings):
     gain: float = setting(
         0.0, "Training", "Random brightness scaling of whole regions (relative).", ge=0, lt=1
     )
+    offset: float = setting(
+        0.0,
+        "Training",
+        "Random light added to all bands of whole regions (relative to the mean brightness), like haze.",
+        ge=0,
+        lt=1,
+    )
+    background: float = setting(
+        0.0,
+        "Training",
+        "Largest share of a random unlabelled pixel of the scene that is mixed into whole regions.",
+        ge=0,
+        lt=1,
+    )
+    band_dropout: float = setting(
+        0.0,
+        "Training",
+        "Largest share of the bands, next to one another, that are replaced by their mean in whole regions.",
+        ge=0,
+        lt=1,
+    )
     noise: float = setting(
         0.05,
         "Training",
@@ -561,7 +582,9 @@ class Recipe(SceneSettings, TaughtSettings):
         elif self.reduction == "mnf":
             rules["reduction is 'mnf'"] = ("standardize",)
         if self.spectra in _BRIGHTNESS_GONE:
-            rules[f"spectra is '{self.spectra}'"] = ("gain",)
+            rules[f"spectra is '{self.spectra}'"] = ("gain", "offset")
+        elif self.spectra != "none":
+            rules[f"spectra is '{self.spectra}'"] = ("offset",)
         if self.schedule != "cyclic":
             rules["schedule is not 'cyclic'"] = ("cycle_epochs", "cycle_growth")
         return rules | self._split_rules()

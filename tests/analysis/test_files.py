@@ -79,6 +79,8 @@ def test_every_analysis_is_a_command_with_whole_products(name, place):
     assert np.isfinite(values).mean() > 0.99
     facts = json.loads((place / "out.facts.json").read_text())
     assert facts["analysis"] == name
+    assert facts["scene"].endswith("scene.tif")
+    assert set(facts["wavelengths_nm"]) <= set(open_scene("scene.tif")["wavelength"].values)
     assert facts["bands"] == list(image["band_name"].values)
     with rasterio.open("out.tif") as dataset:
         assert dataset.profile["tiled"]
@@ -151,6 +153,15 @@ def test_bad_input_is_one_message_and_nothing_is_written(words, message, place):
     assert said.count("Error:") == 1
     assert "Traceback" not in said
     assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before
+
+
+def test_spectra_of_an_earlier_analysis_do_not_stay(place):
+    scene = open_scene("scene.tif")
+    vitreous.analyse("pca", scene).write("out.tif")
+    assert (place / "out.spectra.csv").is_file()
+    vitreous.analyse("rx", scene).write("out.tif")
+    assert not (place / "out.spectra.csv").exists()
+    assert json.loads((place / "out.facts.json").read_text())["analysis"] == "rx"
 
 
 def test_a_file_that_breaks_off_leaves_nothing_behind(place):

@@ -122,7 +122,7 @@ def test_a_restorer_is_exported_and_restores(tmp_path):
     for words, told in (
         (("export", run, "--single"), "--single does not apply"),
         (("predict", run / "export-onnx", scene, "--window", 9), "--window does not apply"),
-        (("predict", run, scene, "--runtime", "tflite"), "no runtime 'tflite'"),
+        (("predict", run, scene, "--runtime", "tflite"), "Unknown runtime: tflite"),
         (("bench", "runs", run / "export-onnx"), "a 'restore' run or the export of one"),
     ):
         done = run_cli(*words)
@@ -160,12 +160,12 @@ def test_what_makes_no_sense_is_refused(place, run, tmp_path):
     forest = place / "runs/classify/forest"
     for words, message in (
         (("export", forest), "'random_forest' is not a network"),
-        (("export", run, "--format", "tflite"), "no format 'tflite'"),
+        (("export", run, "--format", "tflite"), "Unknown format: tflite"),
         (("export", tmp_path), "is not a run folder"),
         (("export", run, "--out", place), "is not an export"),
-        (("predict", run, scene, "--runtime", "tensorrt"), "no runtime 'tensorrt'"),
+        (("predict", run, scene, "--runtime", "tensorrt"), "Unknown runtime: tensorrt"),
         (("predict", forest, scene, "--runtime", "onnxruntime"), "is not a network"),
-        (("bench", "runs", run, "--runtime", "torch,tensorrt"), "no runtime 'tensorrt'"),
+        (("bench", "runs", run, "--runtime", "torch,tensorrt"), "Unknown runtime: tensorrt"),
         (("bench", "runs", run, "--plot", "x.doc"), ".png"),
     ):
         done = run_cli(*words)

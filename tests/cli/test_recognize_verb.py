@@ -117,7 +117,7 @@ def test_a_run_is_exported_and_classifies(place):
     for words, told in (
         (("export", run, "--single"), "--single does not apply"),
         (("predict", run / "export-onnx", "new", "--window", 9), "--window does not apply"),
-        (("predict", run, "new", "--runtime", "tflite"), "no runtime 'tflite'"),
+        (("predict", run, "new", "--runtime", "tflite"), "Unknown runtime: tflite"),
         (("export", run, "--format", "torch", "-o", place / "p"), "not an export"),
     ):
         assert told in " ".join(call(*map(str, words), code=2).split())

@@ -185,7 +185,7 @@ def test_predict_writes_to_restored_tif_where_nothing_is_said(
         (["--probabilities", "p.tif"], "--probabilities does not apply to"),
         (["--workers", 2], "--workers does not apply to"),
         (["--dask", "local"], "--dask does not apply to"),
-        (["--runtime", "tflite"], "no runtime 'tflite'"),
+        (["--runtime", "tflite"], "Unknown runtime: tflite"),
         (["-o", "o.png"], "suffix of a writable format"),
         (["--hints", "unit=radiance"], "trained on reflectance, the scene holds radiance"),
         (["--hints", "unt=radiance"], "unit"),

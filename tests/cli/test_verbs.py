@@ -127,7 +127,7 @@ def test_reproduce_hands_on_what_the_script_takes(tmp_path):
 @pytest.mark.parametrize("slug", ["svn", "../svm", "svm.py", ""])
 def test_reproduce_takes_names_only(tmp_path, slug):
     (tmp_path / "svm.py").write_text("raise AssertionError('must not be run')")
-    with pytest.raises(ModelError, match="no reproduction"):
+    with pytest.raises(ModelError, match="No such reproduction"):
         reproduce(slug, scripts=tmp_path)
 
 

@@ -47,7 +47,7 @@ def test_a_folder_without_roles_is_divided_by_seed_within_classes(tmp_path):
 def test_validation_images_test_where_there_are_no_others(tmp_path):
     found = open_images(folder_of_pictures(tmp_path, {"train": 10, "val": 4}))
     assert found.counts["test"] == 8 and found.counts["val"] == 2
-    assert any("tested on" in note for note in found.notes)
+    assert any("measured on the validation images" in note for note in found.notes)
 
 
 def test_a_table_with_one_label_and_unicode_and_spaces(tmp_path):
@@ -254,7 +254,7 @@ def test_one_class_and_classes_that_cannot_be_divided_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["", "nowhere"])
 def test_nothing_to_read_is_refused(tmp_path, name):
-    with pytest.raises(ConfigError, match=r"no images in class folders|no folder or table"):
+    with pytest.raises(ConfigError, match=r"no images in class folders|No such folder or table"):
         open_images(tmp_path / name)
 
 

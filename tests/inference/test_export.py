@@ -237,7 +237,7 @@ def test_what_is_no_export_is_not_replaced(tmp_path):
     with pytest.raises(ConfigError, match="is not an export"):
         make_export(classifier, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.tex").exists()
-    with pytest.raises(ConfigError, match="no export format 'tflite'"):
+    with pytest.raises(ConfigError, match="Unknown export format: tflite"):
         make_export(classifier, tmp_path / "new", "tflite")
 
 

@@ -180,7 +180,7 @@ def test_a_replaced_graph_is_refused(exported, tmp_path):
         load_exported(place)
     said = json.loads((exported[1] / "export.json").read_text())
     assert said["files"]["image.onnx"]["sha256"] == sha256(exported[1] / "image.onnx")
-    with pytest.raises(ConfigError, match="no export format"):
+    with pytest.raises(ConfigError, match="Unknown export format"):
         export_recognizer(
             RecognizerProduct(exported[0], "small"), tmp_path / "y", form="x", store=None, numbers=None
         )  # fmt: skip

@@ -137,9 +137,32 @@ def test_constant_bands_do_not_disturb_a_guide():
     spectra = np.random.default_rng(0).normal(size=(500, 4))
     spectra[:, 2] = 7
     spectra[:, 3] = spectra[:, 0]
+    guide = fit_projection(spectra, 4)
+    weights = np.asarray(guide.weights)
+    assert np.isfinite(weights).all()
+    assert np.abs(weights[:, 2]).max() == 0
+    # Three bands of two different contents: what a third component would hold is rounding, not edges.
+    channels = guide.of(spectra.T[:, :, None].astype(np.float32))[:, :, 0]
+    np.testing.assert_allclose(channels.std(axis=1), [1, 1, 0, 0], atol=1e-3)
+
+
+@pytest.mark.parametrize("spectra", [np.full((30, 3), 5.0), np.ones((1, 3)), np.ones((2, 1))])
+def test_even_ground_has_an_even_guide(spectra):
     guide = fit_projection(spectra, 3)
-    assert np.isfinite(guide.weights).all()
-    assert np.abs(np.asarray(guide.weights)[:, 2]).max() == 0
+    found = guide.of(spectra.T[:, :, None].astype(np.float32))
+    np.testing.assert_array_equal(found, 0)
+
+
+def test_bands_of_very_different_units_all_count():
+    rng = np.random.default_rng(0)
+    spectra = rng.normal(size=(400, 3)) * [1e-9, 1, 1e9] + [1e-8, 3, 2e9]
+    channels = fit_projection(spectra, 3).of(spectra.T[:, :, None].astype(np.float32))
+    np.testing.assert_allclose(channels[:, :, 0].std(axis=1), 1, rtol=1e-2)
+
+
+@pytest.mark.parametrize("spectra", [np.eye(6, 4), np.ones((300, 4))])
+def test_too_few_or_equal_pixels_tell_nothing_of_novelty(spectra):
+    assert fit_novelty(spectra, np.arange(len(spectra)) % 3 + 1) is None
 
 
 def test_another_number_of_bands_is_refused():

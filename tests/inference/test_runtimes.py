@@ -146,7 +146,7 @@ def test_damaged_and_missing_files(folder, tmp_path):
 def test_runtimes_that_do_not_fit(shared_front):
     with pytest.raises(ConfigError, match="torch does not read exports of the format onnx"):
         load_exported(shared_front[1], "torch")
-    with pytest.raises(ConfigError, match="no runtime 'tensorrt'"):
+    with pytest.raises(ConfigError, match="Unknown runtime: tensorrt"):
         load_exported(shared_front[1], "tensorrt")
 
 

@@ -134,7 +134,7 @@ def test_weight_decay_spares_vectors_and_what_the_trunk_spares():
 
 def test_bad_input_is_refused_in_words():
     trunk = create_model("vit_test", bands=BANDS, num_classes=CLASSES, image_size=18)
-    with pytest.raises(ModelError, match=r"no decoder .fpm.\. Did you mean .fpn."):
+    with pytest.raises(ModelError, match=r"Unknown decoder: fpm\. Did you mean .fpn."):
         DenseNet(trunk, "fpm")
     with pytest.raises(ModelError, match="Linear has no feature maps"):
         DenseNet(torch.nn.Linear(3, 3))

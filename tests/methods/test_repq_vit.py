@@ -213,16 +213,23 @@ def test_pairs_are_found_by_structure():
         assert not any(p.norm == "norm" for p in found)  # the last norm is read by the pooling
 
 
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("lola_specvit_test", {"levels.0.0.mlp.0.joint", "levels.1.0.mlp.0.joint"}),
+        ("swin_test", {"stages.1.merge.reduction", *(f"stages.{s}.blocks.{b}.mlp.fc1" for s in (0, 1) for b in (0, 1))}),
+    ],
+)  # fmt: skip
 @torch.no_grad()
-def test_padding_that_attention_sees_forbids_folding():
-    model = make("lola_specvit_test", image_size=9)
+def test_padding_that_attention_sees_forbids_folding(name, layers):
+    model = make(name, image_size=9)
     for module in model.modules():
         if hasattr(module, "mask_padding"):
             module.mask_padding = False
     x = images(16, 4, 9)
     quantized, report = vitreous.apply(model.eval(), "repq_vit", calibration=[x])
     folded = {r["layer"] for r in report.rows if "folded" in r["activation scales"]}
-    assert folded == {"levels.0.0.mlp.0.joint", "levels.1.0.mlp.0.joint"}  # and no attn.qkv
+    assert folded == layers  # and no attn.qkv
     set_enabled(quantized, False)
     check_near(quantized(x), model(x), 1e-3, "the folded model")
 

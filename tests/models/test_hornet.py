@@ -17,6 +17,7 @@ from vitreous.models.hornet import (
     HorNet,
     LocalFilter,
     RecursiveGate,
+    read_image_size,
     rename,
     resize,
 )
@@ -385,3 +386,10 @@ def test_first_weights_are_as_published():
     gate = model.stages[1][0].mixer.convolve.gate.weight
     assert gate.std().item() == pytest.approx(0.02, rel=0.1)
     assert math.isclose(float(model.stages[0][0].ls1.gamma.detach()[0]), 1e-6, rel_tol=1e-3)
+
+
+def test_filters_tell_the_size_of_images():
+    settings = {"dim": 8, "depths": [1, 1, 1], "stem_stride": 4}
+    model = HorNet(3, 5, 96, **settings, spectral=[False, False, True])
+    assert read_image_size(model.state_dict()) == 96
+    assert read_image_size(HorNet(3, 5, 96, **settings).state_dict()) is None

@@ -223,7 +223,7 @@ def test_faulty_tables_are_refused_in_words(text, words, tmp_path):
 
 
 def test_a_misspelt_sensor_is_told_of():
-    with pytest.raises(SceneError, match=r"no sensor 'sentinel2'.*Did you mean"):
+    with pytest.raises(SceneError, match=r"Unknown sensor: sentinel2.*Did you mean"):
         read_responses("sentinel2")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 
 import h5py
 import numpy as np
@@ -511,3 +512,23 @@ def test_units_of_values_by_their_attributes(tmp_path, attrs, unit, scale):
     scene = vitreous.open_scene(tmp_path / "a.nc")
     assert scene.attrs["unit"] == unit
     assert scene.attrs["scale"] == pytest.approx(scale)
+
+
+def test_a_header_of_nothing_but_quotes_takes_no_time(tmp_path):
+    path = envi(tmp_path, "band names = {" + '"a", ' * 300_000 + "}\n")
+    begun = time.process_time()
+    with pytest.warns(UserWarning, match="band names"):
+        vitreous.open_scene(path)
+    assert time.process_time() - begun < 5
+
+
+def test_pages_are_counted_once(tmp_path, monkeypatch):
+    """Of a stack with hundreds of images every one is opened, and none of them lists all."""
+    from vitreous.scenes import gdal_files
+
+    opened = []
+    usual = gdal_files._open
+    monkeypatch.setattr(gdal_files, "_open", lambda *args: opened.append(args) or usual(*args))
+    tifffile.imwrite(tmp_path / "a.tif", CUBE, metadata=None)
+    assert vitreous.open_scene(tmp_path / "a.tif").shape == CUBE.shape
+    assert len(opened) <= len(CUBE) + 1

@@ -83,7 +83,8 @@ def test_metrics_have_their_schema(base):
     metrics = json.loads((base / "metrics.json").read_text())
     split = Split.load(base / "split.npz")
     assert metrics["schema"] == 1
-    assert [set(entry) for entry in metrics["classes"]] == [{"value", "name", "color"}] * 3
+    told = {"value", "name", "color", "fields", "testable", "why"}
+    assert [set(entry) for entry in metrics["classes"]] == [told] * 3
     assert metrics["split"] == {
         "method": "random",
         "params": split.params,
@@ -104,6 +105,9 @@ def test_metrics_have_their_schema(base):
         assert [row["value"] for row in scores["per_class"]] == [1, 2, 3]
     assert np.sum(own["test"]["confusion"]) == split.counts["test"]
     assert np.sum(own["val"]["confusion"]) == split.counts["val"]
+    assert own["refine"] is None
+    assert own["calibration"]["temperature"] > 0
+    assert len(own["areas"]["classes"]) == 3
 
 
 def test_the_log_has_one_row_per_epoch(base):
@@ -473,7 +477,7 @@ def test_what_a_kill_left_behind_is_swept(tmp_path, places, base):
 
 
 def test_there_must_be_something_to_resume(tmp_path, places):
-    with pytest.raises(ConfigError, match="no run to resume") as caught:
+    with pytest.raises(ConfigError, match="No run to resume") as caught:
         train(tiny_recipe(tmp_path, **places), resume=True, show=False)
     assert caught.value.fix
 

@@ -292,7 +292,7 @@ def test_pretraining_and_restoration_take_collections(scenes, tmp_path):
     run = pretrain.train(recipe, show=False)
     assert metrics_at(run)["val_loss"] is not None
     assert [entry.source for entry in pretrain.load_run(run).provenance] == ["scene 0.tif", "scene 1.tif"]  # fmt: skip
-    own = {"model": "hsdt_test", "crop": 16, "baselines": ["low_rank"], "product": True}
+    own = {"model": "hsdt_test", "crop": 16, "baselines": ["low_rank"], "product": True, "report": True}  # fmt: skip
     run = restore.train(make_recipe({**shared, **own}, RestoreRecipe), show=False)
     rows = metrics_at(run)["systems"]
     for row in rows:
@@ -300,6 +300,10 @@ def test_pretraining_and_restoration_take_collections(scenes, tmp_path):
         assert len(each) == 2
         assert row["test"]["psnr"] == pytest.approx(np.mean(each))
     assert len(list((run / "restored").glob("*.tif"))) == 2
+    page = (run / "report.html").read_text()
+    tested = [one["name"] for one in metrics_at(run)["scenes"] if one["role"] == "test"]
+    assert len(tested) == 2 and all(name in page for name in tested)
+    assert page.count("<h3>scene") == 2  # each with its pictures
     assert restore.evaluate(run)["systems"][0]["test"] == rows[0]["test"]
 
 

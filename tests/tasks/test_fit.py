@@ -171,7 +171,7 @@ def test_training_leaves_the_environment_as_it_was(tmp_path, places, monkeypatch
     before = dict(os.environ)
     run(tmp_path, **places, epochs=1)
     assert dict(os.environ) == before
-    with pytest.raises(ConfigError, match="no run to resume"):
+    with pytest.raises(ConfigError, match="No run to resume"):
         run(tmp_path, **places, name="nowhere", resume=True)
     assert dict(os.environ) == before
 

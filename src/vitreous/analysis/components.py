@@ -1,14 +1,11 @@
-"""What the linear transforms share: settings, loadings and the image of their components."""
+"""What the linear transforms share: the number of components, and their image."""
 
 from __future__ import annotations
 
-import numpy as np
 import xarray as xr
 
 from vitreous.analysis.streams import Floats, Ints, Passes, pixelwise, source_of
 from vitreous.errors import ConfigError
-from vitreous.scenes.cube import wavelengths_of
-from vitreous.scenes.spectra import Spectra
 
 USUAL = 10  # components, where nobody says how many
 
@@ -48,16 +45,3 @@ def projected(
         passes: what counts the pixels.
     """
     return pixelwise(scene, bands, names, lambda spectra: (spectra - mean) @ weights, passes)
-
-
-def in_bands(scene: xr.DataArray, bands: Ints, values: Floats, names: list[str]) -> Spectra:
-    """Return ``(spectra, bands)`` with the wavelengths of the scene's bands, NaN where these are unknown."""
-    centres = wavelengths_of(scene)
-    widths = scene["fwhm"].values[bands] if "fwhm" in scene.coords else None
-    return Spectra(
-        values,
-        np.full(bands.size, np.nan) if centres is None else centres[bands],
-        names,
-        widths,
-        str(scene.attrs.get("unit", "dn")),
-    )

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from vitreous.analysis.preview import Look
-from vitreous.analysis.result import Result
+from vitreous.analysis.result import Result, facts_of
 from vitreous.analysis.statistics import Moments, Sample
 from vitreous.analysis.streams import (
     Floats,
@@ -98,16 +98,16 @@ def cva(
     share = float((magnitudes > threshold).mean())
     return Result(
         image_like(pair.before, names, compute, passes),
-        {
-            "analysis": "cva",
-            "before": source_of(before),
-            "after": source_of(after),
-            "valid_at_both_dates": first.count,
-            "wavelengths_nm": pair.wavelengths(),
-            "normalised": normalise,
-            "threshold_otsu": threshold,
-            "share_above_threshold": share,
-        },
+        facts_of(
+            "cva",
+            pair.before,
+            pair.bands,
+            after=source_of(after),
+            valid_at_both_dates=first.count,
+            normalised=normalise,
+            threshold_otsu=threshold,
+            share_above_threshold=share,
+        ),
         f"{first.count:,} pixels at both dates, {'normalised' if normalise else 'not normalised'}; by Otsu's threshold "
         f"({threshold:.4g}) {share:.1%} have changed.",
         None,

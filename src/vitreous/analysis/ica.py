@@ -11,9 +11,9 @@ import warnings
 import numpy as np
 import xarray as xr
 
-from vitreous.analysis.components import component_count, in_bands, projected
+from vitreous.analysis.components import component_count, projected
 from vitreous.analysis.pca import LOOK, sorted_eigen
-from vitreous.analysis.result import Result
+from vitreous.analysis.result import Result, facts_of, in_bands
 from vitreous.analysis.statistics import Moments, Sample, check_moments
 from vitreous.analysis.streams import Floats, Passes, Progress, prepared, source_of, tiles
 from vitreous.errors import ConfigError
@@ -58,13 +58,15 @@ def ica(
     names = [f"IC {k}" for k in range(1, count + 1)]
     return Result(
         projected(scene, bands, names, moments.mean, weights, passes),
-        {
-            "analysis": "ica",
-            "valid_pixels": moments.count,
-            "sample": len(white),
-            "seed": seed,
-            "excess_kurtosis": kurtosis.tolist(),
-        },
+        facts_of(
+            "ica",
+            scene,
+            bands,
+            valid_pixels=moments.count,
+            sample=len(white),
+            seed=seed,
+            excess_kurtosis=kurtosis.tolist(),
+        ),
         f"{count} independent components of {len(white):,} sampled pixels; excess kurtosis {kurtosis[0]:.3g} to "
         f"{kurtosis[-1]:.3g}.",
         in_bands(scene, bands, weights.T, names),

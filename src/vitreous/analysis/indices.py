@@ -19,7 +19,7 @@ import xarray as xr
 
 from vitreous.analysis.narrow_indices import NARROW
 from vitreous.analysis.preview import Look
-from vitreous.analysis.result import Result
+from vitreous.analysis.result import Result, facts_of
 from vitreous.analysis.streams import Floats, Ints, Passes, Progress, pixelwise, prepared, source_of
 from vitreous.data.pixels import spread_spectra
 from vitreous.errors import ConfigError, SceneError, did_you_mean, listed
@@ -150,7 +150,7 @@ def indices(
     left = len(chosen) - len(ready)
     return Result(
         image,
-        {"analysis": "indices", "indices": [one.facts(finder) for one in ready]},
+        facts_of("indices", scene, bands, indices=[one.facts(finder) for one in ready]),
         f"{len(ready)} {'index' if len(ready) == 1 else 'indices'} from {bands.size} bands"
         f"{f'; {left} others need bands, constants or a unit that the scene lacks' if left else ''}.",
         None,

@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from vitreous.analysis.components import component_count, in_bands, projected
+from vitreous.analysis.components import component_count, projected
 from vitreous.analysis.pca import LOOK, sorted_eigen
-from vitreous.analysis.result import Result
+from vitreous.analysis.result import Result, facts_of, in_bands
 from vitreous.analysis.statistics import Moments, check_moments, turned
 from vitreous.analysis.streams import Floats, Passes, Progress, prepared, source_of, tiles
 from vitreous.errors import SceneError
@@ -53,13 +53,15 @@ def mnf(
     above = int((values > 2).sum())
     return Result(
         projected(scene, bands, names, signal.mean, weights, passes),
-        {
-            "analysis": "mnf",
-            "valid_pixels": signal.count,
-            "pairs_of_neighbours": noise.count,
-            "signal_to_noise": (values[:count] - 1).tolist(),
-            "above_noise": above,
-        },
+        facts_of(
+            "mnf",
+            scene,
+            bands,
+            valid_pixels=signal.count,
+            pairs_of_neighbours=noise.count,
+            signal_to_noise=(values[:count] - 1).tolist(),
+            above_noise=above,
+        ),
         f"{above} of {bands.size} components have more signal than noise; the ratio of the first is {values[0] - 1:.3g}.",
         in_bands(scene, bands, weights.T, names),
         LOOK,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from vitreous.analysis.components import component_count, in_bands, projected
+from vitreous.analysis.components import component_count, projected
 from vitreous.analysis.preview import Look
-from vitreous.analysis.result import Result
+from vitreous.analysis.result import Result, facts_of, in_bands
 from vitreous.analysis.statistics import scene_moments, turned
 from vitreous.analysis.streams import Floats, Passes, Progress, prepared
 
@@ -39,12 +39,14 @@ def pca(
     shares = np.clip(values, 0, None) / np.clip(values, 0, None).sum()
     return Result(
         projected(scene, bands, names, moments.mean, weights, passes),
-        {
-            "analysis": "pca",
-            "valid_pixels": moments.count,
-            "variances": values[:count].tolist(),
-            "shares_of_variance": shares[:count].tolist(),
-        },
+        facts_of(
+            "pca",
+            scene,
+            bands,
+            valid_pixels=moments.count,
+            variances=values[:count].tolist(),
+            shares_of_variance=shares[:count].tolist(),
+        ),
         f"{count} principal components hold {shares[:count].sum():.1%} of the variance of {moments.count:,} pixels.",
         in_bands(scene, bands, weights.T, names),
         LOOK,

@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from vitreous.analysis.preview import Look, write_preview
+from vitreous.analysis.streams import Floats, Ints, source_of
 from vitreous.errors import ConfigError
 from vitreous.files import write_json
+from vitreous.scenes.cube import wavelengths_of
 from vitreous.scenes.formats import find_writer, open_scene, write_scene
 from vitreous.scenes.overwrite import check_overwrite
 from vitreous.scenes.spectra import Spectra, write_spectra
@@ -58,8 +61,35 @@ class Result:
         write_json(facts, {**self.facts, "bands": names})
         if self.spectra is not None:
             write_spectra(self.spectra, spectra)
+        else:  # those of another analysis of this name would be taken for this one's
+            spectra.unlink(missing_ok=True)
         write_preview(open_scene(path), names, self.look, self.spectra, picture)
         return [path, picture, facts, *([spectra] if self.spectra is not None else [])]
+
+
+def facts_of(name: str, scene: xr.DataArray, bands: Ints, **more: Any) -> dict[str, Any]:
+    """Return what is told of every analysis, and more: its name, its scene and which wavelengths took part."""
+    centres = wavelengths_of(scene)
+    known = centres is not None and bool(np.isfinite(centres[bands]).all())
+    return {
+        "analysis": name,
+        "scene": source_of(scene),
+        "wavelengths_nm": centres[bands].tolist() if centres is not None and known else None,
+        **more,
+    }
+
+
+def in_bands(scene: xr.DataArray, bands: Ints, values: Floats, names: list[str]) -> Spectra:
+    """Return ``(spectra, bands)`` with the wavelengths of the scene's bands, NaN where these are unknown."""
+    centres = wavelengths_of(scene)
+    widths = scene["fwhm"].values[bands] if "fwhm" in scene.coords else None
+    return Spectra(
+        values,
+        np.full(bands.size, np.nan) if centres is None else centres[bands],
+        names,
+        widths,
+        str(scene.attrs.get("unit", "dn")),
+    )
 
 
 def check_files(

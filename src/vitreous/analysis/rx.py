@@ -17,7 +17,7 @@ import xarray as xr
 from vitreous.analysis.components import component_count
 from vitreous.analysis.pca import sorted_eigen
 from vitreous.analysis.preview import Look
-from vitreous.analysis.result import Result
+from vitreous.analysis.result import Result, facts_of
 from vitreous.analysis.statistics import Background, scene_moments
 from vitreous.analysis.streams import (
     Floats,
@@ -86,17 +86,19 @@ def rx(
     kind = "the whole scene" if around is None else f"{around.outer} x {around.outer} pixels around"
     return Result(
         image,
-        {
-            "analysis": "rx",
-            "valid_pixels": moments.count,
-            "window": None if around is None else around.outer,
-            "guard": None if around is None else around.inner,
-            "covariance": "global" if around is None else covariance,
-            "components": components,
-            "degrees_of_freedom": everywhere.rank,
-            "false_alarms": FALSE_ALARMS,
-            "threshold_of_a_normal_background": threshold,
-        },
+        facts_of(
+            "rx",
+            scene,
+            bands,
+            valid_pixels=moments.count,
+            window=None if around is None else around.outer,
+            guard=None if around is None else around.inner,
+            covariance="global" if around is None else covariance,
+            components=components,
+            degrees_of_freedom=everywhere.rank,
+            false_alarms=FALSE_ALARMS,
+            threshold_of_a_normal_background=threshold,
+        ),
         f"Squared Mahalanobis distances from {kind}; {FALSE_ALARMS:.1%} of a normal background would exceed {threshold:.4g}.",
         None,
         LOOK,

@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from vitreous.analysis.components import in_bands
 from vitreous.analysis.preview import Look
-from vitreous.analysis.result import Result
+from vitreous.analysis.result import Result, facts_of, in_bands
 from vitreous.analysis.statistics import Background, Moments, scene_moments
 from vitreous.analysis.streams import (
     Floats,
@@ -208,12 +207,14 @@ def _result(
     names = [f"{name.upper()} {target}" for target in targets.names]
     return Result(
         pixelwise(scene, targets.bands, names, scores, passes),
-        {
-            "analysis": name,
-            "targets": targets.names,
-            "bands_compared": int(targets.bands.size),
-            "score": what,
-        },
+        facts_of(
+            name,
+            scene,
+            targets.bands,
+            targets=targets.names,
+            bands_compared=int(targets.bands.size),
+            score=what,
+        ),
         f"{what.capitalize()} of {len(names)} {'spectrum' if len(names) == 1 else 'spectra'} in {targets.bands.size} bands.",
         in_bands(scene, targets.bands, targets.values, targets.names),
         Look("viridis_r" if name == "sam" else "viridis", title=str(scene.attrs.get("unit", ""))),

@@ -10,10 +10,9 @@ import numpy as np
 import xarray as xr
 
 from vitreous.analysis.abundances import MOST, fcls
-from vitreous.analysis.components import in_bands
 from vitreous.analysis.endmembers import largest_simplex, purest, signal_dimensions
 from vitreous.analysis.preview import Look
-from vitreous.analysis.result import Result
+from vitreous.analysis.result import Result, facts_of, in_bands
 from vitreous.analysis.statistics import scene_moments
 from vitreous.analysis.streams import (
     Floats,
@@ -76,7 +75,7 @@ def unmix(
     passes = Passes(scene, 2 if given else _PASSES + 3 * (endmembers or 0), progress)
     moments = scene_moments(scene, bands, passes)
     told = signal_dimensions(moments.correlation)
-    facts = {"analysis": "unmix", "valid_pixels": moments.count, "endmembers_told_apart": told}
+    facts = facts_of("unmix", scene, bands, valid_pixels=moments.count, endmembers_told_apart=told)
     if targets is None:
         count = _checked(endmembers, told, scene)
         passes.count = _PASSES + 3 * count

@@ -25,8 +25,10 @@ Doubles = npt.NDArray[np.float64]
 
 GUIDE_CHANNELS = 3  # principal components that guide a refinement
 NOVELTY_CHANNELS = 10  # principal components in which spectra are compared
+FEWEST = 2 * NOVELTY_CHANNELS  # training pixels beyond one per class that tell how they scatter
 PERCENTILES = 101  # of the training pixels' distances that are kept
-FLAT = 1e-9  # of the largest deviation: a band or component that varies less says nothing
+FLAT_BAND = 1e-7  # of the largest value: a band that varies less holds rounding
+FLAT_COMPONENT = 1e-5  # of the first component's deviation, likewise
 LEAST_LIKELY = 1e-12  # what a probability of 0 counts as in logarithms
 HOTTEST = 100.0  # temperature that a file may name
 
@@ -77,20 +79,26 @@ def fit_projection(spectra: npt.NDArray[Any], channels: int) -> Projection:
     """
     values = np.asarray(spectra, dtype=np.float64)
     mean, deviation = values.mean(axis=0), values.std(axis=0)
-    inverse = _inverse(deviation)
+    inverse = _inverse(deviation, FLAT_BAND * np.abs(values).max(axis=0))
     standard = (values - mean) * inverse
     variances, vectors = np.linalg.eigh(standard.T @ standard / len(values))
     order = np.argsort(variances)[::-1][: min(channels, len(mean))]
     vectors = vectors[:, order] * np.sign(vectors[:, order].sum(axis=0) + 1e-30)
-    scale = _inverse(np.sqrt(np.maximum(variances[order], 0)))
+    scale = _inverse_root(variances[order])
     weights = (vectors * scale * inverse[:, None]).T
     return Projection(mean=mean.tolist(), weights=weights.tolist())
 
 
-def _inverse(deviation: Doubles) -> Doubles:
-    """Return one over deviations; 0 where they are negligible."""
-    varies = deviation > FLAT * deviation.max(initial=0)
+def _inverse(deviation: Doubles, least: Doubles | float) -> Doubles:
+    """Return one over deviations; 0 where they are not above what says something."""
+    varies = deviation > least
     return np.where(varies, 1 / np.where(varies, deviation, 1), 0)
+
+
+def _inverse_root(variances: Doubles) -> Doubles:
+    """Return one over the deviations of components; 0 of those that hold rounding alone."""
+    deviation = np.sqrt(np.maximum(variances, 0))
+    return _inverse(deviation, FLAT_COMPONENT * deviation.max(initial=0))
 
 
 # -- refinement -------------------------------------------------------------------------------------------
@@ -401,7 +409,7 @@ class Novelty(Description):
         return np.where(np.isfinite(nearest), found, np.nan).astype(np.float32)
 
 
-def fit_novelty(spectra: npt.NDArray[Any], classes: npt.NDArray[np.integer[Any]]) -> Novelty:
+def fit_novelty(spectra: npt.NDArray[Any], classes: npt.NDArray[np.integer[Any]]) -> Novelty | None:
     """Measure training spectra: Mahalanobis distances from the class means, with the covariance within classes.
 
     Lee et al., *A Simple Unified Framework for Detecting Out-of-Distribution Samples*, NeurIPS 2018, on principal
@@ -410,7 +418,12 @@ def fit_novelty(spectra: npt.NDArray[Any], classes: npt.NDArray[np.integer[Any]]
     Args:
         spectra: ``(pixels, bands)``, finite.
         classes: ``(pixels,)``.
+
+    Returns:
+        The measure; None where there are too few pixels, or they do not differ within their classes.
     """
+    if len(spectra) - len(np.unique(classes)) < FEWEST:
+        return None
     first = fit_projection(spectra, NOVELTY_CHANNELS)
     columns = np.asarray(spectra, dtype=np.float32).T[:, :, None]
     points = first.of(columns)[:, :, 0].astype(np.float64)
@@ -418,11 +431,13 @@ def fit_novelty(spectra: npt.NDArray[Any], classes: npt.NDArray[np.integer[Any]]
     means = np.stack([points[:, classes == k].mean(axis=1) for k in known])
     within = points - means[np.searchsorted(known, classes)].T
     variances, vectors = np.linalg.eigh(within @ within.T / within.shape[1])
-    whiten = (vectors * _inverse(np.sqrt(np.maximum(variances, 0)))).T
+    whiten = (vectors * _inverse_root(variances)).T
     weights = whiten @ np.asarray(first.weights)
     projection = Projection(mean=first.mean, weights=weights.tolist())
     centres = (means @ whiten.T).astype(np.float32)
     distances = _nearest(projection.of(columns), centres)
+    if not distances.max() > 0:
+        return None
     ranks = np.percentile(distances, np.linspace(0, 100, PERCENTILES))
     return Novelty(
         projection=projection,

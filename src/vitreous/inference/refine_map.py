@@ -76,7 +76,13 @@ def refine_map(
             "Give the scene that the map was made from, or another one of the same ground.",
         )
     bands = good_bands(scene)
-    guide = fit_projection(spread_spectra(scene, bands), GUIDE_CHANNELS)
+    spectra = spread_spectra(scene, bands)
+    if not len(spectra):
+        raise SceneError(
+            f"{scene.attrs.get('source') or 'The scene'} has no valid pixel.",
+            "Check its no-data value with 'vitreous info'.",
+        )
+    guide = fit_projection(spectra, GUIDE_CHANNELS)
     count, channels = probabilities.sizes["band"], len(guide.weights)
     both = LazyCube(
         (count + channels, *wanted.size),

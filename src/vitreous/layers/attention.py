@@ -31,6 +31,9 @@ def attention(
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
     if torch.compiler.is_exporting():  # a graph for other runtimes gains nothing from our detour
         return _attention(query, key, value, bias, scale)
+    if bias is not None and bias.requires_grad and query.device.type == "cpu":
+        # The processor's fused kernel has no gradient for a bias; what stands in for it is slower than these steps.
+        return _attention(query, key, value, bias, scale)
     # The fused kernels only take one batch dimension.
     if bias is not None:
         bias = (

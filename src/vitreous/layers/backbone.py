@@ -80,6 +80,7 @@ class Backbone(nn.Module):
         spectrum: what ``create_model`` was told of its bands, None where it was their number alone.
         methods: what was applied to it (``methods/_apply.py``).
         distilling: whether a network with a distillation head returns both heads' scores in training (``Heads``).
+        head_scale: factor of a new classifier's first weights.
         stem_reach: how far a front-end shared by overlapping patches looks around a pixel (``docs/architecture.md``).
     """
 
@@ -89,6 +90,7 @@ class Backbone(nn.Module):
     classifiers: ClassVar[tuple[str, ...]] = ("head",)
     any_size = False
     least_size = 1
+    head_scale = 1.0
     stem_reach = 0
     band_parameters: tuple[str, ...] = ()
     band_axes: ClassVar[Mapping[str, int]] = {}
@@ -134,6 +136,8 @@ class Backbone(nn.Module):
         """Return a new classifier of one class or more; a linear layer unless an architecture says otherwise."""
         head = nn.Linear(self.num_features, num_classes)
         nn.init.trunc_normal_(head.weight, std=0.02)
+        with torch.no_grad():
+            head.weight.mul_(self.head_scale)
         nn.init.zeros_(head.bias)
         return head
 

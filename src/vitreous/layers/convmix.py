@@ -1,4 +1,4 @@
-"""Convolutions inside the blocks of a transformer: feed-forwards that look at their neighbours."""
+"""Convolutions in a pyramid of token maps: feed-forwards that look at their neighbours, and steps to a coarser map."""
 
 from __future__ import annotations
 
@@ -28,3 +28,22 @@ class ConvMlp(nn.Module):
         hidden = self.fc1(x)
         mixed = self.dwconv(hidden.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.fc2(self.act(mixed + hidden if self.residual else mixed))
+
+
+class Reduce(nn.Module):
+    """A 3 x 3 convolution with a stride, and a norm.
+
+    Args:
+        dim: channels of the input.
+        out_dim: channels of the output.
+        stride: cells of the input per cell of the output and side.
+    """
+
+    def __init__(self, dim: int, out_dim: int, stride: int = 2) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(dim, out_dim, 3, stride, padding=1)
+        self.norm = nn.LayerNorm(out_dim)  # its eps is 1e-5 also where the blocks' is not
+
+    def forward(self, x: Float[Tensor, "batch h w dim"]) -> Float[Tensor, "batch h2 w2 out_dim"]:
+        """Return the smaller map."""
+        return self.norm(self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))

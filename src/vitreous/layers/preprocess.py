@@ -131,6 +131,15 @@ class Preprocess(nn.Module):
         """
         return -self.matrix @ self.mean if self.spectra.keeps_gain else None
 
+    def haze(self) -> Float[Tensor, "channels"] | None:
+        """Return what light adds to the channels that is equal in all bands, and as bright as spectra are on average.
+
+        None where spectra are changed so that this is gone, or is no longer the same for all.
+        """
+        if not self.spectra.keeps_offset:
+            return None
+        return self.matrix.sum(1) * self.mean.abs().mean()
+
 
 def _changed(spectra: Spectra, pixels: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     """Return ``(pixels, bands)`` as a model sees them."""

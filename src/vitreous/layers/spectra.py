@@ -93,6 +93,11 @@ class Spectra(nn.Module):
         return self.kind in {"none", "derivative"}
 
     @property
+    def keeps_offset(self) -> bool:
+        """Whether light that is equal in all bands adds the same to every spectrum still."""
+        return self.kind == "none"
+
+    @property
     def constant(self) -> int:
         """How many bands are the same whatever the spectrum: a hull begins and ends with it."""
         return 2 if self.kind == "continuum" else 0

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -238,14 +237,6 @@ class ConvNeXt(Backbone):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
-
-    def new_head(self, num_classes: int) -> nn.Module:
-        """Return a new linear classifier, its weights scaled by ``head_scale``."""
-        head = super().new_head(num_classes)
-        with torch.no_grad():
-            for parameter in head.parameters():
-                parameter.mul_(self.head_scale)
-        return head
 
     def forward_features(
         self, x: Float[Tensor, "batch bands height width"]

@@ -440,7 +440,8 @@ _OFFERED: dict[str, tuple[Any, ...]] = {
 def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) -> DHVT:
     """Build the model from the arguments of the authors' VisionTransformer and load their weights.
 
-    Their ``in_chans`` has no effect: the bands are those of the weights.
+    Their ``in_chans`` has no effect: the bands are those of the weights, and so are width and heads where
+    no argument tells them.
 
     Raises:
         ModelError: an argument that we do not offer.
@@ -453,11 +454,11 @@ def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) 
         num_classes=kwargs.get("num_classes", 1000),
         image_size=pair(kwargs.get("img_size", 224)),
         token_size=side,
-        dim=kwargs.get("embed_dim", 768),
+        dim=kwargs.get("embed_dim", state_dict["cls_token"].shape[-1]),
         depth=kwargs.get("depth", 12),
-        heads=kwargs.get("num_heads", 12),
+        heads=kwargs.get("num_heads", state_dict["blocks.0.attn.pos_embed"].shape[1]),
         mlp_ratio=kwargs.get("mlp_ratio", 4.0),
-        qkv_bias=kwargs.get("qkv_bias", True),
+        qkv_bias=kwargs.get("qkv_bias", "blocks.0.attn.qkv.bias" in state_dict),
         qk_scale=kwargs.get("qk_scale"),
         drop_path=kwargs.get("drop_path_rate", 0.0),
         norm_eps=norm_eps(kwargs, 1e-6),

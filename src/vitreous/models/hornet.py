@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -349,14 +350,6 @@ class HorNet(Backbone):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def new_head(self, num_classes: int) -> nn.Module:
-        """Return a new linear classifier, its weights scaled by ``head_scale``."""
-        head = super().new_head(num_classes)
-        with torch.no_grad():
-            for parameter in head.parameters():
-                parameter.mul_(self.head_scale)
-        return head
-
     def forward_features(
         self, x: Float[Tensor, "batch bands height width"]
     ) -> Float[Tensor, "batch dim h w"]:
@@ -454,6 +447,15 @@ def read_settings(
     """Return what weights under our names say about options that a variant leaves open."""
     scaled = "stages.0.0.ls1.gamma" in weights or "stages.0.0.norm1.weight" not in weights
     return {} if scaled else {"layer_scale": None}
+
+
+def read_image_size(weights: Mapping[str, Tensor]) -> int | None:
+    """Return the side of the images that global filters under our names are for; None where there are none."""
+    for key, value in weights.items():
+        found = re.match(r"stages\.(\d+)\.\d+\.mixer\.convolve\.gate\.weight$", key)
+        if found and value.ndim == 4:
+            return int(value.shape[0]) * 4 * 2 ** int(found[1])
+    return None
 
 
 def resize(

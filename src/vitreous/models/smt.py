@@ -30,7 +30,7 @@ from vitreous.errors import ModelError
 from vitreous.layers import backbone
 from vitreous.layers.adapter import AdapterSeam
 from vitreous.layers.backbone import Backbone, FeatureInfo, init_linear, linear_rates
-from vitreous.layers.convmix import ConvMlp
+from vitreous.layers.convmix import ConvMlp, Reduce
 from vitreous.layers.drop import DropPath
 from vitreous.layers.reference import join, norm_eps, refuse_others, rename_keys, substitute
 from vitreous.layers.scale import LayerScale
@@ -276,24 +276,6 @@ class Stem(nn.Module):
         return self.norm(self.reduce(hidden).permute(0, 2, 3, 1))
 
 
-class Reduce(nn.Module):
-    """A 3 x 3 convolution of stride 2, and a norm.
-
-    Args:
-        dim: channels of the input.
-        out_dim: channels of the output.
-    """
-
-    def __init__(self, dim: int, out_dim: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(dim, out_dim, 3, 2, padding=1)
-        self.norm = nn.LayerNorm(out_dim)
-
-    def forward(self, x: Float[Tensor, "batch h w dim"]) -> Float[Tensor, "batch h2 w2 out_dim"]:
-        """Return the smaller map."""
-        return self.norm(self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-
-
 class SMT(Backbone):
     """Scale-aware modulation transformer (arXiv 2307.08579).
 
@@ -533,7 +515,9 @@ def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) 
         modulation_heads=kwargs.get("ca_num_heads", [4, 4, 4, -1])[:stages],
         attention_heads=kwargs.get("sa_num_heads", [-1, -1, 8, 16])[:stages],
         expand=kwargs.get("expand_ratio", 2),
-        qkv_bias=kwargs.get("qkv_bias", False),
+        qkv_bias=kwargs.get(
+            "qkv_bias", any(re.search(r"attn\.[vq]\.bias$", key) for key in state_dict)
+        ),
         qk_scale=kwargs.get("qk_scale"),
         layer_scale=kwargs.get("layerscale_value", 1e-4) if kwargs.get("use_layerscale") else None,
         stem_kernel=kwargs.get("head_conv", 3),

@@ -28,7 +28,7 @@ from vitreous.errors import ModelError
 from vitreous.layers.adapter import AdapterSeam
 from vitreous.layers.attention import AttentionCore
 from vitreous.layers.backbone import Backbone, FeatureInfo, init_linear, linear_rates, stem_stride
-from vitreous.layers.convmix import ConvMlp
+from vitreous.layers.convmix import ConvMlp, Reduce
 from vitreous.layers.drop import DropPath
 from vitreous.layers.mlp import Mlp
 from vitreous.layers.positions import resize_positions
@@ -304,25 +304,6 @@ class Stem(nn.Module):
     ) -> Float[Tensor, "batch h w dim"]:
         """Return the map."""
         return self.reduce(self.hidden(self.pixels(x)).permute(0, 2, 3, 1))
-
-
-class Reduce(nn.Module):
-    """A 3 x 3 convolution with a stride, and a norm.
-
-    Args:
-        dim: channels of the input.
-        out_dim: channels of the output.
-        stride: cells of the input per cell of the output and side.
-    """
-
-    def __init__(self, dim: int, out_dim: int, stride: int = 2) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(dim, out_dim, 3, stride, padding=1)
-        self.norm = nn.LayerNorm(out_dim)  # its eps is 1e-5 also where the blocks' is not
-
-    def forward(self, x: Float[Tensor, "batch h w dim"]) -> Float[Tensor, "batch h2 w2 out_dim"]:
-        """Return the smaller map."""
-        return self.norm(self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
 class ClassBlock(nn.Module):

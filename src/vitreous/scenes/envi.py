@@ -649,8 +649,9 @@ def _names(header: Header, key: str) -> list[str] | None:
 def _split(text: str) -> list[str]:
     """Split a list at its commas; those inside of braces, brackets, parentheses and quotes belong to an item."""
     items, depth, start, quoted = [], 0, 0, False
+    in_pairs = text.count('"') % 2 == 0
     for at, letter in enumerate(text):
-        if letter == '"' and text.count('"') % 2 == 0:
+        if letter == '"' and in_pairs:
             quoted = not quoted
         elif quoted:
             continue

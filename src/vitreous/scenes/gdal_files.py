@@ -175,10 +175,6 @@ def _open(path: Path, driver: str, page: int | None = None) -> Any:
 
     if driver not in DRIVERS:
         raise ValueError(f"{driver} is not an allowed driver")
-    if page is not None and not 1 <= page <= _pages(path, driver):
-        raise SceneError(
-            f"{path} has no page {page}.", f"Choose page=1 to page={_pages(path, driver)}."
-        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -192,11 +188,6 @@ def _open(path: Path, driver: str, page: int | None = None) -> Any:
         ) from error
     _check_blocks(dataset, path)
     return dataset
-
-
-def _pages(path: Path, driver: str) -> int:
-    with _open(path, driver) as dataset:
-        return max(1, len(dataset.subdatasets))
 
 
 def _check_blocks(dataset: Any, path: Path) -> None:

@@ -88,7 +88,7 @@ def open(
         SceneError: the file cannot be read as GeoTIFF, holds complex numbers, or several images of different sizes.
     """
     source = str(path)
-    page = None if page is None else int(number_of("page", page))
+    page = _existing_page(path, page)
     with open_raster(path, "GTiff", page) as dataset:
         if page is None and len(dataset.subdatasets) > 1:
             return tiff_pages.open(path, dataset, axis_order=axis_order, known=known)
@@ -132,7 +132,7 @@ def open_labels(path: Path, *, page: int | None = None) -> LabelImage:
         SceneError: more than one band, too many pixels, or values that are no class numbers.
     """
     source = str(path)
-    page = None if page is None else int(number_of("page", page))
+    page = _existing_page(path, page)
     with open_raster(path, "GTiff", page) as dataset:
         pages = len(dataset.subdatasets)
         if page is None and pages > 1:
@@ -318,6 +318,18 @@ class Alpha:
         """Read one window, False where a pixel is hidden."""
         shown: npt.NDArray[np.bool_] = self.reader.read([self.band], rows, columns)[0] > 0
         return shown
+
+
+def _existing_page(path: Path, page: Any) -> int | None:
+    """The number of an image that a file has, None where none is asked for."""
+    if page is None:
+        return None
+    wanted = int(number_of("page", page))
+    with open_raster(path, "GTiff") as dataset:
+        count = max(1, len(dataset.subdatasets))
+    if not 1 <= wanted <= count:
+        raise SceneError(f"{path} has no page {wanted}.", f"Choose page=1 to page={count}.")
+    return wanted
 
 
 def _has_mask(dataset: Any, band: int) -> bool:

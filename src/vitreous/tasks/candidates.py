@@ -112,15 +112,18 @@ CANDIDATES = {
         Candidate(
             "spectral_mlp",
             "perceptron on single spectra, noise fraction",
-            10.0,
+            15.0,
             0.3,
             {
                 "model": "spectral_mlp",
                 "model_args": {},
-                "mode": "patch",
                 "patch_size": 1,
+                "mode": "patch",
                 "patch_norm": False,
+                # It is small and sees little: held back any further, it learns too little in so many steps.
                 "mixup": 0.0,
+                "noise": 0.0,
+                "label_smoothing": 0.0,
                 "class_weights": "balanced",
                 **_MNF,
             },

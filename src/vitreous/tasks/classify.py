@@ -281,7 +281,7 @@ def _layers(
     """Return the layers that are written beside a map, by their files.
 
     Raises:
-        ConfigError: the run does not know its training spectra, or both are one file.
+        ConfigError: the run cannot tell new spectra, or both are one file.
     """
     layers: dict[Path, Layer] = {}
     if uncertainty is not None:
@@ -295,8 +295,8 @@ def _layers(
     if novelty is not None:
         if after is None or after.novelty is None:
             raise ConfigError(
-                f"{run} does not know its training spectra: it was made by an older version.",
-                "Train it again, or omit --novelty.",
+                f"{run} cannot tell new spectra: it has too few training pixels, or was made by an older version.",
+                "Omit --novelty, or train again with more pixels.",
             )
         if Path(novelty) in layers:
             raise ConfigError(

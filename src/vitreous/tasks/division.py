@@ -14,7 +14,7 @@ from vitreous.data.blocks import TEST, TRAIN
 from vitreous.data.contract import BandContract
 from vitreous.data.overlap import groups
 from vitreous.data.pixels import spectra_at, spread_pairs
-from vitreous.data.roles import Split, Splits
+from vitreous.data.roles import UNUSED, Split, Splits
 from vitreous.data.scene_split import PIXEL_CAP, divide_scenes, split_scenes, warn_untested
 from vitreous.data.splits import part_shares
 from vitreous.errors import SplitError, VitreousError
@@ -200,8 +200,7 @@ def neighbouring_spectra(data: LabelledScenes, splits: Splits) -> npt.NDArray[np
     Returns:
         ``(pairs, 2, bands)``.
     """
-    chosen = splits.scenes_with(TRAIN)
-    chosen = chosen[:: -(-len(chosen) // PAIR_SCENES)]
+    chosen = _some_training_scenes(splits)
     count = max(1, round(PAIR_WINDOWS / len(chosen) ** 0.5))
     return np.concatenate(
         [
@@ -209,6 +208,31 @@ def neighbouring_spectra(data: LabelledScenes, splits: Splits) -> npt.NDArray[np
             for k in chosen
         ]
     )
+
+
+def _some_training_scenes(splits: Splits) -> list[int]:
+    """Return numbers of training scenes, evenly chosen where there are many."""
+    chosen = splits.scenes_with(TRAIN)
+    return list(chosen[:: -(-len(chosen) // PAIR_SCENES)])
+
+
+def unlabelled_spectra(data: LabelledScenes, splits: Splits, most: int) -> npt.NDArray[np.float32]:
+    """Return physical values of valid pixels without a label, evenly chosen from the training scenes: ``(n, bands)``.
+
+    Args:
+        data: the scenes and their labels.
+        splits: who trains.
+        most: pixels at most.
+    """
+    chosen = _some_training_scenes(splits)
+    found = []
+    for k in chosen:
+        free = (np.asarray(data[k].labels.values) == 0) & (splits[k].roles == UNUSED)
+        pixels = np.flatnonzero(free)
+        pixels = pixels[:: max(1, -(-len(pixels) * len(chosen) // most))]
+        found.append(spectra_at(data[k].scene, data.contract.select(data[k].scene), pixels))
+    spectra = np.concatenate(found)
+    return spectra[np.isfinite(spectra).all(1)]
 
 
 def recipe_receptive_size(recipe: Recipe) -> int:

@@ -11,38 +11,47 @@ from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.roles import Splits
 from vitreous.tasks.labelled import LabelledScenes
 
-SAME_FIELD = (
-    3  # pixels from one to the next of a field: a path or a missing pixel does not divide it
-)
+SAME_FIELD = 3  # pixels from one to the next of a field, at most: a path does not divide it
+MOST_CELLS = 2**26  # of all classes
 
 Ints = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
 
 def count_fields(
-    labels: npt.NDArray[np.integer[Any]], num_classes: int, gap: int = SAME_FIELD
+    labels: npt.NDArray[np.integer[Any]], num_classes: int, cells: int = MOST_CELLS
 ) -> Ints:
-    """Count the connected groups of labelled pixels of each class.
+    """Count the connected groups of labelled pixels of each class; pixels that are :data:`SAME_FIELD` apart still touch.
 
     Args:
         labels: ``(height, width)`` classes from 1 on, 0 where unlabelled.
         num_classes: how many classes there are.
-        gap: pixels at most so far apart, along rows and columns, are of one group.
+        cells: of the images that are looked at, one per class; in larger scenes squares of pixels stand for pixels, so that
+            time and memory do not grow with them.
 
     Returns:
         ``(num_classes,)``.
     """
-    from scipy.ndimage import find_objects, label, maximum_filter
+    from scipy.ndimage import label, maximum_filter
 
+    present = _present(labels, num_classes, cells)
     counts = np.zeros(num_classes, dtype=np.int64)
-    half = max(gap, 1) // 2
-    places = find_objects(np.asarray(labels, dtype=np.int32), max_label=num_classes)
-    for k, place in enumerate(places):
-        if place is None:
-            continue
-        own = np.pad(labels[place] == k + 1, half)
-        near = maximum_filter(own, size=2 * half + 1, mode="constant")
-        counts[k] = label(near, structure=np.ones((3, 3)))[1]
+    for k, own in enumerate(present[1:]):
+        if own.any():
+            near = maximum_filter(np.pad(own, 1), size=SAME_FIELD, mode="constant")
+            counts[k] = label(near, structure=np.ones((3, 3)))[1]
     return counts
+
+
+def _present(labels: npt.NDArray[np.integer[Any]], num_classes: int, cells: int) -> Mask:
+    """Return where each class is, in squares of the scene: ``(num_classes + 1, rows, columns)``."""
+    height, width = labels.shape
+    side = max(1, int(np.ceil(np.sqrt(height * width * (num_classes + 1) / cells))))
+    present = np.zeros((num_classes + 1, -(-height // side), -(-width // side)), dtype=bool)
+    columns = np.arange(width) // side
+    for row, line in enumerate(labels):
+        present[line, row // side, columns] = True
+    return present
 
 
 def testable(data: LabelledScenes, splits: Splits) -> list[dict[str, Any]]:

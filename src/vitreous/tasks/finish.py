@@ -28,7 +28,7 @@ from vitreous.inference.postprocess import (
 )
 from vitreous.inference.windows import SceneClassifier
 from vitreous.recipe import Recipe
-from vitreous.tasks.division import learned_from, recipe_refinements
+from vitreous.tasks.division import learned_from, recipe_refinements, training_spectra
 from vitreous.tasks.image_metrics import BINS, calibration_error
 from vitreous.tasks.labelled import LabelledScenes
 
@@ -66,15 +66,21 @@ def fit_postprocess(
 
 
 def fit_guide(data: LabelledScenes, splits: Splits) -> Projection:
-    """Return what guides a refinement: a few principal components of the training scenes."""
+    """Return what guides a refinement: a few principal components of the training scenes.
+
+    They are those of pixels spread over the scenes; of scenes with next to no valid ground, those of the training pixels.
+    """
     chosen = splits.scenes_with(TRAIN)
     scenes = [data[k].scene for k in chosen[:: -(-len(chosen) // GUIDE_SCENES)]]
     spectra = [spread_spectra(scene, data.contract.select(scene)) for scene in scenes]
-    return fit_projection(np.concatenate(spectra), GUIDE_CHANNELS)
+    found = np.concatenate(spectra)
+    if len(found) <= GUIDE_CHANNELS:
+        found = training_spectra(data, splits, NOVELTY_PIXELS)
+    return fit_projection(found, GUIDE_CHANNELS)
 
 
-def fit_novelty_of(data: LabelledScenes, splits: Splits) -> Novelty:
-    """Return what tells how new a spectrum is to those of the training pixels."""
+def fit_novelty_of(data: LabelledScenes, splits: Splits) -> Novelty | None:
+    """Return what tells how new a spectrum is to those of the training pixels; None where they are too few."""
     spectra, classes = [], []
     for k, pixels in splits.some(TRAIN, NOVELTY_PIXELS):
         scene = data[k].scene

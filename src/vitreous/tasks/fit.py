@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from vitreous.data.regions import Group, PixelRegions, RegionBatch, gather_patches, orient
+from vitreous.data.spectral_augment import SpectralAugment, brightened
 from vitreous.errors import ConfigError
 from vitreous.inference.dense_classifier import DenseClassifier
 from vitreous.inference.patch_classifier import PatchClassifier
@@ -73,6 +74,7 @@ class TrainingData:
         val: validation pixels, or None.
         dark: channels of a pixel without light, the direction of illumination changes; None where these change nothing.
         class_weights: weight of each class in the loss.
+        augment: changes of the spectra, illumination apart.
         lesson: where a teacher is asked, whose channels follow the student's in those pixels.
     """
 
@@ -80,6 +82,7 @@ class TrainingData:
     val: PixelRegions | None
     dark: Float[Tensor, "channels"] | None
     class_weights: Float[Tensor, "classes"]
+    augment: SpectralAugment
     lesson: Lesson | None = None
 
 
@@ -482,24 +485,20 @@ class ClassifyTask(Task):
         self.hooks.progress(now / self.epochs)
 
     def _augment(self, regions: Tensor, taught: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Change the illumination of whole regions and add noise, in the space of reduced channels.
-
-        A gain g on the raw spectrum x moves z = A (x - m) to (1 + g) z - g z(0), exactly. What a teacher reads of the
-        same pixels is changed alike.
-        """
-        recipe = self.recipe
-        if recipe.gain:
-            gain = torch.randn(len(regions), 1, 1, 1, device=regions.device) * recipe.gain
-            regions = _brightened(regions, gain, self.data.dark)
-            if taught is not None and self.lesson is not None:
-                taught = _brightened(taught, gain, self.lesson.dark)
-        if recipe.noise:
-            noise = recipe.noise * torch.randn_like(regions)
-            regions = regions + noise
-            if taught is not None and self.lesson is not None:
-                lift = self.lesson.lift.to(taught.device)[:, :, None, None]
-                taught = taught + F.conv2d(noise, lift)
-        return regions, taught
+        """Change the spectra of whole regions (``data/spectral_augment.py``); what a teacher reads is changed alike."""
+        lesson = self.lesson if taught is not None else None
+        if self.recipe.gain:
+            gain = torch.randn(len(regions), 1, 1, 1, device=regions.device) * self.recipe.gain
+            regions = brightened(regions, gain, self.data.dark)
+            if taught is not None and lesson is not None:
+                taught = brightened(taught, gain, lesson.dark)
+        difference = self.data.augment.difference(regions)
+        if difference is None:
+            return regions, taught
+        if taught is not None and lesson is not None:
+            lift = lesson.lift.to(taught.device)[:, :, None, None]
+            taught = taught + F.conv2d(difference, lift)
+        return regions + difference, taught
 
     # -- validation ---------------------------------------------------------------------------------------
 
@@ -589,10 +588,3 @@ class ClassifyTask(Task):
             self._refresh_statistics()
         self.finite_average()
         return self.average
-
-
-def _brightened(regions: Tensor, gain: Tensor, dark: Tensor | None) -> Tensor:
-    """Return channels as they are where every value of the pixels is larger by a share ``gain``."""
-    if dark is None:
-        return regions
-    return (1 + gain) * regions - gain * dark.to(regions.device)[:, None, None]

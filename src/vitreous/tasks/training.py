@@ -31,6 +31,7 @@ from vitreous.data.regions import (
     reduce_scene,
 )
 from vitreous.data.roles import Splits
+from vitreous.data.spectral_augment import SpectralAugment
 from vitreous.data.tiles import TilePixels
 from vitreous.errors import ConfigError, ModelError
 from vitreous.inference.dense_classifier import DenseClassifier
@@ -45,7 +46,7 @@ from vitreous.methods.adapt._freeze import freeze_base, is_adapter
 from vitreous.models._pixel_estimator import PixelEstimator
 from vitreous.recipe import Recipe
 from vitreous.tasks import runs
-from vitreous.tasks.division import neighbouring_spectra, training_spectra
+from vitreous.tasks.division import neighbouring_spectra, training_spectra, unlabelled_spectra
 from vitreous.tasks.labelled import LabelledScenes
 from vitreous.tasks.runs import MODEL, PREPROCESS, STATE, load_run
 
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 REFIT = "refit"  # folder of the second training, within the run's
 DECODER_WIDTH = 64  # of mode dense
 PREPROCESS_PIXELS = 2**20  # training pixels that the preprocessing is fitted on, at most
+BACKGROUND_PIXELS = 2**12  # unlabelled pixels that training pixels are mixed with, at most
 ESTIMATOR_PIXELS = 2**20  # training pixels that are read for an estimator, at most
 HELD_BYTES = (
     2**31
@@ -558,12 +560,49 @@ def training_data(
     images = [area.classes for area in train.areas]
     weights = class_weights(images, len(data.class_names), recipe.class_weights)
     lesson = None if teacher is None else _lesson(recipe, data, splits, classifier, teacher, train)
-    return TrainingData(train, regions(areas[VAL]), classifier.preprocess.dark(), weights, lesson)
+    return TrainingData(
+        train,
+        regions(areas[VAL]),
+        classifier.preprocess.dark(),
+        weights,
+        _augmentation(recipe, data, splits, classifier),
+        lesson,
+    )
+
+
+def _augmentation(
+    recipe: Recipe, data: LabelledScenes, splits: Splits, classifier: classifiers.Network
+) -> SpectralAugment:
+    """Return how the spectra of training pixels are changed.
+
+    Raises:
+        ConfigError: they are to be mixed with unlabelled pixels, and there are none.
+    """
+    unlabelled = None
+    if recipe.background:
+        spectra = unlabelled_spectra(data, splits, BACKGROUND_PIXELS)
+        if not len(spectra):
+            raise ConfigError(
+                "background mixes training pixels with unlabelled ones, and every pixel of the scene is labelled.",
+                "Omit --background.",
+            )
+        with torch.no_grad():
+            channels = classifier.preprocess(torch.from_numpy(spectra)[:, :, None, None])
+        unlabelled = channels.flatten(1)
+    return SpectralAugment(
+        classifier.preprocess,
+        offset=recipe.offset,
+        background=recipe.background,
+        missing=recipe.band_dropout,
+        noise=recipe.noise,
+        unlabelled=unlabelled,
+    )
 
 
 # Settings that decide which pixels a student sees, and how they are changed.
 _OF_THE_PIXELS = (
-    *("seed", "devices", "batch_size", "passes", "flips", "gain", "noise", "mixup"),
+    *("seed", "devices", "batch_size", "passes", "flips", "mixup"),
+    *("gain", "offset", "background", "band_dropout", "noise"),
     *("mode", "patch_size", "tile_size", "padding"),
     *("spectra", "reduction", "components", "whiten", "standardize"),
 )

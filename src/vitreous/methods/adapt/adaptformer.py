@@ -48,6 +48,7 @@ CARD = Card(
         "t2t_vit_*",
         "tnt_*",
         "spectformer_*",
+        "sret_*",
         "smt_*",
         "hornet_*",
         "fmvit_*",

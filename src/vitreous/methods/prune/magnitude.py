@@ -40,6 +40,7 @@ CARD = Card(
         "tnt_*",
         "spectformer_*",
         "hornet_*",
+        "sret_*",
         "convnext_*",
         "efficientformer_*",
     ],

@@ -64,6 +64,7 @@ CARD = Card(
         "crossvit*",
         "cvt*",
         "spectformer*",
+        "sret*",
         "smt*",
         "hornet*",
         "fmvit*",

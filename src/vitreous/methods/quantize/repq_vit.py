@@ -63,6 +63,7 @@ CARD = Card(
         "crossvit*",
         "cvt*",
         "spectformer*",
+        "sret*",
         "smt*",
         "hornet*",
         "t2t_vit*",
@@ -297,7 +298,8 @@ def _part(module: nn.Module, path: str) -> nn.Module | None:
 
 def _dilutes(block: nn.Module) -> bool:
     """Tell whether zeros are put beside what the norm gives, where attention sees them: folding would move them."""
-    return not getattr(_part(block, "attn"), "mask_padding", True)
+    parts = (block, _part(block, "attn"))  # whichever of them cuts the windows
+    return not all(getattr(part, "mask_padding", True) for part in parts)
 
 
 def _stem(model: nn.Module) -> set[str]:
