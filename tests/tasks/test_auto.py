@@ -1,5 +1,6 @@
 """The automatic choice: what it compares, what it keeps, what it never looks at, and what it refuses."""
 
+import io
 import json
 import re
 from dataclasses import replace
@@ -7,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from tiny_scene import tiny_labels, tiny_recipe, write_scene
 from vitreous.checkpoints.tensors import load_tensors, save_tensors
 from vitreous.cli.main import app
+from vitreous.cli.tables import print_metrics
 from vitreous.data.blocks import TEST, TRAIN, VAL
 from vitreous.data.roles import Split
 from vitreous.errors import CheckpointError, ConfigError, ModelError
@@ -104,6 +107,12 @@ def test_the_best_is_trained_and_the_comparison_told(chosen):
     page = (chosen / "report.html").read_text()
     assert "How the system was chosen" in page and "Cross-validation in" in page
     assert not (chosen / "candidates").exists()
+    skipped = {"name": "slow", "words": "", "skipped": "would take long", "chosen": False}
+    metrics["comparison"]["rows"].append(skipped)
+    console = Console(file=io.StringIO(), width=100)
+    print_metrics(console, metrics)
+    printed = console.file.getvalue()
+    assert "Candidates in cross-validation" in printed and "would take long" in printed
 
 
 def test_a_chosen_run_is_a_run_like_any_other(chosen, tmp_path):
