@@ -34,6 +34,7 @@ wavelength = {{{centres}}}
 """
 
 pytestmark = [
+    pytest.mark.timeout(1200),  # a dozen commands, each with its picture
     pytest.mark.filterwarnings("ignore::UserWarning"),
     pytest.mark.filterwarnings("ignore:Dataset has no geotransform"),
 ]
