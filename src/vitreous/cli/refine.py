@@ -1,4 +1,4 @@
-"""``vitreous refine``: smooth a map that is there already within the edges of a scene."""
+"""``vitreous refine``: smooth an existing map within the edges of a scene."""
 
 from __future__ import annotations
 

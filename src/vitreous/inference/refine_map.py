@@ -1,4 +1,4 @@
-"""A map that is there already, refined by a scene: its probabilities, from whatever made them."""
+"""An existing map, refined by a scene: its probabilities, from whatever made them."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ CARD = Card(
         "Usage: Of images wider than a pixel the features of all pixels are averaged before they "
         "are classified, so that patches of 3 x 3 are smoothed spectra in the space of features.",
         "Usage: In mode dense every hidden layer is a map of stride 1.",
-        "Differs from the paper: two hidden layers with GELU, dropout and AdamW; the paper has "
+        "Differs from the reference: two hidden layers with GELU, dropout and AdamW; the paper has "
         "sigmoid units and plain gradient descent.",
     ],
 )
