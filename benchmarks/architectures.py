@@ -1,7 +1,7 @@
 """Our architectures against our own unfused path, in one run on the CPU.
 
 The unfused path is the same network with the same weights, its attention written out as the papers have it (product,
-softmax, product), relative position biases expanded anew at every call, and the mixers of ``transcriptions.py`` as their
+softmax, product), relative position biases expanded anew at every call, and the mixers of ``_transcriptions.py`` as their
 references write them. This measures what fusing is worth; it is not
 a comparison with another library, for which see ``peers.py``. Calls alternate on one thread, and the least processor
 time of each counts, so that other work on the machine matters little.
@@ -18,7 +18,7 @@ import torch
 from _common import RESULTS, show
 from rich.console import Console
 from torch import nn
-from transcriptions import transcribe
+from _transcriptions import transcribe
 
 from vitreous.catalog.registry import create_model
 from vitreous.catalog.results import write_result

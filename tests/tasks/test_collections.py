@@ -135,7 +135,7 @@ def test_the_mean_of_probabilities_decides_where_scenes_overlap(dense, tmp_path)
         from vitreous.inference.predict import predict_scene
 
         predict_scene(
-            run.classifier, open_scene(pair["scene"]), path, class_names=run.class_names,
+            run.finished, open_scene(pair["scene"]), path, class_names=run.class_names,
             class_colors=run.class_colors, probabilities=tmp_path / "q.tif", png=False,
         )  # fmt: skip
         alone.append(rasterio.open(tmp_path / "q.tif").read())

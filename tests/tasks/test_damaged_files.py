@@ -124,14 +124,20 @@ def test_model_files_of_architectures(copied):
 def test_what_a_run_was_started_with(name, kind, evaluate, copied):
     run = copied(name)
 
-    def call():
-        task = task_of(run)
+    def measured():
+        task_of(run)
         is_unfinished(run)
-        resumed_recipe(run, {}, kind, task)
         if evaluate is not None:
             evaluate(run)
 
-    mutate_json(run / "config.json", COUNT, call)
+    def resumed():
+        resumed_recipe(run, {}, kind, task_of(run))
+
+    if evaluate is not None:
+        mutate_json(run / "config.json", COUNT, measured)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "finished": False}))
+    mutate_json(run / "config.json", COUNT, resumed)
 
 
 @pytest.mark.parametrize("name", ["patch", "svm", "quantized"])

@@ -128,7 +128,7 @@ def indices(
             metavar="NAME", help="Index, or several with commas; 'all' that the bands allow."
         ),
     ] = None,
-    constants: Annotated[
+    settings: Annotated[
         list[str] | None,
         typer.Option(
             "--set", metavar="KEY=VALUE", help="Constant of a formula, e.g. L=0.5 of SAVI."
@@ -157,7 +157,7 @@ def indices(
         [opened],
         out,
         names=names,
-        constants=key_values(constants or [], "--set"),
+        constants=key_values(settings or [], "--set"),
     )
 
 
