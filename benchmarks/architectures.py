@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 from _common import RESULTS, show
+from _transcriptions import transcribe
 from rich.console import Console
 from torch import nn
-from _transcriptions import transcribe
 
 from vitreous.catalog.registry import create_model
 from vitreous.catalog.results import write_result
