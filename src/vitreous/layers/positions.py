@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -35,8 +38,56 @@ def resize_positions(
         return table
     rows, columns = grid
     image = rearrange(cells, "1 (h w) d -> 1 d h w", h=rows, w=columns)
-    image = F.interpolate(image, size, mode="bicubic", align_corners=False, antialias=False)
+    image = resize_map(image, size)
     return torch.cat([fixed, rearrange(image, "1 d h w -> 1 (h w) d")], 1)
+
+
+def resize_map(
+    image: Float[Tensor, "*batch height width"],
+    size: tuple[int, int],
+    steps: tuple[float, float] | None = None,
+) -> Float[Tensor, "*batch new_height new_width"]:
+    """Resample learned maps bicubically, as ``F.interpolate`` does.
+
+    By two matrix products: ONNX tools compute the resizing of constants in advance, and some of them wrongly.
+
+    Args:
+        image: the maps.
+        size: rows and columns wanted.
+        steps: from one wanted row and column to the next, in those that there are; their ratio where not given.
+    """
+    # Numbers, although sizes are tensors while a graph is traced.
+    sides = [(int(old), int(new)) for old, new in zip(image.shape[-2:], size, strict=True)]
+    down, across = (
+        torch.from_numpy(cubic_weights(old, new, old / new if steps is None else steps[axis]))
+        for axis, (old, new) in enumerate(sides)
+    )
+    return down.to(image) @ image @ across.to(image).mT
+
+
+@lru_cache(maxsize=64)
+def cubic_weights(length: int, wanted: int, step: float) -> npt.NDArray[np.float64]:
+    """Return the weights by which values of a line become values elsewhere on the same line, ``(wanted, length)``.
+
+    Keys' cubic convolution with a = -0.75; the centre of a cell lies half a cell from its ends, and the values of the
+    first and the last cell are repeated beyond them.
+
+    Args:
+        length: values that there are.
+        wanted: values that are wanted.
+        step: from one wanted value to the next, in values that there are.
+    """
+    weights = np.zeros((wanted, length))
+    rows = np.arange(wanted)
+    places = (rows + 0.5) * step - 0.5
+    first = np.floor(places).astype(int)
+    for tap in range(-1, 3):
+        away = np.abs(places - first - tap)
+        near = (1.25 * away - 2.25) * away**2 + 1
+        far = -0.75 * (((away - 5) * away + 8) * away - 4)
+        columns = np.clip(first + tap, 0, length - 1)
+        np.add.at(weights, (rows, columns), np.where(away <= 1, near, far))
+    return weights
 
 
 def sincos_2d(

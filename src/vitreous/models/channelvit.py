@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from vitreous.catalog.card import Card
 from vitreous.errors import ModelError
 from vitreous.layers.backbone import Backbone, FeatureInfo, init_linear, linear_rates, stem_stride
 from vitreous.layers.bands import resize_kernel
-from vitreous.layers.positions import resize_positions
+from vitreous.layers.positions import resize_map, resize_positions
 from vitreous.layers.reference import pair, rename_keys
 from vitreous.layers.sizes import check_tokens, whole_cells
 from vitreous.layers.transformer import Block
@@ -328,10 +327,9 @@ def stretch_positions(
         size: rows and columns wanted.
         grid: rows and columns of the table.
     """
-    # Numbers, although sizes are tensors while a graph is traced: scale factors must be.
-    scale = [(int(new) + 0.1) / old for new, old in zip(size, grid, strict=True)]
+    steps = (grid[0] / (int(size[0]) + 0.1), grid[1] / (int(size[1]) + 0.1))
     image = rearrange(table[:, 1:], "1 (h w) d -> 1 d h w", h=grid[0])
-    image = F.interpolate(image, scale_factor=scale, mode="bicubic", align_corners=False)
+    image = resize_map(image, size, steps)
     return torch.cat([table[:, :1], rearrange(image, "1 d h w -> 1 (h w) d")], 1)
 
 

@@ -150,7 +150,7 @@ class SlicedAttention(Attention):
             groups: number of slices; the last one may be shorter.
             shuffle: cut the slices of the sequence in another order: a random one in training, else a fixed one.
         """
-        tokens = x.shape[1]
+        tokens = int(x.shape[1])  # a tensor while a graph is traced
         length = -(-tokens // groups)
         orders = self._orders(tokens, x.device) if shuffle and length < tokens else None
         qkv = self.qkv(x if orders is None else x[:, orders[0]])
