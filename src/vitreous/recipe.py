@@ -603,6 +603,12 @@ class Recipe(SceneSettings, TaughtSettings):
         rules: dict[str, tuple[str, ...]] = {}
         if not self.chosen:
             rules[f"model is not '{AUTO}'"] = ("candidates", "budget")
+        else:
+            rules[f"model is '{AUTO}', which withholds no validation pixels"] = (
+                "val_fraction",
+                "patience",
+                "refit",
+            )
         if self.split != "blocks":
             rules["split is not 'blocks'"] = ("block_size",)
         if self.split not in {"random", "scenes"}:

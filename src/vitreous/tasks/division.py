@@ -48,6 +48,8 @@ def draw_splits(recipe: Recipe, data: LabelledScenes) -> Splits:
         VitreousError: the labels cannot be divided so, or no pixel is left to train or to test.
     """
     size = recipe_receptive_size(recipe)
+    if recipe.chosen:  # its folds do what validation pixels are for
+        recipe = recipe.model_copy(update={"val_fraction": 0.0})
     try:
         splits = (
             _by_scene(recipe, data, size)
@@ -56,6 +58,8 @@ def draw_splits(recipe: Recipe, data: LabelledScenes) -> Splits:
         )
     except SplitError as error:
         raise explained(error, recipe, size) from error
+    if recipe.chosen:  # those of a table of scenes
+        splits = splits.without_validation()
     splits = _measured(splits, data, masked="mask" in recipe.scene_hints)
     for role, name in ((TRAIN, "training"), (TEST, "test")):
         if not splits.scenes_with(role):
