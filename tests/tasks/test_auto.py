@@ -413,7 +413,10 @@ def test_a_comparison_refines_unless_it_is_told_otherwise():
     ("settings", "size"),
     [
         ({"baselines": []}, 21),
-        ({"baselines": [], "refine": "domain_transform", "refine_args": {"spatial": 8}}, 43),
+        ({"baselines": [], "refine": "domain_transform", "refine_args": {"spatial": 8}}, 57),
+        ({"baselines": [], "refine": "none"}, 15),
+        ({"baselines": [], "refine": "none", "candidates": ["lda"]}, 1),
+        ({"baselines": [], "candidates": ["lda"]}, 21),
         ({"model": "svm", "baselines": []}, 1),
         ({"model": "svm", "baselines": ["svm_spatial"]}, 13),
         ({"model": "svm", "baselines": ["lola_specvit_tiny"]}, 21),
@@ -421,8 +424,11 @@ def test_a_comparison_refines_unless_it_is_told_otherwise():
     ],
 )
 def test_one_split_for_all_that_are_compared(settings, size):
+    import importlib
+
     from vitreous.tasks.division import recipe_receptive_size
 
+    importlib.reload(candidates)
     assert recipe_receptive_size(make_recipe(settings)) == size
 
 

@@ -161,6 +161,34 @@ def compare_and_train(
     return trained
 
 
+def judged_by_folds(
+    recipe: Recipe,
+    data: LabelledScenes,
+    splits: Splits,
+    trained: Trained,
+    folder: Path,
+    console: Console,
+) -> Postprocess | None:
+    """Choose by folds of its training pixels whether the answers of an estimator are refined, and calibrate them.
+
+    An estimator trains on validation pixels too, so that none are left to choose with.
+
+    Args:
+        recipe: the settings, of a system that the user named.
+        data: the scenes and their labels.
+        splits: who trains.
+        trained: the estimator.
+        folder: for what is made meanwhile.
+        console: where to tell what was chosen.
+
+    Returns:
+        What becomes of its probabilities; None where there are too few pixels for folds.
+    """
+    named = Candidate(recipe.model, recipe.model, 0.0, 0.0, {"model": recipe.model})
+    every, contract = splits.without_validation(), trained.classifier.contract
+    return _Comparison(recipe, data, every, contract, folder / SCORED, console, [named]).judged()
+
+
 def drop_answers(folder: Path) -> None:
     """Delete what an interrupted comparison would have gone on from."""
     shutil.rmtree(folder / SCORED, ignore_errors=True)
@@ -198,10 +226,11 @@ class _Comparison:
         contract: BandContract,
         folder: Path,
         console: Console,
+        candidates: list[Candidate] | None = None,
     ) -> None:
         self.recipe, self.data, self.splits, self.contract = recipe, data, splits, contract
         self.folder, self.console = folder, console
-        self.candidates = chosen_candidates(recipe)
+        self.candidates = candidates or chosen_candidates(recipe)
         size = int(splits.params.get("patch_size", WIDEST))
         self.room = size if near_share(splits, size) < MOSTLY_NEAR else np.inf
         self.division = draw_folds(
@@ -253,6 +282,25 @@ class _Comparison:
                 spent = sum(one.seconds for one in found)
                 advance(round(min(spent, total)), round(total))
         return found
+
+    def judged(self) -> Postprocess | None:
+        """Return what becomes of the answers of the only candidate; None without folds."""
+        if not self.folds:
+            return None
+        candidate = self.candidates[0]
+        scored = Scored(candidate, refinement_for(candidate, self.recipe, self.room))
+        for k in range(len(self.folds)):
+            self._answer(scored, k)
+        plain = self._oa(scored.plain)
+        refined = self._oa(scored.refined) if scored.refined else plain
+        scored.refines = refined > plain
+        self.console.print(
+            f"{len(self.folds)} folds of the training pixels: OA {plain:.1%}, refined {refined:.1%}; the map is "
+            f"{'refined' if scored.refines else 'not refined'}",
+            highlight=False,
+        )
+        after = self._after(scored, self._temperature(scored))
+        return after.model_copy(update={"novelty": fit_novelty_of(self.data, self.splits)})
 
     def _lacking(self) -> int:
         """Return about how many more labels a comparison needs: as many as give the training pixels that are missing."""
