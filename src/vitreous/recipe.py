@@ -72,6 +72,9 @@ SPECTRA_WORDS = (
     "What is done to each spectrum first: mean 0 and deviation 1 (snv), division by its upper hull (continuum), its slope "
     "(derivative), or length 1 (brightness)."
 )
+PATCH_SIZES = {
+    "spectral_mlp": 1
+}  # of systems that read single spectra, unless others are asked for
 AUTO = "auto"  # the system that is chosen by a comparison
 _TIME = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)\s*(s|m|h)")
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -339,7 +342,11 @@ class Recipe(SceneSettings, TaughtSettings):
         "10m", "Model", "Time that 'auto' may take to compare and train, e.g. 90s, 10m, 1.5h."
     )
     patch_size: int = setting(
-        15, "Model", "Side of the square patch around each pixel, in pixels.", ge=1, le=129
+        15,
+        "Model",
+        "Side of the square patch around each pixel, in pixels (spectral_mlp: 1).",
+        ge=1,
+        le=129,
     )
     mode: Literal["scene", "patch", "dense"] = setting(
         "scene",
@@ -486,8 +493,8 @@ class Recipe(SceneSettings, TaughtSettings):
     refine: Literal["none", "auto", "domain_transform", "guided", "potts"] = setting(
         "none",
         "Refinement",
-        "Smooth the class probabilities within the edges of the scene; auto: where the validation pixels say so. Uses no "
-        "labels; its reach widens the buffer of the split.",
+        "Smooth the class probabilities within the edges of the scene; auto: where the validation pixels say so, or, for "
+        "classical classifiers, folds of the training pixels. Uses no labels; its reach widens the buffer of the split.",
     )
     refine_args: dict[str, Any] = setting(
         {}, "Refinement", "Settings of the refinement, e.g. spatial=5."
@@ -507,6 +514,16 @@ class Recipe(SceneSettings, TaughtSettings):
         """Let a comparison also decide about refinement, where nobody has."""
         if isinstance(values, dict) and values.get("model", AUTO) == AUTO:
             return {"refine": "auto", **values}
+        return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_patch(cls, values: Any) -> Any:
+        """Give a system that reads single spectra patches of a pixel, where nobody has said otherwise."""
+        if isinstance(values, dict) and isinstance(name := values.get("model"), str):
+            for slug, size in PATCH_SIZES.items():
+                if name.startswith(slug):
+                    values = {"patch_size": size, **values}
         return values
 
     @field_validator("budget")
@@ -603,6 +620,12 @@ class Recipe(SceneSettings, TaughtSettings):
         rules: dict[str, tuple[str, ...]] = {}
         if not self.chosen:
             rules[f"model is not '{AUTO}'"] = ("candidates", "budget")
+        else:
+            rules[f"model is '{AUTO}', which withholds no validation pixels"] = (
+                "val_fraction",
+                "patience",
+                "refit",
+            )
         if self.split != "blocks":
             rules["split is not 'blocks'"] = ("block_size",)
         if self.split not in {"random", "scenes"}:

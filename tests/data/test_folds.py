@@ -1,5 +1,7 @@
 """Cross-validation on training pixels: who is held out, and from whom."""
 
+import warnings
+
 import numpy as np
 import pytest
 from scipy.ndimage import maximum_filter
@@ -22,7 +24,7 @@ def fields(height=80, width=90, side=7, classes=3, seed=0):
 
 def folds_of(split, labels, **changes):
     settings = {"size": SIZE, "seed": 0, **changes}
-    return draw_folds(Splits.of(split), lambda _: labels, **settings)
+    return draw_folds(Splits.of(split), lambda _: labels, **settings).parts
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +104,7 @@ def test_the_seed_decides(labels):
 def test_scenes_are_left_out_where_there_are_several(labels):
     roles = [np.where(labels > 0, TRAIN if k < 4 else TEST, 0).astype(np.uint8) for k in range(5)]
     folds = draw_folds(Splits(roles, "scenes", {}, 0), lambda _: labels, size=SIZE, seed=0)
+    folds = folds.parts
     assert len(folds) == 4
     for fold in folds:
         assert len(fold.scenes_with(TEST)) == 1
@@ -117,3 +120,48 @@ def test_too_few_to_divide(pixels):
     if pixels == 0:
         roles[0, 0] = TRAIN
     assert folds_of(Split(roles, "blocks", {"block_size": 10, "patch_size": 5}, 0), labels) == []
+
+
+def scattered(per_class, seed=0):
+    """Single labelled pixels all over the scene."""
+    truth, random = fields(seed=seed), np.random.default_rng(seed)
+    found = np.zeros_like(truth)
+    for code in np.unique(truth):
+        chosen = random.choice(np.flatnonzero(truth == code), per_class, replace=False)
+        found.flat[chosen] = code
+    return found
+
+
+@pytest.mark.parametrize("per_class", [30, 45, 60])
+@pytest.mark.parametrize("size", [1, 21])
+def test_scattered_labels_have_folds(per_class, size):
+    """90 to 180 single pixels: where the reach of 21 x 21 pixels leaves nothing, blocks are divided without it."""
+    labels = scattered(per_class)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        split = buffered_blocks(labels, patch_size=size, val_fraction=0)
+    found = draw_folds(Splits.of(split), lambda _: labels, size=size, seed=0)
+    assert found.kind == ("neighbours" if size == 21 else "apart")
+    assert len(found.parts) in ((2, 3) if size == 21 else (5,))
+    assert sum(fold.counts["test"] for fold in found.parts) >= 20
+    for fold in found.parts:
+        blocks = [set(fold[0].blocks_of(fold[0].pixels(role)).of_pixel) for role in (TRAIN, TEST)]
+        assert not blocks[0] & blocks[1]
+        assert (split.roles[fold[0].roles > 0] == TRAIN).all()
+
+
+def test_labels_that_lie_apart_are_not_called_neighbours(blocks, labels):
+    found = draw_folds(Splits.of(blocks), lambda _: labels, size=SIZE, seed=0)
+    assert (found.kind, found.missing) == ("apart", 0)
+
+
+def test_what_is_missing_is_counted():
+    """12 training pixels in four blocks: 8 more would have to be held out."""
+    labels = np.zeros((80, 90), dtype=int)
+    for row, column in ((0, 0), (0, 40), (20, 0), (20, 40)):
+        labels[row, column : column + 3] = (1, 1, 2)
+    roles = np.where(labels > 0, TRAIN, 0).astype(np.uint8)
+    roles[79, 80:] = TEST
+    split = Split(roles, "blocks", {"block_size": 10, "patch_size": 21}, 0)
+    found = draw_folds(Splits.of(split), lambda _: labels, size=21, seed=0)
+    assert (found.parts, found.missing) == ([], 8)

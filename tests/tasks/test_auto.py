@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from tiny_scene import tiny_labels, tiny_recipe, write_scene
+from tiny_scene import tiny_cube, tiny_labels, tiny_recipe, write_scene
 from vitreous.checkpoints.tensors import load_tensors, save_tensors
 from vitreous.cli.main import app
 from vitreous.cli.tables import print_metrics
-from vitreous.data.blocks import TEST, TRAIN, VAL
+from vitreous.data.blocks import TEST
 from vitreous.data.roles import Split
 from vitreous.errors import CheckpointError, ConfigError, ModelError
 from vitreous.inference.ensemble import Ensemble
@@ -23,6 +23,7 @@ from vitreous.inference.pixels import probabilities_at
 from vitreous.recipe import make_recipe, seconds_of
 from vitreous.tasks import auto, candidates, classify
 from vitreous.tasks.candidates import Candidate
+from vitreous.tasks.division import draw_splits
 from vitreous.tasks.labelled import open_data
 from vitreous.tasks.runs import load_run
 
@@ -66,7 +67,6 @@ def quick(monkeypatch):
     """Compare a few quick candidates."""
     for module in (candidates, auto):
         monkeypatch.setattr(module, "CANDIDATES", dict(QUICK))
-    monkeypatch.setattr(auto, "FALLBACK", "svm")
 
 
 def recipe_of(folder, **changes):
@@ -127,7 +127,7 @@ def test_a_chosen_run_is_a_run_like_any_other(chosen, tmp_path):
     assert done.pixels == 24 * 28
 
 
-def test_validation_pixels_train_and_test_pixels_do_not(places, tmp_path, monkeypatch):
+def test_no_pixels_are_withheld_and_test_pixels_take_no_part(places, tmp_path, monkeypatch, capsys):
     seen = []
     fit = auto.fit_system
 
@@ -136,15 +136,26 @@ def test_validation_pixels_train_and_test_pixels_do_not(places, tmp_path, monkey
         return fit(recipe, data, splits, *others, **options)
 
     monkeypatch.setattr(auto, "fit_system", watched)
-    folder = run(tmp_path, **places, val_fraction=0.2)
+    folder = classify.train(recipe_of(tmp_path, **places, val_fraction=0.2))
+    printed = " ".join(capsys.readouterr().err.split())
+    assert " 0 validation, " in printed
+    assert "val_fraction (model is 'auto', which withholds no validation pixels)" in printed
     split = Split.load(folder / "split.npz")
-    assert split.counts["val"] > 0
+    assert metrics_of(folder)["split"]["counts"] == split.counts
+    assert split.counts["val"] == 0
     for roles in seen[:-1]:
         assert not (roles[split.roles == TEST] > 0).any()
-    last = seen[-1]
-    assert (last[(split.roles == TRAIN) | (split.roles == VAL)] == TRAIN).all()
+    assert (seen[-1] == split.roles).all()
     held = [(roles == TEST) for roles in seen[:-1]]
     assert len(held) == 2 * 5 and all(part.any() for part in held)
+
+
+@pytest.mark.parametrize("split", ["blocks", "random"])
+def test_only_a_comparison_has_no_validation_pixels(places, split):
+    data = open_data(make_recipe(places))
+    settings = {**places, "split": split, "patch_size": 3, "baselines": []}
+    drawn = [draw_splits(make_recipe({**settings, "model": name}), data).counts["val"] for name in ("auto", "vit_test")]  # fmt: skip
+    assert drawn[0] == 0 < drawn[1]
 
 
 def test_equal_seeds_choose_alike(places, tmp_path):
@@ -281,17 +292,62 @@ def test_windows_of_members_lie_where_the_ensembles_do():
     np.testing.assert_allclose(found[0], expected, atol=1e-6)
 
 
-def test_too_few_labels_train_the_smoothed_svm(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("allowed", "trained"), [([], "lda"), (["svm"], "svm"), (["dense", "svm"], "svm")]
+)
+def test_too_few_labels_train_the_first_that_is_allowed(allowed, trained, tmp_path, capsys):
     labels = np.zeros_like(tiny_labels())
     labels[:3, :4] = 1
     labels[:3, 7:11] = 2
     places = write_scene(tmp_path / "scene", labels)
-    recipe = recipe_of(tmp_path, **places, split="random", train_per_class=4)
+    recipe = recipe_of(
+        tmp_path, **places, split="random", train_per_class=4, candidates=allowed, report=True
+    )
     folder = classify.train(recipe, show=True)
-    assert "too few labels to cross-validate: training the smoothed SVM" in capsys.readouterr().err
-    assert load_run(folder).name == "svm"
+    told = " ".join(capsys.readouterr().err.split())
+    assert "too few labels to cross-validate: about 36 more, in other places, are needed" in told
+    assert f"training {trained} (" in told and "refined by domain_transform)" in told
+    assert load_run(folder).name == trained
     assert load_run(folder).postprocess.refine is not None
-    assert metrics_of(folder)["comparison"]["rows"] == []
+    metrics = metrics_of(folder)
+    assert metrics["comparison"]["rows"] == []
+    assert metrics["systems"][0]["name"] == trained
+    console = Console(file=io.StringIO(), width=200)
+    print_metrics(console, metrics)
+    printed = console.file.getvalue()
+    assert f"Too few labels to compare candidates (about 36 more are needed): trained {trained}." in printed  # fmt: skip
+    assert "Candidates in cross-validation" not in printed
+    assert "About 36 more labels" in (folder / "report.html").read_text()
+
+
+def test_the_table_begins_with_what_is_trained_without_a_comparison():
+    import importlib
+
+    real = importlib.reload(candidates)
+    assert real.first_of(real.chosen_candidates(make_recipe({}))).name == "ls_svm_mnf"
+
+
+def test_scattered_labels_are_compared_and_it_is_said_that_they_are_neighbours(tmp_path, capsys):
+    truth = np.kron(np.random.default_rng(0).integers(1, 4, (10, 12)), np.ones((8, 8), dtype=int))
+    labels = np.zeros_like(truth)
+    chosen = np.random.default_rng(1).choice(truth.size, 150, replace=False)
+    labels.flat[chosen] = truth.flat[chosen]
+    places = write_scene(tmp_path / "scene", labels, cube=tiny_cube(truth))
+    folder = classify.train(recipe_of(tmp_path, **places, split="blocks", report=True))
+    assert "folds of neighbouring blocks: figures are optimistic" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    told = metrics_of(folder)["comparison"]
+    assert told["optimistic"] and told["folds"] in (2, 3) and told["labels_missing"] == 0
+    assert all(row["oa"] > 0.9 for row in told["rows"]) and len(told["rows"]) == 2
+    console = Console(file=io.StringIO(), width=200)
+    print_metrics(console, metrics_of(folder))
+    printed = " ".join(console.file.getvalue().split())
+    assert "folds of neighbouring blocks: optimistic" in printed
+    assert (
+        "neighbouring blocks, because the labels are too few"
+        in (folder / "report.html").read_text()
+    )
 
 
 def test_a_slow_candidate_that_is_behind_is_given_up(places, tmp_path, monkeypatch):
@@ -357,7 +413,10 @@ def test_a_comparison_refines_unless_it_is_told_otherwise():
     ("settings", "size"),
     [
         ({"baselines": []}, 21),
-        ({"baselines": [], "refine": "domain_transform", "refine_args": {"spatial": 8}}, 43),
+        ({"baselines": [], "refine": "domain_transform", "refine_args": {"spatial": 8}}, 57),
+        ({"baselines": [], "refine": "none"}, 15),
+        ({"baselines": [], "refine": "none", "candidates": ["lda"]}, 1),
+        ({"baselines": [], "candidates": ["lda"]}, 21),
         ({"model": "svm", "baselines": []}, 1),
         ({"model": "svm", "baselines": ["svm_spatial"]}, 13),
         ({"model": "svm", "baselines": ["lola_specvit_tiny"]}, 21),
@@ -365,8 +424,11 @@ def test_a_comparison_refines_unless_it_is_told_otherwise():
     ],
 )
 def test_one_split_for_all_that_are_compared(settings, size):
+    import importlib
+
     from vitreous.tasks.division import recipe_receptive_size
 
+    importlib.reload(candidates)
     assert recipe_receptive_size(make_recipe(settings)) == size
 
 

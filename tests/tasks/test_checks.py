@@ -1,19 +1,22 @@
 """What is refused before a scene is opened, and batches of a single sample."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 
 from areas import labelled_area
 from tiny_scene import tiny_recipe, write_scene
-from vitreous.catalog.registry import cards
+from vitreous.catalog.registry import card, cards
 from vitreous.data.regions import PixelRegions
 from vitreous.errors import ConfigError, ModelError, SplitError, VitreousError
-from vitreous.recipe import PretrainRecipe, Recipe, make_recipe
+from vitreous.recipe import PATCH_SIZES, PretrainRecipe, Recipe, make_recipe
 from vitreous.tasks import pretrain
 from vitreous.tasks.classify import train
-from vitreous.tasks.division import recipe_receptive_size
+from vitreous.tasks.division import draw_splits, recipe_receptive_size
 from vitreous.tasks.fit import EpochBatches
+from vitreous.tasks.labelled import open_data
 
 NORMED = {"lola_specvit", "efficientvit", "efficientformer", "spectformer", "cvt"}  # some variant
 NOWHERE = {"scene": "nowhere.tif", "labels": "nowhere.npy"}
@@ -130,3 +133,97 @@ def test_the_window_of_an_estimator_may_be_a_setting(model, settings, size):
         {"scene": "s", "model": model, "model_args": settings, "baselines": []}, Recipe
     )
     assert recipe_receptive_size(recipe) == size
+
+
+def scattered(per_class, classes=4, shape=(60, 80), seed=0):
+    """Single labelled pixels at random places."""
+    found = np.zeros(shape, dtype=np.uint8)
+    places = np.random.default_rng(seed).choice(found.size, per_class * classes, replace=False)
+    found.flat[places] = np.arange(len(places)) % classes + 1
+    return found
+
+
+@pytest.mark.parametrize("settings", [{"model": "svm"}, {"model": "auto"}, {"model": "auto", "candidates": ["lda"]}, {"model": "vit_test"}])  # fmt: skip
+@pytest.mark.parametrize("single", [False, True])
+def test_too_few_labels_are_not_called_too_close(tmp_path, settings, single):
+    labels = scattered(3)
+    if single:
+        labels.flat[np.flatnonzero(labels == 4)[1:]] = 0
+    data = open_data(make_recipe(write_scene(tmp_path, labels)))
+    with pytest.raises(SplitError) as caught:
+        draw_splits(make_recipe({"baselines": [], **settings}), data)
+    count = 10 if single else 12
+    assert f"Only {count} pixels are labelled, at most 3 of a class" in str(caught.value)
+    assert "too close" not in str(caught.value) and "patch_size" not in str(caught.value)
+    assert "Label more than 5 pixels of each class" in caught.value.fix
+    assert ("random" in caught.value.fix) != single  # which needs two pixels of each class
+    if not single:
+        draw_splits(make_recipe({"baselines": [], "split": "random", **settings}), data)
+    more = open_data(make_recipe(write_scene(tmp_path / "more", scattered(20))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert draw_splits(make_recipe({"baselines": [], **settings}), more).counts["test"]
+
+
+def test_classes_in_a_block_each_need_smaller_blocks(tmp_path):
+    labels = np.zeros((40, 40), dtype=np.uint8)
+    labels[:8, :8], labels[16:24, 16:24] = 1, 2
+    data = open_data(make_recipe(write_scene(tmp_path, labels)))
+    settings = {"model": "svm", "baselines": [], "val_fraction": 0}
+    with pytest.raises(SplitError, match="in so few blocks of 8 x 8 pixels") as caught:
+        draw_splits(make_recipe(settings), data)
+    assert "Use a smaller block_size" in caught.value.fix
+    assert draw_splits(make_recipe({**settings, "block_size": 4}), data).counts["test"]
+
+
+CLOSE = np.zeros((40, 60), dtype=np.uint8)
+CLOSE[16:24, 28:36] = np.arange(8) % 2 + 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "origin", "advice"),
+    [
+        ({}, "which 'auto' compares", {"model": "svm"}),
+        ({"patch_size": 3}, "which 'auto' compares", {"model": "svm"}),
+        (
+            {"candidates": ["lda"]},
+            "'lda' (1 x 1) with a refinement, which 'auto' compares",
+            {"candidates": ["lda"], "refine": "none"},
+        ),
+        ({"model": "svm", "refine": "auto"}, "the reach of --refine auto", {"model": "svm"}),
+        ({"model": "svm_spatial"}, "the spatial_window of 'svm_spatial'", {"model": "svm"}),
+        (
+            {"model": "svm", "baselines": ["svm_spatial"]},
+            "the spatial_window of 'svm_spatial'",
+            {"model": "svm"},
+        ),
+    ],
+)
+def test_what_is_advised_for_close_labels_works(tmp_path, settings, origin, advice):
+    data = open_data(make_recipe(write_scene(tmp_path, CLOSE)))
+    with pytest.raises(SplitError) as caught:
+        draw_splits(make_recipe({"baselines": [], **settings}), data)
+    assert origin in caught.value.problem
+    assert "smaller patch_size" not in caught.value.fix
+    option = "--refine none" if "refine" in {**settings, **advice} else "--model svm"
+    if settings.get("model") == "svm_spatial":
+        option = "a smaller spatial_window"
+    if "baselines" in settings:
+        option = "--baselines without 'svm_spatial'"
+    assert option in caught.value.fix
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert draw_splits(make_recipe({"baselines": [], **advice}), data).counts["test"]
+
+
+@pytest.mark.parametrize("name", ["spectral_mlp", "spectral_mlp_test"])
+def test_a_perceptron_on_single_spectra_reads_a_pixel(name):
+    recipe = make_recipe({"model": name, "baselines": []})
+    assert recipe.patch_size == recipe_receptive_size(recipe) == 1
+    assert make_recipe({"model": name, "patch_size": 3}).patch_size == 3
+    assert make_recipe({"model": "vit_test"}).patch_size == 15
+
+
+def test_patch_sizes_are_those_of_the_cards():
+    for slug, size in PATCH_SIZES.items():
+        assert card(slug).recipe["patch_size"] == size

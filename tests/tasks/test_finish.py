@@ -16,6 +16,7 @@ from vitreous.errors import CheckpointError, ConfigError
 from vitreous.inference.maps import no_georeference_warning
 from vitreous.inference.postprocess import at_temperature
 from vitreous.tasks import classify, dispatch
+from vitreous.tasks.division import recipe_receptive_size
 from vitreous.tasks.finish import fit_temperature, reliability
 from vitreous.tasks.runs import load_run
 
@@ -132,10 +133,28 @@ def test_auto_asks_the_validation_pixels(data, tmp_path):
     assert "Area estimates" in words
 
 
-def test_auto_without_validation_pixels_changes_nothing(data, tmp_path):
-    run = trained(data, tmp_path, refine="auto", model="svm", map=False)
+@pytest.mark.parametrize("model", ["lda", "svm"])
+def test_auto_asks_folds_where_an_estimator_trains_on_all(data, tmp_path, model):
+    run = trained(data, tmp_path, refine="auto", refine_args=SPATIAL, model=model, map=False)
+    assert load_run(run).postprocess.refine.spatial == 2.0
+    told = metrics(run)["systems"]
+    assert told[0]["calibration"]["temperature"] is not None
+    assert told[1]["name"] == f"{model} (unrefined)"
+    assert told[0]["test"]["oa"] > told[1]["test"]["oa"]
+    assert not (run / "candidates").exists()
+
+
+@pytest.mark.parametrize("settings", [{"val_fraction": 0.0}, {"refit": True}])
+def test_auto_with_nothing_to_choose_by_says_so_and_needs_no_buffer(data, tmp_path, settings):
+    own = {"refine": "auto", "map": False, "epochs": 1, **settings}
+    with pytest.warns(UserWarning, match="Nothing could choose a refinement"):
+        run = trained(data, tmp_path, **own)
     assert load_run(run).postprocess.refine is None
-    assert metrics(run)["systems"][0]["calibration"]["temperature"] is None
+    sizes = [
+        recipe_receptive_size(tiny_recipe(tmp_path, **{**own, "refine": refine}))
+        for refine in ("auto", "none")
+    ]
+    assert sizes[0] == sizes[1] == metrics(run)["split"]["patch_size"]
 
 
 def test_uncertainty_and_novelty_stand_beside_the_map(refined, tmp_path):

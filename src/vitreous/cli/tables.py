@@ -41,7 +41,10 @@ def print_metrics(console: Console, metrics: dict[str, Any]) -> None:
     for sentence in start.get("sentences", []):
         console.print(sentence, style="yellow", highlight=False, markup=False)
     if comparison := metrics.get("comparison"):
-        show(candidates_table(comparison), console)
+        if comparison["rows"]:
+            show(candidates_table(comparison), console)
+        else:
+            console.print(uncompared_line(comparison), highlight=False, markup=False)
     show(systems_table(metrics["systems"]), console)
     if untested := untestable_line(metrics.get("classes", [])):
         console.print(untested, highlight=False, markup=False)
@@ -51,7 +54,10 @@ def print_metrics(console: Console, metrics: dict[str, Any]) -> None:
 
 def candidates_table(comparison: dict[str, Any]) -> Table:
     """Return what cross-validation found of each candidate, in percent; the chosen ones are marked."""
-    title = f"Candidates in cross-validation on the training pixels ({comparison['folds']} folds)"
+    of = " of neighbouring blocks: optimistic" if comparison.get("optimistic") else ""
+    title = (
+        f"Candidates in cross-validation on the training pixels ({comparison['folds']} folds{of})"
+    )
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("candidate", no_wrap=True)
     for heading in ("OA", "AA", "folds", "seconds"):
@@ -67,6 +73,15 @@ def candidates_table(comparison: dict[str, Any]) -> Table:
             row["name"], *figures, str(len(row["by_fold"])), f"{row['seconds']:.1f}", told
         )
     return table
+
+
+def uncompared_line(comparison: dict[str, Any]) -> str:
+    """Return one line on candidates that could not be compared, for want of labels."""
+    missing = comparison.get("labels_missing")
+    needed = f" (about {missing} more are needed)" if missing else ""
+    return (
+        f"Too few labels to compare candidates{needed}: trained {', '.join(comparison['chosen'])}."
+    )
 
 
 def untestable_line(classes: list[dict[str, Any]]) -> str:

@@ -16,7 +16,15 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from vitreous.data.blocks import TEST, TRAIN, VAL, automatic_block_size, buffered_roles
+from vitreous.data.blocks import (
+    HANDFUL,
+    TEST,
+    TRAIN,
+    VAL,
+    automatic_block_size,
+    buffered_roles,
+    make_grid,
+)
 from vitreous.data.roles import UNUSED, LabelImage, Split
 from vitreous.errors import SplitError
 from vitreous.recipe import Recipe
@@ -126,12 +134,42 @@ def buffered_blocks(
     }
     split = Split(roles, "blocks", params, seed)
     if split.counts["test"] == 0:
-        raise SplitError(
-            f"The labelled pixels are too close together for separate training and test patches of {patch_size} x "
-            f"{patch_size}.",
-            "Use a smaller patch_size or block_size, add labels elsewhere, or use the split 'random'.",
-        )
+        raise _untested(classes, patch_size, size)
     return _report(split, labels, val_fraction)
+
+
+def _untested(classes: npt.NDArray[np.int64], patch_size: int, block_size: int) -> SplitError:
+    """Say why blocks leave no pixel to test, and what would: too few labels, too few blocks, or too wide patches."""
+    sizes = np.bincount(classes[classes > 0])[1:]
+    random = (
+        "use the split 'random'" if sizes.min() > 1 else ""
+    )  # which tests a pixel of each class
+    if sizes.max() <= HANDFUL:
+        return SplitError(
+            f"Only {sizes.sum()} pixels are labelled, at most {sizes.max()} of a class: all of them are needed for "
+            "training, and none is left to test.",
+            _either(f"Label more than {HANDFUL} pixels of each class, in different places", random),
+        )
+    blocks = make_grid(classes, block_size, 0).counts > 0
+    if patch_size == 1 or (block_size > patch_size and blocks.sum(axis=0).max() == 1):
+        return SplitError(
+            f"The classes lie in so few blocks of {block_size} x {block_size} pixels that all are needed for training, "
+            "and none is left to test.",
+            _either("Use a smaller block_size", "add labels elsewhere", random),
+        )
+    return SplitError(
+        f"The labelled pixels are too close together for separate training and test patches of {patch_size} x "
+        f"{patch_size}.",
+        _either("Use a smaller patch_size or block_size", "add labels elsewhere", random),
+    )
+
+
+def _either(*ways: str) -> str:
+    """Return a sentence of ways out; empty ones are left out."""
+    *others, last = filter(None, ways)
+    if not others:
+        return f"{last}."
+    return f"{', '.join(others)}{',' if len(others) > 1 else ''} or {last}."
 
 
 def stratified_random(

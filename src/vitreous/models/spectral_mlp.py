@@ -36,7 +36,7 @@ CARD = Card(
             "image_size": 15,
         },
     ],
-    recipe={"dropout": 0.2},
+    recipe={"dropout": 0.2, "patch_size": 1},
     notes=[
         "Usage: Of images wider than a pixel the features of all pixels are averaged before they "
         "are classified, so that patches of 3 x 3 are smoothed spectra in the space of features.",

@@ -40,6 +40,7 @@ from vitreous.report.page import (
 )
 from vitreous.report.record import (
     ClassEntry,
+    Comparison,
     Interval,
     Metrics,
     Number,
@@ -495,6 +496,16 @@ def _scenes(page: _Page) -> Markup | None:
 # --- candidates -------------------------------------------------------------------------------------------
 
 
+def _how_divided(found: Comparison) -> str:
+    """Say how held-out pixels of a comparison lie to those that trained."""
+    if found.optimistic:
+        return "neighbouring blocks, because the labels are too few for folds that lie apart: figures are optimistic"
+    how = (
+        "whole blocks left out, and what lies near the others" if found.spatial else "random folds"
+    )
+    return f"{how}, as test pixels lie to training pixels"
+
+
 def _candidates(page: _Page) -> Markup | None:
     """Show what cross-validation found of every candidate."""
     found = page.record.metrics.comparison
@@ -503,8 +514,10 @@ def _candidates(page: _Page) -> Markup | None:
     if not found.rows:
         words = (
             f"{found.training:,} training pixels are too few to compare candidates by cross-validation: "
-            f"{', '.join(found.chosen)} was trained, which needs the fewest."
+            f"{', '.join(found.chosen)} was trained, the first of those that were allowed."
         )
+        if found.labels_missing:
+            words += f" About {found.labels_missing} more labels in other places would allow it."
         return tag("p", words, class_="note")
     tested = sorted(
         (row for row in found.rows if row.oa is not None), key=lambda row: -(row.oa or 0)
@@ -528,12 +541,9 @@ def _candidates(page: _Page) -> Markup | None:
         ]
         for row in tested
     ]
-    how = (
-        "whole blocks left out, and what lies near the others" if found.spatial else "random folds"
-    )
     words = (
-        f"Cross-validation in {found.folds} folds of the {found.training:,} training pixels ({how}, as test pixels lie "
-        f"to training pixels); {found.held_out:,} held-out pixels of classes that also train. No test pixel took part. "
+        f"Cross-validation in {found.folds} folds of the {found.training:,} training pixels ({_how_divided(found)}); "
+        f"{found.held_out:,} held-out pixels of classes that also train. No test pixel took part. "
         f"Budget: {found.budget}. Trained: {' and '.join(found.chosen)}"
     )
     if found.ensemble is not None:

@@ -255,6 +255,8 @@ class Comparison(Record):
     chosen: list[Name] = Field(min_length=1)
     folds: Count = 0
     spatial: bool = True
+    optimistic: bool = False
+    labels_missing: Count = 0
     budget: Text = ""
     held_out: Count = 0
     training: Count = 0

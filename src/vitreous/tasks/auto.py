@@ -2,13 +2,14 @@
 
 Every candidate answers for the held-out pixels of every fold (``data/folds.py``), with and without refinement. Slow ones
 stop after a fold in which they are behind. The best, or the mean of the best where that is clearly better, is trained on
-all training pixels. Validation pixels train as well; test pixels take no part.
+all training pixels. No validation pixels are withheld; test pixels take no part.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import time
 import warnings
@@ -24,7 +25,7 @@ from rich.console import Console
 
 from vitreous.data.blocks import TEST
 from vitreous.data.contract import BandContract
-from vitreous.data.folds import MOSTLY_NEAR, draw_folds, near_share
+from vitreous.data.folds import FEWEST_HELD_OUT, MOSTLY_NEAR, draw_folds, near_share
 from vitreous.data.roles import Blocks, Splits
 from vitreous.errors import CheckpointError, ConfigError
 from vitreous.files import atomic_path, read_json, write_json
@@ -41,9 +42,9 @@ from vitreous.progress import progress_bar
 from vitreous.recipe import Recipe
 from vitreous.tasks.candidates import (
     CANDIDATES,
-    FALLBACK,
     Candidate,
     chosen_candidates,
+    first_of,
     refinement_for,
 )
 from vitreous.tasks.division import WIDEST
@@ -132,7 +133,9 @@ def compare_and_train(
     folder: Path,
     console: Console,
 ) -> Trained:
-    """Compare the candidates of a recipe, and train the best on all training and validation pixels.
+    """Compare the candidates of a recipe, and train the best on all training pixels.
+
+    Validation pixels of a split that was drawn for another system train too.
 
     What is known of a candidate is kept in the folder, so that a resumed run does not compare it again.
 
@@ -156,6 +159,34 @@ def compare_and_train(
     trained = comparison.train(members, temperature)
     write_json(folder / COMPARISON, comparison.told(found, members))
     return trained
+
+
+def judged_by_folds(
+    recipe: Recipe,
+    data: LabelledScenes,
+    splits: Splits,
+    trained: Trained,
+    folder: Path,
+    console: Console,
+) -> Postprocess | None:
+    """Choose by folds of its training pixels whether the answers of an estimator are refined, and calibrate them.
+
+    An estimator trains on validation pixels too, so that none are left to choose with.
+
+    Args:
+        recipe: the settings, of a system that the user named.
+        data: the scenes and their labels.
+        splits: who trains.
+        trained: the estimator.
+        folder: for what is made meanwhile.
+        console: where to tell what was chosen.
+
+    Returns:
+        What becomes of its probabilities; None where there are too few pixels for folds.
+    """
+    named = Candidate(recipe.model, recipe.model, 0.0, 0.0, {"model": recipe.model})
+    every, contract = splits.without_validation(), trained.classifier.contract
+    return _Comparison(recipe, data, every, contract, folder / SCORED, console, [named]).judged()
 
 
 def drop_answers(folder: Path) -> None:
@@ -195,15 +226,17 @@ class _Comparison:
         contract: BandContract,
         folder: Path,
         console: Console,
+        candidates: list[Candidate] | None = None,
     ) -> None:
         self.recipe, self.data, self.splits, self.contract = recipe, data, splits, contract
         self.folder, self.console = folder, console
-        self.candidates = chosen_candidates(recipe)
+        self.candidates = candidates or chosen_candidates(recipe)
         size = int(splits.params.get("patch_size", WIDEST))
         self.room = size if near_share(splits, size) < MOSTLY_NEAR else np.inf
-        self.folds = draw_folds(
+        self.division = draw_folds(
             splits, lambda k: np.asarray(data[k].labels.values), size=size, seed=recipe.seed
         )
+        self.folds = self.division.parts
         self.held_out = [self._held_out(fold) for fold in self.folds]
         self.guide = fit_guide(data, splits)
         self.skipped: dict[str, str] = {}
@@ -218,10 +251,7 @@ class _Comparison:
             ConfigError: it does not reach for one.
         """
         if not self.folds:
-            self.console.print(
-                "[yellow]too few labels to cross-validate: training the smoothed SVM[/yellow]",
-                highlight=False,
-            )
+            self.console.print(f"[yellow]{self._too_few()}[/yellow]", highlight=False)
             return []
         rounds = len(self.folds) + 1  # the last trains on all pixels
         expected = {one.name: rounds * self._expected(one) for one in self.candidates}
@@ -239,6 +269,12 @@ class _Comparison:
             f"(--budget {self.recipe.budget})",
             highlight=False,
         )
+        if self.division.kind == "neighbours":
+            self.console.print(
+                "[yellow]folds of neighbouring blocks: figures are optimistic; more labels would allow folds that lie "
+                "apart[/yellow]",
+                highlight=False,
+            )
         found: list[Scored] = []
         with progress_bar("comparing", self.console) as advance:
             for candidate in self.candidates:
@@ -246,6 +282,41 @@ class _Comparison:
                 spent = sum(one.seconds for one in found)
                 advance(round(min(spent, total)), round(total))
         return found
+
+    def judged(self) -> Postprocess | None:
+        """Return what becomes of the answers of the only candidate; None without folds."""
+        if not self.folds:
+            return None
+        candidate = self.candidates[0]
+        scored = Scored(candidate, refinement_for(candidate, self.recipe, self.room))
+        for k in range(len(self.folds)):
+            self._answer(scored, k)
+        plain = self._oa(scored.plain)
+        refined = self._oa(scored.refined) if scored.refined else plain
+        scored.refines = refined > plain
+        self.console.print(
+            f"{len(self.folds)} folds of the training pixels: OA {plain:.1%}, refined {refined:.1%}; the map is "
+            f"{'refined' if scored.refines else 'not refined'}",
+            highlight=False,
+        )
+        after = self._after(scored, self._temperature(scored))
+        return after.model_copy(update={"novelty": fit_novelty_of(self.data, self.splits)})
+
+    def _lacking(self) -> int:
+        """Return about how many more labels a comparison needs: as many as give the training pixels that are missing."""
+        counts = self.splits.counts
+        share = counts["train"] / sum(counts.values())
+        return math.ceil(self.division.missing / share)
+
+    def _too_few(self) -> str:
+        """Say what is missing for a comparison, and what is trained instead."""
+        candidate = first_of(self.candidates)
+        refinement = refinement_for(candidate, self.recipe, self.room)
+        smoothed = "" if refinement is None else f", refined by {refinement.method}"
+        return (
+            f"too few labels to cross-validate: about {self._lacking()} more, in other places, are needed to compare "
+            f"candidates; training {candidate.name} ({candidate.words}{smoothed})"
+        )
 
     def _expected(self, candidate: Candidate) -> float:
         pixels = self.folds[0].counts["train"]
@@ -272,7 +343,8 @@ class _Comparison:
                 self._answer(scored, k)
                 if not found:
                     continue  # the quickest is finished in any case
-                if slow and k == 0 and self._behind(scored, found):
+                enough = len(self.held_out[0].truth) >= FEWEST_HELD_OUT
+                if slow and k == 0 and enough and self._behind(scored, found):
                     scored.behind = True
                     break
                 each = scored.seconds / (k + 1)
@@ -398,7 +470,7 @@ class _Comparison:
     def best(self, found: Sequence[Scored]) -> tuple[list[Scored], float | None]:
         """Return the candidate, or the members of the ensemble, to train, and the temperature of their answers."""
         if not found:
-            candidate = CANDIDATES[FALLBACK]
+            candidate = first_of(self.candidates)
             refinement = refinement_for(candidate, self.recipe, self.room)
             return [Scored(candidate, refinement, refines=refinement is not None)], None
         ranked = self._ranked(found)
@@ -520,6 +592,8 @@ class _Comparison:
             "settings": settings,
             "folds": len(self.folds),
             "spatial": bool(np.isfinite(self.room)),
+            "optimistic": self.division.kind == "neighbours",
+            "labels_missing": 0 if self.folds else self._lacking(),
             "budget": self.recipe.budget,
             "held_out": sum(len(held.truth) for held in self.held_out),
             "training": self.splits.counts["train"],

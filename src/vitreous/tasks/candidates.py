@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -147,7 +148,6 @@ CANDIDATES = {
         ),
     )
 }
-FALLBACK = "svm_snv"  # where there are too few labels to compare anything
 
 
 def chosen_candidates(recipe: Recipe) -> list[Candidate]:
@@ -164,6 +164,12 @@ def chosen_candidates(recipe: Recipe) -> list[Candidate]:
             )
     names = dict.fromkeys(recipe.candidates or CANDIDATES)
     return sorted((CANDIDATES[name] for name in names), key=lambda one: one.seconds)
+
+
+def first_of(candidates: Sequence[Candidate]) -> Candidate:
+    """Return the candidate that is trained where nothing could compare them: the first in the table."""
+    order = list(CANDIDATES)
+    return min(candidates, key=lambda one: order.index(one.name))
 
 
 def has_networks(candidates: list[Candidate]) -> bool:

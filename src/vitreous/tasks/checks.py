@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vitreous.catalog.registry import check_system, kind_of
+from vitreous.catalog.registry import check_system
 from vitreous.errors import ConfigError, SplitError
 from vitreous.recipe import Recipe
 
@@ -62,27 +63,33 @@ def check_batch_norms(name: str, net: nn.Module, batch_size: int) -> None:
     )
 
 
-def explained(error: SplitError, recipe: Recipe, size: int) -> SplitError:
-    """Return an error that also says why it speaks of ``size`` pixels where the recipe says another patch size.
+@dataclass(frozen=True)
+class Context:
+    """The square of pixels that one of a recipe's predictions depends on.
+
+    Attributes:
+        size: its side in pixels.
+        origin: where it comes from, behind "comes from".
+        remedy: what makes it smaller; empty where the patch size does.
+    """
+
+    size: int
+    origin: str
+    remedy: str = ""
+
+
+def explained(error: SplitError, recipe: Recipe, context: Context) -> SplitError:
+    """Return an error that also says why it speaks of other patches than the recipe, and what makes those smaller.
 
     Args:
         error: about a split.
         recipe: the settings.
-        size: side of the square of pixels that one prediction depends on.
+        context: the widest, which the split was to be drawn for.
     """
-    if size == recipe.patch_size or f"{size} x {size}" not in error.problem:
+    side = f"{context.size} x {context.size}"
+    if side not in error.problem or (context.size == recipe.patch_size and not context.remedy):
         return error
-    networks = [name for name in (recipe.model, *recipe.baselines) if kind_of(name).gradient]
-    if recipe.chosen:
-        origin = "the widest candidate that 'auto' compares"
-    elif networks:
-        reach = (size - recipe.patch_size) // 2
-        origin = (
-            f"--patch-size {recipe.patch_size} and {reach} pixels on each side: the receptive field of the "
-            "front-end of "
-            f"'{networks[0]}' in mode '{recipe.mode}'"
-        )
-    else:
-        names = ", ".join(f"'{name}'" for name in dict.fromkeys((recipe.model, *recipe.baselines)))
-        origin = f"the spatial_window of {names}"
-    return SplitError(f"{error.problem} {size} x {size} comes from {origin}.", error.fix)
+    fix = error.fix
+    if context.remedy:
+        fix = fix.replace("Use a smaller patch_size or block_size", f"Use {context.remedy}")
+    return SplitError(f"{error.problem} {side} comes from {context.origin}.", fix)

@@ -175,6 +175,8 @@ def train(recipe: Recipe, *, resume: bool = False, command: str = "", show: bool
             _keep(folder, recipe, trained, data, splits, start)
         else:
             trained = fit_estimator(recipe.model, recipe, data, splits, contract)
+            trained.postprocess = _finished(recipe, data, splits, trained, folder, console)
+            auto.drop_answers(folder)
             _keep(folder, recipe, trained, data, splits, start)
         _measure(folder, recipe, trained, data, splits, start, console)
         drop_states(folder)
@@ -434,11 +436,28 @@ def fit_and_score(
             recipe, scenes, splits, contract, folder, teacher, resume=True, show=False
         )
         if recipe.refine != "none":
-            trained.postprocess = fit_postprocess(recipe, scenes, splits, trained.classifier)
+            quiet = Console(quiet=True)
+            trained.postprocess = _finished(recipe, scenes, splits, trained, folder, quiet)
+            auto.drop_answers(folder)
     drop_states(folder)
     row = system_row(trained.title or recipe.model, trained, trained.name or recipe.model)
     row |= test_figures(trained.finished, scenes, splits)
     return trained, row
+
+
+def _finished(
+    recipe: Recipe,
+    data: LabelledScenes,
+    splits: Splits,
+    trained: Trained,
+    folder: Path,
+    console: Console,
+) -> Postprocess:
+    """Return what becomes of the probabilities of a system that the user named."""
+    after = None
+    if recipe.refine == "auto" and not runs.is_network(recipe.model):
+        after = auto.judged_by_folds(recipe, data, splits, trained, folder, console)
+    return after or fit_postprocess(recipe, data, splits, trained.classifier)
 
 
 def write_report(folder: Path, data: LabelledScenes, splits: Splits) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +23,7 @@ from vitreous.inference.postprocess import DEFAULT_REFINEMENT, Refinement, make_
 from vitreous.recipe import Recipe
 from vitreous.scenes.cube import read_window
 from vitreous.tasks import runs
-from vitreous.tasks.checks import explained
+from vitreous.tasks.checks import Context, explained
 from vitreous.tasks.labelled import LabelledScene, LabelledScenes, open_data
 
 if TYPE_CHECKING:
@@ -47,7 +48,10 @@ def draw_splits(recipe: Recipe, data: LabelledScenes) -> Splits:
     Raises:
         VitreousError: the labels cannot be divided so, or no pixel is left to train or to test.
     """
-    size = recipe_receptive_size(recipe)
+    context = widest_context(recipe)
+    size = context.size
+    if recipe.chosen:  # its folds do what validation pixels are for
+        recipe = recipe.model_copy(update={"val_fraction": 0.0})
     try:
         splits = (
             _by_scene(recipe, data, size)
@@ -55,7 +59,9 @@ def draw_splits(recipe: Recipe, data: LabelledScenes) -> Splits:
             else _each_by_itself(recipe, data, size)
         )
     except SplitError as error:
-        raise explained(error, recipe, size) from error
+        raise explained(error, recipe, context) from error
+    if recipe.chosen:  # those of a table of scenes
+        splits = splits.without_validation()
     splits = _measured(splits, data, masked="mask" in recipe.scene_hints)
     for role, name in ((TRAIN, "training"), (TEST, "test")):
         if not splits.scenes_with(role):
@@ -236,27 +242,82 @@ def unlabelled_spectra(data: LabelledScenes, splits: Splits, most: int) -> npt.N
 
 
 def recipe_receptive_size(recipe: Recipe) -> int:
-    """Return the side of the square of pixels that one prediction depends on.
+    """Return the side of the square of pixels that one prediction depends on; see :func:`widest_context`."""
+    return widest_context(recipe).size
+
+
+def widest_context(recipe: Recipe) -> Context:
+    """Return the widest square of pixels that a prediction depends on.
 
     A recipe's model or its teacher looks at it, and a refinement around it; its baselines are measured on the same pixels,
-    so that the widest counts. Of a comparison that is :data:`WIDEST`, or what a refinement of the user's own takes.
+    so that the widest counts. Of a comparison each candidate counts with its refinement, which is made as narrow as
+    :data:`WIDEST` asks where the user has not set it.
     """
-    around = 2 * max(0 if one is None else one.reach for one in recipe_refinements(recipe))
-    teacher = open_teacher(recipe)
-    sizes = [WIDEST, 1 + around] if recipe.chosen else [own_size(recipe, recipe.model) + around]
-    sizes += [own_size(recipe, name) for name in recipe.baselines]
-    if teacher is not None:
-        sizes.append(teacher.classifier.receptive_size + around)
-    return max(sizes)
+    if recipe.chosen:
+        found = _contexts_of_candidates(recipe)
+    else:
+        around = 2 * max(0 if one is None else one.reach for one in recipe_refinements(recipe))
+        found = [_context_of(recipe, recipe.model, around)]
+        teacher = open_teacher(recipe)
+        if teacher is not None:
+            size = teacher.classifier.receptive_size + around
+            found.append(Context(size, "the teacher", "another --teacher"))
+    found += [_context_of(recipe, name, 0) for name in recipe.baselines]
+    return max(found, key=lambda one: one.size)
+
+
+def _contexts_of_candidates(recipe: Recipe) -> list[Context]:
+    from vitreous.tasks.candidates import chosen_candidates, refinement_for
+
+    found = []
+    for one in chosen_candidates(recipe):
+        settings = one.recipe(recipe)
+        own = own_size(settings, settings.model)
+        refinement = refinement_for(one, recipe, WIDEST)
+        around = 0 if refinement is None else 2 * refinement.reach
+        parts = f" ({own} x {own}) with a refinement" if around else ""
+        found.append((own, Context(own + around, f"'{one.name}'{parts}, which 'auto' compares")))
+    alone = "--refine none" if max(own for own, _ in found) == 1 else "--model svm"
+    others = (
+        " --baselines ''" if any(own_size(recipe, name) > 1 for name in recipe.baselines) else ""
+    )
+    remedy = f"{alone}{others} (1 x 1)"
+    return [replace(context, remedy=remedy) for _, context in found]
+
+
+def _context_of(recipe: Recipe, name: str, around: int) -> Context:
+    """Return what a system looks at, with a refinement that looks so many pixels further in all."""
+    own = own_size(recipe, name)
+    origin = f"the spatial_window of '{name}'"
+    remedy = "a smaller spatial_window" if name == recipe.model else f"--baselines without '{name}'"
+    if runs.is_network(name):
+        reach = (own - recipe.patch_size) // 2
+        origin, remedy = f"--patch-size {recipe.patch_size}", ""
+        if reach:
+            origin += (
+                f" and {reach} pixels on each side: the receptive field of the front-end of '{name}' in mode "
+                f"'{recipe.mode}'"
+            )
+    if around:
+        origin = (
+            f"{origin} and {around // 2} pixels on each side: the reach of --refine {recipe.refine}"
+        )
+        remedy = "--refine none"
+    return Context(own + around, origin, remedy)
 
 
 def recipe_refinements(recipe: Recipe) -> list[Refinement | None]:
     """Return what a recipe's refinement may be: one, or with ``auto`` none and the default.
 
+    With ``auto`` there is none where a network has no validation pixels left that could choose; of estimators, folds of the
+    training pixels choose.
+
     Raises:
         ConfigError: there is no such refinement or setting, or a value is out of range.
     """
     if recipe.refine == "auto":
+        if runs.is_network(recipe.model) and (recipe.refit or recipe.val_fraction == 0):
+            return [None]
         return [None, make_refinement(DEFAULT_REFINEMENT, recipe.refine_args)]
     return [make_refinement(recipe.refine, recipe.refine_args)]
 

@@ -6,6 +6,7 @@ labels, novelty on training spectra, and what is chosen or calibrated on validat
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,12 @@ def fit_postprocess(
     held_out = learned_from(recipe, splits)
     candidates = [after.refined(one) for one in recipe_refinements(recipe)]
     if not held_out.scenes_with(VAL):
+        if recipe.refine == "auto":
+            warnings.warn(
+                "Nothing could choose a refinement, because no validation pixels are left, and the map is not refined: name "
+                "one, e.g. --refine domain_transform.",
+                stacklevel=2,
+            )
         return candidates[0]
     answers = [
         probabilities_of(finished(classifier, one), data, held_out, VAL) for one in candidates
