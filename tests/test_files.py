@@ -19,6 +19,7 @@ from vitreous.files import (
     hidden_folder,
     parse_json,
     read_json,
+    read_yaml,
     whole_folder,
     write_text,
 )
@@ -168,3 +169,24 @@ def test_files_that_cannot_be_read(tmp_path):
     for name, told in (("a.json", "does not exist"), ("b.json", "valid JSON"), ("d.json", "read")):
         with pytest.raises(VitreousError, match=told):
             read_json(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1e9", 1e9),
+        ("1e-3", 1e-3),
+        ("-2.5E4", -2.5e4),
+        (".5e1", 5.0),
+        ("[1e-3, 2]", [1e-3, 2]),
+        ("'1e9'", "1e9"),
+        ("e9", "e9"),
+        ("1e9x", "1e9x"),
+        ("3", 3),
+        ("true", True),
+    ],
+)
+def test_numbers_with_an_exponent_are_numbers(text, expected):
+    found = read_yaml(text)
+    assert found == expected
+    assert type(found) is type(expected)

@@ -7,6 +7,7 @@ import glob
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -25,8 +26,24 @@ M = TypeVar("M", bound="BaseModel")
 JSON_LIMIT = 64 * 2**20  # no JSON of ours comes near this; a larger one is not ours
 NO_ROOM = 2**20  # bytes: a disk with less left is full
 DIGITS = 20  # of a whole number in JSON: more than 64 bits are no count and no size
+EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CODE = 8  # characters that make the name of a hidden folder unique
+
+
+def read_yaml(text: str) -> Any:
+    """Return the value of a YAML text; ``1e-3`` is a number, which YAML 1.1 only takes ``1.0e-3`` for.
+
+    Raises:
+        yaml.YAMLError: it is no YAML.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """The safe loader with one more notation of numbers."""
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("+-.0123456789"))
+    return yaml.load(text, Loader)
 
 
 @contextmanager

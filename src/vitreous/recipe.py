@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from vitreous.errors import ConfigError, did_you_mean
+from vitreous.files import read_yaml
 
 RECIPE_LIMIT = 2**20
 MANY = 1_000_000  # rounds of anything: more is a slip of the keyboard
@@ -970,7 +971,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > RECIPE_LIMIT:
             raise ConfigError(f"{path} is too large to be a recipe.")
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"The recipe {path} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:

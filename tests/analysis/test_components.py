@@ -132,14 +132,39 @@ def test_scenes_that_say_nothing_are_refused(analysis):
         analysis(make_scene(np.random.default_rng(0).random((12, 3, 4))))
 
 
-def test_mnf_refuses_bands_without_noise_of_their_own():
+@pytest.mark.parametrize("kind", ["twice", "flat"])
+def test_mnf_leaves_out_directions_without_noise(kind):
     cube = mixed_cube(smooth_spectra(4, 8))
-    twice = np.concatenate([cube, cube[:1]])
-    with pytest.raises(SceneError, match=r"1 of 9 directions .* no noise"):
-        mnf(mixed_scene(cube=twice))
-    flat = np.concatenate([cube, np.ones((1, *cube.shape[1:]), np.float32)])
-    with pytest.raises(SceneError, match="no noise"):
-        mnf(mixed_scene(cube=flat))
+    more = cube[:1] if kind == "twice" else np.ones((1, *cube.shape[1:]), np.float32)
+    alone = mnf(mixed_scene(cube=cube))
+    with pytest.warns(UserWarning, match=r"1 of 9 directions .* no noise"):
+        found = mnf(mixed_scene(cube=np.concatenate([cube, more])))
+    assert found.image.shape == alone.image.shape
+    np.testing.assert_allclose(
+        found.facts["signal_to_noise"], alone.facts["signal_to_noise"], rtol=1e-6
+    )
+    assert found.summary == alone.summary
+    with pytest.warns(UserWarning), pytest.raises(ConfigError, match=r"Choose 1 to 8\."):
+        mnf(mixed_scene(cube=np.concatenate([cube, more])), components=9)
+
+
+def test_mnf_of_a_scene_without_any_noise_is_refused():
+    rows, columns = np.indices((12, 12))
+    stripes = np.stack([rows - columns, 2.0 * (rows - columns)])
+    with pytest.raises(SceneError, match="have no noise"):
+        mnf(make_scene(stripes.astype(np.float32)))
+
+
+def test_mnf_warns_where_chance_alone_shows_signal(recwarn):
+    rng = np.random.default_rng(0)
+    with pytest.warns(UserWarning, match=r"400 valid pixels for 60 bands; with fewer than 10"):
+        found = mnf(make_scene(rng.normal(size=(60, 20, 20)).astype(np.float32)))
+    assert found.facts["above_noise"] > 0  # of white noise
+    recwarn.clear()
+    assert (
+        mnf(make_scene(rng.normal(size=(4, 20, 20)).astype(np.float32))).facts["above_noise"] == 0
+    )
+    assert not recwarn.list
 
 
 def test_ica_refuses_more_components_than_the_scene_varies_in():

@@ -3,7 +3,7 @@ import pytest
 from affine import Affine
 
 from mixed_scene import mixed_cube, mixed_scene, smooth_spectra
-from vitreous.analysis.cva import cva, otsu
+from vitreous.analysis.cva import cva, otsu, separability
 from vitreous.errors import SceneError
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")
@@ -159,3 +159,38 @@ def test_otsu_separates_two_groups():
     )
     assert 2 < otsu(np.concatenate([low, high])) < 7
     assert otsu(np.array([3.0])) == 3.0
+
+
+@pytest.mark.parametrize("bands", [2, 12, 40])
+def test_a_scene_and_its_rounded_copy_have_no_share_of_changed_pixels(bands):
+    before = mixed_scene(bands)
+    rounded = before.copy(data=np.round(before.values * 1e4).astype(np.float32) / np.float32(1e4))
+    result = cva(before, rounded)
+    assert result.facts["separability"] < 0.8
+    assert "no two distinct groups" in result.summary
+    assert "have changed" not in result.summary
+
+
+def test_two_groups_are_told_from_one():
+    rng = np.random.default_rng(0)
+    one = np.abs(rng.normal(5, 1, 5000))
+    few = np.concatenate([one, rng.normal(40, 1, 150)])
+    assert separability(one, otsu(one)) == pytest.approx(2 / np.pi, abs=0.02)
+    assert separability(few, otsu(few)) > 0.95
+    assert separability(np.ones(5), 1.0) == 0.0
+
+
+def test_equal_scenes_have_not_changed():
+    before = mixed_scene(4)
+    assert "all magnitudes are equal" in cva(before, before).summary
+
+
+@pytest.mark.parametrize("which", ["before", "after"])
+def test_bands_by_order_are_told(which):
+    before, after = dates()
+    if which == "before":
+        before = before.drop_vars("wavelength")
+    else:
+        after = after.drop_vars("wavelength")
+    with pytest.warns(UserWarning, match="matched by their order alone"):
+        cva(before, after)

@@ -148,3 +148,14 @@ def test_a_damaged_contract_is_refused(change):
 def test_a_contract_lacking_a_part_is_refused():
     with pytest.raises(CheckpointError, match="damaged"):
         BandContract.from_json({"bands": 3})
+
+
+@pytest.mark.parametrize(("trained", "given"), [(NANOMETRES, None), (None, NANOMETRES)])
+def test_bands_matched_by_order_are_told(trained, given, recwarn):
+    known = [scene_of(nm, bands=8) if nm is None else scene_of(nm) for nm in (trained, given)]
+    contract = BandContract.of(known[0])
+    with pytest.warns(UserWarning, match="matched by their order alone"):
+        contract.check_values(known[1])
+    recwarn.clear()
+    contract.check_values(known[0])
+    assert not recwarn.list

@@ -111,6 +111,10 @@ def test_the_verb_writes_a_map_or_says_why_not(tmp_path, mapped, monkeypatch):
     write_scene(scene, tmp_path / "scene.tif")
     write_scene(scene_at(PLACE * Affine.translation(1000, 0)), tmp_path / "far.tif")
 
+    nothing = scene_at()
+    nothing = nothing.copy(data=np.full(nothing.shape, np.nan, np.float32))
+    write_scene(nothing, tmp_path / "nothing.tif")
+
     def run(*words):
         return CliRunner().invoke(app, ["refine", str(path), *map(str, words)])
 
@@ -120,9 +124,11 @@ def test_the_verb_writes_a_map_or_says_why_not(tmp_path, mapped, monkeypatch):
     for words, told in (
         (("far.tif", "-o", "n.tif"), "does not overlap"),
         (("scene.tif", "-o", path), "overwrite"),
-        (("scene.tif", "-o", "n.tif", "--method", "box"), "Unknown refinement: box"),
-        (("scene.tif", "-o", "n.tif", "--method", "none"), "refines nothing"),
-        (("scene.tif", "-o", "n.tif", "--refine-args", "spatial=-3"), "spatial"),
+        (("scene.tif", "-o", "n.tif", "--refine", "box"), "Unknown refinement: box"),
+        (("scene.tif", "-o", "n.tif", "--refine", "none"), "changes nothing"),
+        (("scene.tif", "-o", "n.tif", "--refine-args", "spatial=-3"), "it must be more than 0"),
+        (("scene.tif", "-o", "n.tif", "--refine-args", "spatial=1e9"), "it must be 40 or less"),
+        (("nothing.tif", "-o", "n.tif"), "nothing.tif has no valid pixel"),
     ):
         failed = run(*words)
         assert failed.exit_code == 2

@@ -47,6 +47,17 @@ def test_areas_calibration_and_untestable_classes_are_told(tmp_path):
         assert told in text, told
 
 
+@pytest.mark.parametrize(
+    ("places", "told"),
+    [(None, "they are too narrow"), (1, "there are no intervals"), (34, "between the 34 blocks")],
+)
+def test_what_the_intervals_of_areas_measure_is_said(tmp_path, places, told):
+    run = finished(make_run(tmp_path))
+    run.metrics["systems"][0]["areas"]["places"] = places
+    run.save()
+    assert told in words(walk(run.build()))
+
+
 def test_without_them_the_page_is_as_ever(tmp_path):
     run = make_run(tmp_path)
     text = words(walk(run.build()))

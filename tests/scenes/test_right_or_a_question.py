@@ -230,7 +230,7 @@ def test_units_are_compared_with_the_numbers(tmp_path, kind, values, unit, expec
 
 def test_a_unit_of_the_users_that_cannot_be_right_is_refused(tmp_path):
     path = put_tiff(tmp_path / "x.tif", band_tags={"wavelength": [0.45, 0.55, 0.65]})
-    with pytest.raises(SceneError, match="set wavelength_unit=um"):
+    with pytest.raises(SceneError, match="use --hints wavelength_unit=um"):
         open_scene(path, wavelength_unit="nm")
     np.testing.assert_allclose(open_scene(path, wavelength_unit="um").wavelength, NM)
     with pytest.raises(SceneError, match="outside the optical range"):

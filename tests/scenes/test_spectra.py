@@ -60,7 +60,7 @@ def test_texts_that_say_all(tmp_path, text, centres, values, names, unit):
 )
 def test_texts_without_a_unit_say_what_is_taken(tmp_path, text, values, names):
     (tmp_path / "a.txt").write_text(text)
-    with pytest.warns(UserWarning, match="wavelength_unit="):
+    with pytest.warns(UserWarning, match=r"override with --wavelength-unit \.\.\."):
         spectra = read_spectra(tmp_path / "a.txt")
     np.testing.assert_allclose(spectra.wavelengths, [350, 351, 352])
     np.testing.assert_allclose(spectra.values, values)
@@ -128,3 +128,9 @@ def test_written_spectra_are_read_again(tmp_path):
     np.testing.assert_allclose(again.values, values)
     np.testing.assert_allclose(again.wavelengths, spectra.wavelengths)
     assert again.names == ["wet soil dark", "450"]
+
+
+def test_a_unit_of_the_users_that_cannot_be_right_names_the_librarys_option(tmp_path):
+    (tmp_path / "a.txt").write_text("0.45 0.05\n0.55 0.06\n0.65 0.07\n")
+    with pytest.raises(SceneError, match="use --wavelength-unit um"):
+        read_spectra(tmp_path / "a.txt", wavelength_unit="nm")

@@ -9,8 +9,16 @@ import pytest
 from rasterio.transform import Affine
 
 from tiny_scene import NANOMETRES, tiny_cube, tiny_labels
+from vitreous.data.roles import Blocks
 from vitreous.scenes.cube import make_scene
-from vitreous.tasks.areas import area_figures, common_area, pixel_area, stratified_areas
+from vitreous.tasks.areas import (
+    Placed,
+    area_figures,
+    common_area,
+    pixel_area,
+    stratified_areas,
+)
+from vitreous.tasks.metrics import Part, confusion_of
 
 # Olofsson et al. (2014), section 5: rows are the map, columns the reference; pixels of 30 m.
 SAMPLE = [[66, 0, 5, 4], [0, 55, 8, 12], [1, 0, 153, 11], [2, 1, 9, 313]]
@@ -112,3 +120,73 @@ def test_scenes_of_different_pixels_have_no_common_area():
     assert common_area([100.0, 400.0]) is None
     assert common_area([100.0, None]) is None
     assert common_area([]) is None
+
+
+def sampled(places, together, side=20):
+    """Test pixels: truth, map and block of each. Together, a block is a field of one class that errs as a whole or not."""
+    rng = np.random.default_rng(0)
+    block = np.repeat(np.arange(places), side)
+    if together:
+        truth = rng.integers(1, 4, places)[block]
+        wrong = (rng.random(places) < 0.2)[block]
+    else:
+        truth = rng.integers(1, 4, block.size)
+        wrong = rng.random(block.size) < 0.2
+    return truth, np.where(wrong, truth % 3 + 1, truth), block
+
+
+def bootstrapped(truth, mapped, block, pixels, count=800):
+    """The deviation of the estimates of resampled blocks: ``(classes,)``."""
+    rng = np.random.default_rng(1)
+    whole = np.array(
+        [confusion_of(truth[block == b], mapped[block == b], 3)[:, :3] for b in np.unique(block)]
+    )
+    drawn = rng.integers(0, len(whole), (count, len(whole)))
+    return np.std([stratified_areas(whole[own].sum(axis=0), pixels).area for own in drawn], axis=0)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_intervals_measure_the_variation_between_blocks(together):
+    pixels = np.array([500.0, 300.0, 200.0])
+    truth, mapped, block = sampled(200, together)
+    confusion = confusion_of(truth, mapped, 3)[:, :3]
+    placed = Placed.of([Part(truth, mapped, Blocks(block, 8))])
+    found = stratified_areas(confusion, pixels, placed)
+    independent = stratified_areas(confusion, pixels)
+    np.testing.assert_allclose(found.area, independent.area)
+    np.testing.assert_allclose(found.error, bootstrapped(truth, mapped, block, pixels), rtol=0.15)
+    ratio = found.error / independent.error
+    assert (ratio > 3).all() if together else np.allclose(ratio, 1, atol=0.2)
+
+
+def test_blocks_of_one_pixel_are_independent_pixels():
+    truth, mapped, _ = sampled(100, together=False)
+    confusion, pixels = confusion_of(truth, mapped, 3)[:, :3], np.array([5.0, 3.0, 2.0])
+    placed = Placed.of([Part(truth, mapped)])
+    assert placed.places == 2000
+    expected = stratified_areas(confusion, pixels).error
+    np.testing.assert_allclose(
+        stratified_areas(confusion, pixels, placed).error, expected, rtol=1e-2
+    )
+
+
+def test_one_place_tells_nothing_and_scenes_are_places():
+    truth, mapped, block = sampled(2, together=False)
+    parts = [
+        Part(truth[block == b], mapped[block == b], Blocks(block[block == b], 8)) for b in (0, 1)
+    ]
+    confusion = confusion_of(truth, mapped, 3)[:, :3].tolist()
+    both = area_figures(confusion, [5, 3, 2], None, Placed.of(parts))
+    assert both["places"] == 2
+    assert all(row["low"] <= row["estimate"] <= row["high"] for row in both["classes"])
+    one = Placed.of([Part(truth, mapped, Blocks(np.zeros_like(block), 8))])
+    alone = area_figures(confusion, [5, 3, 2], None, one)
+    assert alone["places"] == 1
+    assert [row["high"] for row in alone["classes"]] == [None] * 3
+    assert alone["classes"][0]["estimate"] == pytest.approx(both["classes"][0]["estimate"])
+
+
+def test_pixels_without_a_prediction_are_in_no_stratum():
+    part = Part(np.array([1, 2, 2]), np.array([1, 0, 2]), Blocks(np.array([4, 5, 6]), 8))
+    placed = Placed.of([part])
+    assert (placed.places, placed.pixels.tolist()) == (2, [1, 1])

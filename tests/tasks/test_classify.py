@@ -108,6 +108,7 @@ def test_metrics_have_their_schema(base):
     assert own["refine"] is None
     assert own["calibration"]["temperature"] > 0
     assert len(own["areas"]["classes"]) == 3
+    assert own["areas"]["places"] == own["test"]["intervals"]["blocks"]
 
 
 def test_the_log_has_one_row_per_epoch(base):

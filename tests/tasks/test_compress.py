@@ -19,7 +19,7 @@ from vitreous.layers.quantize import quantized_layers
 from vitreous.recipe import RestoreRecipe, make_recipe
 from vitreous.tasks import restore
 from vitreous.tasks.classify import evaluate, train
-from vitreous.tasks.compress import compress, sensitivity
+from vitreous.tasks.compress import compress, sensitivity, signed
 from vitreous.tasks.compress_scene import calibration_batches
 from vitreous.tasks.labelled import open_data
 from vitreous.tasks.runs import load_run
@@ -374,3 +374,11 @@ def test_the_command_takes_several_methods(wide, cli):
     )
     assert done.returncode == 0, done.stderr
     assert "training for 1 epochs" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [(0.0, "+0.00"), (-0.0, "+0.00"), (-0.004, "+0.00"), (0.004, "+0.00"), (-0.006, "-0.01")],
+)
+def test_no_change_has_no_negative_sign(change, text):
+    assert signed(change) == text

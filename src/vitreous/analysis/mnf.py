@@ -6,6 +6,8 @@ A. A. Green, M. Berman, P. Switzer, M. D. Craig (1988), IEEE TGRS 26(1), in the 
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import xarray as xr
 
@@ -14,8 +16,9 @@ from vitreous.analysis.pca import LOOK, sorted_eigen
 from vitreous.analysis.result import Result, facts_of, in_bands
 from vitreous.analysis.statistics import Moments, check_moments, turned
 from vitreous.analysis.streams import Floats, Passes, Progress, prepared, source_of, tiles
-from vitreous.errors import SceneError
+from vitreous.errors import ConfigError, SceneError
 
+ENOUGH = 10  # pixels per band, for covariances that tell signal from chance
 _ROUNDING = 1e-12  # of the largest eigenvalue of the noise's correlations
 
 
@@ -47,7 +50,14 @@ def mnf(
         noise.add(_differences(tile.values))
     check_moments(signal, scene)
     whitening = _whitening(noise, scene)
-    values, vectors = sorted_eigen(whitening @ signal.covariance @ whitening)
+    _warn_of_few(signal.count, scene, bands.size)
+    values, vectors = sorted_eigen(whitening.T @ signal.covariance @ whitening)
+    if components is not None and components > values.size:
+        raise ConfigError(
+            f"{components} components cannot be had of {source_of(scene)}: noise is in {values.size} directions of its bands.",
+            f"Choose 1 to {values.size}.",
+        )
+    count = min(count, values.size)
     weights = turned(whitening @ vectors[:, :count])
     names = [f"MNF {k}" for k in range(1, count + 1)]
     above = int((values > 2).sum())
@@ -62,7 +72,7 @@ def mnf(
             signal_to_noise=(values[:count] - 1).tolist(),
             above_noise=above,
         ),
-        f"{above} of {bands.size} components have more signal than noise; the ratio of the first is {values[0] - 1:.3g}.",
+        f"{above} of {values.size} components have more signal than noise; the ratio of the first is {values[0] - 1:.3g}.",
         in_bands(scene, bands, weights.T, names),
         LOOK,
     )
@@ -83,7 +93,11 @@ def _differences(values: np.ndarray) -> Floats:
 
 
 def _whitening(noise: Moments, scene: xr.DataArray) -> Floats:
-    """The inverse square root of the noise's covariance."""
+    """Return what makes the noise white, ``(bands, directions)``; directions without noise are left out, with a warning.
+
+    Raises:
+        SceneError: there are too few neighbours, or no direction has noise.
+    """
     source, bands = source_of(scene), noise.mean.size
     if noise.count <= bands:
         raise SceneError(
@@ -92,16 +106,29 @@ def _whitening(noise: Moments, scene: xr.DataArray) -> Floats:
         )
     covariance = noise.covariance / 2
     deviation = np.sqrt(covariance.diagonal())
-    silent = int((deviation <= 0).sum())
-    if not silent:
-        spread = np.linalg.eigvalsh(covariance / np.outer(deviation, deviation))
-        silent = int((spread < _ROUNDING * spread[-1]).sum())
-    if silent:
+    scale = np.where(deviation > 0, 1 / np.where(deviation > 0, deviation, 1), 0)
+    values, vectors = np.linalg.eigh(covariance * np.outer(scale, scale))
+    kept = values > _ROUNDING * values[-1]
+    if not kept.any():
         raise SceneError(
-            f"{silent} of {bands} directions in the bands of {source} have no noise: bands are constant, or computed from "
-            "each other.",
-            "Exclude such bands (--hints bands=...), or use 'vitreous analyse pca', which needs no noise.",
+            f"The bands of {source} have no noise: neighbouring pixels are equal.",
+            "Use 'vitreous analyse pca', which needs no noise.",
         )
-    values, vectors = np.linalg.eigh(covariance)
-    root: Floats = (vectors / np.sqrt(values)) @ vectors.T
+    if not kept.all():
+        warnings.warn(
+            f"{source}: {bands - kept.sum()} of {bands} directions in its bands have no noise (constant bands, or bands "
+            "computed from each other) and are left out.",
+            stacklevel=3,
+        )
+    root: Floats = scale[:, None] * vectors[:, kept] / np.sqrt(values[kept])
     return root
+
+
+def _warn_of_few(pixels: int, scene: xr.DataArray, bands: int) -> None:
+    """Warn where so few pixels estimate the covariances that chance alone shows signal."""
+    if pixels < ENOUGH * bands:
+        warnings.warn(
+            f"{source_of(scene)} has {pixels:,} valid pixels for {bands} bands; with fewer than {ENOUGH} per band, chance "
+            "raises the first ratios of signal to noise, and the number of components above the noise.",
+            stacklevel=3,
+        )

@@ -77,7 +77,7 @@ def check_values(name: str, builder: Callable[..., Any], given: Mapping[str, Any
             TypeAdapter(hints[key], config=_STRICT).validate_python(value)
         except ValidationError as error:
             raise ModelError(
-                f"{name} cannot be built with {key}={reprlib.repr(value)}: {_told(error)}.",
+                f"{name} cannot be built with {key}={reprlib.repr(value)}: {in_words(error)}.",
                 "Change or drop it.",
             ) from None
 
@@ -131,7 +131,7 @@ def checked_image_size(what: str, value: Any) -> ImageSize:
     return height if height == width else (height, width)
 
 
-def _told(error: ValidationError) -> str:
+def in_words(error: ValidationError) -> str:
     """Say in words what a value must be: of a list, which item; of several types, each."""
     told: dict[str, list[str]] = {}
     for issue in error.errors(include_url=False):

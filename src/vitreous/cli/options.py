@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitreous.errors import CheckpointError, ConfigError
+from vitreous.files import read_yaml
 
 if TYPE_CHECKING:
     from vitreous.catalog.arguments import ImageSize
@@ -80,7 +81,7 @@ def key_values(pairs: Iterable[str], option: str) -> dict[str, Any]:
             each = " ".join(f"{option} {setting.strip()}" for setting in NEXT.split(pair))
             raise ConfigError(f"{option} '{pair}' contains several settings.", f"Write {each}.")
         try:
-            values[key.strip()] = yaml.safe_load(text)
+            values[key.strip()] = read_yaml(text)
         except yaml.YAMLError as error:
             raise ConfigError(
                 f"{option} {key}: '{text}' cannot be parsed.",

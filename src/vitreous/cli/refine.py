@@ -37,7 +37,7 @@ def refine(
     ] = None,
     method: Annotated[
         str,
-        typer.Option("--method", metavar="domain_transform|guided|potts", help="The refinement."),
+        typer.Option("--refine", metavar="domain_transform|guided|potts", help="The refinement."),
     ] = "domain_transform",
     refine_args: RefineArgs = None,
     refined: Annotated[
@@ -60,7 +60,7 @@ def refine(
     untrusted: Untrusted = False,
 ) -> None:
     """Smooth the class probabilities of a map within the edges of a scene; no labels and no model are needed."""
-    from vitreous.inference.postprocess import make_refinement
+    from vitreous.inference.postprocess import FILTERS, make_refinement
     from vitreous.inference.refine_map import refine_map
     from vitreous.progress import progress_bar
     from vitreous.scenes import open_scene
@@ -68,7 +68,7 @@ def refine(
 
     refinement = make_refinement(method, refinement_settings(refine_args) or {})
     if refinement is None:
-        raise ConfigError("Method 'none' refines nothing.", "Omit --method.")
+        raise ConfigError("--refine none changes nothing.", f"Choose {', '.join(FILTERS)}.")
     out = free_output(out, "map.tif", overwrite)
     for file in (out, refined):
         if file is not None and file.resolve() == probabilities.resolve():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,8 @@ def train_and_show(task: Task, recipe: Any, *, resume: bool = False) -> Path:
     from vitreous.cli.recipes import command_line
     from vitreous.cli.tables import print_run
 
+    if "torch" not in sys.modules:  # which takes seconds, on a busy machine a minute
+        typer.echo("loading PyTorch")
     run = module_of(task).train(recipe, resume=resume, command=command_line())
     console = Console()
     load(task.shown)(console, read_json(run / "metrics.json"))

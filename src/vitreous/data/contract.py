@@ -84,6 +84,10 @@ class BandContract:
             )
         return self._bands_of(scene)
 
+    def by_order(self, scene: xr.DataArray) -> bool:
+        """Tell whether bands are matched by their order although one side, the contract or the scene, knows wavelengths."""
+        return (self.wavelengths is None) != (wavelengths_of(scene) is None)
+
     def check_values(self, scene: xr.DataArray) -> None:
         """Look at the values of some pixels, whatever unit the scene or its user names.
 
@@ -91,9 +95,16 @@ class BandContract:
             ModelError: most pixels are far brighter or far darker than any training pixel, or a band is missing.
 
         Warns:
-            UserWarning: some are.
+            UserWarning: some are, or bands are matched by their order though one side knows wavelengths.
         """
         bands = self.select(scene)
+        if self.by_order(scene):
+            named = str(scene.attrs.get("source") or "the scene")
+            lacking = named if self.wavelengths is not None else "the model's training scene"
+            warnings.warn(
+                f"The wavelengths of {lacking} are unknown, so that bands are matched by their order alone.",
+                stacklevel=2,
+            )
         if self.levels is None:
             return
         spectra = _measured_spectra(scene, bands)

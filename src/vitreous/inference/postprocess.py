@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
+from vitreous.catalog.arguments import in_words
 from vitreous.data.contract import BandContract
 from vitreous.errors import CheckpointError, ConfigError, ModelError, did_you_mean
 from vitreous.files import checked
@@ -221,10 +222,9 @@ def make_refinement(method: str, settings: dict[str, Any]) -> Refinement | None:
     try:
         return kind.model_validate({"method": method, **settings})
     except ValidationError as error:
-        issue = error.errors(include_url=False)[0]
-        name = str(issue["loc"][0])
+        name = str(error.errors(include_url=False)[0]["loc"][0])
         raise ConfigError(
-            f"{name} of the refinement '{method}' is {settings[name]!r}: {issue['msg']}.",
+            f"{name} of the refinement '{method}' is {settings[name]!r}: {in_words(error)}.",
             f"Its default is {kind.model_fields[name].default}.",
         ) from error
 

@@ -37,7 +37,7 @@ def areas_section(classes: Sequence[ClassEntry], areas: Areas | None) -> Markup 
     words = (
         f"The map counts its own errors as ground; the estimate, in {unit}, corrects them by the confusion matrix, with the "
         "classes of the map as strata (Olofsson et al. 2014). It holds as far as the test pixels of a mapped class are like "
-        "all its pixels, and treats them as independent."
+        f"all its pixels. {_interval_words(areas.places)}"
     )
     if areas.assessed < 1:
         words += (
@@ -48,6 +48,18 @@ def areas_section(classes: Sequence[ClassEntry], areas: Areas | None) -> Markup 
         tag("p", words, class_="note"),
         figure,
         tag("div", as_table("Area of each class", head, rows), class_="card scroll"),
+    )
+
+
+def _interval_words(places: int | None) -> str:
+    """Say what the intervals measure; of runs without places, that they are too narrow."""
+    if places is None:
+        return "The intervals treat test pixels as independent: neighbouring pixels err together, so they are too narrow."
+    if places < 2:
+        return "All test pixels lie in one block, which tells nothing of others: there are no intervals."
+    return (
+        f"Neighbouring pixels err together, so the intervals measure the variation between the {places:,} blocks, or scenes of "
+        "a collection, that the test pixels lie in; with few of them they are too narrow."
     )
 
 

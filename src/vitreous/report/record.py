@@ -174,6 +174,7 @@ class Areas(Record):
 
     unit: Literal["ha", "pixels"]
     assessed: float = Field(ge=0, le=1)
+    places: Count | None = None
     classes: list[AreaEntry] = []
 
 

@@ -93,7 +93,14 @@ def read_spectra(
             f"{file} has {values.shape[1]} bands, but {centres.size} wavelengths are given.",
             "Give those of its instrument.",
         )
-    found = spectral(centres, None, unit, str(file), certain=wavelength_unit is not None).centres
+    found = spectral(
+        centres,
+        None,
+        unit,
+        str(file),
+        certain=wavelength_unit is not None,
+        setting="--wavelength-unit ",
+    ).centres
     assert found is not None
     return _sorted(
         Spectra(values * table.scale, found, table.names(file, len(values)), None, table.kind)

@@ -82,6 +82,7 @@ def spectral(
     *,
     width_unit: str | None = None,
     certain: bool = False,
+    setting: str = "--hints wavelength_unit=",
 ) -> Spectral:
     """Turn a file's band centres and widths into nanometres, with the unit that fits.
 
@@ -95,6 +96,7 @@ def spectral(
         source: the file's name, for messages.
         width_unit: of the widths, where they have their own; else they share that of the centres.
         certain: the user, not the file, says the unit.
+        setting: where the user says it, for messages; the unit follows.
 
     Raises:
         SceneError: a unit that is none, or one of the user's that cannot be right.
@@ -107,7 +109,7 @@ def spectral(
         centres = None
     if centres is not None:
         numbers = np.asarray(centres, dtype=np.float64)
-        right = _fitting_unit(numbers, stated, source, certain)
+        right = _fitting_unit(numbers, stated, source, certain, setting)
         nanometres = _to_nm(numbers, right)
     if widths is None:
         return Spectral(nanometres, None)
@@ -211,14 +213,16 @@ def _plain_unit(word: str) -> str:
     return word
 
 
-def _fitting_unit(numbers: Floats, stated: str | None, source: str, certain: bool) -> str:
+def _fitting_unit(
+    numbers: Floats, stated: str | None, source: str, certain: bool, setting: str
+) -> str:
     fits = [unit for unit in _GUESSES if _is_light(numbers, unit)]
     span = _span(numbers)
     if stated is None:
         guess = fits[0] if fits else "um" if numbers.size and np.nanmax(numbers) < 100 else "nm"
         warnings.warn(
-            f"{source} gives no wavelength unit; {span} is assumed to be {guess} (set wavelength_unit=... to "
-            "override).",
+            f"{source} gives no wavelength unit; {span} is assumed to be {guess} "
+            f"(override with {setting}...).",
             stacklevel=4,
         )
         return guess
@@ -227,12 +231,12 @@ def _fitting_unit(numbers: Floats, stated: str | None, source: str, certain: boo
     if len(fits) == 1 and certain:
         raise SceneError(
             f"{source}: wavelengths of {span} {stated} lie outside the optical range.",
-            f"They would be valid in {fits[0]}: set wavelength_unit={fits[0]}.",
+            f"They would be valid in {fits[0]}: use {setting}{fits[0]}.",
         )
     if len(fits) == 1:
         warnings.warn(
-            f"{source} gives wavelengths of {span} {stated}, outside the optical range; assumed to be {fits[0]} (set "
-            "wavelength_unit=... to override).",
+            f"{source} gives wavelengths of {span} {stated}, outside the optical range; assumed to be {fits[0]} "
+            f"(override with {setting}...).",
             stacklevel=4,
         )
         return fits[0]

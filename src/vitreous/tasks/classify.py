@@ -30,7 +30,7 @@ from vitreous.methods._apply import complete_settings
 from vitreous.progress import progress_bar
 from vitreous.recipe import Recipe
 from vitreous.tasks import auto, runs
-from vitreous.tasks.areas import area_figures
+from vitreous.tasks.areas import Placed, area_figures
 from vitreous.tasks.candidates import chosen_candidates, has_networks
 from vitreous.tasks.checks import check_models
 from vitreous.tasks.division import (
@@ -56,6 +56,7 @@ from vitreous.tasks.scoring import (
     map_path,
     map_scenes,
     metrics_of,
+    parts_of,
     receptive_size,
     score,
     score_pixels,
@@ -631,7 +632,10 @@ def _measure(
         row["pixels_per_second"] = mapped.pixels_per_second
         row["test"] = score(by_maps(folder, data), data, splits, TEST)
         row["areas"] = area_figures(
-            row["test"]["confusion"], mapped.class_pixels, mapped.pixel_area
+            row["test"]["confusion"],
+            mapped.class_pixels,
+            mapped.pixel_area,
+            Placed.of(parts_of(by_maps(folder, data), data, splits, TEST)),
         )
     else:
         row |= test_figures(trained.finished, data, splits)

@@ -301,7 +301,7 @@ def _within(job: _Job, max_drop: float) -> tuple[Any, list[Report], list[str]]:
     drop = before - job.subject.gate(trained)
     unit = f" {job.unit}"
     job.console.print(
-        f"{job.figure} on {job.subject.looked_at}: {before:.2f}{unit} → {before - drop:.2f}{unit} ({-drop:+.2f})",
+        f"{job.figure} on {job.subject.looked_at}: {before:.2f}{unit} → {before - drop:.2f}{unit} ({signed(-drop)})",
         highlight=False,
     )
     if drop <= max_drop:
@@ -319,7 +319,7 @@ def _within(job: _Job, max_drop: float) -> tuple[Any, list[Report], list[str]]:
         trained, report = _changed(job, start, last, {**settings, "skip": skip})
         drop = before - job.subject.gate(trained)
         job.console.print(
-            f"with {count} of {len(order)} layers unquantized: {-drop:+.2f} "
+            f"with {count} of {len(order)} layers unquantized: {signed(-drop)} "
             f"{'points' if job.unit == '%' else job.unit}",
             highlight=False,
         )
@@ -331,6 +331,11 @@ def _within(job: _Job, max_drop: float) -> tuple[Any, list[Report], list[str]]:
         "are allowed.",
         "Use more bits, or raise --max-drop.",
     )
+
+
+def signed(change: float) -> str:
+    """Write a change with its sign and two digits; what rounds to nothing has none of its own, so it is +0.00."""
+    return f"{round(change, 2) + 0.0:+.2f}"
 
 
 def _changed(job: _Job, trained: Any, method: str, settings: dict[str, Any]) -> tuple[Any, Report]:

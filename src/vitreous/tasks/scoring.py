@@ -80,15 +80,17 @@ def score(
         role: whose pixels are measured.
         class_names: the data's own when None.
     """
+    parts = parts_of(classify, data, splits, role)
+    return scores_of(parts, class_names or data.class_names, each=len(data) > 1)
 
-    def parts() -> Iterator[Part]:
-        for k in splits.scenes_with(role):
-            split = splits[k]
-            pixels = split.pixels(role)
-            truth = data[k].classes_at(pixels)
-            yield Part(truth, classify(k, pixels), split.blocks_of(pixels), data.names[k])
 
-    return scores_of(parts(), class_names or data.class_names, each=len(data) > 1)
+def parts_of(classify: Classify, data: LabelledScenes, splits: Splits, role: int) -> Iterator[Part]:
+    """Yield the predictions on the pixels with a role, scene by scene; arguments as of :func:`score`."""
+    for k in splits.scenes_with(role):
+        split = splits[k]
+        pixels = split.pixels(role)
+        truth = data[k].classes_at(pixels)
+        yield Part(truth, classify(k, pixels), split.blocks_of(pixels), data.names[k])
 
 
 def test_figures(
