@@ -21,6 +21,7 @@ from tiny_scene import (
 from vitreous.checkpoints.tensors import load_tensors
 from vitreous.data.blocks import TEST, TRAIN
 from vitreous.data.roles import Split
+from vitreous.data.splits import buffered_blocks
 from vitreous.errors import ConfigError, ModelError, SplitError, VitreousError
 from vitreous.methods.reduce import evit
 from vitreous.scenes import geotiff, numpy_files
@@ -585,6 +586,25 @@ def test_labels_without_a_measurement_are_counted(tmp_path, lost, left):
     else:
         with pytest.warns(UserWarning, match=words):
             run(tmp_path, **places, model="random_forest", split="random")
+
+
+def test_pixels_without_a_measurement_take_no_part_in_the_division(tmp_path):
+    """They are counted before the buffer drops some, and no role is short of pixels because of them."""
+    labels = np.kron(np.arange(64).reshape(8, 8) % 3 + 1, np.ones((6, 6), dtype=int)).astype(
+        np.uint8
+    )
+    cube = tiny_cube(labels)
+    cube[:, :, 10:30] = np.nan
+    places = write_scene(tmp_path, labels, cube=cube)
+    with pytest.warns(UserWarning, match=r"^960 of 2,304 labelled pixels have no valid data"):
+        folder = run(tmp_path, **places, model="svm_spatial", split="blocks", val_fraction=0.1)
+    cut = labels.copy()
+    cut[:, 10:30] = 0
+    split = Split.load(folder / "split.npz")
+    size = split.params["patch_size"]
+    expected = buffered_blocks(cut, patch_size=size, train_fraction=0.3, val_fraction=0.1)
+    np.testing.assert_array_equal(split.roles, expected.roles)
+    assert min(split.counts.values()) > 0
 
 
 def test_label_hints_reach_the_reader(tmp_path):

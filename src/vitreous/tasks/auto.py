@@ -105,6 +105,13 @@ class Scored:
 
     refines: bool = False
 
+    @property
+    def finish(self) -> str:
+        """What becomes of its answers, in words."""
+        if self.refinement is None or not self.refines:
+            return "not refined"
+        return f"refined by {self.refinement.method}"
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -154,7 +161,7 @@ def compare_and_train(
     comparison = _Comparison(recipe, data, every, contract, folder / SCORED, console)
     found = comparison.run()
     members, temperature = comparison.best(found)
-    names = " + ".join(one.candidate.name for one in members)
+    names = " + ".join(f"{one.candidate.name} ({one.finish})" for one in members)
     console.print(f"training {names}", highlight=False)
     trained = comparison.train(members, temperature)
     write_json(folder / COMPARISON, comparison.told(found, members))
@@ -264,8 +271,9 @@ class _Comparison:
                 "Give a larger --budget, or name a system with --model.",
             )
         total = min(sum(expected.values()), budget)
+        what = "1 candidate" if len(self.candidates) == 1 else f"{len(self.candidates)} candidates"
         self.console.print(
-            f"comparing {len(self.candidates)} candidates in {len(self.folds)} folds: about {_duration(total)} "
+            f"comparing {what} in {len(self.folds)} folds: about {_duration(total)} "
             f"(--budget {self.recipe.budget})",
             highlight=False,
         )
@@ -311,11 +319,9 @@ class _Comparison:
     def _too_few(self) -> str:
         """Say what is missing for a comparison, and what is trained instead."""
         candidate = first_of(self.candidates)
-        refinement = refinement_for(candidate, self.recipe, self.room)
-        smoothed = "" if refinement is None else f", refined by {refinement.method}"
         return (
             f"too few labels to cross-validate: about {self._lacking()} more, in other places, are needed to compare "
-            f"candidates; training {candidate.name} ({candidate.words}{smoothed})"
+            f"candidates; {candidate.name} ({candidate.words}) is trained without a comparison"
         )
 
     def _expected(self, candidate: Candidate) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -62,7 +62,6 @@ def draw_splits(recipe: Recipe, data: LabelledScenes) -> Splits:
         raise explained(error, recipe, context) from error
     if recipe.chosen:  # those of a table of scenes
         splits = splits.without_validation()
-    splits = _measured(splits, data, masked="mask" in recipe.scene_hints)
     for role, name in ((TRAIN, "training"), (TEST, "test")):
         if not splits.scenes_with(role):
             raise VitreousError(
@@ -73,7 +72,17 @@ def draw_splits(recipe: Recipe, data: LabelledScenes) -> Splits:
 
 
 def _each_by_itself(recipe: Recipe, data: LabelledScenes, size: int) -> Splits:
-    drawn = [scene.split(recipe, size) for scene in data]
+    lost = _Lost(len(data.class_names), masked="mask" in recipe.scene_hints)
+    usable = []
+    for scene in data:
+        labels = np.asarray(scene.labels.values)
+        usable.append(_valid_pixels(scene.scene, data.contract, labels > 0))
+        lost.add(labels, labels > 0, usable[-1])
+    lost.tell()  # before the division, which may find no way to divide what is left
+    drawn = [
+        scene.labelled_where(valid).split(recipe, size)
+        for scene, valid in zip(data, usable, strict=True)
+    ]
     first = drawn[0]
     params = first.params
     if len(drawn) > 1:  # what the method reports is of single scenes
@@ -104,56 +113,90 @@ def _by_scene(recipe: Recipe, data: LabelledScenes, size: int) -> Splits:
         params=params,
     )
     warn_untested(splits, data.class_names)
-    return splits
+    return _measured(splits, data, masked="mask" in recipe.scene_hints)
 
 
 def _measured(splits: Splits, data: LabelledScenes, *, masked: bool) -> Splits:
-    """Leave out pixels without a valid measurement, or masked, and say in one line what is lost with them.
+    """Leave out pixels of divided scenes without a valid measurement, or masked; see :class:`_Lost`.
 
     Raises:
-        VitreousError: a single class is left.
+        VitreousError: fewer than two classes are left.
     """
-    parts, lost, chosen = [], 0, 0
-    before, after = (np.zeros(len(data.class_names) + 1, dtype=bool) for _ in range(2))
+    parts, lost = [], _Lost(len(data.class_names), masked=masked)
     for scene, split in zip(data, splits, strict=True):
-        usable = _valid_pixels(scene.scene, data.contract, split)
-        with_role = split.roles > 0
-        roles = split.roles
-        if not usable.all():
-            roles = roles.copy()
-            roles[~usable] = 0
-        labels = np.asarray(scene.labels.values)
-        before[np.unique(labels[with_role])] = True
-        after[np.unique(labels[roles > 0])] = True
-        lost += int((with_role & ~usable).sum())
-        chosen += int(with_role.sum())
-        parts.append(roles)
-    if not lost:
-        return splits
-    why = "are masked or have no valid data" if masked else "have no valid data"
-    words = (
-        f"{lost:,} of {chosen:,} labelled pixels {why}; {after.sum()} of {before.sum()} classes"
-        " remain"
-    )
-    advice = "Check the scene's no-data value, mask and bands with 'vitreous info'."
-    if after.sum() == 1 < before.sum():
-        raise VitreousError(f"{words}, and a classifier needs at least two.", advice)
-    warnings.warn(f"{words}.", stacklevel=4)
-    return Splits(parts, splits.method, splits.params, splits.seed)
+        usable = _valid_pixels(scene.scene, data.contract, split.roles > 0)
+        lost.add(np.asarray(scene.labels.values), split.roles > 0, usable)
+        parts.append(np.where(usable, split.roles, UNUSED).astype(np.uint8))
+    lost.tell()
+    return Splits(parts, splits.method, splits.params, splits.seed) if lost.pixels else splits
+
+
+class _Lost:
+    """How many labelled pixels have no valid measurement, and which classes are lost with them.
+
+    Args:
+        num_classes: how many classes there are.
+        masked: whether a mask hides pixels, too.
+    """
+
+    def __init__(self, num_classes: int, *, masked: bool) -> None:
+        self.before, self.after = (np.zeros(num_classes + 1, dtype=np.int64) for _ in range(2))
+        self.masked = masked
+
+    def add(
+        self,
+        labels: npt.NDArray[np.integer[Any]],
+        asked: npt.NDArray[np.bool_],
+        usable: npt.NDArray[np.bool_],
+    ) -> None:
+        """Count the pixels of a scene that are ``asked`` for, all ``(height, width)``."""
+        count = len(self.before)
+        self.before += np.bincount(labels[asked], minlength=count)
+        self.after += np.bincount(labels[asked & usable], minlength=count)
+
+    @property
+    def pixels(self) -> int:
+        """How many are lost."""
+        return int(self.before.sum() - self.after.sum())
+
+    def tell(self) -> None:
+        """Say in one line what is lost, if anything is.
+
+        Raises:
+            VitreousError: fewer than two classes are left.
+        """
+        if not self.pixels:
+            return
+        why = "are masked or have no valid data" if self.masked else "have no valid data"
+        left, given = int((self.after > 0).sum()), int((self.before > 0).sum())
+        words = (
+            f"{self.pixels:,} of {self.before.sum():,} labelled pixels {why}; {left} of {given} classes"
+            " remain"
+        )
+        advice = "Check the scene's no-data value, mask and bands with 'vitreous info'."
+        if not left:
+            raise VitreousError(
+                f"No training pixel has valid data: all {self.pixels:,} labelled pixels {why}.",
+                advice,
+            )
+        if left < min(given, 2):
+            raise VitreousError(f"{words}, and a classifier needs at least two.", advice)
+        warnings.warn(f"{words}.", stacklevel=5)
 
 
 def _valid_pixels(
-    scene: xr.DataArray, contract: BandContract, split: Split
+    scene: xr.DataArray, contract: BandContract, asked: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.bool_]:
-    """Return ``(height, width)``: False where a pixel with a role has no valid measurement."""
+    """Return ``(height, width)``: False where a pixel that is ``asked`` for has no valid measurement."""
     bands = contract.select(scene)
-    valid = np.ones(split.roles.shape, dtype=bool)
-    width = split.roles.shape[1]
+    valid = np.ones(asked.shape, dtype=bool)
+    width = asked.shape[1]
     strip = max(1, 2**24 // (len(bands) * width))
     for top in range(0, len(valid), strip):
         rows = slice(top, min(top + strip, len(valid)))
-        if split.roles[rows].any():
-            valid[rows] = np.isfinite(read_window(scene, rows, slice(0, width), bands)[0])
+        if asked[rows].any():
+            found = np.isfinite(read_window(scene, rows, slice(0, width), bands)[0])
+            valid[rows] = found | ~asked[rows]
     return valid
 
 

@@ -84,6 +84,17 @@ class LabelledScene:
         assert parts[0] is not None and parts[1] is not None
         return LabelledScene(parts[0], parts[1], parts[2], parts[3])
 
+    def labelled_where(self, usable: npt.NDArray[np.bool_]) -> LabelledScene:
+        """Return the scene with the labels of some pixels alone, ``(height, width)``; the classes stay."""
+        if usable.all():
+            return self
+        labels, train, test = (
+            None if image is None else image.copy(data=np.asarray(image.values) * usable)
+            for image in (self.labels, self.train_labels, self.test_labels)
+        )
+        assert labels is not None
+        return LabelledScene(self.scene, labels, train, test)
+
     def only(self, classes: Sequence[int]) -> LabelledScene:
         """Return the scene with the labels of some classes alone, numbered from 1 on in the given order.
 
