@@ -55,6 +55,9 @@ CHANGES = {
     "val_fraction": ("0.25", 0.25),
     "label_smoothing": ("0.25", 0.25),
     "gain": ("0.25", 0.25),
+    "offset": ("0.25", 0.25),
+    "background": ("0.25", 0.25),
+    "band_dropout": ("0.25", 0.25),
     "ema": ("0.25", 0.25),
 }
 IMPLIED = {"model": {"refine": "none"}}  # a named system is refined where that is asked for

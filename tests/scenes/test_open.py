@@ -145,7 +145,7 @@ def test_wavelengths_from_a_table(tmp_path, text, expected):
         ({"scale": 0}, "positive"),
         ({"scale": "big"}, "number"),
         ({"nodata": "x"}, "number"),
-        ({"wavelengths": [1, 2]}, "3 bands but 2 values of wavelength"),
+        ({"wavelengths": [450, 550]}, "3 bands but 2 values of wavelength"),
         ({"wavelengths": [500, -1, 600]}, "are invalid"),
         ({"wavelengths": ["a", "b", "c"]}, "not a list"),
         ({"wavelengths": 5}, "not a list"),

@@ -18,7 +18,17 @@ from vitreous.tasks.division import draw_splits, recipe_receptive_size
 from vitreous.tasks.fit import EpochBatches
 from vitreous.tasks.labelled import open_data
 
-NORMED = {"lola_specvit", "efficientvit", "efficientformer", "spectformer", "cvt"}  # some variant
+NORMED = {  # some variant
+    "lola_specvit",
+    "efficientvit",
+    "efficientformer",
+    "spectformer",
+    "cvt",
+    "dhvt",
+    "fmvit",
+    "smt",
+    "sret",
+}
 NOWHERE = {"scene": "nowhere.tif", "labels": "nowhere.npy"}
 
 

@@ -20,10 +20,11 @@ from vitreous.errors import ConfigError
 
 
 def refine(
-    probabilities: Annotated[
+    given: Annotated[
         Path,
         typer.Argument(
-            help="Class probabilities, one band per class, as 'vitreous predict --probabilities' writes them."
+            metavar="PROBABILITIES",
+            help="Class probabilities, one band per class, as 'vitreous predict --probabilities' writes them.",
         ),
     ],
     scene: Annotated[
@@ -35,12 +36,12 @@ def refine(
             "-o", "--out", metavar="OUT", help="Map to write (default: map.tif, unless it exists)."
         ),
     ] = None,
-    method: Annotated[
+    refine: Annotated[
         str,
         typer.Option("--refine", metavar="domain_transform|guided|potts", help="The refinement."),
     ] = "domain_transform",
     refine_args: RefineArgs = None,
-    refined: Annotated[
+    probabilities: Annotated[
         Path | None,
         typer.Option(
             "--probabilities", metavar="FILE.tif", help="Also write the refined probabilities."
@@ -66,22 +67,22 @@ def refine(
     from vitreous.scenes import open_scene
     from vitreous.scenes.samples import open_named
 
-    refinement = make_refinement(method, refinement_settings(refine_args) or {})
+    refinement = make_refinement(refine, refinement_settings(refine_args) or {})
     if refinement is None:
         raise ConfigError("--refine none changes nothing.", f"Choose {', '.join(FILTERS)}.")
     out = free_output(out, "map.tif", overwrite)
-    for file in (out, refined):
-        if file is not None and file.resolve() == probabilities.resolve():
+    for file in (out, probabilities):
+        if file is not None and file.resolve() == given.resolve():
             raise ConfigError(f"{file} would overwrite what is refined.", "Choose another name.")
-    given = open_scene(probabilities, untrusted=untrusted)
+    source = open_scene(given, untrusted=untrusted)
     opened = open_named(scene, scene_hints(hints, mask), untrusted=untrusted)
     with progress_bar("refining") as advance:
         done = refine_map(
-            given,
+            source,
             opened.scene,
             out,
             refinement,
-            refined=refined,
+            refined=probabilities,
             window=window,
             progress=advance,
         )

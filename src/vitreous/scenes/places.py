@@ -104,6 +104,14 @@ class PlacedRaster(RasterArray):  # type: ignore[misc]  # rioxarray has no types
         spans = [evenly(image[name].values) for name in TURNED]
         return None if None in spans else _transform_of(spans, grid)
 
+    def transform(self, recalc: bool = False) -> Any:
+        """Return the transform; of a grid turned by a right angle, too, whose pixels rioxarray takes to have no size."""
+        if _has(self._obj, TURNED):
+            own = self._cached_transform()
+            if own is not None:
+                return own
+        return super().transform(recalc)
+
 
 with warnings.catch_warnings():  # it replaces the one that it extends
     warnings.simplefilter("ignore", xr.core.extensions.AccessorRegistrationWarning)

@@ -160,7 +160,7 @@ def test_too_few_bands_are_refused(kind, bands):
 
 
 def test_unknown_kinds_are_refused():
-    with pytest.raises(ModelError, match="'log'"):
+    with pytest.raises(ModelError, match="preprocessing: log"):
         Spectra("log", 9)
 
 
