@@ -1,8 +1,8 @@
 """Accuracy on ground that nobody has seen, of several scenes: the automatic choice, single systems, and their refinement.
 
 Every scene is divided into buffered blocks for the widest prediction that takes part (21 x 21 pixels), so that no system,
-with or without refinement, sees a test pixel in training, and all are measured on the same pixels. Classical systems and
-those marked "all labels" train on training and validation pixels; other networks choose their epoch on the latter.
+with or without refinement, sees a test pixel in training, and all are measured on the same pixels. All train on
+all labels outside of the test blocks and their buffers; networks keep the weights of their last epoch.
 
 Indian Pines comes with the package. Others are in a folder (``--data``): a Sentinel-2 scene with polygons of land use,
 Jasper Ridge by the largest abundance, flooded land in Sentinel-2 bands, and clouds over Landsat 8 patches.

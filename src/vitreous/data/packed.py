@@ -84,8 +84,14 @@ class PackedImage:
         return int(self.row_counts.sum())
 
     def place(self, number: int) -> tuple[int, int]:
-        """Return row and column of the pixel with this number among those that are not 0, in row-major order."""
+        """Return row and column of the pixel with this number among those that are not 0, in row-major order.
+
+        Raises:
+            IndexError: there are not as many.
+        """
         ends = np.cumsum(self.row_counts)
+        if not 0 <= number < ends[-1]:
+            raise IndexError(f"pixel {number} of {ends[-1]}")
         row = int(np.searchsorted(ends, number, side="right"))
         before = int(ends[row - 1]) if row else 0
         values = self.read(slice(row, row + 1), slice(0, self.shape[1]))[0]

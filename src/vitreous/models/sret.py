@@ -158,7 +158,9 @@ class SlicedAttention(Attention):
             partition(qkv[:, None], (1, length)), "b g t (c h d) -> c b g h t d", c=3, h=self.heads
         ).unbind(0)
         bias = padding_bias(1, tokens, (1, length), qkv) if tokens % length else None
-        mixed = rearrange(self.core(query, key, value, bias), "b g h t d -> b g t (h d)")
+        mixed = rearrange(
+            self.core(query, key, value, bias, (1, length)), "b g h t d -> b g t (h d)"
+        )
         mixed = reverse(mixed, (1, length), 1, tokens)[:, 0]
         return self.proj(mixed if orders is None else mixed[:, orders[1]])
 
