@@ -19,6 +19,26 @@ from rich.table import Table
 from vitreous.catalog.results import write_result
 
 RESULTS = Path(__file__).parent / "results"
+# Variants cut to about a million weights or fewer: the wiring is the paper's, widths and depths are ours.
+SMALL: dict[str, dict[str, Any]] = {
+    "smt_tiny": {
+        "dims": [48, 96, 160],
+        "depths": [1, 2, 2],
+        "mlp_ratios": [4.0, 4.0, 2.0],
+        "attention_heads": [1, 3, 5],
+    },
+    "hornet_tiny_gf": {
+        "dim": 48,
+        "depths": [1, 1, 1],
+        "orders": [2, 3, 4],
+        "spectral": [False, True, True],
+    },
+    "fmvit_tiny": {
+        "dims": [48, 96, 144],
+        "conv_blocks": [1, 1, 1],
+        "repeats": [1, 1, 1],
+    },
+}
 
 
 def show(title: str, rows: Iterable[dict[str, Any]]) -> None:

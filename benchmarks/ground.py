@@ -129,11 +129,9 @@ class System:
 
     Attributes:
         changes: of the recipe.
-        all_labels: a network trains on validation pixels, too, and keeps its last epoch.
     """
 
     changes: dict[str, Any] = field(default_factory=dict)
-    all_labels: bool = False
 
 
 REFINED = {"refine": "domain_transform"}
@@ -146,8 +144,8 @@ SYSTEMS: dict[str, System] = {
     "svm, SNV, refined": System({"model": "svm", "spectra": "snv", **REFINED}),
     "ls_svm, MNF": System({"model": "ls_svm", **MNF}),
     "ls_svm, MNF, refined": System({"model": "ls_svm", **MNF, **REFINED}),
-    "spectral_mlp, MNF": System(PIXELS, all_labels=True),
-    "spectral_mlp, MNF, refined": System({**PIXELS, **REFINED}, all_labels=True),
+    "spectral_mlp, MNF": System(PIXELS),
+    "spectral_mlp, MNF, refined": System({**PIXELS, **REFINED}),
     "convnext, dense": System(CANDIDATES["dense_fpn"].changes),
     "lola_specvit_tiny": System({"model": "lola_specvit_tiny"}),
 }
@@ -174,7 +172,7 @@ class Case:
         entry = card(recipe.model)
         own = CANDIDATES if recipe.chosen else {}
         compared = [[one.name, one.changes] for one in own.values()]
-        more = (entry.variants[recipe.model], SYSTEMS[system].all_labels, compared)
+        more = (entry.variants[recipe.model], compared)
         return f"{self.scene}/{self.seed}/{system}/{digest(recipe.model_dump(), *more)}"
 
     def split(self, data: LabelledScene) -> Split:
@@ -188,10 +186,9 @@ def measure(case: Case, systems: Sequence[str], data: LabelledScene) -> Iterator
     """Train and score systems on one split; yield one record each."""
     split = case.split(data)
     for system in systems:
-        used = split.without_validation() if SYSTEMS[system].all_labels else split
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            trained, row = classify.fit_and_score(case.recipe(system), data, used, Path(folder))
+            trained, row = classify.fit_and_score(case.recipe(system), data, split, Path(folder))
         test = row["test"]
         console.print(
             f"{case.scene:21} seed {case.seed}  {system:28} OA {100 * test['oa']:6.2f}  AA {100 * test['aa']:6.2f}  "

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _common import RESULTS, add_record, digest, show
+from _common import RESULTS, SMALL, add_record, digest, show
 from rich.console import Console
 from scipy import stats
 
@@ -67,23 +67,9 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "value_dim": 32,
         "stem_stride": 2,
     },
-    "smt_tiny": {
-        "dims": [48, 96, 160],
-        "depths": [1, 2, 2],
-        "mlp_ratios": [4.0, 4.0, 2.0],
-        "attention_heads": [1, 3, 5],
-    },
-    "hornet_tiny_gf": {
-        "dim": 48,
-        "depths": [1, 1, 1],
-        "orders": [2, 3, 4],
-        "spectral": [False, True, True],
-    },
-    "fmvit_tiny": {
-        "dims": [48, 96, 144],
-        "conv_blocks": [1, 1, 1],
-        "repeats": [1, 1, 1],
-    },
+    "smt_tiny": SMALL["smt_tiny"],
+    "hornet_tiny_gf": SMALL["hornet_tiny_gf"],
+    "fmvit_tiny": SMALL["fmvit_tiny"],
     "dhvt_small_p4": {"dim": 112, "depth": 4, "heads": 4},
 }
 COMMON: dict[str, Any] = {

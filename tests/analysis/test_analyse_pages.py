@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 from affine import Affine
-from typer.testing import CliRunner
 
 import vitreous
 from mixed_scene import mixed_cube, mixed_scene, smooth_spectra
-from vitreous.cli.main import app
+from page_runner import DOCS, blocks, run
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
 GRID = {"crs": "EPSG:32611", "transform": Affine(10, 0, 500_000, 0, -10, 4_000_000)}
 NAMES = ["Kaolinite CM9", "Well crystallized kaolinite", "Alunite GDS84", "Quartz"]
 CENTRES = np.concatenate([np.arange(400.0, 1000.0, 12.0), np.arange(1000.0, 2451.0, 40.0)])
@@ -38,26 +35,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
     pytest.mark.filterwarnings("ignore:Dataset has no geotransform"),
 ]
-
-
-def blocks(page):
-    return re.findall(r"```(sh|python)\n(.*?)```", (DOCS / page).read_text("utf-8"), re.S)
-
-
-def run(page):
-    """Run a page from top to bottom; return what each block prints."""
-    printed = []
-    for language, text in blocks(page):
-        if language == "python":
-            lines: list[str] = []
-            exec(text, {"print": lambda *words, into=lines: into.append(" ".join(map(str, words)))})
-            printed.append("\n".join(lines))
-            continue
-        for line in text.replace("\\\n", " ").splitlines():
-            done = CliRunner().invoke(app, shlex.split(line)[1:])
-            assert done.exit_code == 0, f"{line}\n{done.output}"
-            printed.append(done.output)
-    return printed
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ Out = Annotated[
         "-o",
         "--out",
         metavar="OUT.tif",
-        help="Image to write (a COG); a picture, facts and spectra are written beside it.",
+        help="Image to write (a COG); a picture, facts and spectra are written alongside.",
     ),
 ]
 Components = Annotated[
@@ -119,7 +119,7 @@ def indices(
             "-o",
             "--out",
             metavar="OUT.tif",
-            help="Image to write (a COG), one band per index; a picture and facts are written beside it.",
+            help="Image to write (a COG), one band per index; a picture and facts are written alongside.",
         ),
     ] = None,
     index: Annotated[

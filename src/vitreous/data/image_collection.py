@@ -422,7 +422,7 @@ def _roles(
     notes: list[str] = []
     if "val" in given and "test" not in given:
         roles[roles == ROLES.index("val")] = ROLES.index("test")
-        notes.append("There are no test images: accuracy is measured on the validation images.")
+        notes.append("No test images: accuracy is measured on the validation images.")
     generator = np.random.default_rng([seed, SPLIT_STREAM])
     for role, fraction in (("test", test_fraction), ("val", val_fraction)):
         if (roles == ROLES.index(role)).any() or fraction == 0:

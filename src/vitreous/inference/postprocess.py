@@ -297,8 +297,20 @@ class RefinedClassifier(_Wrapped):
 
     def classify(self, window: Floats) -> Floats:
         """Turn ``(bands, h + 2 margin, w + 2 margin)`` into probabilities ``(classes, h, w)``; 0 where invalid."""
+        return self.refined(window, self.classifier.classify(window))
+
+    def refined(self, window: Floats, probabilities: Floats) -> Floats:
+        """Refine what the classifier said of a window, as :meth:`classify` does.
+
+        Args:
+            window: ``(bands, h + 2 margin, w + 2 margin)``.
+            probabilities: ``(classes, h + 2 around, w + 2 around)``.
+
+        Returns:
+            ``(classes, h, w)``; 0 where invalid.
+        """
         own, around = self.classifier.margin, self.around
-        probabilities = np.asarray(self.classifier.classify(window), dtype=np.float32)
+        probabilities = np.asarray(probabilities, dtype=np.float32)
         seen = window[:, own : window.shape[1] - own, own : window.shape[2] - own]
         valid = np.isfinite(seen).all(axis=0)
         # The filter takes nothing from invalid pixels: their probabilities are 0.

@@ -48,7 +48,7 @@ class SceneClassifier(Protocol):
 
 
 class Layer(Protocol):
-    """Something that is known of every pixel beside its class, and written as bands of float32."""
+    """A further layer of a map, such as its uncertainty, written as bands of float32."""
 
     @property
     def bands(self) -> Sequence[str]:

@@ -219,17 +219,7 @@ class WindowTransformer(WindowPyramid):
         heads: Sequence[int],
         windows: Sequence[tuple[int, int]],
     ) -> None:
-        if not depths or len(depths) != len(heads):
-            raise ModelError(
-                f"{self.slug} has {len(depths)} stages of blocks and heads for {len(heads)}.",
-                "Give depths and heads one number per stage.",
-            )
-        for stage, count in enumerate(heads):
-            if dim * 2**stage % count:
-                raise ModelError(
-                    f"{self.slug}'s stage {stage + 1} has width {dim * 2**stage}, not divisible by {count} heads.",
-                    "Change dim or heads.",
-                )
+        check_stages(self.slug, dim, depths, heads)
         if len(windows) != len(depths):
             raise ModelError(
                 f"{self.slug} has windows for {len(windows)} stages of {len(depths)}.",
@@ -238,6 +228,25 @@ class WindowTransformer(WindowPyramid):
         if any(min(window) < 1 for window in windows):
             raise ModelError(
                 f"{self.slug} has no windows of {windows} tokens.", "Give windows of 1 or more."
+            )
+
+
+def check_stages(slug: str, dim: int, depths: Sequence[int], heads: Sequence[int]) -> None:
+    """Refuse stages that cannot be built; each is twice as wide as the one before.
+
+    Raises:
+        ModelError: depths and heads of unequal numbers, or heads that do not divide a width.
+    """
+    if not depths or len(depths) != len(heads):
+        raise ModelError(
+            f"{slug} has {len(depths)} stages of blocks and heads for {len(heads)}.",
+            "Give depths and heads one number per stage.",
+        )
+    for stage, count in enumerate(heads):
+        if dim * 2**stage % count:
+            raise ModelError(
+                f"{slug}'s stage {stage + 1} has width {dim * 2**stage}, not divisible by {count} heads.",
+                "Change dim or heads.",
             )
 
 
@@ -295,7 +304,9 @@ def rename_windows(
     return rename_keys(learned, partial(substitute, rules))
 
 
-def read_window_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+def read_window_settings(
+    weights: Mapping[str, Tensor], image_size: ImageSize | None = None
+) -> dict[str, Any]:
     """Return what weights under our names say about options that a variant leaves open."""
     return {
         "qkv_bias": "stages.0.blocks.0.attn.qkv.bias" in weights,

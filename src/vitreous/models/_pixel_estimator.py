@@ -102,9 +102,10 @@ class PixelEstimator(abc.ABC):
     def _make(self) -> Any:
         """Return the scikit-learn estimator, not yet fitted."""
 
-    @abc.abstractmethod
     def _scores(self, rows: Floats) -> npt.NDArray[np.float64]:
         """Return ``(n, trained classes)`` non-negative scores that sum to 1; the largest is the prediction."""
+        scores: npt.NDArray[np.float64] = self._estimator.predict_proba(rows)
+        return scores
 
     def fit(self, features: Floats, classes: npt.NDArray[Any], blocks: Ints | None = None) -> Self:
         """Train on pixels.

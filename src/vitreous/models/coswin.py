@@ -1,4 +1,4 @@
-"""CoSwin: Swin for small images, whose every attention has a convolution of the whole map beside it."""
+"""CoSwin: Swin for small images, with a convolution of the whole map parallel to each attention."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ class ConvBranch(nn.Module):
 
 
 class CoSwinBlock(WindowBlock):
-    """Swin's block with a convolution beside its attention.
+    """Swin's block with a convolution parallel to its attention.
 
     Args:
         arguments: of :class:`WindowBlock`, whose first is the token width.
@@ -300,18 +300,7 @@ def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return rename_windows(state_dict, _NAMES)
 
 
-def read_settings(
-    weights: Mapping[str, Tensor], image_size: ImageSize | None = None
-) -> dict[str, Any]:
-    """Return what weights under our names say about options that a variant leaves open."""
-    return read_window_settings(weights)
-
-
-def resize(
-    state_dict: Mapping[str, Tensor], model: CoSwin, source: CoSwin | None = None
-) -> dict[str, Tensor]:
-    """Resample position tables to the windows, and learned positions to the grid, of ``model``, bicubically."""
-    return resize_windows(state_dict, model, source)
+read_settings, resize = read_window_settings, resize_windows
 
 
 def from_reference(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) -> CoSwin:

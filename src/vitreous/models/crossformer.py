@@ -19,6 +19,7 @@ from vitreous.layers.reference import pair, refuse_eps, refuse_others
 from vitreous.layers.window_blocks import WindowBlock, WindowStage
 from vitreous.layers.window_trunk import (
     WindowPyramid,
+    check_stages,
     divided,
     read_window_settings,
     rename_windows,
@@ -287,7 +288,7 @@ class CrossFormer(WindowPyramid):
         ratios = _per_stage(mlp_ratio, stages, "mlp_ratio")
         steps = [None] * stages if intervals is None else _per_stage(intervals, stages, "intervals")
         merges = _merges(merge_kernels, stages)
-        _check(dim, depths, heads)
+        check_stages("crossformer", dim, depths, heads)
         _check_kernels(sides, self.token_size, dim)
         dims = [dim * 2**stage for stage in range(stages)]
         for sides_between, width in zip(merges, dims[1:], strict=True):
@@ -369,20 +370,6 @@ def _merges(given: Sequence[Any], stages: int) -> Sequence[Sequence[int]]:
     return between[: stages - 1]
 
 
-def _check(dim: int, depths: Sequence[int], heads: Sequence[int]) -> None:
-    if len(depths) != len(heads):
-        raise ModelError(
-            f"crossformer has {len(depths)} stages of blocks and heads for {len(heads)}.",
-            "Give depths and heads one number per stage.",
-        )
-    for stage, count in enumerate(heads):
-        if dim * 2**stage % count:
-            raise ModelError(
-                f"crossformer's stage {stage + 1} has width {dim * 2**stage}, not divisible by {count} heads.",
-                "Change dim or heads.",
-            )
-
-
 def _check_kernels(kernels: Sequence[int], stride: int, width: int) -> None:
     if not kernels or min(kernels) < stride:
         raise ModelError(
@@ -422,18 +409,7 @@ def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return rename_windows(learned, _NAMES)
 
 
-def read_settings(
-    weights: Mapping[str, Tensor], image_size: ImageSize | None = None
-) -> dict[str, Any]:
-    """Return what weights under our names say about options that a variant leaves open."""
-    return read_window_settings(weights)
-
-
-def resize(
-    state_dict: Mapping[str, Tensor], model: CrossFormer, source: CrossFormer | None = None
-) -> dict[str, Tensor]:
-    """Resample learned positions to the grid of ``model``, bicubically; nothing else depends on the size."""
-    return resize_windows(state_dict, model, source)
+read_settings, resize = read_window_settings, resize_windows
 
 
 # Values of the reference's arguments that belong to CrossFormer++, and change nothing where they are these.

@@ -111,7 +111,7 @@ CARD = Card(
     "a plain ViT, at most 1.5 points below a ResNet; each convolution helps, or costs 0.5 points at most.",
     notes=[
         "Usage: Heads tell each other what they see by a token each, which exists inside attention only.",
-        "Image size: There is no position table. token_size is 16, or on small images what leaves 7 x 7 "
+        "Image size: No position table. token_size is 16, or on small images what leaves 7 x 7 "
         "tokens; each halving rounds up. The authors' grid must be square, ours need not be.",
         "Checkpoints: The authors' checkpoints load.",
         "As in the reference: A stem of one convolution ends with a GELU, longer ones do not.",

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from vitreous.catalog.card import Card
 from vitreous.data.contract import BandContract
 from vitreous.errors import ConfigError
@@ -103,10 +100,6 @@ class GradientBoosting(PixelEstimator):
             early_stopping=False,  # on random pixels, which neighbours of training pixels are
             random_state=self.seed,
         )
-
-    def _scores(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        scores: npt.NDArray[np.float64] = self._estimator.predict_proba(rows)
-        return scores
 
 
 build = GradientBoosting.build

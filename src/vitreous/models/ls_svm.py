@@ -38,7 +38,7 @@ CARD = Card(
     recipe={"ridge": 0.01, "gamma": "1 / features", "balanced": True},
     notes=[
         "Usage: Best with --reduction mnf --components 20 --whiten.",
-        "Differs from the reference: There is no bias term: the mean of the class indicators is subtracted "
+        "Differs from the reference: No bias term: the mean of the class indicators is subtracted "
         "instead, which makes it kernel ridge regression on them (Saunders, Gammerman and Vovk, "
         "ICML 1998).",
         "Usage: Scores are a softmax of the answers; they rank the classes, and a temperature "

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from vitreous.catalog.card import Card
 from vitreous.data.contract import BandContract
 from vitreous.errors import ConfigError
@@ -84,10 +81,6 @@ class RandomForest(PixelEstimator):
         from sklearn.ensemble import RandomForestClassifier
 
         return RandomForestClassifier(self.settings["trees"], random_state=self.seed)
-
-    def _scores(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        scores: npt.NDArray[np.float64] = self._estimator.predict_proba(rows)
-        return scores
 
 
 build = RandomForest.build

@@ -258,18 +258,7 @@ def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return rename_windows(state_dict)
 
 
-def read_settings(
-    weights: Mapping[str, Tensor], image_size: ImageSize | None = None
-) -> dict[str, Any]:
-    """Return what weights under our names say about options that a variant leaves open."""
-    return read_window_settings(weights)
-
-
-def resize(
-    state_dict: Mapping[str, Tensor], model: SwinTransformer, source: SwinTransformer | None = None
-) -> dict[str, Tensor]:
-    """Resample position tables to the windows, and learned positions to the grid, of ``model``, bicubically."""
-    return resize_windows(state_dict, model, source)
+read_settings, resize = read_window_settings, resize_windows
 
 
 # Values of timm's arguments that change nothing, or that ours has.

@@ -33,6 +33,7 @@ from vitreous.inference.ensemble import Ensemble, Member
 from vitreous.inference.pixels import TILE, probabilities_at
 from vitreous.inference.postprocess import (
     Postprocess,
+    Projection,
     RefinedClassifier,
     Refinement,
     at_temperature,
@@ -386,7 +387,7 @@ class _Comparison:
         """Return the probabilities of a fold's held-out pixels, and the refined ones where there is a refinement."""
         held, asked = self.held_out[fold], classifier
         if refinement is not None:
-            asked = _Both(classifier, RefinedClassifier, self.guide, refinement)
+            asked = _Both(classifier, self.guide, refinement)
         found = np.concatenate(
             [
                 probabilities_at(asked, self.data[k].scene, pixels, TILE)
@@ -639,44 +640,27 @@ class _Both:
 
     Args:
         classifier: any scene classifier.
-        refined: the class that refines it.
         guide: of the refinement.
         refinement: the filter.
     """
 
     def __init__(
-        self, classifier: SceneClassifier, refined: Any, guide: Any, refinement: Any
+        self, classifier: SceneClassifier, guide: Projection, refinement: Refinement
     ) -> None:
-        self._kept = _Kept(classifier)
-        self._refined = refined(self._kept, guide, refinement)
+        self._classifier = classifier
+        self._refined = RefinedClassifier(classifier, guide, refinement)
         self.contract, self.margin = classifier.contract, self._refined.margin
         self.padding, self.step = self._refined.padding, self._refined.step
         self.num_classes = 2 * classifier.num_classes
 
     def classify(self, window: Floats) -> Floats:
         """Return both, ``(2 classes, h, w)``."""
-        refined = self._refined.classify(window)
+        plain = np.asarray(self._classifier.classify(window), dtype=np.float32)
+        refined = self._refined.refined(window, plain)
         around = self._refined.around
         height, width = refined.shape[1:]
-        plain = self._kept.last[:, around : around + height, around : around + width]
-        return np.concatenate([plain, refined])
-
-
-class _Kept:
-    """A classifier that remembers what it said last."""
-
-    def __init__(self, classifier: SceneClassifier) -> None:
-        self._classifier = classifier
-        self.contract, self.num_classes = classifier.contract, classifier.num_classes
-        self.margin = classifier.margin
-        self.padding = getattr(classifier, "padding", "reflect")
-        self.step = int(getattr(classifier, "step", 1))
-        self.last: Floats = np.empty((0, 0, 0), np.float32)
-
-    def classify(self, window: Floats) -> Floats:
-        """Classify, and remember."""
-        self.last = np.asarray(self._classifier.classify(window), dtype=np.float32)
-        return self.last
+        inner = (slice(around, around + height), slice(around, around + width))
+        return np.concatenate([plain[:, *inner], refined])
 
 
 def _duration(seconds: float) -> str:
